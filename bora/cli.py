@@ -1,0 +1,22 @@
+"""The console script `bora`: `bora run …` is `python -m bora.run …`."""
+
+import sys
+
+COMMANDS = {"run": "train, or sweep with -m: bora run tau=100"}
+
+
+def main() -> None:
+    """Hand the arguments to the command named first."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: bora COMMAND …\n")
+        for command, meaning in COMMANDS.items():
+            print(f"  {command:<8}{meaning}")
+        return
+    if arguments[0] not in COMMANDS:
+        print(f"bora: no command {arguments[0]!r}; there is {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"bora {arguments[0]}", *arguments[1:]]
+    from bora.run import main as run
+
+    run()

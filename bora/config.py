@@ -1,0 +1,119 @@
+"""Where the Hydra configs are, how a sweep's jobs are named, and what a config must satisfy."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from bora.errors import InputError
+from bora.model.posterior import PENALTIES
+
+
+def config_folder() -> Path:
+    """conf/: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def register_resolvers() -> None:
+    """Make `${bora.job_name:}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("bora.job_name", job_name, replace=True)
+
+
+def format_value(value: Any) -> str:
+    """A value as it stands in a folder's name: 100.0 as 100, 1e5 as 100000, a path by its last part."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    text = str(value)
+    return re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")
+
+
+def job_name(*, _root_: DictConfig) -> str:
+    """A sweep job's folder: tau and seed, then whatever else the sweep varies, by value.
+
+    What varies is read from multirun.yaml, which Hydra writes into the sweep's folder before the
+    first job starts: a job alone does not know which of its overrides the others share.
+    """
+    swept = _swept_keys(Path(_root_.hydra.sweep.dir) / "multirun.yaml")
+    job = {o.split("=", 1)[0].lstrip("+~"): o.split("=", 1)[-1] for o in _root_.hydra.overrides.task}
+    parts = {"tau": _root_.tau, "seed": _root_.seed}
+    for key in sorted(swept - set(parts)):
+        # A group (model=…) is named by the option chosen, a value by the value.
+        parts[key] = job.get(key, "")
+    return ",".join(f"{key}={format_value(value)}" for key, value in parts.items())
+
+
+def _swept_keys(multirun: Path) -> set[str]:
+    if not multirun.is_file():
+        return set()
+    sweep = OmegaConf.load(multirun).hydra
+    keys = {
+        override.get_key_element().lstrip("+~")
+        for override in OverridesParser.create().parse_overrides(list(sweep.overrides.task))
+        if override.is_sweep_override()
+    }
+    return keys | set(OmegaConf.select(sweep, "sweeper.params") or {})
+
+
+def check(cfg: DictConfig) -> None:
+    """Hold the values to their ranges before any work is done.
+
+    Raises:
+        InputError: the first value that is out of range, with the range.
+    """
+
+    def number(key: str, low: float, high: float = math.inf, *, whole: bool = False, open_low: bool = False, null: bool = False) -> None:
+        value = OmegaConf.select(cfg, key, throw_on_missing=True)
+        if value is None and null:
+            return
+        kind = "a whole number" if whole else "a number"
+        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not fits or not (low < value if open_low else low <= value) or not value <= high:
+            bound = f"{'above' if open_low else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "")
+            raise InputError(f"{key}={value} must be {kind} {bound}{', or null' if null else ''}")
+
+    def choice(key: str, options: tuple[str, ...]) -> None:
+        value = OmegaConf.select(cfg, key)
+        if value not in options:
+            raise InputError(f"{key}={value} must be one of {', '.join(options)}")
+
+    number("tau", 0)
+    number("seed", 0, 2**32 - 1, whole=True)
+    number("lora.rank", 1, whole=True)
+    number("lora.alpha", 0, 1e9, open_low=True)
+    number("lora.init_std", 0, 1e9)
+    choice("prior.parameterization", ("centered", "noncentered"))
+    choice("prior.penalty", PENALTIES)
+    number("optim.lr", 0, 1e9, open_low=True, null=True)
+    number("optim.eps", 0, 1, open_low=True)
+    number("optim.patience", 1, whole=True)
+    number("data.n_tasks", 1, whole=True, null=True)
+    number("data.min_documents", 0, whole=True, null=True)
+    number("data.max_documents", 1, whole=True, null=True)
+    number("data.documents_per_task", 3, whole=True, null=True)
+    number("data.min_characters", 0, whole=True)
+    number("data.max_tokens", 2, whole=True)
+    number("data.batch_size", 1, whole=True)
+    number("data.eval_batch_size", 1, whole=True)
+    number("data.split.seed", 0, whole=True)
+    number("data.split.validation", 0, 1, open_low=True)
+    number("data.split.test", 0, 1, open_low=True)
+    number("trainer.max_epochs", 1, whole=True)
+    number("trainer.accumulate_grad_batches", 1, whole=True)
+    if OmegaConf.select(cfg, "trainer.max_steps") == 0:
+        raise InputError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
+    betas = OmegaConf.to_object(cfg.optim.betas)
+    if len(betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in betas):
+        raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
+    for key in ("data.drop_duplicates", "data.append_eos"):
+        if not isinstance(OmegaConf.select(cfg, key), bool):
+            raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+    targets = cfg.lora.target_modules
+    if targets is not None and not targets:
+        raise InputError("lora.target_modules is empty; name layers, or leave it out for the default")

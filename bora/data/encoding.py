@@ -1,0 +1,87 @@
+"""Texts to token ids: beginning, unscored prompt, scored text, end."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from bora.errors import InputError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document's tokens: `ids[:n_prompt]` are never scored, and the first token never is."""
+
+    ids: np.ndarray
+    n_prompt: int
+
+    @property
+    def n_scored(self) -> int:
+        """Tokens whose likelihood counts: those after the prompt that have one before them."""
+        return len(self.ids) - max(1, self.n_prompt)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What data.max_tokens cut off."""
+
+    documents: int
+    tokens: int
+
+
+def encode(
+    table: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    prompt: str | None = None,
+    template: str = "{text}",
+    append_eos: bool = False,
+) -> tuple[list[Encoded], Truncation]:
+    """Tokenise each row's text, in the table's order.
+
+    A document is: the tokenizer's beginning-of-text token where it puts one by itself (OPT does),
+    the prompt, the text, and, if asked for, the end-of-text token; then cut to max_tokens.
+
+    Args:
+        table: columns task, text.
+        max_tokens: longest document, everything included.
+        prompt: text before each document, `{task}` stands for the task's name; None for none.
+        template: how the text itself is written, `{text}` stands for it.
+        append_eos: put the end-of-text token, scored, after each document.
+
+    Raises:
+        InputError: max_tokens < 2, or a template without its field.
+    """
+    if max_tokens < 2:
+        raise InputError(f"data.max_tokens={max_tokens} must be 2 or more: the first token is never scored")
+    if "{text}" not in template:
+        raise InputError(f"data.template={template!r} must hold {{text}}")
+    begin = beginning(tokenizer)
+    end = [tokenizer.eos_token_id] if append_eos else []
+    prompts = {task: begin for task in table["task"].unique()}
+    if prompt is not None:
+        prompts = {
+            task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts
+        }
+    texts = [template.replace("{text}", text) for text in table["text"]]
+    documents, cut_documents, cut_tokens = [], 0, 0
+    for task, ids in zip(table["task"], _ids(tokenizer, texts), strict=True):
+        whole = prompts[task] + ids + end
+        if len(whole) > max_tokens:
+            cut_documents += 1
+            cut_tokens += len(whole) - max_tokens
+        kept = np.array(whole[:max_tokens], dtype=np.int32)
+        documents.append(Encoded(kept, min(len(prompts[task]), len(kept))))
+    return documents, Truncation(cut_documents, cut_tokens)
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token, if the tokenizer puts one before a text by itself."""
+    first = tokenizer("").input_ids[:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # verbose=False: texts longer than the model are cut here, so the warning would mislead.
+    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []

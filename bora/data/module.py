@@ -1,0 +1,172 @@
+"""Table → tasks → splits → tokens → batches: the DataModule, and the one place of that order."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import lightning as L
+import pandas as pd
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from bora.data.batches import Batches, Documents, loader
+from bora.data.encoding import Encoded, Truncation, encode
+from bora.data.selection import Dropped, select
+from bora.data.split import SPLITS, split
+from bora.errors import InputError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents that a run is about, ready as tokens.
+
+    Attributes:
+        task_names: the D tasks in the order of selection.
+        documents: one row a document kept: row (its number in the table as read), task, split,
+            n_tokens, n_scored; and text.
+        encoded: the tokens of each of those rows.
+        dropped, truncation: what was left out.
+        sha256: of every kept document's row, task, split and text.
+    """
+
+    task_names: list[str]
+    documents: pd.DataFrame
+    encoded: list[Encoded]
+    dropped: Dropped
+    truncation: Truncation
+    sha256: str
+
+    def per_task(self) -> pd.DataFrame:
+        """Documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
+        by = self.documents.groupby(["task", "split"])
+        counts, scored = (x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum()))
+        return pd.DataFrame(
+            {
+                "n_train": counts["train"],
+                "n_val": counts["validation"],
+                "n_test": counts["test"],
+                "train_tokens": scored["train"],
+                "test_tokens": scored["test"],
+            }
+        )
+
+    def describe(self) -> str:
+        """A few lines for a person: what is there, what was dropped, what was cut."""
+        counts = self.per_task()
+        tokens = self.documents["n_tokens"].sum()
+        total = tokens + self.truncation.tokens
+        return (
+            f"{len(self.task_names)} tasks, {len(self.documents):,} documents: "
+            f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
+            f"{counts.train_tokens.sum():,} scored tokens), {counts.n_val.sum():,} validation, "
+            f"{counts.n_test.sum():,} test\n"
+            f"dropped: {self.dropped}\n"
+            f"truncated: {self.truncation.documents:,} documents, "
+            f"{self.truncation.tokens / total:.1%} of the tokens"
+        )
+
+
+def build_corpus(
+    table: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    selection: dict,
+    split_options: dict,
+    encoding: dict,
+) -> Corpus:
+    """Select, encode, split.
+
+    Args:
+        table: columns task, text, and date where selection or split ask for one.
+        selection, split_options, encoding: keyword arguments of `select`, `split`, `encode`.
+
+    Raises:
+        InputError: see those three; also where a task is left without training or test documents.
+    """
+    if "date" not in table:
+        table = table.assign(date="")
+    table, names, dropped = select(table, **selection)
+    encoded, truncation = encode(table, tokenizer, **encoding)
+    scored = pd.Series([e.n_scored for e in encoded], index=table.index)
+    dropped.add("without a token to score", (scored < 1).sum())
+    encoded = [e for e in encoded if e.n_scored > 0]
+    table = table[scored > 0]
+    lost = sorted(set(names) - set(table["task"]))
+    if lost:
+        raise InputError(
+            f"task {lost[0]!r} has no document with a token to score ({len(lost)} such task(s)); "
+            "raise data.max_tokens or shorten data.prompt"
+        )
+    documents = table.assign(
+        row=table.index,
+        split=split(table, **split_options),
+        n_tokens=[len(e.ids) for e in encoded],
+        n_scored=[e.n_scored for e in encoded],
+    ).reset_index(drop=True)
+    digest = hashlib.sha256()
+    for record in zip(documents["row"], documents["task"], documents["split"], documents["text"], strict=True):
+        digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
+    corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
+    counts = corpus.per_task()
+    for column, part in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
+        if (counts[column] == 0).any():
+            raise InputError(
+                f"task {counts[column].idxmin()!r} is left without {part} documents; raise "
+                "data.min_documents or change data.split"
+            )
+    return corpus
+
+
+class TaskDataModule(L.LightningDataModule):
+    """The batches of a Corpus.
+
+    Args:
+        corpus: the documents.
+        pad_id: token id that fills rows on the right; it is never scored.
+        batch_size: documents in a training batch, all processes together.
+        eval_batch_size: the same in validation and test, where it changes speed alone.
+        seed: of the training order.
+    """
+
+    def __init__(self, corpus: Corpus, pad_id: int, batch_size: int, eval_batch_size: int, seed: int):
+        super().__init__()
+        self.corpus, self.pad_id, self.seed = corpus, pad_id, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        index = {name: i for i, name in enumerate(corpus.task_names)}
+        self._splits: dict[str, Documents] = {}
+        for part in SPLITS:
+            rows = corpus.documents.index[corpus.documents["split"] == part]
+            tasks = [index[t] for t in corpus.documents.loc[rows, "task"]]
+            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, pad_id)
+
+    @property
+    def n_documents(self) -> int:
+        """N, training documents of all tasks."""
+        return len(self._splits["train"])
+
+    @property
+    def n_tokens(self) -> int:
+        """T, scored training tokens of all tasks."""
+        return sum(d.n_scored for d in self._splits["train"].documents)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("validation", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, part: str, batch_size: int, shuffle: bool) -> DataLoader:
+        documents = self._splits[part]
+        rank, n_processes = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
+        order = None
+        if not shuffle:  # by length, so that little is padded
+            order = sorted(range(len(documents)), key=lambda i: len(documents.documents[i].ids))
+        batches = Batches(
+            len(documents), batch_size, shuffle, self.seed, rank, n_processes, order
+        )
+        return loader(documents, batches)

@@ -1,0 +1,144 @@
+"""Which documents are kept and which tasks are trained: a table in, a smaller table out."""
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from bora.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SELECTIONS = ("largest", "chronological", "alphabetical", "paper", "reference")
+# Number of documents that the two rules for Talk of Norway ask of a speaker (at least, at most).
+RULE_BOUNDS = {"paper": (101, None), "reference": (201, 999)}
+
+
+@dataclass
+class Dropped:
+    """What was left out on the way from the table to the documents, by reason."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, count: int) -> None:
+        if count:
+            self.rows[reason] = self.rows.get(reason, 0) + int(count)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n:,} {why}" for why, n in self.rows.items()) or "none"
+
+
+def select(
+    table: pd.DataFrame,
+    selection: str = "largest",
+    n_tasks: int | None = None,
+    min_documents: int | None = None,
+    max_documents: int | None = None,
+    documents_per_task: int | None = None,
+    min_characters: int = 0,
+    drop_duplicates: bool = True,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, list[str], Dropped]:
+    """Clean the documents, count them by task, choose the tasks, cap their documents.
+
+    Args:
+        table: columns task, text, date; the index is each row's number in the source.
+        selection: the order in which tasks are taken: largest (most documents first),
+            chronological (first document's date), alphabetical; or a rule of Talk of Norway:
+            paper (chronological, over 100 documents), reference (the published code: alphabetical
+            by cleaned name, 200 < documents < 1000 counted before short texts go).
+        n_tasks: how many tasks to take; None for all.
+        min_documents, max_documents: bounds on a task's documents, inclusive; None for the
+            rule's own bound, or no bound.
+        documents_per_task: keep at most this many of each task, drawn at random; None for all.
+        min_characters: keep texts longer than this.
+        drop_duplicates: keep the first of equal texts within a task.
+        seed: of the draw for `documents_per_task`.
+
+    Returns:
+        The kept rows in the source's order, the task names in the order of selection, and what
+        was dropped.
+
+    Raises:
+        InputError: an unknown selection, no date where one is needed, or no task left.
+    """
+    if selection not in SELECTIONS:
+        raise InputError(f"data.selection={selection}: choose one of {', '.join(SELECTIONS)}")
+    rule = RULE_BOUNDS.get(selection, (None, None))
+    min_documents = rule[0] if min_documents is None else min_documents
+    max_documents = rule[1] if max_documents is None else max_documents
+    dropped = Dropped()
+
+    def keep(table: pd.DataFrame, mask, reason: str) -> pd.DataFrame:
+        dropped.add(reason, (~mask).sum())
+        return table[mask]
+
+    table = table.assign(task=table["task"].str.strip())
+    table = keep(table, table["task"] != "", "without a task")
+    table = keep(table, table["text"].str.strip() != "", "empty")
+    if selection == "reference":
+        names = table["task"].str.lower().str.replace(".", "", regex=False)
+        counts = table["task"].map(table["task"].value_counts())
+        table = table.assign(task=names)
+        eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
+        table = keep(table, eligible, "of tasks outside the bounds on documents")
+    table = keep(table, table["text"].str.len() > min_characters, f"of {min_characters} characters or fewer")
+    if drop_duplicates:
+        table = keep(table, ~table.duplicated(["task", "text"]), "repeated within their task")
+    if selection != "reference":
+        counts = table["task"].map(table["task"].value_counts())
+        eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
+        largest = int(counts.max()) if len(counts) else 0
+        table = keep(table, eligible, "of tasks outside the bounds on documents")
+        if table.empty:
+            raise InputError(
+                f"no task has between {min_documents or 0} and {max_documents or '∞'} documents (the largest "
+                f"has {largest}); change data.min_documents or data.max_documents"
+            )
+    if table.empty:
+        raise InputError(
+            f"no task has between {min_documents} and {max_documents} documents; change "
+            "data.min_documents or data.max_documents"
+        )
+    names = _in_order(table, selection)
+    chosen = names[:n_tasks]
+    if n_tasks is not None and len(names) < n_tasks:
+        log.warning("data.n_tasks=%d, but only %d tasks can be chosen: all are taken", n_tasks, len(names))
+    table = keep(table, table["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)")
+    if documents_per_task is not None:
+        rng = np.random.default_rng(seed)
+        shuffled = table.iloc[rng.permutation(len(table))]
+        kept = shuffled.groupby("task").head(documents_per_task).index
+        table = keep(table, table.index.isin(kept), "over the cap data.documents_per_task")
+    return table, chosen, dropped
+
+
+def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
+    """All task names of the table in the order of the selection; ties by name."""
+    names = sorted(table["task"].unique())
+    if selection in ("alphabetical", "reference"):
+        return names
+    if selection == "largest":
+        counts = table["task"].value_counts()
+        return sorted(names, key=lambda name: (-counts[name], name))
+    first = table.assign(date=parse_dates(table)).groupby("task")["date"].min()
+    return sorted(names, key=lambda name: (first[name], name))
+
+
+def parse_dates(table: pd.DataFrame) -> pd.Series:
+    """The date column as timestamps.
+
+    Raises:
+        InputError: a date is missing or cannot be read.
+    """
+    dates = pd.to_datetime(table["date"], errors="coerce", format="ISO8601", utc=True)
+    bad = dates.isna()
+    if bad.any():
+        row = bad.idxmax()
+        raise InputError(
+            f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "
+            f"{table.loc[row, 'date']!r}), and a chronological order needs one; name the column with "
+            "data.date, or use data.selection=largest and data.split.method=random"
+        )
+    return dates

@@ -1,0 +1,76 @@
+"""Every task's documents into train, validation and test."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+from bora.data.selection import parse_dates
+from bora.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+METHODS = ("random", "date", "reference")
+
+
+def split(
+    table: pd.DataFrame,
+    method: str = "random",
+    validation: float = 0.25,
+    test: float = 0.25,
+    seed: int = 0,
+) -> pd.Series:
+    """Assign each document to train, validation or test, task by task.
+
+    Args:
+        table: columns task, date; one row a document.
+        method: random; date (the earliest documents train, the latest test); or reference (the
+            published code: pandas' sample(frac=0.5, random_state=42), then half of the rest by the
+            same call; fractions and seed are its own).
+        validation, test: fractions of each task's documents, rounded, at least one document.
+        seed: of the random draw. A task's draw depends on the seed and its name alone, so other
+            tasks may come and go without moving its documents.
+
+    Returns:
+        A series of SPLITS on the table's index.
+
+    Raises:
+        InputError: an unknown method, fractions that leave nothing to train on, or a task with too
+            few documents for three parts.
+    """
+    if method not in METHODS:
+        raise InputError(f"data.split.method={method}: choose one of {', '.join(METHODS)}")
+    if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
+        raise InputError(
+            f"data.split.validation={validation} and data.split.test={test} must be fractions above 0 "
+            "that leave something to train on"
+        )
+    counts = table["task"].value_counts()
+    if counts.min() < 3:
+        name = counts.idxmin()
+        raise InputError(
+            f"task {name!r} has {counts.min()} document(s), too few for train, validation and test "
+            f"({(counts < 3).sum()} such task(s)); set data.min_documents to 3 or more"
+        )
+    if method == "date":
+        table = table.assign(date=parse_dates(table)).sort_values("date", kind="stable")
+    parts = pd.Series("train", index=table.index, name="split")
+    for task, rows in table.groupby("task", sort=False):
+        if method == "reference":
+            train = rows.sample(frac=0.5, random_state=42)
+            rest = rows.drop(train.index)
+            held = rest.sample(frac=0.5, random_state=42)
+            parts[held.index] = "validation"
+            parts[rest.drop(held.index).index] = "test"
+            continue
+        n_test = max(1, round(test * len(rows)))
+        n_validation = min(max(1, round(validation * len(rows))), len(rows) - n_test - 1)
+        if n_validation < 1:
+            n_validation, n_test = 1, len(rows) - 2
+        order = rows.index
+        if method == "random":
+            digest = hashlib.sha256(f"{seed}:{task}".encode()).digest()
+            rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+            order = order[rng.permutation(len(order))]
+        parts[order[len(order) - n_test :]] = "test"
+        parts[order[len(order) - n_test - n_validation : len(order) - n_test]] = "validation"
+    return parts

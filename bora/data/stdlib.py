@@ -1,0 +1,75 @@
+"""The Python standard library as a table: a task is a package or module, a document a function.
+
+Real text that every user already has. The functions are read from the source files of the
+running interpreter, so the documents differ a little from one Python version to the next.
+"""
+
+import ast
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from bora.errors import InputError
+
+# Test code lies inside some packages (`unittest/test` in Python 3.11); it is not part of a task.
+TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+
+
+def library_root() -> Path:
+    """The folder that holds the standard library's source files."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def source_files(module: str, root: Path) -> list[Path]:
+    """The source files of one top-level package or module, sorted, test folders left out."""
+    single = root / f"{module}.py"
+    files = [single] if single.is_file() else []
+    files += sorted((root / module).rglob("*.py"))
+    return [f for f in files if not TEST_FOLDERS.intersection(f.relative_to(root).parts)]
+
+
+def functions(source: str) -> Iterator[str]:
+    """The source of every function and method, dedented, decorators included.
+
+    A function inside a function belongs to the outer one's document, so no text comes twice.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old string escapes in library code
+        tree = ast.parse(source)
+    # Not str.splitlines: that also breaks at form feeds, which ast does not count as lines.
+    lines = source.split("\n")
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
+                yield textwrap.dedent("\n".join(lines[first - 1 : child.end_lineno]))
+            else:
+                yield from visit(child)
+
+    return visit(tree)
+
+
+def read(modules: list[str]) -> pd.DataFrame:
+    """One row a function: columns `task` (the module), `text` (source), `file`.
+
+    Raises:
+        InputError: a module has no source file in this interpreter's library.
+    """
+    root = library_root()
+    rows = []
+    for module in modules:
+        files = source_files(module, root)
+        if not files:
+            raise InputError(
+                f"data.modules names {module!r}, but {root} holds no source file of it; take it "
+                "out of data.modules, or run a Python that has its library as source files"
+            )
+        for file in files:
+            for text in functions(file.read_text("utf-8")):
+                rows.append((module, text, file.relative_to(root).as_posix()))
+    return pd.DataFrame(rows, columns=["task", "text", "file"])

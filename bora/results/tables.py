@@ -1,0 +1,59 @@
+"""The tables that a run and a sweep print at their end."""
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+
+def _console() -> Console:
+    # A pipe or a log file has no width of its own; never cut a name there.
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
+    """One row a task, the whole corpus below."""
+    table = Table(title=f"τ = {summary['tau']:g}", title_justify="left")
+    table.add_column("task", overflow="fold")
+    for column in ("train docs", "validation ppl", "test ppl", "‖θ−Θ‖"):
+        table.add_column(column, justify="right")
+    for row in per_task.itertuples():
+        table.add_row(
+            row.task,
+            f"{row.n_train}",
+            f"{row.val_perplexity:.2f}",
+            f"{row.test_perplexity:.2f}",
+            f"{row.distance:.3f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all (by token)",
+        f"{per_task.n_train.sum()}",
+        f"{summary['val_perplexity']:.2f}",
+        f"{summary['test_perplexity']:.2f}",
+        "",
+    )
+    table.add_row("mean over tasks", "", f"{summary['val_perplexity_macro']:.2f}", f"{summary['test_perplexity_macro']:.2f}", "")
+    table.add_row("frozen backbone", "", "", f"{summary['base_test_perplexity']:.2f}", "")
+    _console().print(table)
+
+
+def print_sweep(summaries: list[dict]) -> None:
+    """τ → perplexity, one row a finished run, the best validation perplexity marked."""
+    table = Table(title="τ → perplexity", title_justify="left")
+    for column in ("τ", "seed", "learning rate", "validation ppl", "test ppl", "best epoch", "run"):
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    best = min(summaries, key=lambda s: s["val_perplexity"], default=None)
+    for s in sorted(summaries, key=lambda s: (float(s["tau"]), s["seed"])):
+        table.add_row(
+            f"{float(s['tau']):g}",
+            str(s["seed"]),
+            f"{s['lr']:g}",
+            f"{s['val_perplexity']:.2f}" + (" *" if s is best else "  "),
+            f"{s['test_perplexity']:.2f}",
+            str(s["best_epoch"]),
+            s["run"],
+        )
+    table.caption = "* best on validation"
+    table.caption_justify = "left"
+    _console().print(table)
