@@ -90,7 +90,8 @@ class Batches(Sampler):
         ]
         # Every process must have a document in every batch, or their steps would not match.
         if len(batches) > 1 and len(batches[-1]) < self.n_processes:
-            batches[-2] += batches.pop()
+            tail = batches.pop()
+            batches[-1] = batches[-1] + tail
         return batches
 
     def __len__(self) -> int:

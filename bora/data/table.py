@@ -3,19 +3,28 @@
 Everything is read as text: a speaker may be called "NA", a task may be "007".
 """
 
+import csv
+import io
 import lzma
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from bora.errors import InputError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 # Where data.task is not given, the first of these columns that the table has.
 TASK_COLUMNS = ("task", "rep_name")
-ROWS_AT_A_TIME = 50_000
+LAST_ROW = "\x1f"  # the control character "unit separator", alone in each cell
+BYTES_AT_A_TIME = 2**26  # of CSV; a row must fit
+ROWS_AT_A_TIME = 50_000  # of JSON lines
 
 
 def read(
@@ -57,8 +66,8 @@ def read(
         table = readers[ending]()
     except InputError:
         raise
-    except (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        # pandas' and pyarrow's parsing errors are ValueErrors, as are wrong encodings.
+    except (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
+        # Arrow's and pandas' parsing errors are ValueErrors, as are wrong encodings.
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"data.path={path} is not readable as {file.name!r} says: {reason}") from error
     return table
@@ -98,6 +107,83 @@ def columns_of(
     return names
 
 
+def csv_batches(
+    file: Path, separator: str, compression: str | None, task: str | None, text: str, date: str | None
+) -> tuple[dict[str, str], Iterator[pa.RecordBatch]]:
+    """The needed columns of a CSV file, all as text, a part at a time.
+
+    Arrow reads only what is asked for and, unlike pandas with chosen columns, refuses a row with
+    more or fewer cells than the header.
+    """
+
+    def batches(columns: list[str], n_columns: int) -> Iterator[pa.RecordBatch]:
+        # Arrow takes a quote that is opened and never closed for the rest of the file. A row put
+        # behind the last one shows it: the open quote swallows it.
+        last_row = separator.join([LAST_ROW] * n_columns).encode()
+        reader = pa.csv.open_csv(
+            _Appended(open_stream(file, compression), b"\n" + last_row + b"\n"),
+            pa.csv.ReadOptions(block_size=BYTES_AT_A_TIME),
+            pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            pa.csv.ConvertOptions(include_columns=columns, column_types={c: pa.large_string() for c in columns}),
+        )
+        last = None
+        for batch in reader:
+            if batch.num_rows:
+                if last is not None:
+                    yield last
+                last = batch
+        if last is None or last.column(0)[-1].as_py() != LAST_ROW:
+            raise InputError(f"data.path={file}: a quote is opened and never closed")
+        yield last.slice(0, last.num_rows - 1)
+
+    with open_stream(file, compression) as stream:
+        header = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+        available = next(csv.reader(header, delimiter=separator), None)
+    if available is None:
+        raise InputError(f"data.path={file} is empty")
+    repeated = {c for c in available if available.count(c) > 1}
+    names = columns_of(available, file, task, text, date)
+    if repeated & set(names):
+        raise InputError(f"{file} has more than one column {sorted(repeated & set(names))[0]!r}; rename them")
+    return names, batches(list(names), len(available))
+
+
+class _Appended(io.RawIOBase):
+    """A stream with some bytes more at its end."""
+
+    def __init__(self, stream: BinaryIO, more: bytes):
+        self._streams = [stream, io.BytesIO(more)]
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while self._streams:
+            data = self._streams[0].read(size)
+            if data:
+                return data
+            self._streams.pop(0).close()
+        return b""
+
+
+def open_stream(file: Path, compression: str | None) -> BinaryIO:
+    """The file's bytes, decompressed.
+
+    Raises:
+        InputError: a .zip that does not hold exactly one file.
+    """
+    if compression is None:
+        return file.open("rb")
+    if compression == "xz":  # Arrow has no codec for it
+        return lzma.open(file)
+    if compression == "zip":
+        archive = zipfile.ZipFile(file)
+        if len(archive.namelist()) != 1:
+            raise InputError(f"data.path={file} holds {len(archive.namelist())} files; it must hold one table")
+        return archive.open(archive.namelist()[0])
+    return pa.CompressedInputStream(pa.OSFile(str(file)), compression)
+
+
 def _format(file: Path) -> tuple[str, str | None]:
     """The file's format ending and its compression."""
     suffixes = [s.lower() for s in file.suffixes]
@@ -108,35 +194,27 @@ def _format(file: Path) -> tuple[str, str | None]:
 
 
 def _read_csv(file: Path, separator: str, compression, task, text, date) -> pd.DataFrame:
-    options = {
-        "sep": separator,
-        "compression": compression,
-        "dtype": str,
-        "keep_default_na": False,
-        "na_filter": False,
-        "encoding": "utf-8-sig",
-    }
-    header = pd.read_csv(file, nrows=0, **options)
-    names = columns_of(list(header.columns), file, task, text, date)
-    chunks = pd.read_csv(file, usecols=list(names), chunksize=ROWS_AT_A_TIME, **options)
-    return _finish(pd.concat(list(chunks)), names)
+    names, batches = csv_batches(file, separator, compression, task, text, date)
+    parts = [batch.to_pandas() for batch in batches]
+    if not sum(map(len, parts)):
+        raise InputError(f"data.path={file} holds no rows")
+    return _finish(pd.concat(parts, ignore_index=True), names)
 
 
 def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:
     chunks, names = [], None
-    options = {"lines": True, "dtype": False, "convert_dates": False, "compression": compression}
-    for chunk in pd.read_json(file, chunksize=ROWS_AT_A_TIME, encoding="utf-8", **options):
-        names = names or columns_of(list(chunk.columns), file, task, text, date)
-        chunks.append(chunk.reindex(columns=list(names)))
+    with open_stream(file, compression) as stream:
+        lines = io.TextIOWrapper(stream, "utf-8-sig")
+        for chunk in pd.read_json(lines, lines=True, dtype=False, chunksize=ROWS_AT_A_TIME):
+            names = names or columns_of(list(chunk.columns), file, task, text, date)
+            chunks.append(chunk.reindex(columns=list(names)))
     if names is None:
         raise InputError(f"data.path={file} holds no rows")
     return _finish(pd.concat(chunks, ignore_index=True), names)
 
 
 def _read_parquet(file: Path, task, text, date) -> pd.DataFrame:
-    import pyarrow.parquet
-
-    schema = pyarrow.parquet.read_schema(file)
+    schema = pa.parquet.read_schema(file)
     names = columns_of(schema.names, file, task, text, date)
     return _finish(pd.read_parquet(file, columns=list(names)).reset_index(drop=True), names)
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from huggingface_hub.file_download import http_get
 
 from bora.cache import cache_root
-from bora.data.table import ROWS_AT_A_TIME, columns_of
+from bora.data.table import csv_batches
 from bora.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -63,16 +63,13 @@ def _write_slim(file: Path, slim: Path, task: str, text: str, date: str) -> None
     """Copy the needed columns of the CSV into a Parquet file, complete or not at all."""
     log.info("reading %s once; its needed columns are kept in %s", file, slim)
     slim.parent.mkdir(parents=True, exist_ok=True)
-    options = {"dtype": str, "keep_default_na": False, "na_filter": False, "encoding": "utf-8-sig"}
     partial = slim.with_name(f"{slim.name}.{os.getpid()}.partial")
     try:
-        header = pd.read_csv(file, nrows=0, **options)
-        names = columns_of(list(header.columns), file, task, text, date)
-        chunks = pd.read_csv(file, usecols=list(names), chunksize=ROWS_AT_A_TIME, **options)
+        names, batches = csv_batches(file, ",", None, task, text, date)
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for chunk in chunks:
-                chunk = chunk.rename(columns=names)[SCHEMA.names]
-                writer.write_table(pa.Table.from_pandas(chunk, schema=SCHEMA, preserve_index=False))
+            for batch in batches:
+                columns = [batch.column(c) for c in names]
+                writer.write_table(pa.Table.from_arrays(columns, list(names.values())).select(SCHEMA.names))
         partial.replace(slim)
     except ValueError as error:
         raise InputError(f"data.path={file} is not a table like ton.csv: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,75 @@
+import pandas as pd
+import pytest
+
+from bora.data.split import split
+from bora.errors import InputError
+
+
+def table(sizes: dict[str, int]) -> pd.DataFrame:
+    rows = [(t, f"{t}{i}", f"2000-01-{i % 28 + 1:02d}") for t, n in sizes.items() for i in range(n)]
+    return pd.DataFrame(rows, columns=["task", "text", "date"])
+
+
+def counts(t: pd.DataFrame, parts: pd.Series) -> dict:
+    return pd.crosstab(t["task"], parts).to_dict("index")
+
+
+def test_fractions_hold_task_by_task():
+    t = table({"a": 100, "b": 20, "c": 3})
+    assert counts(t, split(t, validation=0.17, test=0.33)) == {
+        "a": {"train": 50, "validation": 17, "test": 33},
+        "b": {"train": 10, "validation": 3, "test": 7},
+        "c": {"train": 1, "validation": 1, "test": 1},
+    }
+
+
+@pytest.mark.parametrize("n", range(3, 12))
+@pytest.mark.parametrize("fractions", [(0.25, 0.25), (0.01, 0.98), (0.98, 0.01), (0.45, 0.45)])
+def test_every_part_gets_a_document(n, fractions):
+    t = table({"a": n})
+    parts = split(t, validation=fractions[0], test=fractions[1])
+    assert set(parts) == {"train", "validation", "test"}
+
+
+def test_a_tasks_split_does_not_depend_on_the_other_tasks():
+    t = table({"a": 40, "b": 30})
+    whole, alone = split(t, seed=3), split(t[t["task"] == "b"], seed=3)
+    assert whole[alone.index].equals(alone)
+    assert not split(t, seed=4).equals(whole)
+
+
+def test_by_date_the_latest_documents_test():
+    t = table({"a": 20}).sample(frac=1, random_state=0)
+    parts = split(t, method="date")
+    dates = t["date"].groupby(parts)
+    assert dates.max()["train"] <= dates.min()["validation"]
+    assert dates.max()["validation"] <= dates.min()["test"]
+
+
+def test_the_published_codes_split_is_pandas_sample_with_seed_42():
+    t = table({"a": 31, "b": 10})
+    parts = split(t, method="reference")
+    for task in "ab":
+        rows = t[t["task"] == task]
+        train = rows.sample(frac=0.5, random_state=42)
+        rest = rows.drop(train.index)
+        validation = rest.sample(frac=0.5, random_state=42)
+        assert (parts[train.index] == "train").all()
+        assert (parts[validation.index] == "validation").all()
+        assert (parts[rest.drop(validation.index).index] == "test").all()
+
+
+def test_too_few_documents_for_three_parts():
+    with pytest.raises(InputError, match="task 'b' has 2 document"):
+        split(table({"a": 5, "b": 2}))
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (0, 0.5), (0.5, 1.2), (-0.1, 0.2)])
+def test_fractions_that_leave_nothing_are_refused(validation, test):
+    with pytest.raises(InputError, match="fractions"):
+        split(table({"a": 9}), validation=validation, test=test)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(InputError, match="data.split.method=luck"):
+        split(table({"a": 9}), method="luck")

@@ -1,0 +1,53 @@
+import textwrap
+
+import pytest
+from omegaconf import OmegaConf
+
+from bora.config import config_folder
+from bora.data import stdlib
+from bora.errors import InputError
+
+
+def test_functions_are_methods_and_functions_whole_and_once():
+    source = textwrap.dedent(
+        '''
+        import x
+
+        @decorated(
+            1)
+        def outer(a):
+            """Doc.\fwith a form feed"""
+            def inner():
+                return 1
+            return inner
+
+        class C:
+            class D:
+                async def method(self):
+                    return 2
+
+        if True:
+            def conditional(): pass
+        '''
+    )
+    found = list(stdlib.functions(source))
+    assert [f.splitlines()[0] for f in found] == ["@decorated(", "async def method(self):", "def conditional(): pass"]
+    assert found[0].endswith("return inner")
+    assert found[1] == "async def method(self):\n    return 2"
+
+
+def test_the_default_gives_25_tasks_of_60_to_500_documents_on_this_python():
+    modules = OmegaConf.load(config_folder() / "data/stdlib.yaml").modules
+    table = stdlib.read(list(modules))
+    table = table[table["text"].str.len() > 100].drop_duplicates(["task", "text"])
+    counts = table["task"].value_counts()
+    assert len(counts) == 25
+    assert counts.min() >= 58  # "about 60": it differs a little between Python versions
+    assert counts.max() > 500
+    assert not table["file"].str.contains("/tests?/").any()
+    assert not {"tkinter", "turtle", "idlelib"} & set(counts.index)
+
+
+def test_a_module_without_source_is_told():
+    with pytest.raises(InputError, match="no_such_module"):
+        stdlib.read(["no_such_module"])

@@ -1,0 +1,184 @@
+"""The reader on a generated ton.csv of the real file's columns."""
+
+import csv
+import http.server
+import io
+import os
+import re
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from bora.config import config_folder
+from bora.data import talk_of_norway
+from bora.data.selection import select
+from bora.data.split import split
+from bora.errors import InputError
+
+# As Data.md of the corpus lists them.
+COLUMNS = """id url_rep_id rep_id rep_first_name rep_last_name rep_name rep_from rep_to rep_type county
+list_number party_id party_name party_role party_seats cabinet_short cabinet_start cabinet_composition
+cabinet_end rep_gender rep_birth rep_death parl_period parl_size party_seats_lagting party_seats_odelsting
+com_member com_date com_role debate_reference case_id debate_title debate_subject debate_type proposition_id
+proposition_text document_group document_subject_short decision_short document_note case_source_id case_chair_id
+case_type decision_text question_number question_from_id question_to_id question_answered_by_id
+question_answered_by_ministry_id question_answered_by_minister_title subject_ids subject_names is_main_subject
+main_subject_id subject_committee_id subject_committee_name agenda_case_number agenda_case_reference
+agenda_case_text agenda_case_type agenda_number meeting_id procedure_id procedure_name procedure_stepnumber
+publication_export_id publication_link_text publication_link_url publication_type publication_undertype
+related_case_id related_case_type related_case_title_short keyword keywords language transcript order time session
+date title text""".split()
+SIZES = {"Zoë A. Å": 210, "Bjørn Tore": 300, "Anne N. X": 150, "Carl": 90, "Dag": 1200}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def ton(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("ton") / "ton.csv"
+    rng = np.random.default_rng(0)
+    names = rng.permutation([n for n, k in SIZES.items() for _ in range(k)]).tolist()
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, COLUMNS, quoting=csv.QUOTE_ALL, restval="NA, \"quoted\"\nand broken")
+        writer.writeheader()
+        for i, name in enumerate(names):
+            day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
+            text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
+            writer.writerow({"id": i, "rep_name": name, "date": day, "text": text if i % 50 else "Kort."})
+        writer.writerow({"id": len(names), "rep_name": "", "date": "1998-10-01", "text": "Presidenten sier noe langt nok til å telle."})
+    return path
+
+
+def test_the_needed_columns_are_read_row_by_row(ton):
+    table = talk_of_norway.read(str(ton), url="")
+    with ton.open(newline="", encoding="utf-8") as source:
+        expected = [(r["rep_name"], r["text"], r["date"]) for r in csv.DictReader(source)]
+    assert list(table.itertuples(index=False, name=None)) == expected
+
+
+def test_the_second_read_comes_from_the_cache_until_the_file_changes(ton, tmp_path):
+    copy = tmp_path / "ton.csv"
+    copy.write_bytes(ton.read_bytes())
+    first = talk_of_norway.read(str(tmp_path), url="")  # a folder will do
+    (slim,) = (tmp_path / "cache").glob("*.parquet")
+    stamp = slim.stat().st_mtime_ns
+    assert talk_of_norway.read(str(copy), url="").equals(first)
+    assert slim.stat().st_mtime_ns == stamp
+    assert slim.stat().st_size < copy.stat().st_size / 20
+    lines = copy.read_text("utf-8").replace("Tale 1:", "Tale en:")
+    copy.write_text(lines, "utf-8", newline="")
+    assert "Tale en:" in talk_of_norway.read(str(copy), url="")["text"][1]
+
+
+def test_both_selection_rules_and_both_splits(ton):
+    table = talk_of_norway.read(str(ton), url="")
+    paper, names, dropped = select(table, "paper", n_tasks=25, min_characters=40)
+    assert set(names) == {"Zoë A. Å", "Bjørn Tore", "Anne N. X", "Dag"}
+    assert dropped.rows["without a task"] == 1
+    config = OmegaConf.load(config_folder() / "data/talk_of_norway.yaml").split
+    shares = split(paper, **config).value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.33, abs=0.01)
+    reference, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
+    assert names == ["bjørn tore", "zoë a å"]
+    shares = split(reference, method="reference").value_counts(normalize=True)
+    assert shares.tolist() == pytest.approx([0.5, 0.25, 0.25], abs=0.01)
+
+
+def test_a_missing_or_foreign_file_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"no ton\.csv"):
+        talk_of_norway.read(str(tmp_path / "x"), url="")
+    (tmp_path / "ton.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"data\.task=rep_name.*no such column"):
+        talk_of_norway.read(str(tmp_path), url="")
+
+
+class RangeHandler(http.server.BaseHTTPRequestHandler):
+    """Serves one body, whole or from a byte on; breaks off the first request half-way."""
+
+    body, breaks, ranges = b"", 0, []
+
+    def do_GET(self):
+        if self.path != "/ton101.tar.gz":
+            self.send_error(404)
+            return
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(match[1]) if match else 0
+        type(self).ranges.append(start)
+        rest = self.body[start:]
+        self.send_response(206 if match else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        if match:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.body) - 1}/{len(self.body)}")
+        self.end_headers()
+        self.wfile.write(rest)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(ton):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(_file("ton101/README", 5), io.BytesIO(b"hello"))
+        archive.add(ton, "ton101/data/ton.csv")
+        archive.addfile(_file("ton101/data/annotations/tale1.tsv", 4), io.BytesIO(b"1 2\n"))
+    handler = type("Handler", (RangeHandler,), {"body": packed.getvalue(), "ranges": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/ton101.tar.gz", handler
+        running.shutdown()
+
+
+def _file(name: str, size: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member
+
+
+def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path):
+    url, handler = server
+    table = talk_of_norway.read(None, url)
+    assert len(table) == sum(SIZES.values()) + 1
+    folder = tmp_path / "cache/talk_of_norway"
+    assert os.listdir(folder) == ["ton.csv"]  # neither the archive nor the annotations stay
+    assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
+    talk_of_norway.read(None, url)
+    assert handler.ranges == [0]
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(server, ton, tmp_path):
+    url, handler = server
+    folder = tmp_path / "cache/talk_of_norway"
+    folder.mkdir(parents=True)
+    half = len(handler.body) // 2
+    (folder / "archive.tar.gz.partial").write_bytes(handler.body[:half])
+    talk_of_norway.read(None, url)
+    assert handler.ranges == [half]
+    assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
+
+
+def test_a_download_that_fails_or_is_no_archive_is_told(server):
+    url, handler = server
+    with pytest.raises(InputError, match="could not be downloaded"):
+        talk_of_norway.download(url.replace("ton101", "ton102"))
+    handler.body = handler.body[: len(handler.body) // 2]
+    with pytest.raises(InputError, match="not a whole"):
+        talk_of_norway.download(url)
+
+
+@pytest.mark.skipif("BORA_TON_CSV" not in os.environ, reason="set BORA_TON_CSV to the real ton.csv and BORA_FIGURE1 to the paper's sizes")
+def test_the_real_files_task_sizes_are_those_of_figure_1():
+    table = talk_of_norway.read(os.environ["BORA_TON_CSV"], url="")
+    kept, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
+    sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[names, ["train", "validation", "test"]]
+    expected = pd.read_csv(os.environ["BORA_FIGURE1"], index_col="task")
+    pd.testing.assert_frame_equal(sizes, expected, check_names=False)

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import hydra
+import lightning as L
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from bora.config import check, config_folder, format_value, register_resolvers
+from bora.data.module import TaskDataModule
+from bora.errors import InputError
+from bora.model.module import HierarchicalLoRA
+from bora.results.loggers import build_loggers
+from bora.results.run_directory import RunDirectory
+from bora.training import build_model, build_trainer, load_corpus
+
+register_resolvers()
+
+
+def config(*overrides: str):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def options(group: str) -> list[str]:
+    return sorted(f.stem for f in (config_folder() / group).glob("*.yaml") if not f.stem.startswith("_"))
+
+
+GROUPS = sorted(d.name for d in config_folder().iterdir() if d.is_dir() and options(d.name))
+
+
+@pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g)])
+def test_every_config_composes_and_holds_to_the_checks(choice):
+    cfg = config(choice, *(["data.path=x.csv"] if choice == "data=table" else []))
+    check(cfg)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_the_groups_are_the_ones_that_the_design_names():
+    assert set(GROUPS) >= {"model", "data", "lora", "prior", "optim", "trainer", "logger", "experiment"}
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+@pytest.mark.parametrize("data", ["stdlib", "table", "talk_of_norway"])
+def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    if trainer == "gpu":
+        monkeypatch.setattr("lightning.pytorch.accelerators.CUDAAccelerator.is_available", lambda: True)
+        monkeypatch.setattr("lightning.pytorch.accelerators.CUDAAccelerator.auto_device_count", lambda: 1)
+        monkeypatch.setattr("lightning.fabric.utilities.device_parser._get_all_available_cuda_gpus", lambda: [0], raising=False)
+    overrides = [f"data={data}", f"trainer={trainer}", "data.max_tokens=16", "logger=none"]
+    if data != "stdlib":
+        rows = [f"speaker {i % 3},2000-01-{i % 28 + 1:02d},speech number {i} by someone who goes on and on" for i in range(450)]
+        (tmp_path / "ton.csv").write_text("\n".join(["rep_name,date,text", *rows]))
+        overrides.append(f"data.path={tmp_path / 'ton.csv'}")
+    cfg = config(*overrides)
+    pretrained = instantiate(cfg.model.loader)
+    corpus = load_corpus(cfg, pretrained)
+    assert len(corpus.task_names) == (25 if data == "stdlib" else 3)
+    module = TaskDataModule(corpus, 1, cfg.data.batch_size, cfg.data.eval_batch_size, cfg.seed)
+    assert isinstance(build_model(cfg, pretrained, corpus.task_names, module), HierarchicalLoRA)
+    if trainer != "gpu":
+        built, *_ = build_trainer(cfg, RunDirectory(tmp_path / "run"), [], 10)
+        assert isinstance(built, L.Trainer)
+
+
+def test_the_lightning_trainer_takes_every_key_of_the_gpu_config():
+    import inspect
+
+    accepted = inspect.signature(L.Trainer).parameters
+    assert set(config("trainer=gpu").trainer) <= set(accepted)
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_models_loader_is_a_function_that_takes_its_keys(model):
+    loader = dict(config(f"model={model}").model.loader)
+    function = hydra.utils.get_method(loader.pop("_target_"))
+    import inspect
+
+    inspect.signature(function).bind(**loader)
+
+
+@pytest.mark.parametrize("logger", options("logger"))
+def test_every_logger_config_builds(logger, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = build_loggers(config(f"logger={logger}"), tmp_path, "group", "name")
+    assert len(loggers) == {"none": 1, "wandb": 2}[logger]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tau=-1", "tau=nan", "tau=abc", "tau=null", "tau=true", "seed=-1", "seed=0.5", "lora.rank=0", "lora.rank=1.5",
+        "lora.alpha=0", "lora.init_std=-1", "lora.target_modules=[]", "prior.parameterization=other",
+        "prior.penalty=other", "optim.lr=0", "optim.lr=nan", "optim.lr=inf", "optim.betas=[0.9]",
+        "optim.betas=[0.9,1.0]", "optim.patience=0", "data.batch_size=0", "data.max_tokens=1", "data.n_tasks=0",
+        "data.split.test=0", "data.split.validation=x", "data.append_eos=1", "trainer.max_epochs=0",
+        "trainer.max_steps=0", "data.documents_per_task=2",
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_name(override):
+    with pytest.raises(InputError) as error:
+        check(config(override))
+    assert str(error.value).startswith(override.split("=")[0])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tau", ["0", "0.5", "100", "1e5", "inf"])
+def test_tau_from_zero_to_infinity_is_fine(tau):
+    check(config(f"tau={tau}"))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(100, "100"), (100.0, "100"), (1e5, "100000"), (0.001, "0.001"), (float("inf"), "inf"), ("a/b/c.csv.xz", "c.csv.xz"), (None, "null"), (True, "true"), ("[q_proj,v_proj]", "q_proj-v_proj")],
+)
+def test_values_in_folder_names(value, name):
+    assert format_value(value) == name
+    assert Path(name).name == name
