@@ -9,7 +9,7 @@ run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
 
 test: .venv/installed  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -26,7 +26,9 @@ def register_resolvers() -> None:
 
 def format_value(value: Any) -> str:
     """A value as it stands in a folder's name: 100.0 as 100, 1e5 as 100000, a path by its last part."""
-    if isinstance(value, bool) or value is None:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.12g}"

@@ -1,6 +1,10 @@
 """A tiny OPT with random weights, and documents for it: small enough for float64 and for loops."""
 
 import logging
+import os
+
+# One thread a test process: the models are tiny, and make test runs a process a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L
 import numpy as np
