@@ -69,6 +69,9 @@ def check(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is out of range, with the range.
     """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
 
     def number(key: str, low: float, high: float = math.inf, *, whole: bool = False, open_low: bool = False, null: bool = False) -> None:
         value = OmegaConf.select(cfg, key, throw_on_missing=True)

@@ -55,10 +55,10 @@ def leave(error: Exception) -> None:
         return
     if link is None and isinstance(error, InstantiationException) and error.__cause__ is not None:
         return  # a defect inside what was instantiated: its trace is needed
-    lines = [str(told).strip()]
+    words = str(told).split()  # Hydra's own messages take several lines
     if link is None and isinstance(error.__cause__, OmegaConfBaseException):
-        lines.append(str(error.__cause__).strip())
-    print(f"bora: {' '.join(lines)}", file=sys.stderr)
+        words += str(error.__cause__).split()
+    print("bora:", *words, file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -17,6 +20,8 @@ from bora.errors import InputError
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# A hub model's weights are in one of these.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class Backbone(nn.Module):
@@ -67,7 +72,9 @@ class Pretrained(NamedTuple):
 
 
 def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
-    """Load a Hugging Face model from a local folder or, by name, from the hub.
+    """Load a Hugging Face model from a local folder or, by name, from the hub or its cache.
+
+    A model that is in the hub's cache already is taken from there without asking the network.
 
     Raises:
         InputError: there is no such folder and no such hub model within reach, or `dtype` is
@@ -76,21 +83,44 @@ def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
     torch_dtype = _dtype(dtype)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        path, where = str(folder), f"the folder {folder}"
-    elif folder.is_absolute() or path.startswith((".", "~")):
+        return _load(path, str(folder), f"the folder {folder}", torch_dtype, offline=True)
+    if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError(f"model.path={path}: there is no such folder")
-    else:
-        where = f"the Hugging Face hub or its cache ({_hub_cache()})"
+    where = "the Hugging Face hub"
+    if _cached(path):
+        return _load(path, path, f"the hub's cache {HF_HUB_CACHE}", torch_dtype, offline=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype)
+        # One question, asked once: loading would ask for every file, five times each.
+        HfApi().model_info(path, timeout=10)
+    except Exception as error:  # whatever the client raises, the user can do the same about it
+        raise _not_loaded(path, f"{where}, nor is it in its cache {HF_HUB_CACHE}", error) from error
+    return _load(path, path, where, torch_dtype, offline=False)
+
+
+def _load(path: str, source: str, where: str, dtype: torch.dtype, offline: bool) -> Pretrained:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"model.path={path}: no causal language model could be loaded from {where} ({reason}); "
-            "connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
-        ) from error
+        raise _not_loaded(path, where, error) from error
     return Pretrained(model, tokenizer)
+
+
+def _cached(name: str) -> bool:
+    """Whether a whole snapshot of the hub model is in the cache."""
+    try:
+        found = [try_to_load_from_cache(name, f) for f in ("config.json", *WEIGHTS)]
+    except HFValidationError:
+        return False
+    return isinstance(found[0], str) and any(isinstance(f, str) for f in found[1:])
+
+
+def _not_loaded(path: str, where: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"model.path={path}: no causal language model could be loaded from {where} ({reason}); "
+        "connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
+    )
 
 
 def packaged(name: str, dtype: str = "float32") -> Pretrained:
@@ -143,12 +173,6 @@ def _dequantise(source: Path, folder: Path) -> None:
     if folder.is_dir():  # another process was faster
         return
     partial.rename(folder)
-
-
-def _hub_cache() -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return HF_HUB_CACHE
 
 
 def _dtype(name: str) -> torch.dtype:
