@@ -1,5 +1,6 @@
 """The console script `bora`: `bora run …` is `python -m bora.run …`."""
 
+import runpy
 import sys
 
 COMMANDS = {"run": "train, or sweep with -m: bora run tau=100"}
@@ -16,7 +17,6 @@ def main() -> None:
     if arguments[0] not in COMMANDS:
         print(f"bora: no command {arguments[0]!r}; there is {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"bora {arguments[0]}", *arguments[1:]]
-    from bora.run import main as run
-
-    run()
+    sys.argv = [sys.argv[0], *arguments[1:]]
+    # As `python -m` does it: processes that a run starts (ddp) are started the same way again.
+    runpy.run_module(f"bora.{arguments[0]}", run_name="__main__", alter_sys=True)

@@ -73,14 +73,24 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise InputError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
 
-    def number(key: str, low: float, high: float = math.inf, *, whole: bool = False, open_low: bool = False, null: bool = False) -> None:
+    def number(
+        key: str,
+        low: float,
+        high: float = math.inf,
+        *,
+        whole: bool = False,
+        open_low: bool = False,
+        null: bool = False,
+    ) -> None:
         value = OmegaConf.select(cfg, key, throw_on_missing=True)
         if value is None and null:
             return
         kind = "a whole number" if whole else "a number"
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not fits or not (low < value if open_low else low <= value) or not value <= high:
-            bound = f"{'above' if open_low else 'from'} {low:g}" + (f" to {high:g}" if math.isfinite(high) else "")
+            bound = f"{'above' if open_low else 'from'} {low:g}" + (
+                f" to {high:g}" if math.isfinite(high) else ""
+            )
             raise InputError(f"{key}={value} must be {kind} {bound}{', or null' if null else ''}")
 
     def choice(key: str, options: tuple[str, ...]) -> None:

@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 import warnings
-
 from typing import Any
 
 import hydra
@@ -61,7 +60,8 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
             cfg.tau, model.parameterization, cfg.prior.parameterization,
         )  # fmt: skip
     directory.write_documents(corpus.documents)
-    loggers = build_loggers(cfg, directory.path, group, name)
+    about = identity(cfg, model, corpus)
+    loggers = build_loggers(cfg, directory.path, group, name, {"run": about})
     with wandb_run(loggers):
         trainer, speed, best = build_trainer(cfg, directory, loggers, len(data.train_dataloader()))
         trainer.fit(model, data)
@@ -80,9 +80,7 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
             "train_tokens_per_second": round(speed.tokens_per_second, 1),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        summary = identity(cfg, model, corpus) | summary
-        for logger in trainer.loggers[1:]:
-            logger.log_metrics({f"summary/{k}": v for k, v in summary.items() if isinstance(v, (int, float))})
+        summary = about | summary
     if trainer.is_global_zero:
         directory.write_per_task(per_task)
         directory.write_summary(summary)
@@ -99,7 +97,7 @@ def quiet() -> None:
     for message in (
         "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
         "Found .* module.* in eval mode at the start of training",  # the frozen backbone
-        ".*isinstance.treespec, LeafSpec. is deprecated",
+        ".*isinstance.treespec, LeafSpec.* is deprecated",
         "The '.*_dataloader' does not have many workers",  # tokens are in memory already
         "The number of training batches .* is smaller than the logging interval",
     ):
@@ -111,7 +109,9 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
     d = cfg.data
     positions = getattr(pretrained.model.config, "max_position_embeddings", None)
     if positions is not None and d.max_tokens > positions:
-        raise InputError(f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that")
+        raise InputError(
+            f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
+        )
     return build_corpus(
         hydra.utils.instantiate(d.reader),
         pretrained.tokenizer,

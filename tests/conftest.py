@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 
 # One thread a test process: the models are tiny, and make test runs a process a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from transformers import OPTConfig, OPTForCausalLM
 
-from bora.data.encoding import Encoded
+import bora.run
+from bora.data.encoding import Encoded, Truncation
 from bora.data.module import Corpus, TaskDataModule
 from bora.data.selection import Dropped
-from bora.data.encoding import Truncation
 from bora.model.adapters import LowRank
 
 VOCABULARY = 60
@@ -88,3 +91,32 @@ def trainer() -> L.Trainer:
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run `python -m bora.run ARGUMENTS` in this process: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["bora.run", *arguments])
+        code = 0
+        try:
+            bora.run.main()
+        except SystemExit as leave:
+            code = leave.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    words = "the house speaker minister asks for a vote on this law today and tomorrow".split()
+    rows = [(t, " ".join(rng.choice(words, rng.integers(2, 30)))) for t, n in sizes.items() for _ in range(n)]
+    pd.DataFrame(rows, columns=["task", "text"]).to_csv(path, index=False)
+    return path

@@ -3,6 +3,7 @@ from pathlib import Path
 import hydra
 import lightning as L
 import pytest
+import wandb
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -49,7 +50,10 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     overrides = [f"data={data}", f"trainer={trainer}", "data.max_tokens=16", "logger=none"]
     if data != "stdlib":
-        rows = [f"speaker {i % 3},2000-01-{i % 28 + 1:02d},speech number {i} by someone who goes on and on" for i in range(450)]
+        rows = [
+            f"speaker {i % 3},2000-01-{i % 28 + 1:02d},speech number {i} by someone who goes on and on"
+            for i in range(450)
+        ]
         (tmp_path / "ton.csv").write_text("\n".join(["rep_name,date,text", *rows]))
         overrides.append(f"data.path={tmp_path / 'ton.csv'}")
     cfg = config(*overrides)
@@ -65,7 +69,11 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
 
 def test_the_papers_experiment_is_the_papers():
     cfg = config("experiment=paper")
-    assert (cfg.model.path, cfg.data.name, cfg.data.selection) == ("facebook/opt-350m", "talk_of_norway", "paper")
+    assert (cfg.model.path, cfg.data.name, cfg.data.selection) == (
+        "facebook/opt-350m",
+        "talk_of_norway",
+        "paper",
+    )
     assert (cfg.prior.parameterization, cfg.prior.penalty, cfg.optim.lr) == ("centered", "gaussian", None)
     assert (cfg.trainer.max_epochs, cfg.optim.patience, cfg.name) == (1000, 8, "paper")
     assert [learning_rate(t, "centered") for t in (0, 1, 10, 100, 1e3, 1e4)] == pytest.approx(
@@ -92,7 +100,8 @@ def test_every_models_loader_is_a_function_that_takes_its_keys(model):
 @pytest.mark.parametrize("logger", options("logger"))
 def test_every_logger_config_builds(logger, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers = build_loggers(config(f"logger={logger}"), tmp_path, "group", "name")
+    loggers = build_loggers(config(f"logger={logger}"), tmp_path, "group", "name", {})
+    wandb.finish()
     assert len(loggers) == {"none": 1, "wandb": 2}[logger]
 
 
@@ -121,7 +130,17 @@ def test_tau_from_zero_to_infinity_is_fine(tau):
 
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(100, "100"), (100.0, "100"), (1e5, "100000"), (0.001, "0.001"), (float("inf"), "inf"), ("a/b/c.csv.xz", "c.csv.xz"), (None, "null"), (True, "true"), ("[q_proj,v_proj]", "q_proj-v_proj")],
+    [
+        (100, "100"),
+        (100.0, "100"),
+        (1e5, "100000"),
+        (0.001, "0.001"),
+        (float("inf"), "inf"),
+        ("a/b/c.csv.xz", "c.csv.xz"),
+        (None, "null"),
+        (True, "true"),
+        ("[q_proj,v_proj]", "q_proj-v_proj"),
+    ],
 )
 def test_values_in_folder_names(value, name):
     assert format_value(value) == name

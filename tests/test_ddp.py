@@ -19,9 +19,21 @@ SMALL = [
 def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ddp")
     for trainer in ("cpu", "ddp"):
-        accelerator = ["trainer.accelerator=cpu", "trainer.strategy.process_group_backend=gloo"] if trainer == "ddp" else []
+        accelerator = (
+            ["trainer.accelerator=cpu", "trainer.strategy.process_group_backend=gloo"]
+            if trainer == "ddp"
+            else []
+        )
         keys = [f"+{k}" if "backend" in k else k for k in accelerator]
-        command = [sys.executable, "-m", "bora.run", *SMALL, f"trainer={trainer}", *keys, f"hydra.run.dir={folder / trainer}"]
+        command = [
+            sys.executable,
+            "-m",
+            "bora.run",
+            *SMALL,
+            f"trainer={trainer}",
+            *keys,
+            f"hydra.run.dir={folder / trainer}",
+        ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
     return {t: folder / t for t in ("cpu", "ddp")}

@@ -16,7 +16,16 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(REPOSITORY)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(REPOSITORY),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
@@ -36,15 +45,47 @@ def test_it_runs_elsewhere(wheel, tmp_path):
     other = tmp_path / "venv"
     venv.create(other, with_pip=False)
     python = other / "bin/python"
-    site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True).stdout.strip())
+    site = Path(
+        subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    )
     # The dependencies are this environment's; bora itself comes from the wheel alone.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--force-reinstall", "--quiet", str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--force-reinstall",
+        "--quiet",
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    small = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "trainer.max_steps=1", "logger=none", "hydra.run.dir=run"]
-    where = subprocess.run([python, "-c", "import bora; print(bora.__file__)"], cwd=elsewhere, capture_output=True, text=True, check=True)
+    small = [
+        "data.modules=[pickle,ssl]",
+        "data.documents_per_task=9",
+        "data.min_documents=3",
+        "trainer.max_steps=1",
+        "logger=none",
+        "hydra.run.dir=run",
+    ]
+    where = subprocess.run(
+        [python, "-c", "import bora; print(bora.__file__)"],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert where.stdout.startswith(str(site))
     subprocess.run([other / "bin/bora", "run", *small], cwd=elsewhere, check=True, capture_output=True)
     assert json.loads((elsewhere / "run/summary.json").read_text())["steps"] == 1

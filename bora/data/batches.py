@@ -85,9 +85,7 @@ class Batches(Sampler):
         order = self.order
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order).tolist()
-        batches = [
-            order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)
-        ]
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         # Every process must have a document in every batch, or their steps would not match.
         if len(batches) > 1 and len(batches[-1]) < self.n_processes:
             tail = batches.pop()

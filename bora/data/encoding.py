@@ -59,11 +59,9 @@ def encode(
         raise InputError(f"data.template={template!r} must hold {{text}}")
     begin = beginning(tokenizer)
     end = [tokenizer.eos_token_id] if append_eos else []
-    prompts = {task: begin for task in table["task"].unique()}
+    prompts = dict.fromkeys(table["task"].unique(), begin)
     if prompt is not None:
-        prompts = {
-            task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts
-        }
+        prompts = {task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts}
     texts = [template.replace("{text}", text) for text in table["text"]]
     documents, cut_documents, cut_tokens = [], 0, 0
     for task, ids in zip(table["task"], _ids(tokenizer, texts), strict=True):

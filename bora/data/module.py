@@ -39,7 +39,9 @@ class Corpus:
     def per_task(self) -> pd.DataFrame:
         """Documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
         by = self.documents.groupby(["task", "split"])
-        counts, scored = (x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum()))
+        counts, scored = (
+            x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum())
+        )
         return pd.DataFrame(
             {
                 "n_train": counts["train"],
@@ -104,7 +106,9 @@ def build_corpus(
         n_scored=[e.n_scored for e in encoded],
     ).reset_index(drop=True)
     digest = hashlib.sha256()
-    for record in zip(documents["row"], documents["task"], documents["split"], documents["text"], strict=True):
+    for record in zip(
+        documents["row"], documents["task"], documents["split"], documents["text"], strict=True
+    ):
         digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
     corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
     counts = corpus.per_task()
@@ -160,13 +164,9 @@ class TaskDataModule(L.LightningDataModule):
 
     def _loader(self, part: str, batch_size: int, shuffle: bool) -> DataLoader:
         documents = self._splits[part]
-        rank, n_processes = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        )
+        rank, n_processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = None
         if not shuffle:  # by length, so that little is padded
             order = sorted(range(len(documents)), key=lambda i: len(documents.documents[i].ids))
-        batches = Batches(
-            len(documents), batch_size, shuffle, self.seed, rank, n_processes, order
-        )
+        batches = Batches(len(documents), batch_size, shuffle, self.seed, rank, n_processes, order)
         return loader(documents, batches)

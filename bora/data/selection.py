@@ -105,7 +105,9 @@ def select(
     chosen = names[:n_tasks]
     if n_tasks is not None and len(names) < n_tasks:
         log.warning("data.n_tasks=%d, but only %d tasks can be chosen: all are taken", n_tasks, len(names))
-    table = keep(table, table["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)")
+    table = keep(
+        table, table["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)"
+    )
     if documents_per_task is not None:
         rng = np.random.default_rng(seed)
         shuffled = table.iloc[rng.permutation(len(table))]

@@ -27,9 +27,7 @@ BYTES_AT_A_TIME = 2**26  # of CSV; a row must fit
 ROWS_AT_A_TIME = 50_000  # of JSON lines
 
 
-def read(
-    path: str, task: str | None = None, text: str = "text", date: str | None = None
-) -> pd.DataFrame:
+def read(path: str, task: str | None = None, text: str = "text", date: str | None = None) -> pd.DataFrame:
     """Read the columns that are needed, and only those, in bounded memory.
 
     Args:
@@ -124,7 +122,9 @@ def csv_batches(
             _Appended(open_stream(file, compression), b"\n" + last_row + b"\n"),
             pa.csv.ReadOptions(block_size=BYTES_AT_A_TIME),
             pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            pa.csv.ConvertOptions(include_columns=columns, column_types={c: pa.large_string() for c in columns}),
+            pa.csv.ConvertOptions(
+                include_columns=columns, column_types={c: pa.large_string() for c in columns}
+            ),
         )
         last = None
         for batch in reader:
@@ -179,7 +179,9 @@ def open_stream(file: Path, compression: str | None) -> BinaryIO:
     if compression == "zip":
         archive = zipfile.ZipFile(file)
         if len(archive.namelist()) != 1:
-            raise InputError(f"data.path={file} holds {len(archive.namelist())} files; it must hold one table")
+            raise InputError(
+                f"data.path={file} holds {len(archive.namelist())} files; it must hold one table"
+            )
         return archive.open(archive.namelist()[0])
     return pa.CompressedInputStream(pa.OSFile(str(file)), compression)
 

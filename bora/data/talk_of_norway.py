@@ -56,7 +56,9 @@ def _find(path: Path) -> Path:
     for candidate in (path, path / "ton.csv", path / "data" / "ton.csv"):
         if candidate.is_file():
             return candidate
-    raise InputError(f"data.path={path}: there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)")
+    raise InputError(
+        f"data.path={path}: there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)"
+    )
 
 
 def _write_slim(file: Path, slim: Path, task: str, text: str, date: str) -> None:
@@ -72,7 +74,9 @@ def _write_slim(file: Path, slim: Path, task: str, text: str, date: str) -> None
                 writer.write_table(pa.Table.from_arrays(columns, list(names.values())).select(SCHEMA.names))
         partial.replace(slim)
     except ValueError as error:
-        raise InputError(f"data.path={file} is not a table like ton.csv: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"data.path={file} is not a table like ton.csv: {str(error).splitlines()[0]}"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -117,5 +121,7 @@ def _extract(archive: Path, target: Path) -> None:
                     Path(out.name).replace(target)
                     return
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{archive} is not a whole .tar.gz archive ({error}); delete it and run again") from error
+        raise InputError(
+            f"{archive} is not a whole .tar.gz archive ({error}); delete it and run again"
+        ) from error
     raise InputError(f"{archive} holds no ton.csv; delete it, or give data.path=/path/to/ton.csv")

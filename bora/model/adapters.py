@@ -36,9 +36,7 @@ class StackedLoRA(nn.Module):
     - shared: nothing; every task is Θ (τ = ∞).
     """
 
-    def __init__(
-        self, n_in: int, n_out: int, n_tasks: int, rank: int, alpha: float, parameterization: str
-    ):
+    def __init__(self, n_in: int, n_out: int, n_tasks: int, rank: int, alpha: float, parameterization: str):
         super().__init__()
         self.n_tasks, self.scale, self.parameterization = n_tasks, alpha / rank, parameterization
         self.A_mean = nn.Parameter(torch.empty(rank, n_in))

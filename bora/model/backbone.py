@@ -21,7 +21,12 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # A hub model's weights are in one of these.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 class Backbone(nn.Module):
@@ -83,36 +88,38 @@ def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
     torch_dtype = _dtype(dtype)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return _load(path, str(folder), f"the folder {folder}", torch_dtype, offline=True)
+        return _load(path, str(folder), f"the folder {folder}", torch_dtype)
     if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError(f"model.path={path}: there is no such folder")
     where = "the Hugging Face hub"
-    if _cached(path):
-        return _load(path, path, f"the hub's cache {HF_HUB_CACHE}", torch_dtype, offline=True)
+    snapshot = _cached(path)
+    if snapshot is not None:
+        return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype)
     try:
         # One question, asked once: loading would ask for every file, five times each.
         HfApi().model_info(path, timeout=10)
     except Exception as error:  # whatever the client raises, the user can do the same about it
         raise _not_loaded(path, f"{where}, nor is it in its cache {HF_HUB_CACHE}", error) from error
-    return _load(path, path, where, torch_dtype, offline=False)
+    return _load(path, path, where, torch_dtype)
 
 
-def _load(path: str, source: str, where: str, dtype: torch.dtype, offline: bool) -> Pretrained:
+def _load(path: str, source: str, where: str, dtype: torch.dtype) -> Pretrained:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _not_loaded(path, where, error) from error
     return Pretrained(model, tokenizer)
 
 
-def _cached(name: str) -> bool:
-    """Whether a whole snapshot of the hub model is in the cache."""
+def _cached(name: str) -> Path | None:
+    """The folder of a hub model's snapshot in the cache, if it holds a config and weights."""
     try:
         found = [try_to_load_from_cache(name, f) for f in ("config.json", *WEIGHTS)]
     except HFValidationError:
-        return False
-    return isinstance(found[0], str) and any(isinstance(f, str) for f in found[1:])
+        return None
+    here = [f for f in found if isinstance(f, str)]
+    return Path(here[0]).parent if len(here) > 1 and here[0] == found[0] else None
 
 
 def _not_loaded(path: str, where: str, error: Exception) -> InputError:

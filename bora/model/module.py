@@ -60,9 +60,7 @@ class HierarchicalLoRA(L.LightningModule):
         self.lr = learning_rate(self.tau, self.parameterization) if lr is None else lr
         self.betas, self.eps = tuple(betas), eps
         layers = find_targets(model, target_modules)
-        self.adapters = Adapters(
-            layers, list(task_names), rank, alpha, self.parameterization, init_std
-        )
+        self.adapters = Adapters(layers, list(task_names), rank, alpha, self.parameterization, init_std)
         if self.tau == 0:
             self.adapters.fix_mean()
         self.backbone = Backbone(model)
@@ -127,19 +125,16 @@ class HierarchicalLoRA(L.LightningModule):
             },
             batch_size=len(nll),
         )
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(nll))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.metrics["val"].update(
-            self.document_nll(batch), n_scored(batch["labels"]), batch["task"]
-        )
+        self.metrics["val"].update(self.document_nll(batch), n_scored(batch["labels"]), batch["task"])
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         scored = n_scored(batch["labels"])
         self.metrics["test"].update(self.document_nll(batch), scored, batch["task"])
-        self.metrics["base_test"].update(
-            self.document_nll(batch, adapted=False), scored, batch["task"]
-        )
+        self.metrics["base_test"].update(self.document_nll(batch, adapted=False), scored, batch["task"])
 
     def on_validation_epoch_start(self) -> None:
         self.metrics["val"].reset()
@@ -162,19 +157,16 @@ class HierarchicalLoRA(L.LightningModule):
     def _log_perplexity(self, split: str) -> None:
         """Overall figures for every logger; figures per task for W&B, as one chart a task each."""
         result = self.metrics[split].compute()
-        self.log_dict(
-            {f"{split}/{k}": result[k].float() for k in ("nll", "perplexity", "perplexity_macro")}
-        )
+        self.log_dict({f"{split}/{k}": result[k].float() for k in ("nll", "perplexity", "perplexity_macro")})
+        if split == "val":
+            self.log("val_perplexity", result["perplexity"].float(), prog_bar=True, logger=False)
         per_task = {
             f"{split}_perplexity/{name}": value
-            for name, value in zip(
-                self.adapters.task_names, result["task_perplexity"].tolist(), strict=True
-            )
+            for name, value in zip(self.adapters.task_names, result["task_perplexity"].tolist(), strict=True)
         }
         distances = self.adapters.distances().tolist()
         per_task |= {
-            f"distance/{name}": value
-            for name, value in zip(self.adapters.task_names, distances, strict=True)
+            f"distance/{name}": value for name, value in zip(self.adapters.task_names, distances, strict=True)
         }
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
@@ -189,9 +181,7 @@ class HierarchicalLoRA(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Leave the frozen backbone out."""
         checkpoint["state_dict"] = {
-            key: value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith("adapters.")
+            key: value for key, value in checkpoint["state_dict"].items() if key.startswith("adapters.")
         }
 
 

@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from bora.errors import InputError
@@ -15,12 +17,15 @@ from bora.results.run_directory import json_safe
 MODES = ("auto", "online", "offline")
 
 
-def build_loggers(cfg: DictConfig, folder: Path, group: str, name: str) -> list[Logger]:
+def build_loggers(
+    cfg: DictConfig, folder: Path, group: str, name: str, derived: dict[str, Any]
+) -> list[Logger]:
     """metrics.csv in `folder`, and W&B if cfg.logger.kind is wandb.
 
     Args:
         group: W&B group, the same for all runs of a sweep.
         name: W&B name of this run.
+        derived: what the run makes of its config (the learning rate by its rule, say), for W&B's.
 
     Raises:
         InputError: an unknown kind or mode.
@@ -32,20 +37,19 @@ def build_loggers(cfg: DictConfig, folder: Path, group: str, name: str) -> list[
         raise InputError(f"logger.kind={cfg.logger.kind} must be wandb or none")
     if cfg.logger.mode not in MODES:
         raise InputError(f"logger.mode={cfg.logger.mode} must be one of {', '.join(MODES)}")
-    offline = _offline(cfg.logger.mode)
-    config = json_safe(OmegaConf.to_container(cfg, resolve=True))
-    loggers.append(
-        WandbLogger(
+    # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
+    if rank_zero_only.rank == 0:
+        run = wandb.init(
             name=name,
-            save_dir=folder,
+            dir=folder,
             project=cfg.logger.project,
             entity=cfg.logger.entity,
             group=group,
-            mode="offline" if offline else "online",
-            config=config,
+            mode="offline" if _offline(cfg.logger.mode) else "online",
+            config=json_safe(OmegaConf.to_container(cfg, resolve=True) | derived),
             settings=wandb.Settings(console="off", silent=True),
         )
-    )
+        loggers.append(WandbLogger(experiment=run))
     return loggers
 
 

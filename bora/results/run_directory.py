@@ -32,7 +32,17 @@ PER_TASK_COLUMNS = [
 ]
 DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 # Libraries whose version can change a number.
-LIBRARIES = ("bora", "torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
+LIBRARIES = (
+    "bora",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "hydra-core",
+    "torchmetrics",
+    "pandas",
+    "wandb",
+)
 CONFIG, DOCUMENTS, PER_TASK, SUMMARY = "config.yaml", "documents.csv", "per_task.csv", "summary.json"
 
 

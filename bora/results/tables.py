@@ -33,7 +33,13 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
         f"{summary['test_perplexity']:.2f}",
         "",
     )
-    table.add_row("mean over tasks", "", f"{summary['val_perplexity_macro']:.2f}", f"{summary['test_perplexity_macro']:.2f}", "")
+    table.add_row(
+        "mean over tasks",
+        "",
+        f"{summary['val_perplexity_macro']:.2f}",
+        f"{summary['test_perplexity_macro']:.2f}",
+        "",
+    )
     table.add_row("frozen backbone", "", "", f"{summary['base_test_perplexity']:.2f}", "")
     _console().print(table)
 

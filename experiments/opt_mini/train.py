@@ -153,8 +153,10 @@ def main() -> None:
     warmup = max(1, args.steps // 25)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        lambda s: min(1.0, (s + 1) / warmup)
-        * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / args.steps)))),
+        lambda s: (
+            min(1.0, (s + 1) / warmup)
+            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / args.steps))))
+        ),
     )
     log = csv.writer((HERE / "log.csv").open("w", newline=""))
     log.writerow(["step", "tokens", "seconds", "train_nll", "held_out_nll", "held_out_perplexity"])
@@ -176,8 +178,12 @@ def main() -> None:
         running.append(loss.item())
         if step % 100 == 0 or step == args.steps:
             nll, scored = held_out_nll(model, held_out_ids, args.length)
-            row = [step, step * ids.numel(), round(time.perf_counter() - started), *(
-                round(v, 4) for v in (sum(running) / len(running), nll, math.exp(nll)))]
+            row = [
+                step,
+                step * ids.numel(),
+                round(time.perf_counter() - started),
+                *(round(v, 4) for v in (sum(running) / len(running), nll, math.exp(nll))),
+            ]
             log.writerow(row)
             print(*row, flush=True)
             running = []

@@ -14,11 +14,20 @@ def tokenizer():
 
 
 def table(sizes: dict[str, int]) -> pd.DataFrame:
-    return pd.DataFrame([(t, f"def {t}{i}(): return {i}") for t, n in sizes.items() for i in range(n)], columns=["task", "text"])
+    return pd.DataFrame(
+        [(t, f"def {t}{i}(): return {i}") for t, n in sizes.items() for i in range(n)],
+        columns=["task", "text"],
+    )
 
 
 def build(tokenizer, frame, selection=None, split_options=SPLIT, **encoding):
-    return build_corpus(frame, tokenizer, selection=selection or {}, split_options=split_options, encoding={"max_tokens": 32} | encoding)
+    return build_corpus(
+        frame,
+        tokenizer,
+        selection=selection or {},
+        split_options=split_options,
+        encoding={"max_tokens": 32} | encoding,
+    )
 
 
 def test_documents_carry_their_row_in_the_table_and_their_tokens(tokenizer):
@@ -26,12 +35,17 @@ def test_documents_carry_their_row_in_the_table_and_their_tokens(tokenizer):
     frame.loc[3, "text"] = " "
     corpus = build(tokenizer, frame)
     assert 3 not in set(corpus.documents["row"])
-    for row, text, n, encoded in zip(*(corpus.documents[c] for c in ("row", "text", "n_tokens")), corpus.encoded, strict=True):
+    for row, text, n, encoded in zip(
+        *(corpus.documents[c] for c in ("row", "text", "n_tokens")), corpus.encoded, strict=True
+    ):
         assert frame.loc[row, "text"] == text
         assert encoded.ids.tolist() == tokenizer(text).input_ids
         assert n == len(encoded.ids)
     assert corpus.per_task().loc["b"].tolist()[:3] == [6, 3, 3]
-    assert corpus.per_task()["train_tokens"].sum() == corpus.documents.query("split == 'train'")["n_scored"].sum()
+    assert (
+        corpus.per_task()["train_tokens"].sum()
+        == corpus.documents.query("split == 'train'")["n_scored"].sum()
+    )
 
 
 def test_the_hash_follows_texts_and_splits(tokenizer):
@@ -44,7 +58,9 @@ def test_the_hash_follows_texts_and_splits(tokenizer):
 
 
 def test_what_was_dropped_and_cut_is_said(tokenizer):
-    frame = pd.concat([table({"a": 6}), pd.DataFrame({"task": ["a"], "text": ["x = 1\n" * 99]})], ignore_index=True)
+    frame = pd.concat(
+        [table({"a": 6}), pd.DataFrame({"task": ["a"], "text": ["x = 1\n" * 99]})], ignore_index=True
+    )
     corpus = build(tokenizer, frame)
     assert corpus.truncation.documents == 1
     assert "truncated: 1 documents" in corpus.describe()

@@ -41,7 +41,7 @@ def test_what_is_dropped_is_counted_before_tasks_are():
             "date": "",
         }
     )
-    kept, names, dropped = select(t)
+    kept, _, dropped = select(t)
     assert dropped.rows == {"without a task": 2, "empty": 1, "repeated within their task": 1}
     assert kept.index.tolist() == [0, 3, 6]  # the same text of another task stays
     assert len(kept) + sum(dropped.rows.values()) == len(t)
@@ -50,7 +50,9 @@ def test_what_is_dropped_is_counted_before_tasks_are():
 
 
 def test_short_texts_go_at_the_bound():
-    kept, *_ = select(pd.DataFrame({"task": "a", "text": ["x" * 40, "y" * 41], "date": ""}), min_characters=40)
+    kept, *_ = select(
+        pd.DataFrame({"task": "a", "text": ["x" * 40, "y" * 41], "date": ""}), min_characters=40
+    )
     assert kept.index.tolist() == [1]
 
 
@@ -89,7 +91,7 @@ def test_a_chronological_order_needs_dates(dates):
 
 
 def test_an_unknown_selection_is_refused():
-    with pytest.raises(InputError, match="data.selection=newest"):
+    with pytest.raises(InputError, match=r"data\.selection=newest"):
         select(table({"a": 2}), "newest")
 
 

@@ -71,5 +71,5 @@ def test_fractions_that_leave_nothing_are_refused(validation, test):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(InputError, match="data.split.method=luck"):
+    with pytest.raises(InputError, match=r"data\.split\.method=luck"):
         split(table({"a": 9}), method="luck")

@@ -10,7 +10,12 @@ import pytest
 from bora.data.table import read
 from bora.errors import InputError
 
-ROWS = [("Åse", "one,\n\"two\"", "2001-02-03"), ("NA", "null", ""), ("007", "NaN", "2001-02-04"), ("x\ty", "é 水", "")]
+ROWS = [
+    ("Åse", 'one,\n"two"', "2001-02-03"),
+    ("NA", "null", ""),
+    ("007", "NaN", "2001-02-04"),
+    ("x\ty", "é 水", ""),
+]
 FRAME = pd.DataFrame(ROWS, columns=["who", "said", "when"])
 COLUMNS = {"task": "who", "text": "said", "date": "when"}
 
@@ -30,7 +35,21 @@ def write(path, ending):
     path.write_bytes(next((f(data) for end, f in packer.items() if ending.endswith(end)), data))
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".csv.bz2", ".csv.xz", ".csv.zip", ".tsv.gz", ".jsonl.xz"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ".csv",
+        ".tsv",
+        ".jsonl",
+        ".ndjson",
+        ".csv.gz",
+        ".csv.bz2",
+        ".csv.xz",
+        ".csv.zip",
+        ".tsv.gz",
+        ".jsonl.xz",
+    ],
+)
 def test_every_format_gives_the_same_table(tmp_path, ending):
     path = tmp_path / f"t{ending}"
     write(path, ending)

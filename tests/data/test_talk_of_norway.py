@@ -47,13 +47,20 @@ def ton(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     names = rng.permutation([n for n, k in SIZES.items() for _ in range(k)]).tolist()
     with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS, quoting=csv.QUOTE_ALL, restval="NA, \"quoted\"\nand broken")
+        writer = csv.DictWriter(out, COLUMNS, quoting=csv.QUOTE_ALL, restval='NA, "quoted"\nand broken')
         writer.writeheader()
         for i, name in enumerate(names):
             day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
             text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
             writer.writerow({"id": i, "rep_name": name, "date": day, "text": text if i % 50 else "Kort."})
-        writer.writerow({"id": len(names), "rep_name": "", "date": "1998-10-01", "text": "Presidenten sier noe langt nok til å telle."})
+        writer.writerow(
+            {
+                "id": len(names),
+                "rep_name": "",
+                "date": "1998-10-01",
+                "text": "Presidenten sier noe langt nok til å telle.",
+            }
+        )
     return path
 
 
@@ -175,10 +182,15 @@ def test_a_download_that_fails_or_is_no_archive_is_told(server):
         talk_of_norway.download(url)
 
 
-@pytest.mark.skipif("BORA_TON_CSV" not in os.environ, reason="set BORA_TON_CSV to the real ton.csv and BORA_FIGURE1 to the paper's sizes")
+@pytest.mark.skipif(
+    "BORA_TON_CSV" not in os.environ,
+    reason="set BORA_TON_CSV to the real ton.csv and BORA_FIGURE1 to the paper's sizes",
+)
 def test_the_real_files_task_sizes_are_those_of_figure_1():
     table = talk_of_norway.read(os.environ["BORA_TON_CSV"], url="")
     kept, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
-    sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[names, ["train", "validation", "test"]]
+    sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[
+        names, ["train", "validation", "test"]
+    ]
     expected = pd.read_csv(os.environ["BORA_FIGURE1"], index_col="task")
     pd.testing.assert_frame_equal(sizes, expected, check_names=False)

@@ -41,15 +41,21 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
 
     # The loop: every task a model of its own, its LoRA a leaf θ_d, written out as in eq. 3 and 5.
     theta = [
-        {layer: tuple(f.detach().clone().requires_grad_() for f in lora) for layer, lora in model.tasks[t].items()}
+        {
+            layer: tuple(f.detach().clone().requires_grad_() for f in lora)
+            for layer, lora in model.tasks[t].items()
+        }
         for t in TASKS
     ]
-    mean = {layer: tuple(f.detach().clone().requires_grad_() for f in lora) for layer, lora in model.mean.items()}
+    mean = {
+        layer: tuple(f.detach().clone().requires_grad_() for f in lora) for layer, lora in model.mean.items()
+    }
     energy = 0.0
     for d in range(len(TASKS)):
         base = tiny_opt(dtype=torch.float64).requires_grad_(False)
         weights = {
-            f"{layer}.weight": base.get_submodule(layer).weight + 6 / 3 * B @ A for layer, (A, B) in theta[d].items()
+            f"{layer}.weight": base.get_submodule(layer).weight + 6 / 3 * B @ A
+            for layer, (A, B) in theta[d].items()
         }
         for row in (b["task"] == d).nonzero()[:, 0]:
             ids = b["input_ids"][row : row + 1]

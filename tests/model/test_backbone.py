@@ -10,7 +10,13 @@ from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
 from tests.conftest import tiny_opt
 
-TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 50,
+}
 
 
 def test_the_packaged_model_is_a_language_model():
@@ -19,7 +25,10 @@ def test_the_packaged_model_is_a_language_model():
     assert pretrained.model.dtype == torch.float32
     good, bad = (
         pretrained.model(**(t := pretrained.tokenizer(s, return_tensors="pt")), labels=t.input_ids).loss
-        for s in ("def __init__(self, name):\n    self.name = name\n", "name) =\n __init__ self self.(def :name,")
+        for s in (
+            "def __init__(self, name):\n    self.name = name\n",
+            "name) =\n __init__ self self.(def :name,",
+        )
     )
     assert good < bad - 1
 
@@ -37,7 +46,10 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     shutil.copytree(folder, snapshot)
     (tmp_path / "hub/models--someone--mini/refs").mkdir()
     (tmp_path / "hub/models--someone--mini/refs/main").write_text("abc")
-    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
+    for name in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "huggingface_hub.file_download.constants.HF_HUB_CACHE",
+    ):
         monkeypatch.setattr(name, str(tmp_path / "hub"))
     monkeypatch.setattr("bora.model.backbone.HfApi", lambda: pytest.fail("asked the network"))
     cached = from_pretrained("someone/mini")
@@ -71,17 +83,27 @@ def test_other_architectures_mixed_forward_equals_one_task_at_a_time(family):
     ids = torch.randint(0, 50, (4, 9))
     task = torch.tensor([0, 1, 1, 0])
     mixed = model.document_nll({"input_ids": ids, "labels": ids, "task": task})
-    alone = [model.document_nll({"input_ids": ids[i : i + 1], "labels": ids[i : i + 1], "task": task[i : i + 1]})[0] for i in range(4)]
+    alone = [
+        model.document_nll({"input_ids": ids[i : i + 1], "labels": ids[i : i + 1], "task": task[i : i + 1]})[
+            0
+        ]
+        for i in range(4)
+    ]
     torch.testing.assert_close(mixed, torch.stack(alone))
     expected = torch.nn.functional.cross_entropy(base(ids[:1]).logits[0, :-1], ids[0, 1:], reduction="sum")
-    torch.testing.assert_close(model.document_nll({"input_ids": ids[:1], "labels": ids[:1], "task": task[:1]}, adapted=False)[0], expected)
+    torch.testing.assert_close(
+        model.document_nll({"input_ids": ids[:1], "labels": ids[:1], "task": task[:1]}, adapted=False)[0],
+        expected,
+    )
 
 
 def test_targets_by_ending_by_pattern_and_all():
     model = tiny_opt()
     assert len(find_targets(model, None)) == 4  # q_proj and v_proj of two layers
     assert list(find_targets(model, ["fc1"])) == [f"model.decoder.layers.{i}.fc1" for i in range(2)]
-    assert list(find_targets(model, r".*\.0\.self_attn\.[qk]_proj")) == [f"model.decoder.layers.0.self_attn.{k}_proj" for k in "kq"]
+    assert list(find_targets(model, r".*\.0\.self_attn\.[qk]_proj")) == [
+        f"model.decoder.layers.0.self_attn.{k}_proj" for k in "kq"
+    ]
     everything = find_targets(model, "all-linear")
     assert len(everything) == 12
     assert "lm_head" not in everything

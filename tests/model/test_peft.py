@@ -40,14 +40,24 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.batches.append(batch)
-        self.after.append({t: {k: (A.clone(), B.clone()) for k, (A, B) in lora.items()} for t, lora in module.tasks.items()})
+        self.after.append(
+            {t: {k: (A.clone(), B.clone()) for k, (A, B) in lora.items()} for t, lora in module.tasks.items()}
+        )
 
 
 def train(tau: float, trainer, parameterization="centered"):
     data = tiny_data(SIZES)
     torch.manual_seed(1)
     model = HierarchicalLoRA(
-        tiny_opt(), list(SIZES), data.n_documents, data.n_tokens, tau, RANK, ALPHA, lr=LR, parameterization=parameterization
+        tiny_opt(),
+        list(SIZES),
+        data.n_documents,
+        data.n_tokens,
+        tau,
+        RANK,
+        ALPHA,
+        lr=LR,
+        parameterization=parameterization,
     )
     start = {t: {k: (A.clone(), B.clone()) for k, (A, B) in lora.items()} for t, lora in model.tasks.items()}
     recorder = Recorder()
@@ -64,12 +74,14 @@ def peft_loss(peft, ids, labels):
 
 
 def test_tau_zero_equals_separate_peft_fine_tunes_step_for_step(trainer):
-    model, data, start, recorder = train(0.0, trainer)
+    _, data, start, recorder = train(0.0, trainer)
     separate = {t: peft_model() for t in SIZES}
     optimisers = {}
     for task, peft in separate.items():
         start_from(peft, start[task])
-        optimisers[task] = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
+        optimisers[task] = torch.optim.AdamW(
+            [p for p in peft.parameters() if p.requires_grad], lr=LR, weight_decay=0.0
+        )
     absences = 0
     for batch, after in zip(recorder.batches, recorder.after, strict=True):
         for d, (task, peft) in enumerate(separate.items()):
@@ -88,15 +100,22 @@ def test_tau_zero_equals_separate_peft_fine_tunes_step_for_step(trainer):
                 for ours, theirs in zip(lora, factors_of(peft, layer), strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert absences > 0
-    moved = max((a - s).abs().max().item() for t in SIZES for k in start[t] for a, s in zip(recorder.after[-1][t][k], start[t][k], strict=True))
+    moved = max(
+        (a - s).abs().max().item()
+        for t in SIZES
+        for k in start[t]
+        for a, s in zip(recorder.after[-1][t][k], start[t][k], strict=True)
+    )
     assert moved > 10 * LR / 5
 
 
 def test_tau_infinity_equals_one_peft_lora_on_the_pooled_data(trainer):
-    model, data, start, recorder = train(float("inf"), trainer)
+    _, data, start, recorder = train(float("inf"), trainer)
     pooled = peft_model()
     start_from(pooled, start["a"])
-    optimiser = torch.optim.AdamW([p for p in pooled.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        [p for p in pooled.parameters() if p.requires_grad], lr=LR, weight_decay=0.0
+    )
     for batch, after in zip(recorder.batches, recorder.after, strict=True):
         optimiser.zero_grad()
         nll = peft_loss(pooled, batch["input_ids"], batch["labels"])

