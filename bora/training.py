@@ -210,7 +210,7 @@ def build_trainer(
         options["limit_train_batches"] = min(last_batch, batches_an_epoch)
     if "strategy" in cfg.trainer:
         options["strategy"] = hydra.utils.instantiate(cfg.trainer.strategy)
-    if sys.stderr.isatty():
+    if sys.stdout.isatty():  # where tqdm writes
         callbacks.append(TQDMProgressBar())
     else:  # in a log file a bar is noise; an epoch's line stands there instead
         options["enable_progress_bar"] = False
