@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 import transformers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from bora.data.module import Corpus, TaskDataModule, build_corpus
@@ -65,11 +66,13 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
     with wandb_run(loggers):
         trainer, speed, best = build_trainer(cfg, directory, loggers, len(data.train_dataloader()))
         trainer.fit(model, data)
-        checkpoint = best.best_model_path
-        if not checkpoint:
-            raise InputError("training ended before the first validation; nothing could be chosen")
+        if best.best_model_score is None or not best.best_model_score.isfinite():
+            raise InputError(
+                f"training diverged: no epoch had a finite validation NLL (tau={cfg.tau:g}, learning rate "
+                f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
+            )
         # The best epoch on validation; only now is test read, and once.
-        trainer.validate(model, data, ckpt_path=checkpoint, verbose=False, weights_only=True)
+        trainer.validate(model, data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
         steps = trainer.fit_loop.epoch_loop.global_step
@@ -81,9 +84,10 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
             "seconds": round(time.perf_counter() - started, 1),
         }
         summary = about | summary
+        if trainer.is_global_zero:
+            directory.write_per_task(per_task)
+            directory.write_summary(summary)
     if trainer.is_global_zero:
-        directory.write_per_task(per_task)
-        directory.write_summary(summary)
         print_tasks(per_task, summary)
         print(f"run directory: {directory.path.resolve()}")
     return summary
@@ -92,6 +96,8 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
 def quiet() -> None:
     """Silence what the libraries say about things that are meant to be as they are."""
     transformers.utils.logging.disable_progress_bar()
+    if rank_zero_only.rank != 0:  # one process speaks for all
+        logging.getLogger("bora").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

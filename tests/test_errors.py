@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bora
+from bora.model.module import HierarchicalLoRA
 from tests.conftest import table
 
 
@@ -48,6 +49,17 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
     assert err.startswith("bora: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_diverged_run_is_told_and_leaves_no_summary(command, tmp_path, monkeypatch):
+    real = HierarchicalLoRA.document_nll
+    monkeypatch.setattr(HierarchicalLoRA, "document_nll", lambda *a, **k: real(*a, **k) * float("nan"))
+    small = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"]
+    code, _, err = command(*small, "trainer.max_epochs=2", "hydra.run.dir=run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "training diverged" in err
+    assert not (tmp_path / "run/summary.json").exists()
 
 
 def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, tmp_path):
