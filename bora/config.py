@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from bora.errors import InputError
 from bora.model.posterior import PENALTIES
 
+ABSENT = object()
+
 
 def config_folder() -> Path:
     """conf/: inside the package when installed from a wheel, beside it in a checkout."""
@@ -98,6 +100,25 @@ def check(cfg: DictConfig) -> None:
         if value not in options:
             raise InputError(f"{key}={value} must be one of {', '.join(options)}")
 
+    def given(key: str) -> Any:
+        """The value as written, or ABSENT where this corpus or model has no such key."""
+        group, _, name = key.rpartition(".")
+        return OmegaConf.to_container(OmegaConf.select(cfg, group)).get(name, ABSENT)
+
+    def text(key: str, *, null: bool = False) -> None:
+        value = given(key)
+        if value is ABSENT or (value is None and null) or isinstance(value, str):
+            return
+        raise InputError(f"{key}={value} must be text{', or null' if null else ''}; put it in quotes")
+
+    def strings(key: str, *, one: bool = False, null: bool = False) -> None:
+        value = given(key)
+        if value is ABSENT or (value is None and null) or (isinstance(value, str) and one):
+            return
+        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+            forms = ["a list of names, [a,b], with at least one", *["one name"] * one, *["null"] * null]
+            raise InputError(f"{key}={value} must be {', or '.join(forms)}")
+
     number("tau", 0)
     number("seed", 0, 2**32 - 1, whole=True)
     number("lora.rank", 1, whole=True)
@@ -121,14 +142,24 @@ def check(cfg: DictConfig) -> None:
     number("data.split.test", 0, 1, open_low=True)
     number("trainer.max_epochs", 1, whole=True)
     number("trainer.accumulate_grad_batches", 1, whole=True)
-    if OmegaConf.select(cfg, "trainer.max_steps") == 0:
+    number("trainer.max_steps", -1, whole=True)
+    number("trainer.log_every_n_steps", 1, whole=True)
+    if cfg.trainer.max_steps == 0:
         raise InputError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
-    betas = OmegaConf.to_object(cfg.optim.betas)
-    if len(betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in betas):
+    betas = OmegaConf.to_container(cfg.optim).get("betas")
+    if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
         raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
+    text("model.path")
+    text("data.template")
+    text("data.prompt", null=True)
+    for key in ("data.path", "data.task", "data.text", "data.date"):
+        text(key, null=True)
+    strings("lora.target_modules", one=True, null=True)
+    strings("data.modules")
     for key in ("data.drop_duplicates", "data.append_eos"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
-    targets = cfg.lora.target_modules
-    if targets is not None and not targets:
-        raise InputError("lora.target_modules is empty; name layers, or leave it out for the default")
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1

@@ -10,14 +10,15 @@ import hydra
 import lightning as L
 import pandas as pd
 import torch
-import transformers
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.model.backbone import Pretrained
+from bora.model.likelihood import n_scored
 from bora.model.module import HierarchicalLoRA
 from bora.results.loggers import build_loggers, wandb_run
 from bora.results.run_directory import RunDirectory, versions
@@ -39,7 +40,8 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
     """
     finished = directory.claim(cfg)
     if finished is not None:
-        log.info("%s is finished already; nothing is done again", directory.path)
+        log.info("finished already; nothing is done again")
+        tell(directory)
         return finished
     started = time.perf_counter()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -88,14 +90,18 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
             directory.write_per_task(per_task)
             directory.write_summary(summary)
     if trainer.is_global_zero:
-        print_tasks(per_task, summary)
-        print(f"run directory: {directory.path.resolve()}")
+        tell(directory)
     return summary
+
+
+def tell(directory: RunDirectory) -> None:
+    """Print a finished run's table, from its files, and where they are."""
+    print_tasks(directory.per_task(), directory.finished())
+    print(f"run directory: {directory.path.resolve()}")
 
 
 def quiet() -> None:
     """Silence what the libraries say about things that are meant to be as they are."""
-    transformers.utils.logging.disable_progress_bar()
     if rank_zero_only.rank != 0:  # one process speaks for all
         logging.getLogger("bora").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -179,8 +185,9 @@ class TrainingClock(Callback):
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        # Counting the tokens waits for the device, so it comes before the clock is read.
+        self.tokens += int(n_scored(batch["labels"]).sum()) * trainer.world_size
         self.seconds += time.perf_counter() - self._since
-        self.tokens += int((batch["labels"][:, 1:] >= 0).sum()) * trainer.world_size
         module.log("tokens/s", self.tokens_per_second, prog_bar=True, rank_zero_only=True)
 
     def on_validation_end(self, trainer, module) -> None:
@@ -201,14 +208,12 @@ def build_trainer(
     """The Lightning Trainer with its checkpoints, early stopping and progress bar."""
     clock = TrainingClock()
     best = ModelCheckpoint(
-        directory.checkpoints,
-        filename="best",
-        monitor="val/nll",
-        save_top_k=1,
-        save_last=True,
-        enable_version_counter=False,
+        directory.checkpoints, filename="best", monitor="val/nll", enable_version_counter=False
     )
-    callbacks: list[Callback] = [clock, best, EarlyStopping("val/nll", patience=cfg.optim.patience)]
+    # save_last would copy the best one: it is written only in an epoch that is a new best.
+    last = ModelCheckpoint(directory.checkpoints, filename="last", enable_version_counter=False)
+    stop = EarlyStopping("val/nll", patience=cfg.optim.patience)
+    callbacks: list[Callback] = [clock, stop, best, last]
     options = OmegaConf.to_container(cfg.trainer)
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
@@ -220,14 +225,17 @@ def build_trainer(
         callbacks.append(TQDMProgressBar())
     else:  # in a log file a bar is noise; an epoch's line stands there instead
         options["enable_progress_bar"] = False
-    trainer = L.Trainer(
-        **options,
-        callbacks=callbacks,
-        logger=loggers,
-        use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
+    try:
+        trainer = L.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=loggers,
+            use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise InputError(f"trainer: Lightning refuses these settings: {error}") from error
     return trainer, clock, best
 
 

@@ -113,7 +113,9 @@ def test_every_logger_config_builds(logger, tmp_path, monkeypatch):
         "prior.penalty=other", "optim.lr=0", "optim.lr=nan", "optim.lr=inf", "optim.betas=[0.9]",
         "optim.betas=[0.9,1.0]", "optim.patience=0", "data.batch_size=0", "data.max_tokens=1", "data.n_tasks=0",
         "data.split.test=0", "data.split.validation=x", "data.append_eos=1", "trainer.max_epochs=0",
-        "trainer.max_steps=0", "data.documents_per_task=2",
+        "trainer.max_steps=0", "trainer.max_steps=x", "trainer.log_every_n_steps=x", "optim.betas=0.9", "data.prompt=5",
+        "data.template=null", "data.modules=null", "data.modules=[]", "lora.target_modules=3",
+        "model.path=5", "data.documents_per_task=2",
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(override):

@@ -219,3 +219,30 @@ def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
         command("hydra.run.dir=a", *SMALL)
     assert codes == [1]
     assert not (tmp_path / "a/summary.json").exists()
+
+
+def test_last_ckpt_is_the_last_epoch_and_best_the_best(command, tmp_path):
+    arguments = ["logger=none", "hydra.run.dir=a", "tau=0", "optim.lr=0.05", *SMALL, "trainer.max_epochs=4"]
+    assert command(*arguments)[0] == 0  # at this learning rate validation gets worse
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    epochs = {
+        name: torch.load(tmp_path / f"a/checkpoints/{name}.ckpt", weights_only=True)["epoch"] + 1
+        for name in ("best", "last")
+    }
+    assert epochs == {"best": summary["best_epoch"], "last": 4}
+    assert summary["best_epoch"] < 4
+
+
+def test_a_finished_run_is_told_again_not_done_again(command, tmp_path):
+    first = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
+    again = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
+    assert first[first.index("τ = 100") :] == again[again.index("τ = 100") :]
+
+
+def test_task_names_are_not_markup(command, tmp_path):
+    path = table(tmp_path / "t.csv", {"Smith [lab]": 24, "[/b]": 24})
+    arguments = ["data=table", f"data.path={path}", "data.drop_duplicates=false", "trainer.max_steps=1"]
+    code, out, _ = command(*arguments, "logger=none", "hydra.run.dir=a")
+    assert code == 0
+    assert "│ Smith [lab] " in out
+    assert "│ [/b] " in out

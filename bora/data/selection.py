@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 SELECTIONS = ("largest", "chronological", "alphabetical", "paper", "reference")
 # Number of documents that the two rules for Talk of Norway ask of a speaker (at least, at most).
 RULE_BOUNDS = {"paper": (101, None), "reference": (201, 999)}
+# And of a task under the plain orders: enough for three parts.
+PLAIN_BOUNDS = (20, None)
 
 
 @dataclass
@@ -50,7 +52,7 @@ def select(
             by cleaned name, 200 < documents < 1000 counted before short texts go).
         n_tasks: how many tasks to take; None for all.
         min_documents, max_documents: bounds on a task's documents, inclusive; None for the
-            rule's own bound, or no bound.
+            rule's own bound (PLAIN_BOUNDS under the plain orders).
         documents_per_task: keep at most this many of each task, drawn at random; None for all.
         min_characters: keep texts longer than this.
         drop_duplicates: keep the first of equal texts within a task.
@@ -65,7 +67,7 @@ def select(
     """
     if selection not in SELECTIONS:
         raise InputError(f"data.selection={selection}: choose one of {', '.join(SELECTIONS)}")
-    rule = RULE_BOUNDS.get(selection, (None, None))
+    rule = RULE_BOUNDS.get(selection, PLAIN_BOUNDS)
     min_documents = rule[0] if min_documents is None else min_documents
     max_documents = rule[1] if max_documents is None else max_documents
     dropped = Dropped()
@@ -124,19 +126,25 @@ def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
     if selection == "largest":
         counts = table["task"].value_counts()
         return sorted(names, key=lambda name: (-counts[name], name))
-    first = table.assign(date=parse_dates(table)).groupby("task")["date"].min()
+    first = parse_dates(table, missing=True).groupby(table["task"]).min()
+    undated = first.index[first.isna()]
+    if len(undated):
+        parse_dates(table[table["task"] == undated[0]])  # says which row, and raises
     return sorted(names, key=lambda name: (first[name], name))
 
 
-def parse_dates(table: pd.DataFrame) -> pd.Series:
+def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
     """The date column as timestamps.
 
+    Args:
+        missing: leave what is empty or cannot be read as missing.
+
     Raises:
-        InputError: a date is missing or cannot be read.
+        InputError: a date is missing or cannot be read, and `missing` is false.
     """
     dates = pd.to_datetime(table["date"], errors="coerce", format="ISO8601", utc=True)
     bad = dates.isna()
-    if bad.any():
+    if bad.any() and not missing:
         row = bad.idxmax()
         raise InputError(
             f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "

@@ -5,6 +5,7 @@ Everything is read as text: a speaker may be called "NA", a task may be "007".
 
 import csv
 import io
+import json
 import lzma
 import zipfile
 import zlib
@@ -22,9 +23,21 @@ from bora.errors import InputError
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 # Where data.task is not given, the first of these columns that the table has.
 TASK_COLUMNS = ("task", "rep_name")
+# What the readers raise at a file that is not what its ending says. Arrow's and json's parsing errors
+# are ValueErrors, as are wrong encodings; zipfile raises RuntimeError at an encrypted member.
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    csv.Error,
+    lzma.LZMAError,
+    zlib.error,
+    zipfile.BadZipFile,
+    pa.ArrowException,
+)
 LAST_ROW = "\x1f"  # the control character "unit separator", alone in each cell
 BYTES_AT_A_TIME = 2**26  # of CSV; a row must fit
-ROWS_AT_A_TIME = 50_000  # of JSON lines
 
 
 def read(path: str, task: str | None = None, text: str = "text", date: str | None = None) -> pd.DataFrame:
@@ -64,9 +77,8 @@ def read(path: str, task: str | None = None, text: str = "text", date: str | Non
         table = readers[ending]()
     except InputError:
         raise
-    except (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
-        # Arrow's and pandas' parsing errors are ValueErrors, as are wrong encodings.
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"data.path={path} is not readable as {file.name!r} says: {reason}") from error
     return table
 
@@ -95,14 +107,17 @@ def columns_of(
                 f"data.task is not given and {path} has no column {' or '.join(TASK_COLUMNS)}; "
                 f"name the column that holds the task: data.task=COLUMN, one of {', '.join(available)}"
             )
-    names = {need("task", task): "task", need("text", text): "text"}
-    if len(names) < 2:
-        raise InputError(f"data.task and data.text are both {text!r}; a task and its text are two columns")
+    if date is None and "date" in available and "date" not in (task, text):
+        date = "date"
+    chosen = {"task": need("task", task), "text": need("text", text)}
     if date is not None:
-        names[need("date", date)] = "date"
-    elif "date" in available and "date" not in names:
-        names["date"] = "date"
-    return names
+        chosen["date"] = need("date", date)
+    if len(set(chosen.values())) < len(chosen):
+        raise InputError(
+            "task, text and date must be different columns, not "
+            + ", ".join(f"data.{option}={name}" for option, name in chosen.items())
+        )
+    return {name: ours for ours, name in chosen.items()}
 
 
 def csv_batches(
@@ -204,29 +219,42 @@ def _read_csv(file: Path, separator: str, compression, task, text, date) -> pd.D
 
 
 def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:
-    chunks, names = [], None
+    records: list[dict] = []
+    available: dict[str, None] = {}
     with open_stream(file, compression) as stream:
-        lines = io.TextIOWrapper(stream, "utf-8-sig")
-        for chunk in pd.read_json(lines, lines=True, dtype=False, chunksize=ROWS_AT_A_TIME):
-            names = names or columns_of(list(chunk.columns), file, task, text, date)
-            chunks.append(chunk.reindex(columns=list(names)))
-    if names is None:
+        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8-sig"), start=1):
+            if not line.strip():
+                continue
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise InputError(f"data.path={file}: line {number} is not a JSON object")
+            available.update(dict.fromkeys(record))
+            records.append(record)
+    if not records:
         raise InputError(f"data.path={file} holds no rows")
-    return _finish(pd.concat(chunks, ignore_index=True), names)
+    names = columns_of(list(available), file, task, text, date)
+    # A number keeps the form it has in the file; it is a name here, not a quantity.
+    columns = {c: [_as_text(record.get(c)) for record in records] for c in names}
+    return _finish(pd.DataFrame(columns, dtype=str), names)
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _read_parquet(file: Path, task, text, date) -> pd.DataFrame:
-    schema = pa.parquet.read_schema(file)
-    names = columns_of(schema.names, file, task, text, date)
-    return _finish(pd.read_parquet(file, columns=list(names)).reset_index(drop=True), names)
+    names = columns_of(pa.parquet.read_schema(file).names, file, task, text, date)
+    table = pa.parquet.read_table(file, columns=list(names))
+    # Arrow casts integers with gaps to text as they are; pandas would make them floats first.
+    columns = {c: table[c].cast(pa.large_string()).fill_null("").to_pandas() for c in names}
+    return _finish(pd.DataFrame(columns), names)
 
 
 def _finish(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
-    """Our column names, text in every cell, the empty string for what is missing."""
+    """Our column names, and the empty string for a date column that is not there."""
     table = table.rename(columns=names)
-    for column in names.values():
-        missing = table[column].isna()
-        table[column] = table[column].astype(str).mask(missing, "")
     if "date" not in table:
         table["date"] = ""
     return table[["task", "text", "date"]]

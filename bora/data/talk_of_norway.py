@@ -49,7 +49,9 @@ def read(
     slim = cache_root() / f"ton-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
     if not slim.is_file():
         _write_slim(file, slim, task, text, date)
-    return pq.read_table(slim).to_pandas()
+    table = pq.read_table(slim).to_pandas()
+    # The corpus was written by R: what is missing (a president's name) may stand as NA.
+    return table.mask(table == "NA", "")
 
 
 def _find(path: Path) -> Path:

@@ -89,9 +89,16 @@ class StackedLoRA(nn.Module):
         self.B_mean.copy_(self.B.mean(dim=0))
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """(α/r) · B_d A_d x for rows x [R, T, n_in] of tasks [R]; computed in x's dtype."""
+        """(α/r) · B_d A_d x, in the factors' dtype, given back in x's.
+
+        Args:
+            x: [R, T, n_in], or [R·T, n_in] (OPT flattens before its feed-forward layers).
+            task: [R] the rows' tasks.
+        """
         A, B = self.of(task)
-        return ((x @ A.to(x.dtype).mT) @ B.to(x.dtype).mT) * self.scale
+        rows = x.reshape(len(task), -1, x.shape[-1]).to(A.dtype)
+        update = ((rows @ A.mT) @ B.mT) * self.scale
+        return update.reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
 class TaskLoRAs(Mapping):

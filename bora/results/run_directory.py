@@ -72,6 +72,10 @@ class RunDirectory:
         file = self.path / SUMMARY
         return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
+    def per_task(self) -> pd.DataFrame:
+        """per_task.csv as written."""
+        return pd.read_csv(self.path / PER_TASK, dtype={"task": str}, keep_default_na=False)
+
     def claim(self, cfg: DictConfig) -> dict[str, Any] | None:
         """Take the folder for this run: the summary if the same run is finished here already.
 

@@ -7,13 +7,15 @@ from rich.table import Table
 
 def _console() -> Console:
     # A pipe or a log file has no width of its own; never cut a name there.
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    # A task's name is not markup.
+    plain = {"markup": False, "emoji": False, "highlight": False}
+    console = Console(**plain)
+    return console if console.is_terminal else Console(width=120, **plain)
 
 
 def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     """One row a task, the whole corpus below."""
-    table = Table(title=f"τ = {summary['tau']:g}", title_justify="left")
+    table = Table(title=f"τ = {float(summary['tau']):g}", title_justify="left")
     table.add_column("task", overflow="fold")
     for column in ("train docs", "validation ppl", "test ppl", "‖θ−Θ‖"):
         table.add_column(column, justify="right")
@@ -26,21 +28,20 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
             f"{row.distance:.3f}",
         )
     table.add_section()
-    table.add_row(
-        "all (by token)",
-        f"{per_task.n_train.sum()}",
-        f"{summary['val_perplexity']:.2f}",
-        f"{summary['test_perplexity']:.2f}",
-        "",
+    # A perplexity beyond all numbers stands as "inf" in the file.
+    val, test, val_macro, test_macro, base = (
+        f"{float(summary[key]):.2f}"
+        for key in (
+            "val_perplexity",
+            "test_perplexity",
+            "val_perplexity_macro",
+            "test_perplexity_macro",
+            "base_test_perplexity",
+        )
     )
-    table.add_row(
-        "mean over tasks",
-        "",
-        f"{summary['val_perplexity_macro']:.2f}",
-        f"{summary['test_perplexity_macro']:.2f}",
-        "",
-    )
-    table.add_row("frozen backbone", "", "", f"{summary['base_test_perplexity']:.2f}", "")
+    table.add_row("all (by token)", f"{per_task.n_train.sum()}", val, test, "")
+    table.add_row("mean over tasks", "", val_macro, test_macro, "")
+    table.add_row("frozen backbone", "", "", base, "")
     _console().print(table)
 
 
@@ -49,14 +50,14 @@ def print_sweep(summaries: list[dict]) -> None:
     table = Table(title="τ → perplexity", title_justify="left")
     for column in ("τ", "seed", "learning rate", "validation ppl", "test ppl", "best epoch", "run"):
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
-    best = min(summaries, key=lambda s: s["val_perplexity"], default=None)
+    best = min(summaries, key=lambda s: float(s["val_perplexity"]), default=None)
     for s in sorted(summaries, key=lambda s: (float(s["tau"]), s["seed"])):
         table.add_row(
             f"{float(s['tau']):g}",
             str(s["seed"]),
             f"{s['lr']:g}",
-            f"{s['val_perplexity']:.2f}" + (" *" if s is best else "  "),
-            f"{s['test_perplexity']:.2f}",
+            f"{float(s['val_perplexity']):.2f}" + (" *" if s is best else "  "),
+            f"{float(s['test_perplexity']):.2f}",
             str(s["best_epoch"]),
             s["run"],
         )

@@ -24,7 +24,7 @@ def build(tokenizer, frame, selection=None, split_options=SPLIT, **encoding):
     return build_corpus(
         frame,
         tokenizer,
-        selection=selection or {},
+        selection=selection or {"min_documents": 1},
         split_options=split_options,
         encoding={"max_tokens": 32} | encoding,
     )

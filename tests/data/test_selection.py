@@ -2,8 +2,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bora.data.selection import select
+from bora.data import selection
 from bora.errors import InputError
+
+
+def select(table: pd.DataFrame, order: str = "largest", **options):
+    """The real one, without the default's bound of 20 documents under the plain orders."""
+    if order not in selection.RULE_BOUNDS:
+        options.setdefault("min_documents", 1)
+    return selection.select(table, order, **options)
 
 
 def table(sizes: dict[str, int], dates: dict[str, str] | None = None) -> pd.DataFrame:
@@ -93,6 +100,19 @@ def test_a_chronological_order_needs_dates(dates):
 def test_an_unknown_selection_is_refused():
     with pytest.raises(InputError, match=r"data\.selection=newest"):
         select(table({"a": 2}), "newest")
+
+
+def test_the_plain_orders_ask_for_20_documents_by_default():
+    assert selection.select(table({"a": 20, "b": 19}))[1] == ["a"]
+
+
+def test_a_missing_date_matters_only_where_a_task_has_no_other():
+    t = table({"a": 3, "b": 3}, {"a": "2002-01-01", "b": "2001-01-01"})
+    t.loc[0, "date"] = ""
+    assert select(t, "chronological")[1] == ["b", "a"]
+    t.loc[t["task"] == "a", "date"] = ""
+    with pytest.raises(InputError, match="no date of the form"):
+        select(t, "chronological")
 
 
 def test_an_empty_table_is_refused():

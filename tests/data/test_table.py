@@ -68,6 +68,17 @@ def test_parquet_with_numbers_dates_and_missing_values(tmp_path):
     assert table["date"][1] == ""
 
 
+def test_numbers_as_names_keep_their_form(tmp_path):
+    frame = pd.DataFrame({"task": pd.array([1, None, 12], dtype="Int64"), "text": ["a", "b", "c"]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.set_index("task").to_parquet(tmp_path / "index.parquet")
+    (tmp_path / "t.jsonl").write_text(
+        '{"task": 1, "text": "a"}\n\n{"text": "b"}\n{"task": 12, "text": "c"}\n'
+    )
+    for name in ("t.parquet", "index.parquet", "t.jsonl"):
+        assert read(str(tmp_path / name))["task"].tolist() == ["1", "", "12"]
+
+
 def test_columns_are_found_by_their_usual_names(tmp_path):
     FRAME.rename(columns={"who": "rep_name", "said": "text"}).to_csv(tmp_path / "t.csv", index=False)
     table = read(str(tmp_path / "t.csv"))
@@ -105,6 +116,8 @@ def test_json_lines_may_lack_a_key_in_some_rows(tmp_path):
         ("t.csv.zst", b"task,text\na,b\n", "not readable"),
         ("t.csv.bz2", b"task,text\na,b\n", "not readable"),
         ("t.csv.zip", b"task,text\na,b\n", "not readable"),
+        ("t.jsonl", b'{"task": "a", "text": "b"}\n5\n', "line 2 is not a JSON object"),
+        ("t.csv", b"x" * 200_000, "not readable"),
         ("t.txt", b"task,text\na,b\n", "ending"),
         ("t", b"task,text\na,b\n", "ending"),
     ],
@@ -142,5 +155,5 @@ def test_a_missing_date_column_is_told(tmp_path):
 
 def test_task_and_text_are_two_columns(tmp_path):
     (tmp_path / "t.csv").write_text("task,text\na,b\n")
-    with pytest.raises(InputError, match="two columns"):
+    with pytest.raises(InputError, match="different columns"):
         read(str(tmp_path / "t.csv"), task="text")

@@ -19,6 +19,7 @@ from bora.data import talk_of_norway
 from bora.data.selection import select
 from bora.data.split import split
 from bora.errors import InputError
+from bora.model.backbone import packaged
 
 # As Data.md of the corpus lists them.
 COLUMNS = """id url_rep_id rep_id rep_first_name rep_last_name rep_name rep_from rep_to rep_type county
@@ -53,21 +54,16 @@ def ton(tmp_path_factory) -> Path:
             day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
             text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
             writer.writerow({"id": i, "rep_name": name, "date": day, "text": text if i % 50 else "Kort."})
-        writer.writerow(
-            {
-                "id": len(names),
-                "rep_name": "",
-                "date": "1998-10-01",
-                "text": "Presidenten sier noe langt nok til å telle.",
-            }
-        )
+        for missing in ("", "NA"):  # presidents have no name
+            text = "Presidenten sier noe langt nok til å telle."
+            writer.writerow({"id": len(names), "rep_name": missing, "date": "1998-10-01", "text": text})
     return path
 
 
 def test_the_needed_columns_are_read_row_by_row(ton):
     table = talk_of_norway.read(str(ton), url="")
     with ton.open(newline="", encoding="utf-8") as source:
-        expected = [(r["rep_name"], r["text"], r["date"]) for r in csv.DictReader(source)]
+        expected = [(r["rep_name"].replace("NA", ""), r["text"], r["date"]) for r in csv.DictReader(source)]
     assert list(table.itertuples(index=False, name=None)) == expected
 
 
@@ -89,7 +85,7 @@ def test_both_selection_rules_and_both_splits(ton):
     table = talk_of_norway.read(str(ton), url="")
     paper, names, dropped = select(table, "paper", n_tasks=25, min_characters=40)
     assert set(names) == {"Zoë A. Å", "Bjørn Tore", "Anne N. X", "Dag"}
-    assert dropped.rows["without a task"] == 1
+    assert dropped.rows["without a task"] == 2
     config = OmegaConf.load(config_folder() / "data/talk_of_norway.yaml").split
     shares = split(paper, **config).value_counts(normalize=True)
     assert shares["test"] == pytest.approx(0.33, abs=0.01)
@@ -151,10 +147,13 @@ def _file(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path):
+def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path, capfd, monkeypatch):
     url, handler = server
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # a bar although this is no terminal
+    packaged("opt_mini")  # a run loads its model before its data, without bars
     table = talk_of_norway.read(None, url)
-    assert len(table) == sum(SIZES.values()) + 1
+    assert "Talk of Norway: 100%" in capfd.readouterr().err
+    assert len(table) == sum(SIZES.values()) + 2
     folder = tmp_path / "cache/talk_of_norway"
     assert os.listdir(folder) == ["ton.csv"]  # neither the archive nor the annotations stay
     assert (folder / "ton.csv").read_bytes() == ton.read_bytes()

