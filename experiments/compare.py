@@ -21,7 +21,7 @@ def load(folder: Path) -> tuple[dict, pd.DataFrame]:
 
 
 def main() -> None:
-    folders = [Path(f) for f in sys.argv[1:]]
+    folders = list(dict.fromkeys(Path(f) for f in sys.argv[1:]))  # a pattern may name the baseline again
     if len(folders) < 2:
         sys.exit("give the baseline's run directory and at least one more")
     (baseline, base_tasks), *others = map(load, folders)
