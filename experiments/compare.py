@@ -34,7 +34,8 @@ def main() -> None:
     tokens = base_tasks["test_tokens"].to_numpy()
     draws = np.random.default_rng(0).integers(0, len(tokens), (10_000, len(tokens)))
     print(
-        "| τ | form | learning rate | seed | best epoch | validation ppl | test ppl | mean over tasks | better than baseline | Δ test NLL |"
+        "| τ | form | learning rate | seed | best epoch | validation ppl | test ppl | mean over tasks "
+        "| better than baseline | Δ test NLL |"
     )
     print("|" + "---|" * 10)
     rows = sorted(
