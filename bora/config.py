@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from bora.errors import InputError
-from bora.model.posterior import PENALTIES
+from bora.model.posterior import LIKELIHOODS, PENALTIES
 
 ABSENT = object()
 
@@ -32,7 +32,7 @@ def format_value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):
+    if isinstance(value, (int, float)):
         return f"{value:.12g}"
     text = str(value)
     return re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")
@@ -126,6 +126,10 @@ def check(cfg: DictConfig) -> None:
     number("lora.init_std", 0, 1e9)
     choice("prior.parameterization", ("centered", "noncentered"))
     choice("prior.penalty", PENALTIES)
+    choice("likelihood", LIKELIHOODS)
+    choice("data.order", ("shuffled", "fixed"))
+    if cfg.likelihood == "task_mean" and cfg.trainer.devices != 1:
+        raise InputError("likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1")
     number("optim.lr", 0, 1e9, open_low=True, null=True)
     number("optim.eps", 0, 1, open_low=True)
     number("optim.patience", 1, whole=True)
@@ -156,7 +160,7 @@ def check(cfg: DictConfig) -> None:
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)
     strings("data.modules")
-    for key in ("data.drop_duplicates", "data.append_eos"):
+    for key in ("data.drop_duplicates", "data.append_eos", "data.score_padding"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
 

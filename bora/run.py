@@ -1,5 +1,6 @@
 """The command: `python -m bora.run tau=100`, or as a sweep `python -m bora.run -m tau=0,100,inf`."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,21 +16,27 @@ from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError
 
 register_resolvers()
+log = logging.getLogger(__name__)
 SHOW_TRACE = "HYDRA_FULL_ERROR" in os.environ
 
 
 @hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
-def job(cfg: DictConfig) -> float:
-    """One run of a sweep, or the only one; its validation perplexity, for sweepers to minimise."""
+def job(cfg: DictConfig) -> float | None:
+    """One run of a sweep, or the only one.
+
+    Returns:
+        Its validation perplexity, for sweepers to minimise; None for a failed job of a sweep, whose
+        reason is then in its folder, so that the other jobs go on (bora.results.sweep tells of it).
+    """
     settings = HydraConfig.get()
     sweep = settings.mode == RunMode.MULTIRUN
+    folder = Path(settings.runtime.output_dir)
     try:
         # A mistake in the config is told before the imports below, which take seconds.
         check(cfg)
         from bora.results.run_directory import RunDirectory
         from bora.training import train
 
-        folder = Path(settings.runtime.output_dir)
         summary = train(
             cfg,
             RunDirectory(folder),
@@ -37,29 +44,52 @@ def job(cfg: DictConfig) -> float:
             name=folder.name if sweep else f"tau={cfg.tau:g},seed={cfg.seed}",
         )
     except Exception as error:
-        if not sweep:  # Hydra would add a line of its own to one that is meant to stand alone
-            leave(error)
-        raise
+        if not sweep:
+            leave(error)  # Hydra would add a line of its own to one that is meant to stand alone
+            raise
+        record(error, folder)
+        return None
     return summary["val_perplexity"]
+
+
+def record(error: Exception, folder: Path) -> None:
+    """Note in a sweep job's folder why it failed."""
+    from bora.results.run_directory import RunDirectory
+
+    line, code = told(error), 2
+    if line is None:
+        line, code = f"{type(error).__name__}: {' '.join(str(error).split())}", 1
+    if code == 1 or SHOW_TRACE:
+        log.error("%s failed", folder.name, exc_info=error)
+    else:
+        log.error("%s failed: %s", folder.name, line)
+    RunDirectory(folder).write_failure({"error": line, "exit_code": code})
 
 
 def leave(error: Exception) -> None:
     """End with exit code 2 and one line on standard error, if the error is the user's to mend."""
-    if SHOW_TRACE:
+    line = told(error)
+    if line is None or SHOW_TRACE:
         return
+    print("bora:", line, file=sys.stderr)
+    sys.exit(2)
+
+
+def told(error: Exception) -> str | None:
+    """The one line that says what the user can mend; None for a defect, whose trace is needed."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, InputError):
         link = link.__cause__  # Hydra wraps what a reader or loader raises
-    told = link or error
-    if link is None and not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return
-    if link is None and isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return  # a defect inside what was instantiated: its trace is needed
-    words = str(told).split()  # Hydra's own messages take several lines
-    if link is None and isinstance(error.__cause__, OmegaConfBaseException):
+    if link is not None:
+        return " ".join(str(link).split())
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return None  # something went wrong inside what was instantiated
+    words = str(error).split()  # Hydra's own messages take several lines
+    if isinstance(error.__cause__, OmegaConfBaseException):
         words += str(error.__cause__).split()
-    print("bora:", *words, file=sys.stderr)
-    sys.exit(2)
+    return " ".join(words)
 
 
 def main() -> None:
@@ -74,4 +104,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its own name, not as __main__: a sweep's other processes import the job from there.
+    from bora.run import main as run
+
+    run()

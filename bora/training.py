@@ -1,8 +1,6 @@
 """One run: data → model → fit → test → the run directory's files."""
 
 import logging
-import sys
-import time
 import warnings
 from typing import Any
 
@@ -10,19 +8,17 @@ import hydra
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.model.backbone import Pretrained
-from bora.model.likelihood import n_scored
 from bora.model.module import HierarchicalLoRA
 from bora.results.loggers import build_loggers, wandb_run
 from bora.results.run_directory import RunDirectory, versions
 from bora.results.tables import print_tasks
+from bora.trainer import build_fitter
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +39,12 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
         log.info("finished already; nothing is done again")
         tell(directory)
         return finished
-    started = time.perf_counter()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
     pretrained: Pretrained = hydra.utils.instantiate(cfg.model.loader)
     corpus = load_corpus(cfg, pretrained)
     log.info("%s", corpus.describe())
-    data = TaskDataModule(
-        corpus,
-        pad_id=pretrained.tokenizer.pad_token_id or 0,
-        batch_size=cfg.data.batch_size,
-        eval_batch_size=cfg.data.eval_batch_size,
-        seed=cfg.seed,
-    )
+    data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data)
     if model.parameterization != cfg.prior.parameterization:
         log.info(
@@ -64,26 +53,20 @@ def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> di
         )  # fmt: skip
     directory.write_documents(corpus.documents)
     about = identity(cfg, model, corpus)
-    loggers = build_loggers(cfg, directory.path, group, name, {"run": about})
+    loggers = build_loggers(cfg, directory, group, name, {"run": about})
     with wandb_run(loggers):
-        trainer, speed, best = build_trainer(cfg, directory, loggers, len(data.train_dataloader()))
-        trainer.fit(model, data)
-        if best.best_model_score is None or not best.best_model_score.isfinite():
-            raise InputError(
-                f"training diverged: no epoch had a finite validation NLL (tau={cfg.tau:g}, learning rate "
-                f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
-            )
-        # The best epoch on validation; only now is test read, and once.
-        trainer.validate(model, data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
+        fitter = build_fitter(cfg, directory, loggers, model.monitor, len(data.train_dataloader()))
+        trainer, clock = fitter.trainer, fitter.clock
+        fitter.fit(model, data, directory.resume_from)
+        # The model is the best epoch's on validation; only now is test read, and once.
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
-        steps = trainer.fit_loop.epoch_loop.global_step
         summary |= {
-            "best_epoch": speed.epoch_of(best.best_model_score.item()),
-            "epochs": len(speed.val_nll),
-            "steps": steps,
-            "train_tokens_per_second": round(speed.tokens_per_second, 1),
-            "seconds": round(time.perf_counter() - started, 1),
+            "best_epoch": clock.best_epoch,
+            "epochs": len(clock.history),
+            "steps": trainer.fit_loop.epoch_loop.global_step,
+            "train_tokens_per_second": round(clock.tokens_per_second, 1),
+            "seconds": round(clock.wall_seconds, 1),
         }
         summary = about | summary
         if trainer.is_global_zero:
@@ -107,6 +90,7 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on
         "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
         "Found .* module.* in eval mode at the start of training",  # the frozen backbone
         ".*isinstance.treespec, LeafSpec.* is deprecated",
@@ -147,6 +131,21 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
     )
 
 
+def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
+    """The corpus as batches, in the order and with the padding that the config asks for."""
+    tokenizer = pretrained.tokenizer
+    return TaskDataModule(
+        corpus,
+        # What stands in padding matters only where padding is scored: the end of text is predicted then.
+        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else tokenizer.pad_token_id or 0,
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        seed=cfg.seed,
+        score_padding=cfg.data.score_padding,
+        order=cfg.data.order,
+    )
+
+
 def build_model(
     cfg: DictConfig, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
 ) -> HierarchicalLoRA:
@@ -154,106 +153,40 @@ def build_model(
     return HierarchicalLoRA(
         pretrained.model,
         task_names,
-        n_documents=data.n_documents,
+        task_documents=data.task_documents,
         n_tokens=data.n_tokens,
         tau=cfg.tau,
         **OmegaConf.to_container(cfg.lora),
         **OmegaConf.to_container(cfg.prior),
+        likelihood=cfg.likelihood,
         lr=cfg.optim.lr,
         betas=tuple(cfg.optim.betas),
         eps=cfg.optim.eps,
     )
 
 
-class TrainingClock(Callback):
-    """Counts scored training tokens and the seconds they took; says how each epoch went."""
-
-    def __init__(self) -> None:
-        self.tokens, self.seconds, self._since = 0, 0.0, 0.0
-        self.val_nll: list[float] = []
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Scored training tokens a second, validation's time left out."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def epoch_of(self, nll: float) -> int:
-        """The first epoch, counted from 1, with this validation NLL."""
-        return self.val_nll.index(nll) + 1
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        self._since = time.perf_counter()
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        # Counting the tokens waits for the device, so it comes before the clock is read.
-        self.tokens += int(n_scored(batch["labels"]).sum()) * trainer.world_size
-        self.seconds += time.perf_counter() - self._since
-        module.log("tokens/s", self.tokens_per_second, prog_bar=True, rank_zero_only=True)
-
-    def on_validation_end(self, trainer, module) -> None:
-        if trainer.state.fn != "fit":
-            return
-        metrics = trainer.callback_metrics
-        self.val_nll.append(metrics["val/nll"].item())
-        if trainer.is_global_zero:
-            log.info(
-                "epoch %d: validation perplexity %.3f, training loss %.4f nats/token, %.0f tokens/s",
-                len(self.val_nll), metrics["val/perplexity"], metrics["train/loss"], self.tokens_per_second,
-            )  # fmt: skip
-
-
-def build_trainer(
-    cfg: DictConfig, directory: RunDirectory, loggers: list, batches_an_epoch: int
-) -> tuple[L.Trainer, TrainingClock, ModelCheckpoint]:
-    """The Lightning Trainer with its checkpoints, early stopping and progress bar."""
-    clock = TrainingClock()
-    best = ModelCheckpoint(
-        directory.checkpoints, filename="best", monitor="val/nll", enable_version_counter=False
-    )
-    # save_last would copy the best one: it is written only in an epoch that is a new best.
-    last = ModelCheckpoint(directory.checkpoints, filename="last", enable_version_counter=False)
-    stop = EarlyStopping("val/nll", patience=cfg.optim.patience)
-    callbacks: list[Callback] = [clock, stop, best, last]
-    options = OmegaConf.to_container(cfg.trainer)
-    if cfg.trainer.max_steps > 0:
-        # An epoch ends where training does, so that a run of a few steps is validated too.
-        last_batch = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-        options["limit_train_batches"] = min(last_batch, batches_an_epoch)
-    if "strategy" in cfg.trainer:
-        options["strategy"] = hydra.utils.instantiate(cfg.trainer.strategy)
-    if sys.stdout.isatty():  # where tqdm writes
-        callbacks.append(TQDMProgressBar())
-    else:  # in a log file a bar is noise; an epoch's line stands there instead
-        options["enable_progress_bar"] = False
-    try:
-        trainer = L.Trainer(
-            **options,
-            callbacks=callbacks,
-            logger=loggers,
-            use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise InputError(f"trainer: Lightning refuses these settings: {error}") from error
-    return trainer, clock, best
-
-
 def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
     """per_task.csv's rows and the summary's perplexities, from the metrics after testing."""
     val, test, base = (model.metrics[k].compute() for k in ("val", "test", "base_test"))
     per_task = corpus.per_task().rename_axis("task").reset_index()
+    # What was scored in the end: more than the documents' own tokens where padding is scored too.
+    per_task["test_tokens"] = model.metrics["test"].tokens.long().tolist()
     for split, result in (("val", val), ("test", test)):
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
         per_task[f"{split}_perplexity"] = result["task_perplexity"].tolist()
     per_task["distance"] = model.adapters.distances().tolist()
-    return per_task, {
+    summary = {
         "val_perplexity": val["perplexity"].item(),
         "val_perplexity_macro": val["perplexity_macro"].item(),
         "test_perplexity": test["perplexity"].item(),
         "test_perplexity_macro": test["perplexity_macro"].item(),
         "base_test_perplexity": base["perplexity"].item(),
     }
+    if "val_by_batch" in model.metrics:  # the published code's own figure
+        by_batch = model.metrics["val_by_batch"].compute()
+        per_task["val_perplexity_by_batch"] = by_batch["task_perplexity"].tolist()
+        summary["val_perplexity_by_batch"] = by_batch["perplexity"].item()
+    return per_task, summary
 
 
 def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[str, Any]:
@@ -266,6 +199,7 @@ def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[s
         "n_tasks": len(corpus.task_names),
         "parameterization": model.parameterization,
         "penalty": model.penalty,
+        "likelihood": model.likelihood,
         "lr": model.lr,
         "n_documents": model.n_documents,
         "n_tokens": model.n_tokens,

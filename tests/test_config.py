@@ -9,12 +9,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bora.config import check, config_folder, format_value, register_resolvers
-from bora.data.module import TaskDataModule
 from bora.errors import InputError
 from bora.model.module import HierarchicalLoRA, learning_rate
 from bora.results.loggers import build_loggers
 from bora.results.run_directory import RunDirectory
-from bora.training import build_model, build_trainer, load_corpus
+from bora.trainer import build_fitter
+from bora.training import build_data, build_model, load_corpus
 
 register_resolvers()
 
@@ -60,11 +60,11 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
     pretrained = instantiate(cfg.model.loader)
     corpus = load_corpus(cfg, pretrained)
     assert len(corpus.task_names) == (25 if data == "stdlib" else 3)
-    module = TaskDataModule(corpus, 1, cfg.data.batch_size, cfg.data.eval_batch_size, cfg.seed)
+    module = build_data(cfg, pretrained, corpus)
     assert isinstance(build_model(cfg, pretrained, corpus.task_names, module), HierarchicalLoRA)
     if trainer != "gpu":  # Lightning looks for the device when it is built
-        built, *_ = build_trainer(cfg, RunDirectory(tmp_path / "run"), [], 10)
-        assert isinstance(built, L.Trainer)
+        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [], "val/nll", 10)
+        assert isinstance(built.trainer, L.Trainer)
 
 
 def test_the_papers_experiment_is_the_papers():
@@ -100,7 +100,7 @@ def test_every_models_loader_is_a_function_that_takes_its_keys(model):
 @pytest.mark.parametrize("logger", options("logger"))
 def test_every_logger_config_builds(logger, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers = build_loggers(config(f"logger={logger}"), tmp_path, "group", "name", {})
+    loggers = build_loggers(config(f"logger={logger}"), RunDirectory(tmp_path), "group", "name", {})
     wandb.finish()
     assert len(loggers) == {"none": 1, "wandb": 2}[logger]
 
@@ -135,6 +135,7 @@ def test_tau_from_zero_to_infinity_is_fine(tau):
     [
         (100, "100"),
         (100.0, "100"),
+        (-1, "-1"),
         (1e5, "100000"),
         (0.001, "0.001"),
         (float("inf"), "inf"),

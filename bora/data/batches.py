@@ -14,8 +14,18 @@ from bora.model.likelihood import IGNORE
 class Documents(Dataset):
     """The documents of one split; an item is a whole batch, asked for by a list of indices."""
 
-    def __init__(self, documents: Sequence[Encoded], tasks: Sequence[int], pad_id: int):
-        self.documents, self.tasks, self.pad_id = list(documents), list(tasks), pad_id
+    def __init__(
+        self, documents: Sequence[Encoded], tasks: Sequence[int], pad_id: int, score_padding: bool = False
+    ):
+        """
+        Args:
+            documents, tasks: the tokens and the task of each document.
+            pad_id: token id that fills rows on the right.
+            score_padding: label the padding too, as the published code does; its result then
+                depends on the batch, and on an attention mask, which is given along.
+        """
+        self.documents, self.tasks = list(documents), list(tasks)
+        self.pad_id, self.score_padding = pad_id, score_padding
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -28,24 +38,28 @@ class Documents(Dataset):
 
         Returns:
             input_ids [R, T]; labels [R, T], IGNORE on padding and prompt; task [R];
-            batch_documents B.
+            batch_documents B; where padding is scored, attention_mask [R, T] too.
         """
         indices, batch_documents = batch
         width = max(len(self.documents[i].ids) for i in indices)
         input_ids = torch.full((len(indices), width), self.pad_id)
-        labels = torch.full((len(indices), width), IGNORE)
+        labels = torch.full((len(indices), width), self.pad_id if self.score_padding else IGNORE)
         for row, i in enumerate(indices):
             document = self.documents[i]
             ids = torch.from_numpy(document.ids).long()
             input_ids[row, : len(ids)] = ids
-            labels[row, document.n_prompt : len(ids)] = ids[document.n_prompt :]
-        task = torch.tensor([self.tasks[i] for i in indices])
-        return {
+            labels[row, : len(ids)] = ids
+            labels[row, : document.n_prompt] = IGNORE
+        tensors = {
             "input_ids": input_ids,
             "labels": labels,
-            "task": task,
+            "task": torch.tensor([self.tasks[i] for i in indices]),
             "batch_documents": batch_documents,
         }
+        if self.score_padding:
+            lengths = torch.tensor([len(self.documents[i].ids) for i in indices])
+            tensors["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        return tensors
 
 
 class Batches(Sampler):

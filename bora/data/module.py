@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 import lightning as L
+import numpy as np
 import pandas as pd
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -126,27 +127,39 @@ class TaskDataModule(L.LightningDataModule):
 
     Args:
         corpus: the documents.
-        pad_id: token id that fills rows on the right; it is never scored.
+        pad_id: token id that fills rows on the right.
         batch_size: documents in a training batch, all processes together.
         eval_batch_size: the same in validation and test, where it changes speed alone.
         seed: of the training order.
+        score_padding: score the padding too (the published code).
+        order: shuffled (anew each epoch) | fixed (one shuffled order for every epoch, and for
+            validation and test too, as in the published code).
     """
 
-    def __init__(self, corpus: Corpus, pad_id: int, batch_size: int, eval_batch_size: int, seed: int):
+    def __init__(
+        self,
+        corpus: Corpus,
+        pad_id: int,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        score_padding: bool = False,
+        order: str = "shuffled",
+    ):
         super().__init__()
-        self.corpus, self.pad_id, self.seed = corpus, pad_id, seed
+        self.corpus, self.pad_id, self.seed, self.order = corpus, pad_id, seed, order
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         index = {name: i for i, name in enumerate(corpus.task_names)}
         self._splits: dict[str, Documents] = {}
         for part in SPLITS:
             rows = corpus.documents.index[corpus.documents["split"] == part]
             tasks = [index[t] for t in corpus.documents.loc[rows, "task"]]
-            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, pad_id)
+            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, pad_id, score_padding)
 
     @property
-    def n_documents(self) -> int:
-        """N, training documents of all tasks."""
-        return len(self._splits["train"])
+    def task_documents(self) -> list[int]:
+        """N_d, training documents of each task."""
+        return np.bincount(self._splits["train"].tasks, minlength=len(self.corpus.task_names)).tolist()
 
     @property
     def n_tokens(self) -> int:
@@ -166,7 +179,10 @@ class TaskDataModule(L.LightningDataModule):
         documents = self._splits[part]
         rank, n_processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = None
-        if not shuffle:  # by length, so that little is padded
+        if self.order == "fixed":
+            order = np.random.default_rng(self.seed).permutation(len(documents)).tolist()
+        elif not shuffle:  # by length, so that little is padded
             order = sorted(range(len(documents)), key=lambda i: len(documents.documents[i].ids))
+        shuffle = shuffle and self.order == "shuffled"
         batches = Batches(len(documents), batch_size, shuffle, self.seed, rank, n_processes, order)
         return loader(documents, batches)

@@ -169,8 +169,8 @@ class Adapters(nn.Module):
         return add_update
 
     @contextmanager
-    def routed(self, task: Tensor):
-        """Within: row i of every forward is a document of task[i]. Outside: the bare backbone."""
+    def routed(self, task: Tensor | None):
+        """Within: row i of every forward is a document of task[i]. None, or outside: the bare backbone."""
         self._task = task
         try:
             yield

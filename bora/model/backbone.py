@@ -52,12 +52,15 @@ class Backbone(nn.Module):
         """The output layer, H → V."""
         return self.model.get_output_embeddings()
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """[R, T] token ids, padded on the right → [R, T, H] last hidden states.
 
-        No attention mask: under a causal mask no real token sees the padding on its right.
+        Without a mask no real token sees the padding on its right all the same, since the model is
+        causal. One is needed only where padding itself is scored (experiment=reference).
         """
-        return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.model.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from bora.model.adapters import Adapters
 from bora.model.backbone import Backbone
 from bora.model.likelihood import document_nll, n_scored
-from bora.model.perplexity import TaskPerplexity
-from bora.model.posterior import likelihood_estimate, prior_energy
+from bora.model.perplexity import BatchPerplexity, TaskPerplexity
+from bora.model.posterior import LIKELIHOODS, likelihood_estimate, prior_energy, task_mean_estimate
 from bora.model.targets import find_targets
 
 
@@ -22,13 +22,15 @@ class HierarchicalLoRA(L.LightningModule):
     Args:
         model: a transformers causal language model; it is frozen here.
         task_names: the D tasks; a batch's `task` indexes this list.
-        n_documents: N, training documents of all tasks.
+        task_documents: N_d, training documents of each task.
         n_tokens: T, scored training tokens of all tasks.
         tau: precision of the prior, 0 ≤ τ ≤ ∞.
         rank, alpha, target_modules, init_std: the LoRAs (see conf/lora).
         parameterization: centered | noncentered. At τ = 0 there is no prior to tie the tasks and
             the centered form is taken; at τ = ∞ Θ alone is trained.
         penalty: gaussian (eq. 5) | norm (the published code).
+        likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL; with it
+            U itself is minimised, and validation is judged by BatchPerplexity, as there.
         lr: learning rate, or None for the rule of `learning_rate`.
         betas, eps: AdamW's. Weight decay is 0: it would be a second prior, around zero.
     """
@@ -40,7 +42,7 @@ class HierarchicalLoRA(L.LightningModule):
         self,
         model: torch.nn.Module,
         task_names: Sequence[str],
-        n_documents: int,
+        task_documents: Sequence[int],
         n_tokens: int,
         tau: float,
         rank: int = 16,
@@ -49,13 +51,17 @@ class HierarchicalLoRA(L.LightningModule):
         init_std: float = 0.0,
         parameterization: str = "noncentered",
         penalty: str = "gaussian",
+        likelihood: str = "sum",
         lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
         super().__init__()
-        self.tau, self.penalty = float(tau), penalty
-        self.n_documents, self.n_tokens = n_documents, n_tokens
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {likelihood!r}")
+        self.tau, self.penalty, self.likelihood = float(tau), penalty, likelihood
+        self.n_documents, self.n_tokens = sum(task_documents), n_tokens
+        self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         self.parameterization = effective_parameterization(self.tau, parameterization)
         self.lr = learning_rate(self.tau, self.parameterization) if lr is None else lr
         self.betas, self.eps = tuple(betas), eps
@@ -67,17 +73,22 @@ class HierarchicalLoRA(L.LightningModule):
         self.metrics = torch.nn.ModuleDict(
             {split: TaskPerplexity(len(task_names)) for split in ("val", "test", "base_test")}
         )
+        self.monitor = "val/nll"  # what stops training and chooses the epoch
+        if likelihood == "task_mean":
+            self.metrics["val_by_batch"] = BatchPerplexity(len(task_names))
+            self.monitor = "val_by_batch/nll"
         # Plain values only, so that a checkpoint can be read with weights_only=True.
         self.save_hyperparameters(
             {
                 "tau": self.tau,
                 "parameterization": self.parameterization,
                 "penalty": penalty,
+                "likelihood": likelihood,
                 "rank": rank,
                 "alpha": alpha,
                 "layers": list(layers),
                 "task_names": list(task_names),
-                "n_documents": n_documents,
+                "task_documents": list(task_documents),
                 "n_tokens": n_tokens,
                 "lr": self.lr,
             },
@@ -96,11 +107,8 @@ class HierarchicalLoRA(L.LightningModule):
 
     def document_nll(self, batch: dict[str, Tensor], adapted: bool = True) -> Tensor:
         """[R] nats of each document under its task's θ_d, or under the bare backbone."""
-        if adapted:
-            with self.adapters.routed(batch["task"]):
-                hidden = self.backbone.hidden(batch["input_ids"])
-        else:
-            hidden = self.backbone.hidden(batch["input_ids"])
+        with self.adapters.routed(batch["task"] if adapted else None):
+            hidden = self.backbone.hidden(batch["input_ids"], batch.get("attention_mask"))
         return document_nll(hidden, batch["labels"], self.backbone.head)
 
     def prior(self) -> Tensor | float:
@@ -109,19 +117,21 @@ class HierarchicalLoRA(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """U/T from one batch of mixed tasks."""
-        nll = self.document_nll(batch)
-        # Lightning averages the processes' gradients, so each scales its share by their number.
-        share = likelihood_estimate(nll, batch["batch_documents"], self.n_documents)
-        likelihood = share * self.trainer.world_size
+        nll, scored = self.document_nll(batch), n_scored(batch["labels"])
+        if self.likelihood == "sum":
+            # Lightning averages the processes' gradients, so each scales its share by their number.
+            share = likelihood_estimate(nll, batch["batch_documents"], self.n_documents)
+            likelihood, unit = share * self.trainer.world_size, self.n_tokens
+        else:
+            likelihood, unit = task_mean_estimate(nll, scored, batch["task"], self.task_documents), 1
         prior = self.prior()
-        loss = (likelihood + prior) / self.n_tokens
-        scored = n_scored(batch["labels"]).sum()
+        loss = (likelihood + prior) / unit
         self.log_dict(
             {
                 "train/loss": loss,
-                "train/likelihood": likelihood / self.n_tokens,
-                "train/prior": prior / self.n_tokens,
-                "train/nll": nll.detach().sum() / scored,
+                "train/likelihood": likelihood / unit,
+                "train/prior": prior / unit,
+                "train/nll": nll.detach().sum() / scored.sum(),
             },
             batch_size=len(nll),
         )
@@ -135,7 +145,10 @@ class HierarchicalLoRA(L.LightningModule):
         return window / left_over if left_over and batch_idx >= batches - left_over else 1.0
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.metrics["val"].update(self.document_nll(batch), n_scored(batch["labels"]), batch["task"])
+        nll, scored = self.document_nll(batch), n_scored(batch["labels"])
+        for name in ("val", "val_by_batch"):
+            if name in self.metrics:
+                self.metrics[name].update(nll, scored, batch["task"])
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         scored = n_scored(batch["labels"])
@@ -143,13 +156,18 @@ class HierarchicalLoRA(L.LightningModule):
         self.metrics["base_test"].update(self.document_nll(batch, adapted=False), scored, batch["task"])
 
     def on_validation_epoch_start(self) -> None:
-        self.metrics["val"].reset()
+        for name in ("val", "val_by_batch"):
+            if name in self.metrics:
+                self.metrics[name].reset()
         if self.tau == 0:
             # The limit τ → 0+ of the posterior's Θ; it has no influence on any θ_d.
             self.adapters.move_mean_to_average()
 
     def on_validation_epoch_end(self) -> None:
         self._log_perplexity("val")
+        if "val_by_batch" in self.metrics:
+            by_batch = self.metrics["val_by_batch"].compute()
+            self.log_dict({f"val_by_batch/{k}": by_batch[k].float() for k in ("nll", "perplexity")})
 
     def on_test_epoch_start(self) -> None:
         self.metrics["test"].reset()
@@ -185,10 +203,13 @@ class HierarchicalLoRA(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Leave the frozen backbone out."""
+        """Leave the frozen backbone out; note the W&B run, for one that is resumed."""
         checkpoint["state_dict"] = {
             key: value for key, value in checkpoint["state_dict"].items() if key.startswith("adapters.")
         }
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                checkpoint["wandb_id"] = logger.version
 
 
 def effective_parameterization(tau: float, parameterization: str) -> str:

@@ -1,4 +1,4 @@
-"""Perplexity per task and overall, exact over processes."""
+"""Perplexity per task and overall: exact over processes, and as the published code averages it."""
 
 import torch
 from torch import Tensor
@@ -36,4 +36,42 @@ class TaskPerplexity(Metric):
             "task_nll": task_nll,
             "task_perplexity": task_nll.exp(),
             "perplexity_macro": task_nll.exp().mean(),
+        }
+
+
+class BatchPerplexity(Metric):
+    """The published code's figure: exp of the mean over batches of a batch's mean over tasks.
+
+    A batch gives each task in it one number, the mean NLL of its scored tokens there; short
+    documents and small batches weigh as much as long and large ones. Tables 1 and 2 of the paper
+    are this figure on validation documents.
+    """
+
+    full_state_update = False
+
+    def __init__(self, n_tasks: int):
+        super().__init__()
+        for name in ("task_nll", "task_batches"):
+            self.add_state(name, torch.zeros(n_tasks, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("nll", "batches"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, scored: Tensor, task: Tensor) -> None:
+        """Add a batch: nll [R] nats, scored [R] tokens, task [R] indices."""
+        nats = torch.zeros_like(self.task_nll).index_add_(0, task, nll.detach().double())
+        tokens = torch.zeros_like(self.task_nll).index_add_(0, task, scored.double())
+        present = tokens > 0
+        means = nats[present] / tokens[present]
+        self.task_nll[present] += means
+        self.task_batches += present
+        self.nll += means.mean()
+        self.batches += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """`nll`, `perplexity` over all; `task_perplexity` [D]."""
+        nll = self.nll / self.batches
+        return {
+            "nll": nll,
+            "perplexity": nll.exp(),
+            "task_perplexity": (self.task_nll / self.task_batches).exp(),
         }

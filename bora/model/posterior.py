@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PENALTIES = ("gaussian", "norm")
+LIKELIHOODS = ("sum", "task_mean")
 
 
 def likelihood_estimate(nll: Tensor, batch_documents: int, n_documents: int) -> Tensor:
@@ -25,6 +26,22 @@ def likelihood_estimate(nll: Tensor, batch_documents: int, n_documents: int) -> 
         n_documents: N, all training documents of all tasks.
     """
     return nll.sum() * (n_documents / batch_documents)
+
+
+def task_mean_estimate(nll: Tensor, scored: Tensor, task: Tensor, task_documents: Tensor) -> Tensor:
+    """What the published code puts in the likelihood's place: Σ_d N_d · (mean NLL of d's tokens).
+
+    The sum is over the tasks in the batch, the mean over the scored tokens of their rows.
+
+    Args:
+        nll, scored: [R] nats and scored tokens of the documents at hand.
+        task: [R] their tasks.
+        task_documents: [D] N_d, training documents of each task.
+    """
+    weights = task_documents.to(nll.dtype)
+    nats = torch.zeros_like(weights).index_add(0, task, nll)
+    tokens = torch.zeros_like(weights).index_add(0, task, scored.to(nll.dtype))
+    return (weights * nats / tokens.clamp(min=1)).sum()
 
 
 def gaussian_energy(deviations: Iterable[Tensor], tau: float) -> Tensor:

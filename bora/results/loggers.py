@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from bora.errors import InputError
-from bora.results.run_directory import json_safe
+from bora.results.run_directory import METRICS, RunDirectory, json_safe
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +23,11 @@ MODES = ("auto", "online", "offline")
 
 
 def build_loggers(
-    cfg: DictConfig, folder: Path, group: str, name: str, derived: dict[str, Any]
+    cfg: DictConfig, directory: RunDirectory, group: str, name: str, derived: dict[str, Any]
 ) -> list[Logger]:
-    """metrics.csv in `folder`, and W&B if cfg.logger.kind is wandb.
+    """metrics.csv in the run directory, and W&B if cfg.logger.kind is wandb.
+
+    Where an interrupted run goes on, both go on with what they have.
 
     Args:
         group: W&B group, the same for all runs of a sweep.
@@ -33,7 +37,8 @@ def build_loggers(
     Raises:
         InputError: an unknown kind or mode.
     """
-    loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
+    checkpoint = _interrupted(directory)
+    loggers: list[Logger] = [_csv_logger(directory.path, checkpoint)]
     if cfg.logger.kind == "none":
         return loggers
     if cfg.logger.kind != "wandb":
@@ -45,10 +50,12 @@ def build_loggers(
         return loggers
     settings = {
         "name": name,
-        "dir": folder,
+        "dir": directory.path,
         "project": cfg.logger.project,
         "entity": cfg.logger.entity,
         "group": group,
+        "id": checkpoint.get("wandb_id"),
+        "resume": "allow",
         "config": json_safe(OmegaConf.to_container(cfg, resolve=True) | derived),
         "settings": wandb.Settings(console="off", silent=True),
     }
@@ -65,6 +72,30 @@ def build_loggers(
         run = wandb.init(**settings, mode="offline")
     loggers.append(WandbLogger(experiment=run))
     return loggers
+
+
+def _interrupted(directory: RunDirectory) -> dict[str, Any]:
+    if directory.resume_from is None:
+        return {}
+    return torch.load(directory.resume_from, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _csv_logger(folder: Path, checkpoint: dict[str, Any]) -> CSVLogger:
+    """metrics.csv, written at every logged step; with the rows of the epochs that are done already."""
+    file = folder / METRICS
+    rows = pd.read_csv(file) if checkpoint and file.is_file() else pd.DataFrame()
+    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    if len(rows):
+        rows = rows[(rows["epoch"] <= checkpoint["epoch"]) & _not_of_testing(rows)]
+        # Lightning's writer begins a new file; its first rows are the old ones.
+        logger.experiment.metrics = [
+            {key: value for key, value in row.items() if pd.notna(value)} for row in rows.to_dict("records")
+        ]
+    return logger
+
+
+def _not_of_testing(rows: pd.DataFrame) -> pd.Series:
+    return rows.filter(like="test/").isna().all(axis=1)
 
 
 def _mode(mode: str) -> str:

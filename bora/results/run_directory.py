@@ -5,9 +5,11 @@ only if the run finished.
 """
 
 import json
+import logging
 import math
 import os
 import platform
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from bora.errors import InputError
+
+log = logging.getLogger(__name__)
 
 PER_TASK_COLUMNS = [
     "task",
@@ -44,6 +48,7 @@ LIBRARIES = (
     "wandb",
 )
 CONFIG, DOCUMENTS, PER_TASK, SUMMARY = "config.yaml", "documents.csv", "per_task.csv", "summary.json"
+METRICS, FAILED = "metrics.csv", "failed.json"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -67,6 +72,12 @@ class RunDirectory:
         """The folder of best.ckpt and last.ckpt."""
         return self.path / "checkpoints"
 
+    @property
+    def resume_from(self) -> Path | None:
+        """last.ckpt of an interrupted run, once the folder is claimed; None where there is none."""
+        last = self.checkpoints / "last.ckpt"
+        return last if last.is_file() else None
+
     def finished(self) -> dict[str, Any] | None:
         """The summary, if the run finished."""
         file = self.path / SUMMARY
@@ -79,10 +90,13 @@ class RunDirectory:
     def claim(self, cfg: DictConfig) -> dict[str, Any] | None:
         """Take the folder for this run: the summary if the same run is finished here already.
 
+        What an interrupted run left here is kept if it had the same config, else removed.
+
         Raises:
             InputError: the folder holds a finished run with another config.
         """
         summary = self.finished()
+        (self.path / FAILED).unlink(missing_ok=True)
         if summary is not None:
             differing = self.differences(cfg)
             if differing:
@@ -92,6 +106,15 @@ class RunDirectory:
                 )
             return summary
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.resume_from is not None:
+            differing = self.differences(cfg) if (self.path / CONFIG).is_file() else [CONFIG]
+            if differing:
+                log.info("the interrupted run here had other settings (%s): begun anew", ", ".join(differing))
+                shutil.rmtree(self.checkpoints)
+            else:
+                log.info("going on from %s", self.resume_from)
+        if self.resume_from is None:
+            (self.path / METRICS).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         return None
 
@@ -107,12 +130,26 @@ class RunDirectory:
 
     def write_per_task(self, per_task: pd.DataFrame) -> None:
         """per_task.csv: one row a task, in the order of selection."""
-        write_atomically(self.path / PER_TASK, per_task[PER_TASK_COLUMNS].to_csv(index=False))
+        columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
+        write_atomically(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json; the last file of a run. An infinite τ is written as "inf"."""
-        text = json.dumps(json_safe(summary), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path / SUMMARY, text + "\n")
+        self._write_json(SUMMARY, summary)
+
+    def write_failure(self, failure: dict[str, Any]) -> None:
+        """failed.json: why a sweep's job failed, until the next attempt; see `failure`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_json(FAILED, failure)
+
+    def failure(self) -> dict[str, Any] | None:
+        """error (one line) and exit_code of a failed job, or None."""
+        file = self.path / FAILED
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.path / name, text + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -1,27 +1,41 @@
-"""What a sweep says at its end: τ → perplexity over its finished jobs."""
+"""What a sweep says at its end: τ → perplexity over its finished jobs, and which jobs failed and why."""
 
-import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from bora.results.run_directory import SUMMARY, RunDirectory
+from bora.results.run_directory import FAILED, SUMMARY, RunDirectory
 from bora.results.tables import print_sweep
 
-log = logging.getLogger(__name__)
 
+class Sweep(Callback):
+    """Notes what a sweep varies before its first job, and tells how it went after the last."""
 
-class SweepTable(Callback):
-    """Prints the sweep's table when its last job is done."""
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Hydra's basic sweeper writes this file, others do not; the jobs' folders are named by it.
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "multirun.yaml")
+        for stale in folder.glob(f"*/{FAILED}"):
+            stale.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raises SystemExit with 2 if every failed job failed for its input, with 1 for any defect."""
         folder = Path(config.hydra.sweep.dir)
         summaries = finished_runs(folder)
         if summaries:
             print_sweep(summaries)
-        print(f"sweep directory: {folder.resolve()}")
+        print(f"sweep directory: {folder.resolve()}", flush=True)
+        failures = failed_runs(folder)
+        if not failures:
+            return
+        print(f"bora: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
+        for name, failure in failures.items():
+            print(f"bora: {name}: {failure['error']}", file=sys.stderr)
+        sys.exit(min(failure["exit_code"] for failure in failures.values()))
 
 
 def finished_runs(folder: Path) -> list[dict[str, Any]]:
@@ -30,3 +44,10 @@ def finished_runs(folder: Path) -> list[dict[str, Any]]:
         {**RunDirectory(file.parent).finished(), "run": file.parent.name}
         for file in sorted(folder.glob(f"*/{SUMMARY}"))
     ]
+
+
+def failed_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Failed jobs below a sweep's folder: name → failed.json."""
+    return {
+        file.parent.name: RunDirectory(file.parent).failure() for file in sorted(folder.glob(f"*/{FAILED}"))
+    }

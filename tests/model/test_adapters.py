@@ -11,7 +11,7 @@ TASKS = ["a", "b", "c.d"]  # a dot in a task's name must do no harm
 def build(parameterization: str, dtype=torch.float64, tau: float = 10.0, targets=None) -> HierarchicalLoRA:
     tau = float("inf") if parameterization == "shared" else tau
     model = HierarchicalLoRA(
-        tiny_opt(dtype=dtype), TASKS, 10, 100, tau, rank=3, alpha=6,
+        tiny_opt(dtype=dtype), TASKS, [10] * len(TASKS), 100, tau, rank=3, alpha=6,
         target_modules=targets, parameterization=parameterization,
     )  # fmt: skip
     model = model.to(dtype)

@@ -110,7 +110,7 @@ def test_other_architectures_mixed_forward_equals_one_task_at_a_time(family):
         base = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=32))
     else:
         base = LlamaForCausalLM(LlamaConfig(**TINY))
-    model = HierarchicalLoRA(base.double(), ["a", "b"], 4, 10, 1.0, rank=2).double()
+    model = HierarchicalLoRA(base.double(), ["a", "b"], [2, 2], 10, 1.0, rank=2).double()
     for p in model.adapters.parameters():
         torch.nn.init.normal_(p, std=0.3)
     ids = torch.randint(0, 50, (4, 9))

@@ -17,7 +17,9 @@ SIZES = {"a": 3, "b": 2}
 def build(data, **options) -> HierarchicalLoRA:
     torch.manual_seed(0)
     tau = options.pop("tau", 5.0)
-    return HierarchicalLoRA(tiny_opt(), list(SIZES), data.n_documents, data.n_tokens, tau, rank=2, **options)
+    return HierarchicalLoRA(
+        tiny_opt(), list(SIZES), data.task_documents, data.n_tokens, tau, rank=2, **options
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -30,7 +32,7 @@ def test_the_training_step_is_unbiased_for_u_over_t(size, monkeypatch):
     monkeypatch.setattr(model, "log_dict", lambda *a, **k: None)
     monkeypatch.setattr(model, "log", lambda *a, **k: None)
     documents = data.train_dataloader().dataset
-    n = data.n_documents
+    n = sum(data.task_documents)
     with torch.no_grad():
         losses = [model.training_step(documents[list(b), size], 0) for b in combinations(range(n), size)]
         whole = model.document_nll(documents[list(range(n)), n]).sum()

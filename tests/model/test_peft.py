@@ -51,7 +51,7 @@ def train(tau: float, trainer, parameterization="centered"):
     model = HierarchicalLoRA(
         tiny_opt(),
         list(SIZES),
-        data.n_documents,
+        data.task_documents,
         data.n_tokens,
         tau,
         RANK,
@@ -89,7 +89,7 @@ def test_tau_zero_equals_separate_peft_fine_tunes_step_for_step(trainer):
             rows = batch["task"] == d
             if rows.any():
                 nll = peft_loss(peft, batch["input_ids"][rows], batch["labels"][rows])
-                (nll * data.n_documents / len(batch["task"]) / data.n_tokens).backward()
+                (nll * sum(data.task_documents) / len(batch["task"]) / data.n_tokens).backward()
             else:  # the task has no gradient in this step, but its Adam goes on
                 absences += 1
                 for p in peft.parameters():
@@ -119,7 +119,7 @@ def test_tau_infinity_equals_one_peft_lora_on_the_pooled_data(trainer):
     for batch, after in zip(recorder.batches, recorder.after, strict=True):
         optimiser.zero_grad()
         nll = peft_loss(pooled, batch["input_ids"], batch["labels"])
-        (nll * data.n_documents / len(batch["task"]) / data.n_tokens).backward()
+        (nll * sum(data.task_documents) / len(batch["task"]) / data.n_tokens).backward()
         optimiser.step()
         for task in SIZES:  # every task is Θ
             for layer, lora in after[task].items():

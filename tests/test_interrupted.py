@@ -1,0 +1,183 @@
+"""A run or a sweep that is stopped and started again ends as one that was not; failures are told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+import bora.trainer
+from bora.model.module import HierarchicalLoRA
+
+SMALL = [
+    "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
+    "data.batch_size=6", "trainer.max_epochs=3", "trainer.log_every_n_steps=2",
+]  # fmt: skip
+
+
+def same_files(a, b) -> None:
+    """The two run directories hold the same results."""
+    for name in ("per_task.csv", "documents.csv"):
+        assert (a / name).read_text() == (b / name).read_text()
+    timeless = [c for c in pd.read_csv(a / "metrics.csv") if c != "tokens/s"]
+    pd.testing.assert_frame_equal(pd.read_csv(a / "metrics.csv")[timeless], pd.read_csv(b / "metrics.csv")[timeless])
+    one, other = (json.loads((f / "summary.json").read_text()) for f in (a, b))
+    for summary in (one, other):
+        del summary["seconds"], summary["train_tokens_per_second"]
+    assert one == other
+    for name in ("best", "last"):
+        one, other = (torch.load(f / f"checkpoints/{name}.ckpt", weights_only=True) for f in (a, b))
+        assert one["global_step"] == other["global_step"]
+        for key, value in one["state_dict"].items():
+            assert torch.equal(value, other["state_dict"][key])
+
+
+class Stop(Exception):
+    """Stands for whatever ends a process in the middle of a run."""
+
+
+def stop_at(monkeypatch, what: str, count: int):
+    """Let the count-th call of HierarchicalLoRA.`what` fail; undone when called."""
+    original, calls = getattr(HierarchicalLoRA, what), []
+
+    def fail(self, *args):
+        calls.append(1)
+        if len(calls) == count:
+            raise Stop("the machine went away")
+        return original(self, *args)
+
+    monkeypatch.setattr(HierarchicalLoRA, what, fail)
+    return lambda: monkeypatch.setattr(HierarchicalLoRA, what, original)
+
+
+@pytest.mark.parametrize(
+    ("what", "count"),
+    [("training_step", 2), ("training_step", 5), ("validation_step", 2), ("test_step", 1)],
+    ids=["in the first epoch", "in the second epoch", "while validating", "while testing"],
+)
+@pytest.mark.parametrize("tau", ["0", "10"])
+def test_a_stopped_run_goes_on_and_ends_the_same(command, tmp_path, monkeypatch, what, count, tau):
+    arguments = [f"tau={tau}", "logger=none", *SMALL]
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, what, count)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    assert not (tmp_path / "stopped/summary.json").exists()
+    mend()
+    code, out, _ = command(*arguments, "hydra.run.dir=stopped")
+    assert code == 0
+    assert ("going on from" in out) == (what != "training_step" or count > 3)
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_that_stopped_early_trains_no_further_epoch_when_resumed(command, tmp_path, monkeypatch):
+    arguments = ["tau=0", "optim.lr=0.01", "optim.patience=1", "logger=none", *SMALL, "trainer.max_epochs=9"]
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, "test_step", 1)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert summary["epochs"] == summary["best_epoch"] + 1 < 9
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_stopped_run_goes_on_in_a_folder_that_was_moved(command, tmp_path, monkeypatch):
+    arguments = ["logger=none", *SMALL]
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, "training_step", 7)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    (tmp_path / "stopped").rename(tmp_path / "moved")
+    assert command(*arguments, "hydra.run.dir=moved")[0] == 0
+    same_files(tmp_path / "whole", tmp_path / "moved")
+    assert not (tmp_path / "stopped").exists()
+
+
+def test_an_interrupted_run_with_other_settings_is_begun_anew(command, tmp_path, monkeypatch):
+    mend = stop_at(monkeypatch, "training_step", 5)
+    with pytest.raises(Stop):
+        command("logger=none", "lora.rank=3", *SMALL, "hydra.run.dir=a")
+    mend()
+    code, out, _ = command("logger=none", *SMALL, "hydra.run.dir=a")
+    assert code == 0
+    assert "other settings (lora.rank): begun anew" in out
+    assert command("logger=none", *SMALL, "hydra.run.dir=b")[0] == 0
+    same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_resumed_run_is_one_run_in_wandb(command, tmp_path, monkeypatch):
+    mend = stop_at(monkeypatch, "training_step", 5)
+    with pytest.raises(Stop):
+        command(*SMALL, "hydra.run.dir=a")
+    mend()
+    time.sleep(1.1)  # W&B names its folders by the second
+    assert command(*SMALL, "hydra.run.dir=a")[0] == 0
+    parts = [f.name.rsplit("-", 1)[1] for f in (tmp_path / "a/wandb").glob("offline-run-*")]
+    assert len(parts) == 2
+    assert len(set(parts)) == 1
+
+
+def test_a_failed_job_does_not_stop_the_others_and_is_told_at_the_end(command, tmp_path, monkeypatch):
+    arguments = ["-m", "tau=5,10,20", "name=s", "logger=none", *SMALL, "trainer.max_epochs=1"]
+    build = bora.trainer.build_fitter
+
+    def broken(cfg, *rest):
+        if cfg.tau == 10:
+            raise RuntimeError("out of luck")
+        return build(cfg, *rest)
+
+    monkeypatch.setattr("bora.training.build_fitter", broken)
+    code, out, err = command(*arguments)
+    assert code == 1
+    assert err.splitlines()[-2:] == [
+        "bora: 1 of the sweep's jobs failed:",
+        "bora: tau=10,seed=0: RuntimeError: out of luck",
+    ]
+    assert "Traceback" in out + err  # a defect is told with its trace
+    tail = out[out.index("τ → perplexity") :]
+    assert [line.split("│")[1].strip() for line in tail.splitlines() if line.startswith("│")] == ["5", "20"]
+    monkeypatch.setattr("bora.training.build_fitter", build)
+    stamp = (tmp_path / "multirun/s/tau=5,seed=0/summary.json").stat().st_mtime_ns
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    assert stamp == (tmp_path / "multirun/s/tau=5,seed=0/summary.json").stat().st_mtime_ns
+    assert (tmp_path / "multirun/s/tau=10,seed=0/summary.json").exists()
+
+
+def test_bad_input_in_one_job_of_a_sweep_is_exit_code_2(command):
+    code, out, err = command("-m", "tau=-1,5", "name=s", "logger=none", *SMALL, "trainer.max_steps=1")
+    assert code == 2
+    assert err.splitlines()[-1] == "bora: tau=-1,seed=0: tau=-1 must be a number from 0"
+    assert "Traceback" not in out + err
+    code, _, err = command("-m", "tau=5", "name=s", "logger=none", *SMALL, "trainer.max_steps=1")
+    assert (code, err) == (0, "")  # what failed before and is not asked for now is not told again
+
+
+def test_a_killed_sweep_ends_with_the_tables_of_one_that_was_not(command, tmp_path):
+    arguments = ["-m", "tau=0,10,inf", "logger=none", *SMALL]
+    assert command(*arguments, "name=whole")[0] == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bora.run", *arguments, "name=killed"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    second = tmp_path / "multirun/killed/tau=10,seed=0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {f.parent.name for f in (tmp_path / "multirun/killed").glob("*/summary.json")}
+    assert "tau=0,seed=0" in finished
+    assert "tau=inf,seed=0" not in finished
+    assert command(*arguments, "name=killed")[0] == 0
+    for name in ("tau=0,seed=0", "tau=10,seed=0", "tau=inf,seed=0"):
+        whole, killed = (tmp_path / "multirun" / s / name / "per_task.csv" for s in ("whole", "killed"))
+        assert whole.read_text() == killed.read_text()
