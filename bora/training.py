@@ -170,7 +170,7 @@ def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict
     val, test, base = (model.metrics[k].compute() for k in ("val", "test", "base_test"))
     per_task = corpus.per_task().rename_axis("task").reset_index()
     # What was scored in the end: more than the documents' own tokens where padding is scored too.
-    per_task["test_tokens"] = model.metrics["test"].tokens.long().tolist()
+    per_task["test_tokens"] = test["task_tokens"].long().tolist()
     for split, result in (("val", val), ("test", test)):
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
         per_task[f"{split}_perplexity"] = result["task_perplexity"].tolist()

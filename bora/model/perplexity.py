@@ -27,13 +27,14 @@ class TaskPerplexity(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Nats a scored token and perplexity: `nll`, `perplexity` over all tokens, `task_nll`,
-        `task_perplexity` [D], and `perplexity_macro`, the plain mean over tasks."""
+        `task_perplexity` and scored `task_tokens` [D], and `perplexity_macro`, the plain mean over tasks."""
         task_nll = self.nats / self.tokens
         nll = self.nats.sum() / self.tokens.sum()
         return {
             "nll": nll,
             "perplexity": nll.exp(),
             "task_nll": task_nll,
+            "task_tokens": self.tokens,
             "task_perplexity": task_nll.exp(),
             "perplexity_macro": task_nll.exp().mean(),
         }
