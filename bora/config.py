@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bora.errors import InputError
 from bora.model.posterior import LIKELIHOODS, PENALTIES
@@ -103,7 +103,7 @@ def check(cfg: DictConfig) -> None:
     def given(key: str) -> Any:
         """The value as written, or ABSENT where this corpus or model has no such key."""
         group, _, name = key.rpartition(".")
-        return OmegaConf.to_container(OmegaConf.select(cfg, group)).get(name, ABSENT)
+        return OmegaConf.to_container(OmegaConf.select(cfg, group) if group else cfg).get(name, ABSENT)
 
     def text(key: str, *, null: bool = False) -> None:
         value = given(key)
@@ -136,7 +136,11 @@ def check(cfg: DictConfig) -> None:
     number("data.n_tasks", 1, whole=True, null=True)
     number("data.min_documents", 0, whole=True, null=True)
     number("data.max_documents", 1, whole=True, null=True)
-    number("data.documents_per_task", 3, whole=True, null=True)
+    if isinstance(cfg.data.documents_per_task, ListConfig):
+        for place in range(len(cfg.data.documents_per_task)):
+            number(f"data.documents_per_task[{place}]", 3, whole=True)
+    else:
+        number("data.documents_per_task", 3, whole=True, null=True)
     number("data.min_characters", 0, whole=True)
     number("data.max_tokens", 2, whole=True)
     number("data.batch_size", 1, whole=True)
@@ -153,6 +157,7 @@ def check(cfg: DictConfig) -> None:
     betas = OmegaConf.to_container(cfg.optim).get("betas")
     if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
         raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
+    text("init_from", null=True)
     text("model.path")
     text("data.template")
     text("data.prompt", null=True)

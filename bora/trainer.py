@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 import sys
 import time
 from dataclasses import dataclass
@@ -103,6 +104,18 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
 
 
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values, on the CPU.
+
+    Raises:
+        InputError: there is no such file, or it is not a checkpoint.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+
+
 @dataclass(frozen=True)
 class Fitter:
     """A Trainer and those of its callbacks that are asked afterwards."""
@@ -128,7 +141,7 @@ class Fitter:
                 f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
             )
         # Not by ckpt_path=…: that would set the clock back to the best epoch too.
-        best = torch.load(self.best.best_model_path, map_location=model.device, weights_only=True)
+        best = load_checkpoint(Path(self.best.best_model_path))
         model.load_state_dict(best["state_dict"], strict=False)
         self.trainer.validate(model, data, verbose=False)
 

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -18,7 +19,7 @@ from bora.model.module import HierarchicalLoRA
 from bora.results.loggers import build_loggers, wandb_run
 from bora.results.run_directory import RunDirectory, versions
 from bora.results.tables import print_tasks
-from bora.trainer import build_fitter
+from bora.trainer import build_fitter, load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
             "n_tasks": d.n_tasks,
             "min_documents": d.min_documents,
             "max_documents": d.max_documents,
-            "documents_per_task": d.documents_per_task,
+            "documents_per_task": OmegaConf.to_container(d)["documents_per_task"],
             "min_characters": d.min_characters,
             "drop_duplicates": d.drop_duplicates,
             "seed": d.split.seed,
@@ -150,7 +151,7 @@ def build_model(
     cfg: DictConfig, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
 ) -> HierarchicalLoRA:
     """The LightningModule that the config describes."""
-    return HierarchicalLoRA(
+    model = HierarchicalLoRA(
         pretrained.model,
         task_names,
         task_documents=data.task_documents,
@@ -163,6 +164,12 @@ def build_model(
         betas=tuple(cfg.optim.betas),
         eps=cfg.optim.eps,
     )
+    if cfg.init_from is not None:
+        source = RunDirectory(Path(cfg.init_from).expanduser())
+        if source.finished() is None:
+            raise InputError(f"init_from={cfg.init_from}: there is no finished run in that folder")
+        model.start_from(load_checkpoint(source.checkpoints / "best.ckpt"))
+    return model
 
 
 def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Which documents are kept and which tasks are trained: a table in, a smaller table out."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +38,7 @@ def select(
     n_tasks: int | None = None,
     min_documents: int | None = None,
     max_documents: int | None = None,
-    documents_per_task: int | None = None,
+    documents_per_task: int | Sequence[int] | None = None,
     min_characters: int = 0,
     drop_duplicates: bool = True,
     seed: int = 0,
@@ -53,7 +54,8 @@ def select(
         n_tasks: how many tasks to take; None for all.
         min_documents, max_documents: bounds on a task's documents, inclusive; None for the
             rule's own bound (PLAIN_BOUNDS under the plain orders).
-        documents_per_task: keep at most this many of each task, drawn at random; None for all.
+        documents_per_task: keep at most this many of each task, drawn at random; None for all. A list
+            gives each task its own number, in the order of selection.
         min_characters: keep texts longer than this.
         drop_duplicates: keep the first of equal texts within a task.
         seed: of the draw for `documents_per_task`.
@@ -111,9 +113,21 @@ def select(
         table, table["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)"
     )
     if documents_per_task is not None:
+        if not isinstance(documents_per_task, int) and len(documents_per_task) != len(chosen):
+            raise InputError(
+                f"data.documents_per_task lists {len(documents_per_task)} numbers, but there are {len(chosen)} "
+                "tasks; give one number, or one for each task"
+            )
+        one = isinstance(documents_per_task, int)
+        caps = (
+            dict.fromkeys(chosen, documents_per_task)
+            if one
+            else dict(zip(chosen, documents_per_task, strict=True))
+        )
         rng = np.random.default_rng(seed)
         shuffled = table.iloc[rng.permutation(len(table))]
-        kept = shuffled.groupby("task").head(documents_per_task).index
+        place = shuffled.groupby("task").cumcount()
+        kept = shuffled.index[place < shuffled["task"].map(caps)]
         table = keep(table, table.index.isin(kept), "over the cap data.documents_per_task")
     return table, chosen, dropped
 

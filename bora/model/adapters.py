@@ -66,6 +66,23 @@ class StackedLoRA(nn.Module):
             if std:
                 factor.add_(torch.randn_like(factor), alpha=std)
 
+    @torch.no_grad()
+    def start_from(self, stored: Mapping[str, Tensor]) -> None:
+        """Take over θ and Θ, as far as this form can hold them, from what any form stores.
+
+        Args:
+            stored: A_mean, B_mean; and A, B (centered), A_offset, B_offset (noncentered) or neither.
+        """
+        for name in "AB":
+            mean = stored[f"{name}_mean"]
+            offset = stored.get(f"{name}_offset", torch.zeros_like(mean))
+            theta = stored.get(name, mean + offset)
+            getattr(self, f"{name}_mean").copy_(mean)
+            if self.parameterization == "centered":
+                getattr(self, name).copy_(theta)
+            elif self.parameterization == "noncentered":
+                getattr(self, f"{name}_offset").copy_(theta - mean)
+
     def of(self, task: Tensor | int) -> LowRank:
         """θ_d's factors for one task (an int) or for each row of a batch (a [R] index)."""
         if self.parameterization == "centered":

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from bora.errors import InputError
 from bora.model.adapters import Adapters
 from bora.model.backbone import Backbone
 from bora.model.likelihood import document_nll, n_scored
@@ -94,6 +95,24 @@ class HierarchicalLoRA(L.LightningModule):
             },
             logger=False,
         )
+
+    def start_from(self, checkpoint: dict) -> None:
+        """Begin at another run's θ and Θ, whatever its τ and parameterization; the optimiser begins anew.
+
+        Args:
+            checkpoint: a best.ckpt, loaded.
+
+        Raises:
+            InputError: it is of other tasks, layers, rank or α.
+        """
+        for key in ("task_names", "layers", "rank", "alpha"):
+            theirs, ours = checkpoint["hyper_parameters"][key], self.hparams[key]
+            if theirs != ours:
+                raise InputError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours})")
+        for layer, stack in self.adapters.stacks.items():
+            prefix = f"adapters.stacks.{layer}."
+            state = checkpoint["state_dict"]
+            stack.start_from({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
     @property
     def tasks(self):
