@@ -3,7 +3,10 @@
 import runpy
 import sys
 
-COMMANDS = {"run": "train, or sweep with -m: bora run tau=100"}
+COMMANDS = {
+    "run": "train, or sweep with -m: bora run tau=100",
+    "report": "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini",
+}
 
 
 def main() -> None:

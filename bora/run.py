@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -63,7 +64,8 @@ def record(error: Exception, folder: Path) -> None:
         log.error("%s failed", folder.name, exc_info=error)
     else:
         log.error("%s failed: %s", folder.name, line)
-    RunDirectory(folder).write_failure({"error": line, "exit_code": code})
+    when = datetime.now().astimezone().isoformat()
+    RunDirectory(folder).write_failure({"error": line, "exit_code": code, "time": when})
 
 
 def leave(error: Exception) -> None:

@@ -45,7 +45,7 @@ def build_loggers(
         raise InputError(f"logger.kind={cfg.logger.kind} must be wandb or none")
     if cfg.logger.mode not in MODES:
         raise InputError(f"logger.mode={cfg.logger.mode} must be one of {', '.join(MODES)}")
-    mode = _mode(cfg.logger.mode)
+    mode = wandb_mode(cfg.logger.mode)
     if mode == "disabled" or rank_zero_only.rank != 0:
         return loggers
     settings = {
@@ -98,7 +98,7 @@ def _not_of_testing(rows: pd.DataFrame) -> pd.Series:
     return rows.filter(like="test/").isna().all(axis=1)
 
 
-def _mode(mode: str) -> str:
+def wandb_mode(mode: str) -> str:
     """online, offline or disabled: as asked for here, else by $WANDB_MODE, else by being logged in."""
     if mode != "auto":
         return mode

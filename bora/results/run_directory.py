@@ -120,8 +120,8 @@ class RunDirectory:
 
     def differences(self, cfg: DictConfig) -> list[str]:
         """Keys whose value in config.yaml is not cfg's."""
-        theirs = _flat(OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=True))
-        ours = _flat(OmegaConf.to_container(cfg, resolve=True))
+        theirs = flat(OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=True))
+        ours = flat(OmegaConf.to_container(cfg, resolve=True))
         return sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
 
     def write_documents(self, documents: pd.DataFrame) -> None:
@@ -168,7 +168,8 @@ def json_safe(value: Any) -> Any:
     return value
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots; lists are values."""
     if isinstance(node, dict):
-        return {k: v for key, child in node.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
+        return {k: v for key, child in node.items() for k, v in flat(child, f"{prefix}{key}.").items()}
     return {prefix[:-1]: node}

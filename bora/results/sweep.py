@@ -19,8 +19,8 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, folder / "multirun.yaml")
-        for stale in folder.glob(f"*/{FAILED}"):
-            stale.unlink()
+        # The folder may hold failures of an earlier sweep with other values; they are not this one's.
+        self.earlier = failed_runs(folder)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises SystemExit with 2 if every failed job failed for its input, with 1 for any defect."""
@@ -29,7 +29,7 @@ class Sweep(Callback):
         if summaries:
             print_sweep(summaries)
         print(f"sweep directory: {folder.resolve()}", flush=True)
-        failures = failed_runs(folder)
+        failures = {k: v for k, v in failed_runs(folder).items() if self.earlier.get(k) != v}
         if not failures:
             return
         print(f"bora: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""The command `python -m bora.report DIR…`: one or more sweep folders to tables, figures and a page."""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from bora.errors import InputError
+
+NEEDS = "bora report needs its extra: pip install 'bora[report]'"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bora report",
+        description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's or a run's folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("report"), help="folder to write to (report)"
+    )
+    parser.add_argument(
+        "-c",
+        "--color-by",
+        metavar="COLUMN",
+        help="column of the corpus's table that colours the map of tasks",
+    )
+    parser.add_argument(
+        "--wandb", choices=("auto", "off"), default="auto",
+        help="log the report to Weights & Biases: auto, if the runs were (auto); off",
+    )  # fmt: skip
+    return parser
+
+
+def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
+    """Read the runs and write the report.
+
+    Raises:
+        InputError: no folder, no finished run, or an extra that is not installed.
+    """
+    try:
+        from bora.results.page import build_section, page
+    except ModuleNotFoundError as error:
+        raise InputError(f"{NEEDS} (there is no {error.name})") from error
+    from bora.results.evidence import Evidence
+    from bora.results.run_directory import write_atomically
+    from bora.results.runs import read_runs, series_of
+    from bora.results.task_map import build_task_map
+
+    runs, problems = read_runs(folders)
+    all_series, left_out = series_of(runs)
+    problems += left_out
+    sections = []
+    for series in all_series:
+        tau, projection = Evidence(series).best_middle_tau, None
+        if tau is not None and not math.isinf(tau):
+            try:
+                projection = build_task_map(series.at(tau)[0], color_by)
+            except InputError as error:
+                problems.append(f"no figure 6 for {series.label}: {error}")
+        sections.append(build_section(series, projection))
+    output.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        section.write(output if len(sections) == 1 else output / section.slug)
+    write_atomically(output / "index.html", page(sections, problems, len(runs)))
+    if to_wandb:
+        log_to_wandb(sections, runs, output)
+    for section in sections:
+        print(f"\n{section.label}\n\n{section.table1.markdown()}")
+        for claim in section.claims:
+            print(f"{claim.verdict}: {claim.claim} ({claim.numbers})")
+    for line in problems:
+        print(f"bora: {line}", file=sys.stderr)
+    print(f"\nreport: {(output / 'index.html').resolve()}")
+
+
+def log_to_wandb(sections: list, runs: list, output: Path) -> None:
+    """The tables and figures as a run of their own, if the first run was logged to W&B."""
+    import wandb
+
+    from bora.results.loggers import wandb_mode
+
+    config = runs[0].config
+    mode = (
+        wandb_mode(config.get("logger.mode", "auto")) if config.get("logger.kind") == "wandb" else "disabled"
+    )
+    if mode == "disabled":
+        return
+    run = wandb.init(
+        project=config["logger.project"], entity=config["logger.entity"], group=config["name"], name="report",
+        job_type="report", dir=output, mode=mode, settings=wandb.Settings(console="off", silent=True),
+    )  # fmt: skip
+    with run:
+        for section in sections:
+            prefix = f"{section.slug}/" if len(sections) > 1 else ""
+            for table in (section.table1, section.table2):
+                run.log({f"{prefix}{table.name}": wandb.Table(dataframe=table.cells.astype(str))})
+            folder = output if len(sections) == 1 else output / section.slug
+            for picture in section.figures:
+                image = wandb.Image(str(folder / f"{picture.name}.png"), caption=picture.caption)
+                run.log({f"{prefix}{picture.name}": image})
+        run.log({"page": wandb.Html((output / "index.html").read_text("utf-8"), inject=False)})
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    try:
+        build(arguments.folders, arguments.output, arguments.color_by, arguments.wandb == "auto")
+    except InputError as error:
+        print(f"bora: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
