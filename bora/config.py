@@ -165,7 +165,7 @@ def check(cfg: DictConfig) -> None:
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)
     strings("data.modules")
-    for key in ("data.drop_duplicates", "data.append_eos", "data.score_padding"):
+    for key in ("data.drop_duplicates", "data.append_eos", "data.prepend_bos", "data.score_padding"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
 

@@ -1,5 +1,6 @@
 """The command: `python -m bora.run tau=100`, or as a sweep `python -m bora.run -m tau=0,100,inf`."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -19,6 +20,13 @@ from bora.errors import InputError
 register_resolvers()
 log = logging.getLogger(__name__)
 SHOW_TRACE = "HYDRA_FULL_ERROR" in os.environ
+# What conf/sweep asks Hydra for → our extra, and the package that brings it.
+PLUGINS = {
+    "hydra/launcher/joblib": ("joblib", "hydra_joblib_launcher"),
+    "hydra/launcher/submitit_slurm": ("submitit", "hydra_submitit_launcher"),
+    "hydra/launcher/submitit_local": ("submitit", "hydra_submitit_launcher"),
+    "hydra/sweeper/optuna": ("optuna", "hydra_optuna_sweeper"),
+}
 
 
 @hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
@@ -89,6 +97,9 @@ def told(error: Exception) -> str | None:
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return None  # something went wrong inside what was instantiated
     words = str(error).split()  # Hydra's own messages take several lines
+    for plugin, extra in PLUGINS.items():
+        if f"'{plugin}'" in words and importlib.util.find_spec(f"hydra_plugins.{extra[1]}") is None:
+            return f"{plugin} is not installed: pip install 'bora[{extra[0]}]'"
     if isinstance(error.__cause__, OmegaConfBaseException):
         words += str(error.__cause__).split()
     return " ".join(words)

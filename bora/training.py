@@ -128,6 +128,7 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
             "prompt": d.prompt,
             "template": d.template,
             "append_eos": d.append_eos,
+            "prepend_bos": d.prepend_bos,
         },
     )
 

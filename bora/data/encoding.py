@@ -37,6 +37,7 @@ def encode(
     prompt: str | None = None,
     template: str = "{text}",
     append_eos: bool = False,
+    prepend_bos: bool = True,
 ) -> tuple[list[Encoded], Truncation]:
     """Tokenise each row's text, in the table's order.
 
@@ -49,6 +50,7 @@ def encode(
         prompt: text before each document, `{task}` stands for the task's name; None for none.
         template: how the text itself is written, `{text}` stands for it.
         append_eos: put the end-of-text token, scored, after each document.
+        prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
 
     Raises:
         InputError: max_tokens < 2, or a template without its field.
@@ -57,7 +59,7 @@ def encode(
         raise InputError(f"data.max_tokens={max_tokens} must be 2 or more: the first token is never scored")
     if "{text}" not in template:
         raise InputError(f"data.template={template!r} must hold {{text}}")
-    begin = beginning(tokenizer)
+    begin = beginning(tokenizer) if prepend_bos else []
     end = [tokenizer.eos_token_id] if append_eos else []
     prompts = dict.fromkeys(table["task"].unique(), begin)
     if prompt is not None:

@@ -34,13 +34,14 @@ STYLE = {
 WIDTH, HEIGHT = 6.8, 4.2  # inches
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
     """Draw in the common style, whatever the caller's own."""
 
-    def drawn(*args, **kwargs) -> Figure:
+    def drawn(*args, **kwargs) -> Figure | None:
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
             figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()
+            if figure is not None:
+                figure.draw_without_rendering()
             return figure
 
     drawn.__doc__ = draw.__doc__
@@ -67,7 +68,6 @@ def sizes(evidence: Evidence) -> Figure:
         ax.set_ylim(-0.6, n - 0.4)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("documents")
-        ax.legend(loc="lower right")
     else:
         figure, ax = canvas()
         place = np.arange(1, n + 1)
@@ -79,9 +79,9 @@ def sizes(evidence: Evidence) -> Figure:
         ax.set_ylim(0)
         ax.set_xlabel("task, by size")
         ax.set_ylabel("documents")
-        ax.legend(loc="upper right")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ax.set_title("Documents per task")
+    legend_outside(ax)
     return figure
 
 
@@ -261,13 +261,22 @@ def size_axis(ax: Axes, n: pd.Series) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     else:
+        if n.min() == n.max():
+            ax.set_xlim(n.min() - 2, n.min() + 2)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
 def legend_outside(ax: Axes, columns: int = 2) -> None:
     """Above the axes, so that it hides no point."""
     ax.set_title(ax.get_title(loc="left"), pad=26)
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handletextpad=0.4, columnspacing=1.2, borderaxespad=0.1)
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=columns,
+        handletextpad=0.4,
+        columnspacing=1.2,
+        borderaxespad=0.1,
+    )
 
 
 def shorten(name: str, length: int = 34) -> str:

@@ -94,7 +94,7 @@ def headline(evidence: Evidence) -> str:
         difference = evidence.difference(best, other) if other in taus else None
         if difference is not None:
             words += f" (τ = {format_tau(other)})"
-            parts.append(f"{difference.percent:+.1f} % against {words}".replace("-", "−"))
+            parts.append(f"{difference.percent:+.1f} % against {words}")
     return sentence + (", " + " and ".join(parts) if parts else "") + "."
 
 

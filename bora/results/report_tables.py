@@ -131,7 +131,7 @@ def table1(evidence: Evidence) -> ReportTable:
             o = difference.overall
             row |= {"nll_minus_best": o.value, "nll_minus_best_low": o.low, "nll_minus_best_high": o.high}
         cell["nats a token above the best τ [95 %, tasks]"] = (
-            "" if difference is None else f"{difference.overall:+.4f}".replace("-", "−")
+            "" if difference is None else f"{difference.overall:+.4f}"
         )
         if published is not None:
             theirs = published["perplexity"].get(tau, math.nan)

@@ -95,8 +95,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
     for top in folders:
         if not top.is_dir():
             raise InputError(f"{top}: there is no such folder")
-        for config in sorted(top.rglob(CONFIG)):
-            folder = config.parent
+        for folder in sorted({file.parent for name in (CONFIG, SUMMARY) for file in top.rglob(name)}):
             if folder.name == ".hydra" or folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
@@ -179,20 +178,25 @@ def _key(run: Run, limit: bool = False) -> str:
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:
-    """data · model, and whatever else differs between the groups."""
+    """corpus · model, and whatever else differs between the groups of that corpus and model."""
     settings = [next((r for r in g if not r.is_limit), g[0]).setting for g in groups]
-    keys = sorted({k for s in settings for k in s} - {"data_sha256"})
-    differing = [k for k in keys if len({json.dumps(s.get(k), default=str) for s in settings}) > 1]
+    names = [f"{_corpus(g[0])} · {g[0].summary['model']}" for g in groups]
     labels = []
-    for group, setting in zip(groups, settings, strict=True):
-        summary = group[0].summary
-        parts = [f"{k.rsplit('.', 1)[-1]}={setting.get(k)}" for k in differing if _telling(k)]
-        labels.append(" · ".join([str(summary["data"]), str(summary["model"]), *parts]))
+    for name, setting in zip(names, settings, strict=True):
+        peers = [s for other, s in zip(names, settings, strict=True) if other == name]
+        keys = sorted({k for s in peers for k in s} - {"data_sha256"})
+        differing = [k for k in keys if len({json.dumps(s.get(k), default=str) for s in peers}) > 1]
+        labels.append(" · ".join([name, *(f"{k}={_words(setting.get(k))}" for k in differing)]))
     if len(set(labels)) < len(labels):  # the same words for other documents
         labels = [f"{label} · {s['data_sha256'][:8]}" for label, s in zip(labels, settings, strict=True)]
     return labels
 
 
-def _telling(key: str) -> bool:
-    """Not a consequence of which corpus or model it is."""
-    return not key.startswith(("model.", "data.")) or key == "data.max_tokens"
+def _corpus(run: Run) -> str:
+    """The corpus by name; a table by its file's."""
+    name, path = str(run.summary["data"]), run.config.get("data.path")
+    return Path(path).name.split(".")[0] if name == "table" and path else name
+
+
+def _words(value: Any) -> str:
+    return "null" if value is None else str(value)

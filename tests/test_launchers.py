@@ -1,0 +1,85 @@
+"""Sweeps beyond one process, with the real launchers and the real Optuna."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+SMALL = [
+    "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
+    "data.batch_size=6", "trainer.max_epochs=1", "name=s",
+]  # fmt: skip
+
+
+def sweep(folder, *arguments: str) -> subprocess.CompletedProcess:
+    """`python -m bora.run -m …` in a process of its own, as the launchers' other processes are."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"WANDB_MODE": "offline"}
+    command = [sys.executable, "-m", "bora.run", "-m", *SMALL, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serial")
+    assert sweep(folder, "tau=1,inf", "logger=none").returncode == 0
+    return folder / "multirun/s"
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
+    done = sweep(tmp_path, f"sweep={launcher}", "tau=1,inf")
+    assert done.returncode == 0, done.stderr
+    assert "τ → perplexity" in done.stdout
+    for name in ("tau=1,seed=0", "tau=inf,seed=0"):
+        ours, theirs = (
+            json.loads((f / name / "summary.json").read_text()) for f in (tmp_path / "multirun/s", serial)
+        )
+        assert ours["test_perplexity"] == pytest.approx(theirs["test_perplexity"], rel=1e-5)
+        if launcher == "joblib":  # an equal share of the cores
+            assert ours["threads"] == max(1, os.cpu_count() // 2)
+        (run,) = (tmp_path / "multirun/s" / name / "wandb").glob("offline-run-*/run-*.wandb")
+        assert run.stat().st_size > 0
+
+
+def test_a_failed_job_of_another_process_is_told_at_the_end(tmp_path):
+    done = sweep(tmp_path, "sweep=joblib", "tau=-1,1", "logger=none")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "bora: tau=-1,seed=0: tau=-1 must be a number from 0"
+    assert (tmp_path / "multirun/s/tau=1,seed=0/summary.json").exists()
+
+
+def test_optuna_minimises_the_validation_perplexity(tmp_path):
+    done = sweep(
+        tmp_path, "sweep=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.params.tau='tag(log, interval(1, 1e4))'",
+        "logger=none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summaries = [json.loads(f.read_text()) for f in (tmp_path / "multirun/s").glob("*/summary.json")]
+    assert len(summaries) == 3
+    assert all(1 <= s["tau"] <= 1e4 for s in summaries)
+    best = min(summaries, key=lambda s: s["val_perplexity"])
+    found = OmegaConf.load(tmp_path / "multirun/s/optimization_results.yaml")
+    assert found.best_value == pytest.approx(best["val_perplexity"])
+    assert found.best_params.tau == pytest.approx(best["tau"])
+
+
+def test_a_missing_extra_is_told_in_one_line(tmp_path):
+    blocked = tmp_path / "blocked.py"
+    blocked.write_text(
+        "import sys, hydra_plugins\n"
+        "hydra_plugins.__path__ = []\n"  # as if no plugin were installed
+        "from bora.run import main\n"
+        "sys.argv = ['bora.run', '-m', 'sweep=joblib', 'tau=1,2']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, blocked], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()[-1]
+        == "bora: hydra/launcher/joblib is not installed: pip install 'bora[joblib]'"
+    )
