@@ -14,11 +14,17 @@ SMALL = [
 ]  # fmt: skip
 
 
+def run(folder, *command) -> subprocess.CompletedProcess:
+    """Python with these arguments in a process of its own, as the launchers' other processes are."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "HYDRA_FULL_ERROR")}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=kept | {"WANDB_MODE": "offline"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
 def sweep(folder, *arguments: str) -> subprocess.CompletedProcess:
-    """`python -m bora.run -m …` in a process of its own, as the launchers' other processes are."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"WANDB_MODE": "offline"}
-    command = [sys.executable, "-m", "bora.run", "-m", *SMALL, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return run(folder, "-m", "bora.run", "-m", *SMALL, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +81,7 @@ def test_a_missing_extra_is_told_in_one_line(tmp_path):
         "sys.argv = ['bora.run', '-m', 'sweep=joblib', 'tau=1,2']\n"
         "main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, blocked], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run(tmp_path, blocked)
     assert done.returncode == 2
     assert (
         done.stderr.splitlines()[-1]
