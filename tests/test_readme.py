@@ -17,11 +17,36 @@ from bora.config import check, config_folder, register_resolvers
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS += re.findall(r"`(bora run [^`\n]+)`", README)
 MODEL = f"model.path={Path(bora.__file__).parent / 'assets/opt_mini'}"
-SMALL = "data.documents_per_task=12 data.n_tasks=2 trainer.max_steps=1 logger=none"
+SMALL = "data.documents_per_task=12 data.n_tasks=2 data.max_tokens=32 trainer.max_steps=1 logger=none"
+# What a command would need much of, or what is not here (a cluster), in small.
+SMALLER = {
+    "tau=0,1,10,100,1000,10000,inf seed=0,1": "tau=0,inf seed=0,1",
+    "tau=0,10,100,inf": "tau=0,inf",
+    "n_jobs=4": "n_jobs=2",
+    "n_trials=20": "n_trials=2",
+    "sweep=submitit hydra.launcher.partition=gpu trainer=gpu": "sweep=submitit_local",
+    "experiment=paper": "experiment=paper data.path=. model=opt_mini",
+    "experiment=reference": "experiment=reference data.path=. model=opt_mini",
+}
+JOBS = {"seed=0,1": 4, "tau=0,inf": 2, "n_trials": 2, "experiment=": 6}
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("bora run")])
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        command, shell=True, cwd=folder, capture_output=True, text=True, check=False,
+        env=kept | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "BORA_CACHE": str(folder),
+            "WANDB_MODE": "offline",
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [c.split("  #")[0] for c in COMMANDS if re.match("bora run", c) and not re.search("…|RUN", c)]
+)
 def test_commands_run(command, tmp_path):
     rng = np.random.default_rng(0)
     speeches = [" ".join(rng.choice(["order", "the", "house", "aye", "no", "speaker"], 9)) for _ in range(60)]
@@ -29,20 +54,27 @@ def test_commands_run(command, tmp_path):
     frame.to_csv(tmp_path / "speeches.csv", index=False)
     if "model=opt_350m" in command:  # its weights are a small model's here
         command += f" {MODEL}"
-    command = command.replace("tau=0,1,10,100,1000,10000,inf seed=0,1", "tau=0,inf seed=0,1")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        f"{command} {SMALL}",
-        shell=True,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    if "experiment=" in command:
+        many = pd.DataFrame({"rep_name": ["Ann", "Bo"] * 210, "date": "1999-01-01"})
+        many["text"] = [" ".join(rng.choice(["ja", "nei", "president", "storting"], 12)) for _ in range(420)]
+        many.to_csv(tmp_path / "ton.csv", index=False)
+    for large, small in SMALLER.items():
+        command = command.replace(large, small)
+    done = shell(f"{command} {SMALL}", tmp_path)
     assert done.returncode == 0, done.stderr
-    jobs = 4 if " -m " in command else 1
+    jobs = next((n for words, n in JOBS.items() if words in command), 1)
     assert len(list(tmp_path.rglob("summary.json"))) == jobs
+
+
+def test_a_sweep_becomes_a_report(tmp_path):
+    (command,) = (c for c in COMMANDS if c.startswith("bora report"))
+    assert shell(f"bora run -m tau=0,10 {SMALL} logger=wandb", tmp_path).returncode == 0
+    done = shell(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report/index.html").is_file()
+    (media,) = tmp_path.glob("report/wandb/offline-run-*/files/media")
+    assert len(list(media.glob("images/*.png"))) == 6  # a figure each, the map of tasks among them
+    assert len(list(media.glob("table/*.json"))) == 2
 
 
 def test_the_two_commands_are_make_targets():
@@ -56,7 +88,7 @@ def options() -> list[str]:
     shown = [
         c
         for c in re.findall(r"`([^`\n]+=[^`\n]+)`", README)
-        if not re.search(r"NAME_OR|multirun|…|/path/|\.ckpt|RUN", c)
+        if not re.search(r"NAME_OR|multirun|…|/path/|\.ckpt|RUN|^bora |^pip |\(", c)
     ]
     found = []
     for code in shown:
