@@ -51,6 +51,7 @@ def job(cfg: DictConfig) -> float | None:
             RunDirectory(folder),
             group=Path(settings.sweep.dir).name if sweep else cfg.name,
             name=folder.name if sweep else f"tau={cfg.tau:g},seed={cfg.seed}",
+            given=[override.split("=", 1)[0].lstrip("+~") for override in settings.overrides.task],
         )
     except Exception as error:
         if not sweep:

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,21 @@ from bora.trainer import build_fitter, load_checkpoint
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, directory: RunDirectory, group: str, name: str) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, directory: RunDirectory, group: str, name: str, given: Collection[str] = ()
+) -> dict[str, Any]:
     """Train, test and write a run; its summary.
 
     Args:
         cfg: a checked config (bora.config.check).
         directory: where the run's files go.
         group, name: of the W&B run.
+        given: keys that were set on the command line; see RunDirectory.differences.
 
     Raises:
         InputError: for whatever in the input cannot be used, before training starts.
     """
-    finished = directory.claim(cfg)
+    finished = directory.claim(cfg, given)
     if finished is not None:
         log.info("finished already; nothing is done again")
         tell(directory)

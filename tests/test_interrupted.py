@@ -115,6 +115,20 @@ def test_an_interrupted_run_with_other_settings_is_begun_anew(command, tmp_path,
     same_files(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_key_of_a_later_version_does_not_undo_what_is_finished(command, tmp_path):
+    assert command("logger=none", *SMALL, "hydra.run.dir=a")[0] == 0
+    config = tmp_path / "a/config.yaml"
+    config.write_text(
+        "".join(line for line in config.read_text().splitlines(True) if "prepend_bos" not in line)
+    )
+    code, out, _ = command("logger=none", *SMALL, "hydra.run.dir=a")
+    assert code == 0
+    assert "finished already" in out
+    code, _, err = command("logger=none", *SMALL, "hydra.run.dir=a", "data.prepend_bos=false")
+    assert code == 2
+    assert "other settings (data.prepend_bos)" in err
+
+
 def test_a_resumed_run_is_one_run_in_wandb(command, tmp_path, monkeypatch):
     mend = stop_at(monkeypatch, "training_step", 5)
     with pytest.raises(Stop):

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from bora.results.evidence import Evidence, format_tau, rank_correlation
+from bora.results.evidence import Evidence, Interval, format_tau, rank_correlation
 from bora.results.task_map import TaskMap
 
 BLACK, GREY, LIGHT = "#1a1a1a", "#8c8c8c", "#d4d4d4"
@@ -170,7 +170,7 @@ def improvement(evidence: Evidence) -> Figure | None:
             continue
         y = difference.improvement
         rho = rank_correlation(n.to_numpy(), y.to_numpy())
-        label = f"over {words}" + ("" if math.isnan(rho.value) else f", ρ = {rho.value:+.2f}")
+        label = f"over {words}" + ("" if math.isnan(rho.value) else f", ρ = {Interval(rho.value):+.2f}")
         ax.scatter(n, y, s=30, color=color, marker=marker, alpha=0.85, linewidth=0, label=label)
         points += [(str(t), n[t], y[t]) for t in y.index]
     if not points:

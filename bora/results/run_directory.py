@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import shutil
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,13 @@ class RunDirectory:
         """per_task.csv as written."""
         return pd.read_csv(self.path / PER_TASK, dtype={"task": str}, keep_default_na=False)
 
-    def claim(self, cfg: DictConfig) -> dict[str, Any] | None:
+    def claim(self, cfg: DictConfig, given: Collection[str] = ()) -> dict[str, Any] | None:
         """Take the folder for this run: the summary if the same run is finished here already.
 
         What an interrupted run left here is kept if it had the same config, else removed.
+
+        Args:
+            given: keys that were set on the command line.
 
         Raises:
             InputError: the folder holds a finished run with another config.
@@ -98,7 +102,7 @@ class RunDirectory:
         summary = self.finished()
         (self.path / FAILED).unlink(missing_ok=True)
         if summary is not None:
-            differing = self.differences(cfg)
+            differing = self.differences(cfg, given)
             if differing:
                 raise InputError(
                     f"{self.path} holds a finished run with other settings ({', '.join(differing)}); "
@@ -107,7 +111,7 @@ class RunDirectory:
             return summary
         self.path.mkdir(parents=True, exist_ok=True)
         if self.resume_from is not None:
-            differing = self.differences(cfg) if (self.path / CONFIG).is_file() else [CONFIG]
+            differing = self.differences(cfg, given) if (self.path / CONFIG).is_file() else [CONFIG]
             if differing:
                 log.info("the interrupted run here had other settings (%s): begun anew", ", ".join(differing))
                 shutil.rmtree(self.checkpoints)
@@ -118,11 +122,16 @@ class RunDirectory:
         write_atomically(self.path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         return None
 
-    def differences(self, cfg: DictConfig) -> list[str]:
-        """Keys whose value in config.yaml is not cfg's."""
+    def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
+        """Keys whose value in config.yaml is not cfg's.
+
+        A key that config.yaml does not have came with a later version, where its default is what was
+        done before; it differs only if it is among the keys that are `given`.
+        """
         theirs = flat(OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=True))
         ours = flat(OmegaConf.to_container(cfg, resolve=True))
-        return sorted(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
+        known = theirs.keys() | (ours.keys() & set(given))
+        return sorted(k for k in known if theirs.get(k) != ours.get(k))
 
     def write_documents(self, documents: pd.DataFrame) -> None:
         """documents.csv: one row a document kept."""
