@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # stdlib × opt_mini over the whole range of τ, three seeds, both parameterisations. Run from the repository root.
 # Two jobs at a time, a core each, about six minutes a job: two to three hours on 2 cores.
-# What is finished is not done again. Centered, τ ≥ 10⁵ has a learning rate of 1 and more by the paper's
-# rule: those jobs diverge, say so, and the command ends with exit code 2.
+# What is finished is not done again. Centered, τ ≥ 10⁵ has a learning rate of 1 and more by the paper's rule.
 set -u
 OUT=${OUT:-experiments/stdlib/grid}
 SHAPE="data.documents_per_task=240 data.max_tokens=48 trainer.max_epochs=12 optim.patience=3"
