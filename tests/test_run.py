@@ -246,3 +246,20 @@ def test_task_names_are_not_markup(command, tmp_path):
     assert code == 0
     assert "│ Smith [lab] " in out
     assert "│ [/b] " in out
+
+
+def test_a_run_starts_from_another(command, tmp_path):
+    """With a learning rate too small to move, the new run is where the old one was."""
+    assert command(*SMALL, "tau=inf", "optim.lr=0.01", "logger=none", "hydra.run.dir=one")[0] == 0
+    still = [*SMALL, "optim.lr=1e-9", "logger=none"]
+    code, _, err = command(*still, "tau=1000", "init_from=one", "hydra.run.dir=two")
+    assert (code, err) == (0, "")
+    one, two = (json.loads((tmp_path / f"{name}/summary.json").read_text()) for name in ("one", "two"))
+    assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
+    assert two["test_perplexity"] < 0.99 * two["base_test_perplexity"]
+    for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "task_names")):
+        code, _, err = command(
+            *still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"
+        )
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err

@@ -71,6 +71,16 @@ def test_the_cap_draws_at_random_by_its_seed_and_keeps_the_source_order():
     assert one.index.tolist() != other.index.tolist()
 
 
+def test_a_list_of_caps_gives_each_task_its_own_in_the_order_of_selection():
+    t = table({"a": 20, "b": 50, "c": 5})
+    kept, names, dropped = select(t, documents_per_task=[7, 30, 9])
+    assert names == ["b", "a", "c"]
+    assert kept["task"].value_counts().to_dict() == {"a": 20, "b": 7, "c": 5}
+    assert dropped.rows == {"over the cap data.documents_per_task": 43}
+    with pytest.raises(InputError, match="lists 2 numbers, but there are 3 tasks"):
+        select(t, documents_per_task=[7, 30])
+
+
 def test_the_papers_rule_is_chronological_and_above_100():
     dates = {"a": "2002-01-01", "b": "2001-01-01", "c": "2000-01-01"}
     _, names, _ = select(table({"a": 150, "b": 101, "c": 100}, dates), "paper")

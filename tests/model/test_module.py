@@ -1,12 +1,15 @@
 """One training step is U/T, and steps of accumulated batches are steps of a larger batch."""
 
-from itertools import combinations
+import copy
+import math
+from itertools import combinations, product
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
+from bora.errors import InputError
 from bora.model.module import HierarchicalLoRA
 from bora.model.posterior import gaussian_energy
 from tests.conftest import random_factors, tiny_data, tiny_opt
@@ -57,3 +60,37 @@ def test_accumulated_batches_equal_a_larger_batch_also_where_the_last_window_is_
     accumulated, whole = fit(batch_size=3, accumulate=2), fit(batch_size=6, accumulate=1)
     for ours, theirs in zip(accumulated.adapters.parameters(), whole.adapters.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+FORMS = {
+    "centered": (5.0, "centered"),
+    "noncentered": (5.0, "noncentered"),
+    "none": (0.0, "centered"),
+    "one": (math.inf, "centered"),
+}
+
+
+@pytest.mark.parametrize(("source", "target"), list(product(FORMS, FORMS)))
+def test_any_form_starts_from_any_other(source, target):
+    data = tiny_data(SIZES)
+    theirs, ours = (
+        build(data, tau=tau, parameterization=form) for tau, form in (FORMS[source], FORMS[target])
+    )
+    random_factors(theirs)
+    ours.start_from(
+        {"hyper_parameters": dict(theirs.hparams), "state_dict": copy.deepcopy(theirs.state_dict())}
+    )
+    for layer, mean in ours.mean.items():
+        for name in SIZES:
+            # One model cannot hold the tasks' own parts, so it is their mean.
+            theta = theirs.mean[layer] if target == "one" else theirs.tasks[name][layer]
+            torch.testing.assert_close(tuple(ours.tasks[name][layer]), tuple(theta))
+        torch.testing.assert_close(tuple(mean), tuple(theirs.mean[layer]))
+
+
+@pytest.mark.parametrize("key", ["task_names", "layers", "rank", "alpha"])
+def test_a_start_from_another_kind_of_run_is_refused_by_what_differs(key):
+    model = build(tiny_data(SIZES))
+    checkpoint = {"hyper_parameters": {**model.hparams, key: "another"}, "state_dict": model.state_dict()}
+    with pytest.raises(InputError, match=f"init_from: that run's {key} is not this one's"):
+        model.start_from(checkpoint)
