@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bora.errors import InputError
-from bora.model.posterior import LIKELIHOODS, PENALTIES
+from bora.model.posterior import ESTIMATORS, LIKELIHOODS, PENALTIES
 
 ABSENT = object()
 
@@ -126,8 +126,9 @@ def check(cfg: DictConfig) -> None:
     number("lora.init_std", 0, 1e9)
     choice("prior.parameterization", ("centered", "noncentered"))
     choice("prior.penalty", PENALTIES)
+    choice("prior.estimator", ESTIMATORS)
     choice("likelihood", LIKELIHOODS)
-    choice("data.order", ("shuffled", "fixed"))
+    choice("data.order", ("bucketed", "shuffled", "fixed"))
     if cfg.likelihood == "task_mean" and cfg.trainer.devices != 1:
         raise InputError("likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1")
     number("optim.lr", 0, 1e9, open_low=True, null=True)

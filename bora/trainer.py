@@ -146,14 +146,11 @@ class Fitter:
         self.trainer.validate(model, data, verbose=False)
 
 
-def build_fitter(
-    cfg: DictConfig, directory: RunDirectory, loggers: list, monitor: str, batches_an_epoch: int
-) -> Fitter:
+def build_fitter(cfg: DictConfig, directory: RunDirectory, loggers: list, monitor: str) -> Fitter:
     """The Trainer that the config describes.
 
     Args:
         monitor: the logged figure that stops training and chooses the epoch; the lower the better.
-        batches_an_epoch: training batches.
 
     Raises:
         InputError: settings that Lightning refuses.
@@ -167,8 +164,7 @@ def build_fitter(
     options = OmegaConf.to_container(cfg.trainer)
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
-        last_batch = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-        options["limit_train_batches"] = min(last_batch, batches_an_epoch)
+        options["limit_train_batches"] = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
     if "strategy" in cfg.trainer:
         options["strategy"] = hydra.utils.instantiate(cfg.trainer.strategy)
     if sys.stdout.isatty():  # where tqdm writes

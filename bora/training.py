@@ -60,7 +60,7 @@ def train(
     about = identity(cfg, model, corpus)
     loggers = build_loggers(cfg, directory, group, name, {"run": about})
     with wandb_run(loggers):
-        fitter = build_fitter(cfg, directory, loggers, model.monitor, len(data.train_dataloader()))
+        fitter = build_fitter(cfg, directory, loggers, model.monitor)
         trainer, clock = fitter.trainer, fitter.clock
         fitter.fit(model, data, directory.resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.

@@ -63,7 +63,7 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
     module = build_data(cfg, pretrained, corpus)
     assert isinstance(build_model(cfg, pretrained, corpus.task_names, module), HierarchicalLoRA)
     if trainer != "gpu":  # Lightning looks for the device when it is built
-        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [], "val/nll", 10)
+        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [], "val/nll")
         assert isinstance(built.trainer, L.Trainer)
 
 

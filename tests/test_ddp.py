@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 SMALL = [
-    "tau=100", "data.modules=[argparse,pickle,ssl]", "data.documents_per_task=13", "data.min_documents=5",
-    "data.max_tokens=24", "data.batch_size=8", "trainer.max_epochs=2", "logger=none", "lora.rank=2",
+    "data.modules=[argparse,pickle,ssl]", "data.documents_per_task=13", "data.min_documents=5",
+    "data.max_tokens=24", "data.batch_size=4", "trainer.accumulate_grad_batches=2",
+    "trainer.max_epochs=2", "logger=none", "lora.rank=2",
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
+@pytest.fixture(scope="module", params=[0, 100])  # at τ = 0 the matrix alone has a gradient
+def runs(tmp_path_factory, request) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ddp")
     for trainer in ("cpu", "ddp"):
         accelerator = (
@@ -30,6 +31,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
             "-m",
             "bora.run",
             *SMALL,
+            f"tau={request.param}",
             f"trainer={trainer}",
             *keys,
             f"hydra.run.dir={folder / trainer}",

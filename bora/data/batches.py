@@ -34,13 +34,13 @@ class Documents(Dataset):
         """Pad on the right to the batch's longest document.
 
         Args:
-            batch: indices of R documents, and B, how many all processes together have in it.
+            batch: indices of R documents, and K, the batches that an epoch has.
 
         Returns:
-            input_ids [R, T]; labels [R, T], IGNORE on padding and prompt; task [R];
-            batch_documents B; where padding is scored, attention_mask [R, T] too.
+            input_ids [R, T]; labels [R, T], IGNORE on padding and prompt; task [R]; batches K;
+            where padding is scored, attention_mask [R, T] too.
         """
-        indices, batch_documents = batch
+        indices, batches = batch
         width = max(len(self.documents[i].ids) for i in indices)
         input_ids = torch.full((len(indices), width), self.pad_id)
         labels = torch.full((len(indices), width), self.pad_id if self.score_padding else IGNORE)
@@ -54,7 +54,7 @@ class Documents(Dataset):
             "input_ids": input_ids,
             "labels": labels,
             "task": torch.tensor([self.tasks[i] for i in indices]),
-            "batch_documents": batch_documents,
+            "batches": batches,
         }
         if self.score_padding:
             lengths = torch.tensor([len(self.documents[i].ids) for i in indices])
@@ -63,57 +63,79 @@ class Documents(Dataset):
 
 
 class Batches(Sampler):
-    """Index lists for Documents: every document once an epoch, shared out over processes.
+    """Index lists for Documents: every document once an epoch, step by step.
 
-    Training shuffles uniformly over all tasks' documents. Each of `n_processes` takes every
-    n_processes-th document of each batch, so that all of them together see the batch that one
-    process alone would see. No document is repeated or left out.
+    An epoch has ⌈N / (batch_size · accumulate)⌉ optimiser steps, whatever the order:
+    - bucketed: documents of like length together, steps of like many tokens, in random order, so that
+      little is padded and no step is much longer than another;
+    - shuffled: as many documents in each step, drawn uniformly;
+    - given: the documents in a given order, the same in every epoch.
+    A step's documents are shared out over its `accumulate` batches, and a batch's over the processes, so
+    that all of them together are the step of a larger batch on one process. None is repeated or left out.
     """
+
+    JITTER = (
+        0.1  # a document's length is changed by up to this share before sorting: neighbours vary by epoch
+    )
 
     def __init__(
         self,
-        n_documents: int,
+        lengths: Sequence[int],
         batch_size: int,
-        shuffle: bool,
+        order: str | Sequence[int] = "bucketed",
         seed: int = 0,
+        accumulate: int = 1,
         rank: int = 0,
         n_processes: int = 1,
-        order: Sequence[int] | None = None,
     ):
         """
         Args:
-            batch_size: documents in a batch, all processes together.
-            shuffle: a new order each epoch, from (seed, epoch).
-            order: a fixed order of the documents instead.
+            lengths: tokens of each document.
+            batch_size: documents in a batch (if bucketed: on average), all processes together.
+            order: bucketed or shuffled, anew each epoch from (seed, epoch); or the documents' indices.
+            accumulate: batches whose gradients make one step.
         """
-        self.n_documents, self.batch_size, self.shuffle = n_documents, batch_size, shuffle
-        self.seed, self.rank, self.n_processes = seed, rank, n_processes
-        self.order = list(range(n_documents)) if order is None else list(order)
-        self.epoch = 0
+        self.lengths, self.order, self.seed = np.asarray(lengths), order, seed
+        self.accumulate, self.rank, self.n_processes, self.epoch = accumulate, rank, n_processes, 0
+        # Every process must have a document in every batch, or their steps would not match: a last step
+        # with too few for that is joined to the one before.
+        self.least = accumulate * n_processes
+        self.documents_a_step = max(batch_size * accumulate, self.least)
+        n_spare = len(self.lengths) + self.documents_a_step - self.least
+        self.n_steps = max(1, n_spare // self.documents_a_step)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""
         self.epoch = epoch
 
-    def _batches(self) -> list[list[int]]:
-        order = self.order
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order).tolist()
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        # Every process must have a document in every batch, or their steps would not match.
-        if len(batches) > 1 and len(batches[-1]) < self.n_processes:
-            tail = batches.pop()
-            batches[-1] = batches[-1] + tail
-        return batches
+    def _steps(self) -> list[np.ndarray]:
+        n, n_steps = len(self.lengths), self.n_steps
+        ends = self.documents_a_step * np.arange(1, n_steps)
+        if not isinstance(self.order, str):
+            return np.split(np.asarray(self.order), ends)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.order == "shuffled":
+            return np.split(rng.permutation(n), ends)
+        order = np.argsort(self.lengths * rng.uniform(1 - self.JITTER, 1 + self.JITTER, n))
+        tokens = self.lengths[order].cumsum()
+        ends = np.searchsorted(tokens, tokens[-1] * np.arange(1, n_steps) / n_steps)
+        # Where documents are so long or so few that a step would be left without.
+        for i in range(n_steps - 1):
+            ends[i] = max(ends[i], (ends[i - 1] if i else 0) + self.least)
+        for i in reversed(range(n_steps - 1)):
+            ends[i] = min(ends[i], (ends[i + 1] if i < n_steps - 2 else n) - self.least)
+        steps = np.split(order, ends)
+        return [steps[i] for i in rng.permutation(n_steps)]
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return self.n_steps * self.accumulate
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
-        for batch in self._batches():
-            mine = batch[self.rank :: self.n_processes]
-            if mine:
-                yield mine, len(batch)
+        for step in self._steps():
+            for batch in np.array_split(step, self.accumulate):
+                mine = batch[self.rank :: self.n_processes].tolist()
+                if mine:
+                    yield mine, len(self)
 
 
 def loader(documents: Documents, batches: Batches) -> DataLoader:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lightning as L
@@ -132,8 +133,8 @@ class TaskDataModule(L.LightningDataModule):
         eval_batch_size: the same in validation and test, where it changes speed alone.
         seed: of the training order.
         score_padding: score the padding too (the published code).
-        order: shuffled (anew each epoch) | fixed (one shuffled order for every epoch, and for
-            validation and test too, as in the published code).
+        order: of training (see Batches): bucketed | shuffled | fixed (one shuffled order for every
+            epoch, and for validation and test too, as in the published code).
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class TaskDataModule(L.LightningDataModule):
         eval_batch_size: int,
         seed: int,
         score_padding: bool = False,
-        order: str = "shuffled",
+        order: str = "bucketed",
     ):
         super().__init__()
         self.corpus, self.pad_id, self.seed, self.order = corpus, pad_id, seed, order
@@ -167,22 +168,24 @@ class TaskDataModule(L.LightningDataModule):
         return sum(d.n_scored for d in self._splits["train"].documents)
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("validation", self.eval_batch_size, shuffle=False)
+        return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+        return self._loader("test", self.eval_batch_size)
 
-    def _loader(self, part: str, batch_size: int, shuffle: bool) -> DataLoader:
-        documents = self._splits[part]
-        rank, n_processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = None
+    def _loader(self, part: str, batch_size: int) -> DataLoader:
+        documents, training = self._splits[part], part == "train"
+        lengths = [len(d.ids) for d in documents.documents]
+        order: str | Sequence[int] = self.order
         if self.order == "fixed":
-            order = np.random.default_rng(self.seed).permutation(len(documents)).tolist()
-        elif not shuffle:  # by length, so that little is padded
-            order = sorted(range(len(documents)), key=lambda i: len(documents.documents[i].ids))
-        shuffle = shuffle and self.order == "shuffled"
-        batches = Batches(len(documents), batch_size, shuffle, self.seed, rank, n_processes, order)
-        return loader(documents, batches)
+            order = np.random.default_rng(self.seed).permutation(len(documents))
+        elif not training:  # by length, so that little is padded
+            order = np.argsort(lengths, kind="stable")
+        shares = {}
+        if self.trainer:
+            shares = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
+            shares["accumulate"] = self.trainer.accumulate_grad_batches if training else 1
+        return loader(documents, Batches(lengths, batch_size, order, self.seed, **shares))

@@ -1,12 +1,12 @@
-"""Stacked LoRA: all tasks' low-rank factors at a linear layer as one tensor each.
+"""The tasks' LoRAs as one matrix: row d is θ_d, every low-rank factor of task d, layer after layer.
 
 At a layer with frozen weight W the output for a document of task d is (eq. 3)
 
-    y = W x + (α/r) · B_d A_d x          A [D, r, n_in], B [D, n_out, r]
+    y = W x + (α/r) · B_d A_d x          A_d [r, n_in], B_d [n_out, r]
 
-One forward serves a batch of mixed tasks: the factors of each row's task are gathered and two
-batched products added to the frozen layer's output by a forward hook, so the backbone itself is
-never changed. The hierarchical mean Θ has its own factors A_mean [r, n_in], B_mean [n_out, r].
+One forward serves a batch of mixed tasks: the rows of the batch's tasks are gathered once, cut into
+the layers' factors, and two batched products are added to each frozen layer's output by a forward hook, so
+the backbone itself is never changed. The hierarchical mean Θ is one more such row.
 """
 
 import math
@@ -16,106 +16,43 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 PARAMETERIZATIONS = ("centered", "noncentered", "shared")
+ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
 
 
 class LowRank(NamedTuple):
-    """One low-rank update: A [r, n_in] and B [n_out, r]; or [D, …] for all tasks."""
+    """One low-rank update: A [r, n_in] and B [n_out, r]; or [D, …] or [R, …], one a task or a row."""
 
     A: Tensor
     B: Tensor
 
 
-class StackedLoRA(nn.Module):
-    """The factors of D tasks and of Θ at one linear layer.
+class Layout:
+    """Where in θ_d ∈ Rᴾ each layer's A and B stand: A before B, layers in the backbone's order."""
 
-    `parameterization` says what is stored beside Θ:
-    - centered: `A`, `B` are θ_d themselves (the paper's);
-    - noncentered: `A_offset`, `B_offset` are δ_d = θ_d − Θ;
-    - shared: nothing; every task is Θ (τ = ∞).
-    """
-
-    def __init__(self, n_in: int, n_out: int, n_tasks: int, rank: int, alpha: float, parameterization: str):
-        super().__init__()
-        self.n_tasks, self.scale, self.parameterization = n_tasks, alpha / rank, parameterization
-        self.A_mean = nn.Parameter(torch.empty(rank, n_in))
-        self.B_mean = nn.Parameter(torch.zeros(n_out, rank))
-        nn.init.kaiming_uniform_(self.A_mean, a=math.sqrt(5))  # as PEFT starts LoRA
-        if parameterization == "centered":
-            self.A = nn.Parameter(torch.empty(n_tasks, rank, n_in))
-            self.B = nn.Parameter(torch.empty(n_tasks, n_out, rank))
-        elif parameterization == "noncentered":
-            self.A_offset = nn.Parameter(torch.empty(n_tasks, rank, n_in))
-            self.B_offset = nn.Parameter(torch.empty(n_tasks, n_out, rank))
-        elif parameterization != "shared":
-            raise ValueError(
-                f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, not {parameterization!r}"
-            )
-        self.start_at_mean(0.0)
-
-    @torch.no_grad()
-    def start_at_mean(self, std: float) -> None:
-        """Set every θ_d = Θ + std · N(0, 1)."""
-        if self.parameterization == "shared":
-            return
-        centered = self.parameterization == "centered"
-        factors = (self.A, self.B) if centered else (self.A_offset, self.B_offset)
-        for factor, mean in zip(factors, (self.A_mean, self.B_mean), strict=True):
-            factor.copy_(mean.expand_as(factor)) if centered else factor.zero_()
-            if std:
-                factor.add_(torch.randn_like(factor), alpha=std)
-
-    @torch.no_grad()
-    def start_from(self, stored: Mapping[str, Tensor]) -> None:
-        """Take over θ and Θ, as far as this form can hold them, from what any form stores.
-
-        Args:
-            stored: A_mean, B_mean; and A, B (centered), A_offset, B_offset (noncentered) or neither.
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int):
         """
-        for name in "AB":
-            mean = stored[f"{name}_mean"]
-            offset = stored.get(f"{name}_offset", torch.zeros_like(mean))
-            theta = stored.get(name, mean + offset)
-            getattr(self, f"{name}_mean").copy_(mean)
-            if self.parameterization == "centered":
-                getattr(self, name).copy_(theta)
-            elif self.parameterization == "noncentered":
-                getattr(self, f"{name}_offset").copy_(theta - mean)
-
-    def of(self, task: Tensor | int) -> LowRank:
-        """θ_d's factors for one task (an int) or for each row of a batch (a [R] index)."""
-        if self.parameterization == "centered":
-            return LowRank(self.A[task], self.B[task])
-        if self.parameterization == "noncentered":
-            return LowRank(self.A_mean + self.A_offset[task], self.B_mean + self.B_offset[task])
-        return LowRank(self.A_mean, self.B_mean)
-
-    def deviations(self) -> tuple[Tensor, ...]:
-        """θ_d − Θ for the factors A and B, [D, …] each; nothing where every task is Θ."""
-        if self.parameterization == "centered":
-            return self.A - self.A_mean, self.B - self.B_mean
-        if self.parameterization == "noncentered":
-            return self.A_offset, self.B_offset
-        return ()
-
-    @torch.no_grad()
-    def move_mean_to_average(self) -> None:
-        """Set Θ to the plain mean of the θ_d, its best value at fixed θ (centered only)."""
-        self.A_mean.copy_(self.A.mean(dim=0))
-        self.B_mean.copy_(self.B.mean(dim=0))
-
-    def forward(self, x: Tensor, task: Tensor) -> Tensor:
-        """(α/r) · B_d A_d x, in the factors' dtype, given back in x's.
-
         Args:
-            x: [R, T, n_in], or [R·T, n_in] (OPT flattens before its feed-forward layers).
-            task: [R] the rows' tasks.
+            shapes: layer name → (n_in, n_out).
+            rank: r ≥ 1.
         """
-        A, B = self.of(task)
-        rows = x.reshape(len(task), -1, x.shape[-1]).to(A.dtype)
-        update = ((rows @ A.mT) @ B.mT) * self.scale
-        return update.reshape(*x.shape[:-1], -1).to(x.dtype)
+        self.shapes = {name: ((rank, n_in), (n_out, rank)) for name, (n_in, n_out) in shapes.items()}
+        self.sizes = [math.prod(shape) for pair in self.shapes.values() for shape in pair]
+
+    @property
+    def n_parameters(self) -> int:
+        """P, the length of θ_d."""
+        return sum(self.sizes)
+
+    def factors(self, theta: Tensor) -> dict[str, LowRank]:
+        """[…, P] → views, layer name → (A […, r, n_in], B […, n_out, r])."""
+        pieces = iter(theta.split(self.sizes, dim=-1))
+        return {
+            name: LowRank(*(next(pieces).unflatten(-1, shape) for shape in pair))
+            for name, pair in self.shapes.items()
+        }
 
 
 class TaskLoRAs(Mapping):
@@ -132,7 +69,7 @@ class TaskLoRAs(Mapping):
         index = self._adapters.task_names.index(name) if name in self else None
         if index is None:
             raise KeyError(name)
-        return {layer: stack.of(index) for layer, stack in self._adapters.items()}
+        return self._adapters.layout.factors(self._adapters.theta(self._adapters.of(index)))
 
     def __contains__(self, name: object) -> bool:
         return name in self._adapters.task_names
@@ -145,7 +82,13 @@ class TaskLoRAs(Mapping):
 
 
 class Adapters(nn.Module):
-    """The StackedLoRA of every adapted layer, hooked onto a frozen backbone."""
+    """θ_1 … θ_D and Θ, hooked onto a frozen backbone.
+
+    `mean` [P] is Θ. What is `stored` beside it, [D, P], depends on `parameterization`:
+    - centered: the θ_d themselves (the paper's);
+    - noncentered: the δ_d = θ_d − Θ;
+    - shared: nothing; every task is Θ (τ = ∞).
+    """
 
     def __init__(
         self,
@@ -155,6 +98,7 @@ class Adapters(nn.Module):
         alpha: float,
         parameterization: str,
         init_std: float = 0.0,
+        sparse: bool = False,
     ):
         """
         Args:
@@ -164,39 +108,74 @@ class Adapters(nn.Module):
             alpha: LoRA's α; the update is scaled by α/r.
             parameterization: one of PARAMETERIZATIONS.
             init_std: standard deviation of θ_d around Θ at the start, in parameter units.
+            sparse: the [D, P] matrix gets a sparse gradient, of the rows in the batch alone.
         """
         super().__init__()
+        if parameterization not in PARAMETERIZATIONS:
+            raise ValueError(
+                f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, not {parameterization!r}"
+            )
         self.task_names, self.parameterization = list(task_names), parameterization
-        # A module's name may not hold a dot, so the layer's path is written with slashes.
-        self.stacks = nn.ModuleDict()
+        self.scale, self.sparse = alpha / rank, sparse
+        self.layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, rank)
+        shape = (len(self.task_names), self.layout.n_parameters)
+        self.mean = nn.Parameter(torch.zeros(shape[1]))
+        with torch.no_grad():
+            for lora in self.layout.factors(self.mean).values():
+                nn.init.kaiming_uniform_(lora.A, a=math.sqrt(5))  # as PEFT starts LoRA; B is 0
+        if parameterization == "shared":
+            self.register_parameter("stored", None)
+        elif parameterization == "centered":
+            self.stored = nn.Parameter(self.mean.detach().expand(shape).clone())
+        else:
+            self.stored = nn.Parameter(torch.zeros(shape))
+        if init_std and self.stored is not None:
+            with torch.no_grad():
+                self.stored.add_(torch.randn(shape), alpha=init_std)
         for name, layer in layers.items():
-            n_in, n_out = linear_shape(layer)
-            stack = StackedLoRA(n_in, n_out, len(task_names), rank, alpha, parameterization)
-            stack.start_at_mean(init_std)
-            self.stacks[name.replace(".", "/")] = stack
-            layer.register_forward_hook(self._hook(stack))
-        self._task: Tensor | None = None
+            layer.register_forward_hook(self._hook(name))
+        self._factors: dict[str, LowRank] | None = None
+        self.register_state_dict_post_hook(_save_by_layer)
+        self.register_load_state_dict_pre_hook(_load_by_layer)
 
-    def _hook(self, stack: StackedLoRA):
-        def add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self._task is None:
-                return None  # leaves the frozen layer's output as it is
-            return output + stack(args[0], self._task)
+    def of(self, task: Tensor | int) -> Tensor | None:
+        """[R, P] of the stored matrix for a batch's [R] tasks, or [P] for one; None where all share Θ."""
+        if self.stored is None or isinstance(task, int):
+            return None if self.stored is None else self.stored[task]
+        return embedding(task, self.stored, sparse=self.sparse)
 
-        return add_update
+    def theta(self, stored: Tensor | None) -> Tensor:
+        """[…, P] θ_d from what is stored of it; Θ [P] where that is nothing."""
+        if stored is None:
+            return self.mean
+        return stored if self.parameterization == "centered" else self.mean + stored
+
+    def deviation(self, stored: Tensor | None) -> Tensor | None:
+        """[…, P] θ_d − Θ from what is stored of θ_d; None where every task is Θ."""
+        if stored is None:
+            return None
+        return stored - self.mean if self.parameterization == "centered" else stored
 
     @contextmanager
-    def routed(self, task: Tensor | None):
-        """Within: row i of every forward is a document of task[i]. None, or outside: the bare backbone."""
-        self._task = task
+    def routed(self, theta: Tensor | None):
+        """Within: row i of every forward runs under theta[i]. None, or outside: the bare backbone.
+
+        Args:
+            theta: [R, P], a row for each of the batch's; or [P], the same for all.
+        """
+        self._factors = None if theta is None else self.layout.factors(theta)
         try:
             yield
         finally:
-            self._task = None
+            self._factors = None
 
-    def items(self) -> Iterator[tuple[str, StackedLoRA]]:
-        """(layer name in the backbone, its StackedLoRA)."""
-        return ((key.replace("/", "."), stack) for key, stack in self.stacks.items())
+    def _hook(self, name: str):
+        def add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if self._factors is None:
+                return None  # leaves the frozen layer's output as it is
+            return add_low_rank(output, args[0], self._factors[name], self.scale)
+
+        return add_update
 
     @property
     def tasks(self) -> TaskLoRAs:
@@ -204,38 +183,102 @@ class Adapters(nn.Module):
         return TaskLoRAs(self)
 
     @property
-    def mean(self) -> dict[str, LowRank]:
+    def mean_lora(self) -> dict[str, LowRank]:
         """The hierarchical mean Θ: layer name → LowRank."""
-        return {layer: LowRank(stack.A_mean, stack.B_mean) for layer, stack in self.items()}
+        return self.layout.factors(self.mean)
 
     @property
     def params_per_task(self) -> int:
         """P, the length of θ_d."""
-        return sum(s.A_mean.numel() + s.B_mean.numel() for s in self.stacks.values())
-
-    def deviations(self) -> Iterator[Tensor]:
-        """θ_d − Θ, factor by factor, [D, …] each."""
-        for stack in self.stacks.values():
-            yield from stack.deviations()
+        return self.layout.n_parameters
 
     @torch.no_grad()
     def distances(self) -> Tensor:
         """[D] ‖θ_d − Θ‖₂ in parameter units (float64)."""
-        squares = torch.zeros(len(self.task_names), dtype=torch.float64)
-        for deviation in self.deviations():
-            squares += deviation.double().square().flatten(1).sum(dim=1).cpu()
-        return squares.sqrt()
+        if self.stored is None:
+            return torch.zeros(len(self.task_names), dtype=torch.float64)
+        some = self.stored.split(max(1, ELEMENTS_AT_A_TIME // self.params_per_task))
+        squares = [self.deviation(rows).double().square().sum(dim=1).cpu() for rows in some]
+        return torch.cat(squares).sqrt()
 
-    def fix_mean(self) -> None:
-        """Take Θ out of training: at τ = 0 no gradient ever reaches it."""
-        for stack in self.stacks.values():
-            stack.A_mean.requires_grad_(False)
-            stack.B_mean.requires_grad_(False)
-
+    @torch.no_grad()
     def move_mean_to_average(self) -> None:
-        """Set Θ to the plain mean of the θ_d, its best value at fixed θ and any τ > 0."""
-        for stack in self.stacks.values():
-            stack.move_mean_to_average()
+        """Set Θ to the plain mean of the θ_d, its best value at fixed θ and any τ > 0 (centered only)."""
+        self.mean.copy_(self.stored.mean(dim=0))
+
+    @torch.no_grad()
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over θ and Θ, as far as this form can hold them, from what any form saved.
+
+        Args:
+            state: another Adapters' state_dict, of the same tasks, layers and rank.
+        """
+        mean = _rows(self, state, "_mean")
+        theta, offset = _rows(self, state, ""), _rows(self, state, "_offset")
+        self.mean.copy_(mean)
+        if self.stored is None:
+            return
+        if offset is None:
+            offset = torch.zeros_like(mean) if theta is None else theta - mean
+        self.stored.copy_(
+            offset if self.parameterization == "noncentered" else mean + offset if theta is None else theta
+        )
+
+
+# On disk the factors stand layer by layer, under the names that the README gives, so that a checkpoint can be read
+# without knowing the layout: A_mean and B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
+SUFFIX = {"centered": "", "noncentered": "_offset"}
+
+
+def _key(layer: str, factor: str, suffix: str) -> str:
+    # The dots of a layer's path are written as slashes: a dot divides modules.
+    return f"stacks.{layer.replace('.', '/')}.{factor}{suffix}"
+
+
+def _rows(adapters: Adapters, state: Mapping[str, Tensor], suffix: str, prefix: str = "") -> Tensor | None:
+    """[P] or [D, P] from the factors of each layer; None unless all of them are there."""
+    keys = [prefix + _key(layer, factor, suffix) for layer in adapters.layout.shapes for factor in "AB"]
+    if not all(key in state for key in keys):
+        return None
+    return torch.cat([state[key].flatten(-2) for key in keys], dim=-1)
+
+
+def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
+    for name, suffix in (("mean", "_mean"), ("stored", SUFFIX.get(adapters.parameterization))):
+        if prefix + name in state:
+            for layer, lora in adapters.layout.factors(state.pop(prefix + name)).items():
+                for factor, value in lora._asdict().items():
+                    state[prefix + _key(layer, factor, suffix)] = value
+
+
+def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
+    for name, suffix in (("mean", "_mean"), ("stored", SUFFIX.get(adapters.parameterization))):
+        rows = None if suffix is None else _rows(adapters, state, suffix, prefix)
+        if rows is not None:
+            state[prefix + name] = rows
+            for layer in adapters.layout.shapes:
+                for factor in "AB":
+                    del state[prefix + _key(layer, factor, suffix)]
+
+
+def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
+    """output + scale · B A x.
+
+    Args:
+        output: [R, T, n_out], or [R·T, n_out] (OPT flattens before its feed-forward layers).
+        x: the same with n_in.
+        lora: A [R, r, n_in] and B [R, n_out, r], one a row; or A [r, n_in] and B [n_out, r] for all rows.
+        scale: α/r.
+    """
+    A, B = lora
+    if A.dim() == 2:
+        hidden = nn.functional.linear(x, A)
+        flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), B.mT, alpha=scale)
+        return flat.view(output.shape)
+    hidden = torch.bmm(x.reshape(len(A), -1, x.shape[-1]), A.mT)
+    return torch.baddbmm(output.reshape(len(A), -1, output.shape[-1]), hidden, B.mT, alpha=scale).view(
+        output.shape
+    )
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:

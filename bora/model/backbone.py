@@ -48,6 +48,11 @@ class Backbone(nn.Module):
         return super().train(False)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.model.dtype
+
+    @property
     def head(self) -> nn.Linear:
         """The output layer, H → V."""
         return self.model.get_output_embeddings()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -13,8 +14,24 @@ from bora.model.adapters import Adapters
 from bora.model.backbone import Backbone
 from bora.model.likelihood import document_nll, n_scored
 from bora.model.perplexity import BatchPerplexity, TaskPerplexity
-from bora.model.posterior import LIKELIHOODS, likelihood_estimate, prior_energy, task_mean_estimate
+from bora.model.posterior import (
+    ESTIMATORS,
+    LIKELIHOODS,
+    likelihood_estimate,
+    prior_energies,
+    prior_estimate,
+    task_mean_estimate,
+)
+from bora.model.rowwise import RowwiseAdamW, sum_over_processes
 from bora.model.targets import find_targets
+
+
+class Objective(NamedTuple):
+    """The two parts of U/T, and the batch's own NLL, in nats a token."""
+
+    likelihood: Tensor
+    prior: Tensor
+    nll: Tensor
 
 
 class HierarchicalLoRA(L.LightningModule):
@@ -30,6 +47,8 @@ class HierarchicalLoRA(L.LightningModule):
         parameterization: centered | noncentered. At τ = 0 there is no prior to tie the tasks and
             the centered form is taken; at τ = ∞ Θ alone is trained.
         penalty: gaussian (eq. 5) | norm (the published code).
+        estimator: of the prior in a step. by_document: (1/N_d) of task d's with each of its documents, and a
+            task that is absent from a batch is not touched | dense: all of it, every task in every step.
         likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL; with it
             U itself is minimised, and validation is judged by BatchPerplexity, as there.
         lr: learning rate, or None for the rule of `learning_rate`.
@@ -52,24 +71,35 @@ class HierarchicalLoRA(L.LightningModule):
         init_std: float = 0.0,
         parameterization: str = "noncentered",
         penalty: str = "gaussian",
+        estimator: str = "by_document",
         likelihood: str = "sum",
         lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood must be one of {', '.join(LIKELIHOODS)}, not {likelihood!r}")
+        for name, value, options in (
+            ("likelihood", likelihood, LIKELIHOODS),
+            ("estimator", estimator, ESTIMATORS),
+        ):
+            if value not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
         self.tau, self.penalty, self.likelihood = float(tau), penalty, likelihood
+        self.estimator = estimator
         self.n_documents, self.n_tokens = sum(task_documents), n_tokens
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         self.parameterization = effective_parameterization(self.tau, parameterization)
         self.lr = learning_rate(self.tau, self.parameterization) if lr is None else lr
         self.betas, self.eps = tuple(betas), eps
         layers = find_targets(model, target_modules)
-        self.adapters = Adapters(layers, list(task_names), rank, alpha, self.parameterization, init_std)
-        if self.tau == 0:
-            self.adapters.fix_mean()
+        sparse = estimator == "by_document"
+        self.adapters = Adapters(
+            layers, list(task_names), rank, alpha, self.parameterization, init_std, sparse
+        )
+        if sparse and self.adapters.stored is not None:
+            # Its gradient is summed over processes here (on_before_optimizer_step): torch's
+            # DistributedDataParallel expects a dense one.
+            self._ddp_params_and_buffers_to_ignore = ["adapters.stored"]
         self.backbone = Backbone(model)
         self.metrics = torch.nn.ModuleDict(
             {split: TaskPerplexity(len(task_names)) for split in ("val", "test", "base_test")}
@@ -84,6 +114,7 @@ class HierarchicalLoRA(L.LightningModule):
                 "tau": self.tau,
                 "parameterization": self.parameterization,
                 "penalty": penalty,
+                "estimator": estimator,
                 "likelihood": likelihood,
                 "rank": rank,
                 "alpha": alpha,
@@ -109,10 +140,11 @@ class HierarchicalLoRA(L.LightningModule):
             theirs, ours = checkpoint["hyper_parameters"][key], self.hparams[key]
             if theirs != ours:
                 raise InputError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours})")
-        for layer, stack in self.adapters.stacks.items():
-            prefix = f"adapters.stacks.{layer}."
-            state = checkpoint["state_dict"]
-            stack.start_from({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        prefix = "adapters."
+        state = checkpoint["state_dict"]
+        self.adapters.start_from(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
 
     @property
     def tasks(self):
@@ -122,46 +154,73 @@ class HierarchicalLoRA(L.LightningModule):
     @property
     def mean(self):
         """The hierarchical mean Θ: `model.mean["layer"].A`."""
-        return self.adapters.mean
+        return self.adapters.mean_lora
 
     def document_nll(self, batch: dict[str, Tensor], adapted: bool = True) -> Tensor:
         """[R] nats of each document under its task's θ_d, or under the bare backbone."""
-        with self.adapters.routed(batch["task"] if adapted else None):
+        theta = self.adapters.theta(self.adapters.of(batch["task"])) if adapted else None
+        return self._document_nll(batch, theta)
+
+    def _document_nll(self, batch: dict[str, Tensor], theta: Tensor | None) -> Tensor:
+        if theta is not None:
+            theta = theta.to(self.backbone.dtype)  # the products with A and B are the backbone's kind
+        with self.adapters.routed(theta):
             hidden = self.backbone.hidden(batch["input_ids"], batch.get("attention_mask"))
         return document_nll(hidden, batch["labels"], self.backbone.head)
 
-    def prior(self) -> Tensor | float:
+    @property
+    def has_prior(self) -> bool:
+        """Whether U has a prior's part: not at τ = 0 (it is flat), nor at τ = ∞ (there are no deviations)."""
+        return 0 < self.tau < math.inf
+
+    def prior(self) -> Tensor:
         """The prior's part of U, in nats."""
-        return prior_energy(self.adapters.deviations(), self.tau, self.penalty)
+        if not self.has_prior:
+            return torch.zeros((), device=self.adapters.mean.device)
+        return self._energies(self.adapters.stored).sum()
+
+    def _energies(self, stored: Tensor) -> Tensor:
+        """[M] nats of each row's prior."""
+        deviation = self.adapters.deviation(stored)
+        return prior_energies(deviation, self.tau, self.penalty, self.adapters.layout.sizes)
+
+    def objective(self, batch: dict[str, Tensor], n_processes: int = 1) -> Objective:
+        """U/T from one batch of mixed tasks: over an epoch's batches its mean is U/T, and so is its gradient's.
+
+        Args:
+            batch: of Documents; this process's share of it where there are several.
+            n_processes: Lightning averages gradients over them.
+        """
+        task, scored = batch["task"], n_scored(batch["labels"])
+        stored = self.adapters.of(task)  # gathered once, for the likelihood and the prior
+        nll = self._document_nll(batch, self.adapters.theta(stored))
+        batches = batch["batches"] * n_processes
+        if self.likelihood == "sum":
+            likelihood, unit = likelihood_estimate(nll, batches), self.n_tokens
+        else:
+            likelihood, unit = task_mean_estimate(nll, scored, task, self.task_documents), 1
+        if self.has_prior and self.estimator == "by_document":
+            prior = prior_estimate(self._energies(stored), task, self.task_documents, batches)
+        else:
+            prior = self.prior()
+        return Objective(likelihood / unit, prior / unit, nll.detach().sum() / scored.sum())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """U/T from one batch of mixed tasks."""
-        nll, scored = self.document_nll(batch), n_scored(batch["labels"])
-        if self.likelihood == "sum":
-            # Lightning averages the processes' gradients, so each scales its share by their number.
-            share = likelihood_estimate(nll, batch["batch_documents"], self.n_documents)
-            likelihood, unit = share * self.trainer.world_size, self.n_tokens
-        else:
-            likelihood, unit = task_mean_estimate(nll, scored, batch["task"], self.task_documents), 1
-        prior = self.prior()
-        loss = (likelihood + prior) / unit
-        self.log_dict(
-            {
-                "train/loss": loss,
-                "train/likelihood": likelihood / unit,
-                "train/prior": prior / unit,
-                "train/nll": nll.detach().sum() / scored.sum(),
-            },
-            batch_size=len(nll),
-        )
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(nll))
-        return loss * self._window_share(batch_idx)
+        """U/T from one batch; Lightning averages it over the batches of a step and over processes."""
+        objective = self.objective(batch, self.trainer.world_size)
+        loss = objective.likelihood + objective.prior
+        if self.tau == 0:
+            # Nothing depends on Θ; torch's DistributedDataParallel wants a gradient all the same.
+            loss = loss + 0.0 * self.adapters.mean.sum()
+        parts = {f"train/{name}": value for name, value in objective._asdict().items()}
+        self.log_dict({"train/loss": loss, **parts}, batch_size=len(batch["task"]))
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch["task"]))
+        return loss
 
-    def _window_share(self, batch_idx: int) -> float:
-        """Lightning divides by the batches of a whole accumulation window; an epoch's last may be short."""
-        window, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
-        left_over = batches % window
-        return window / left_over if left_over and batch_idx >= batches - left_over else 1.0
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        stored = self.adapters.stored
+        if self.trainer.world_size > 1 and stored is not None and stored.grad.is_sparse:
+            stored.grad = sum_over_processes(stored.grad) / self.trainer.world_size
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         nll, scored = self.document_nll(batch), n_scored(batch["labels"])
@@ -216,10 +275,10 @@ class HierarchicalLoRA(L.LightningModule):
                 logger.log_metrics(per_task, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        trainable = [p for p in self.adapters.parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            trainable, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=0.0, fused=True
-        )
+        options = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        if self.estimator == "by_document":
+            return RowwiseAdamW(self.adapters.parameters(), **options)
+        return torch.optim.AdamW(self.adapters.parameters(), **options, weight_decay=0.0, fused=True)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Leave the frozen backbone out; note the W&B run, for one that is resumed."""

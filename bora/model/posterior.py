@@ -5,27 +5,27 @@
 with Θ's hyperprior flat. What is minimised is U / T, T the number of scored training tokens.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 PENALTIES = ("gaussian", "norm")
 LIKELIHOODS = ("sum", "task_mean")
+ESTIMATORS = ("by_document", "dense")
 
 
-def likelihood_estimate(nll: Tensor, batch_documents: int, n_documents: int) -> Tensor:
-    """Unbiased estimate of the data's −log likelihood from a uniform draw of documents.
+def likelihood_estimate(nll: Tensor, batches: int) -> Tensor:
+    """Unbiased estimate of the data's −log likelihood from one batch of an epoch.
 
-    (N/B) · Σ_batch nll: each document is in a batch of B out of N with probability B/N.
+    An epoch divides the documents into K batches. K · Σ_batch nll has the sum over all documents as its
+    mean over these batches, however many documents each of them has.
 
     Args:
-        nll: [R] nats of the documents at hand (R = B, or this process's share of the B).
-        batch_documents: B.
-        n_documents: N, all training documents of all tasks.
+        nll: [R] nats of the batch's documents (or of this process's share of them).
+        batches: K.
     """
-    return nll.sum() * (n_documents / batch_documents)
+    return nll.sum() * batches
 
 
 def task_mean_estimate(nll: Tensor, scored: Tensor, task: Tensor, task_documents: Tensor) -> Tensor:
@@ -44,29 +44,38 @@ def task_mean_estimate(nll: Tensor, scored: Tensor, task: Tensor, task_documents
     return (weights * nats / tokens.clamp(min=1)).sum()
 
 
-def gaussian_energy(deviations: Iterable[Tensor], tau: float) -> Tensor:
-    """τ/2 · Σ_d ‖θ_d − Θ‖², the −log of eq. 5 without its constant, in nats.
+def prior_energies(deviations: Tensor, tau: float, penalty: str, sizes: Sequence[int]) -> Tensor:
+    """[M] the −log of each row's prior without its constant, in nats.
+
+    gaussian: τ/2 · ‖θ_d − Θ‖² (eq. 5). norm: τ · Σ over the factors of ‖·‖_F, not squared, the prior
+    of the published code.
 
     Args:
-        deviations: tensors [D, …], θ_d − Θ factor by factor.
-        tau: 0 ≤ τ < ∞, in (parameter units)⁻².
-    """
-    return 0.5 * tau * sum(d.square().sum() for d in deviations)
-
-
-def norm_energy(deviations: Iterable[Tensor], tau: float) -> Tensor:
-    """τ · Σ over tasks and factors of ‖·‖_F, not squared: the prior of the published code."""
-    return tau * sum(torch.linalg.vector_norm(d.flatten(1), dim=1).sum() for d in deviations)
-
-
-def prior_energy(deviations: Iterable[Tensor], tau: float, penalty: str) -> Tensor | float:
-    """The prior's part of U in nats; 0 at τ = 0 (flat prior) and at τ = ∞ (no deviations).
+        deviations: [M, P] θ_d − Θ.
+        tau: 0 < τ < ∞, in (parameter units)⁻².
+        penalty: one of PENALTIES.
+        sizes: lengths of the factors that P is made of.
 
     Raises:
         ValueError: `penalty` is not one of PENALTIES.
     """
-    if penalty not in PENALTIES:
-        raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
-    if tau == 0 or math.isinf(tau):
-        return 0.0
-    return (gaussian_energy if penalty == "gaussian" else norm_energy)(deviations, tau)
+    if penalty == "gaussian":
+        return 0.5 * tau * deviations.square().sum(dim=1)
+    if penalty == "norm":
+        factors = deviations.split(list(sizes), dim=1)
+        return tau * torch.stack([torch.linalg.vector_norm(f, dim=1) for f in factors]).sum(dim=0)
+    raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
+
+
+def prior_estimate(energies: Tensor, task: Tensor, task_documents: Tensor, batches: int) -> Tensor:
+    """Unbiased estimate of Σ_d energy_d from one batch: a document brings 1/N_d of its task's prior.
+
+    A task that has no document in the batch has no part in it, and so no gradient.
+
+    Args:
+        energies: [R] the prior energy of each document's task.
+        task: [R] their tasks.
+        task_documents: [D] N_d, training documents of each task.
+        batches: K, batches an epoch.
+    """
+    return (energies / task_documents[task]).sum() * batches

@@ -49,6 +49,8 @@ LIBRARIES = (
     "wandb",
 )
 CONFIG, DOCUMENTS, PER_TASK, SUMMARY = "config.yaml", "documents.csv", "per_task.csv", "summary.json"
+# What was done before there was a key for it, where that is not the key's default.
+EARLIER = {"prior.estimator": "dense"}
 METRICS, FAILED = "metrics.csv", "failed.json"
 
 
@@ -125,10 +127,10 @@ class RunDirectory:
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
         """Keys whose value in config.yaml is not cfg's.
 
-        A key that config.yaml does not have came with a later version, where its default is what was
-        done before; it differs only if it is among the keys that are `given`.
+        A key that config.yaml does not have came with a later version; it differs only if it is among the
+        keys that are `given`, or if its default is not what was done before (EARLIER).
         """
-        theirs = flat(OmegaConf.to_container(OmegaConf.load(self.path / CONFIG), resolve=True))
+        theirs = read_config(self.path / CONFIG)
         ours = flat(OmegaConf.to_container(cfg, resolve=True))
         known = theirs.keys() | (ours.keys() & set(given))
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
@@ -175,6 +177,11 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A config.yaml, flat: {"prior.penalty": "gaussian", …}; what it is too old to say is filled in."""
+    return EARLIER | flat(OmegaConf.to_container(OmegaConf.load(file), resolve=True))
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

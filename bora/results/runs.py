@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bora.errors import InputError
-from bora.results.run_directory import CONFIG, FAILED, PER_TASK, PER_TASK_COLUMNS, SUMMARY, RunDirectory, flat
+from bora.results.run_directory import (
+    CONFIG,
+    FAILED,
+    PER_TASK,
+    PER_TASK_COLUMNS,
+    SUMMARY,
+    RunDirectory,
+    read_config,
+)
 
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = ("tau", "seed", "name", "init_from", "data.path", "logger.", "model.loader.", "data.reader.")
@@ -68,7 +75,7 @@ def read_run(folder: Path) -> Run:
     directory = RunDirectory(folder)
     try:
         summary = {k: _number(v) for k, v in directory.finished().items()}
-        config = flat(OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True))
+        config = read_config(folder / CONFIG)
         per_task = directory.per_task()
         lacking = [c for c in PER_TASK_COLUMNS if c not in per_task]
         lacking += [k for k in ("tau", "seed", "lr", "val_perplexity", "data_sha256") if k not in summary]

@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from bora.model.adapters import Adapters, StackedLoRA
+from bora.model.adapters import Adapters
 from bora.model.module import HierarchicalLoRA
 from tests.conftest import VOCABULARY, merged, random_factors, tiny_opt
 
 TASKS = ["a", "b", "c.d"]  # a dot in a task's name must do no harm
 
 
-def build(parameterization: str, dtype=torch.float64, tau: float = 10.0, targets=None) -> HierarchicalLoRA:
+def build(parameterization: str, dtype=torch.float64, tau: float = 10.0, targets=None, **options):
     tau = float("inf") if parameterization == "shared" else tau
     model = HierarchicalLoRA(
         tiny_opt(dtype=dtype), TASKS, [10] * len(TASKS), 100, tau, rank=3, alpha=6,
-        target_modules=targets, parameterization=parameterization,
+        target_modules=targets, parameterization=parameterization, **options,
     )  # fmt: skip
     model = model.to(dtype)
     random_factors(model)
@@ -70,16 +70,20 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
                 energy = energy + model.tau / 2 * ((factor - centre) ** 2).sum()
     energy.backward()
 
-    for layer, stack in model.adapters.items():
-        for i, name in enumerate("AB"):
+    # The two parts reach the same matrix, one sparsely, over the rows of the batch.
+    of_stored, of_centre = (
+        model.adapters.layout.factors(parameter.grad.to_dense())
+        for parameter in (model.adapters.stored, model.adapters.mean)
+    )
+    for layer in mean:
+        for i in range(2):
             of_theta = torch.stack([theta[d][layer][i].grad for d in range(len(TASKS))])
-            of_mean = mean[layer][i].grad
-            if parameterization == "centered":
-                stored, at_mean = getattr(stack, name).grad, of_mean
-            else:  # θ_d = Θ + δ_d: δ_d takes θ_d's gradient, Θ takes all of them and its own
-                stored, at_mean = getattr(stack, f"{name}_offset").grad, of_mean + of_theta.sum(0)
-            torch.testing.assert_close(stored, of_theta, rtol=1e-9, atol=1e-12)
-            torch.testing.assert_close(getattr(stack, f"{name}_mean").grad, at_mean, rtol=1e-9, atol=1e-9)
+            at_mean = mean[layer][i].grad
+            if parameterization == "noncentered":
+                # θ_d = Θ + δ_d: δ_d takes θ_d's gradient, Θ takes all of them and its own
+                at_mean = at_mean + of_theta.sum(0)
+            torch.testing.assert_close(of_stored[layer][i], of_theta, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(of_centre[layer][i], at_mean, rtol=1e-9, atol=1e-9)
 
 
 def test_padding_a_batch_more_changes_nothing():
@@ -112,9 +116,9 @@ def test_tasks_are_views_in_the_centered_form():
     with torch.no_grad():
         for lora in model.tasks["b"].values():
             lora.A.zero_()
-    stack = next(iter(model.adapters.stacks.values()))
-    assert stack.A[1].abs().max() == 0
-    assert stack.A[0].abs().max() > 0
+    lora = next(iter(model.adapters.layout.factors(model.adapters.stored).values()))
+    assert lora.A[1].abs().max() == 0
+    assert lora.A[0].abs().max() > 0
     assert list(model.tasks) == TASKS
     with pytest.raises(KeyError):
         model.tasks["nobody"]
@@ -133,13 +137,37 @@ def test_distances_are_the_norm_of_all_factors_together(parameterization):
 
 
 @pytest.mark.parametrize("parameterization", ["centered", "noncentered"])
-def test_every_task_starts_at_the_mean_or_around_it(parameterization):
-    stack = StackedLoRA(40, 30, 50, rank=4, alpha=4, parameterization=parameterization)
-    assert all(d.abs().max() == 0 for d in stack.deviations())
-    assert stack.B_mean.abs().max() == 0
-    assert stack.A_mean.abs().max() > 0
-    stack.start_at_mean(0.001)
-    assert torch.cat([d.flatten() for d in stack.deviations()]).std().item() == pytest.approx(0.001, rel=0.02)
+@pytest.mark.parametrize("std", [0.0, 0.001])
+def test_every_task_starts_at_the_mean_or_around_it(parameterization, std):
+    layer = torch.nn.Linear(40, 30)
+    adapters = Adapters({"x": layer}, [f"{i}" for i in range(50)], 4, 4, parameterization, std)
+    deviation = adapters.deviation(adapters.stored)
+    assert deviation.std().item() == pytest.approx(std, rel=0.02)
+    lora = adapters.mean_lora["x"]
+    assert lora.B.abs().max() == 0
+    assert 0 < lora.A.abs().max() <= 1 / 40**0.5  # PEFT's start
+
+
+@pytest.mark.parametrize("parameterization", ["centered", "noncentered", "shared"])
+def test_on_disk_the_factors_stand_by_layer_and_load_again(parameterization):
+    model, other = build(parameterization), build(parameterization)
+    state = model.adapters.state_dict()
+    ((layer, shape), *_) = model.adapters.layout.shapes.items()
+    stem = f"stacks.{layer.replace('.', '/')}."
+    assert state[f"{stem}A_mean"].shape == shape[0]
+    if parameterization != "shared":
+        offset = "_offset" if parameterization == "noncentered" else ""
+        assert state[f"{stem}B{offset}"].shape == (len(TASKS), *shape[1])
+        theta = state[f"{stem}B{offset}"][1] + (state[f"{stem}B_mean"] if offset else 0)
+        torch.testing.assert_close(theta, model.tasks["b"][layer].B)
+    with torch.no_grad():
+        for parameter in other.adapters.parameters():
+            parameter.zero_()
+    found = other.load_state_dict({f"adapters.{k}": v for k, v in state.items()}, strict=False)
+    assert not found.unexpected_keys
+    assert not [key for key in found.missing_keys if not key.startswith("backbone")]
+    for ours, theirs in zip(other.adapters.parameters(), model.adapters.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_parameter_count_is_lora_s():

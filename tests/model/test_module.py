@@ -2,7 +2,7 @@
 
 import copy
 import math
-from itertools import combinations, product
+from itertools import product
 from types import SimpleNamespace
 
 import lightning as L
@@ -11,7 +11,6 @@ import torch
 
 from bora.errors import InputError
 from bora.model.module import HierarchicalLoRA
-from bora.model.posterior import gaussian_energy
 from tests.conftest import random_factors, tiny_data, tiny_opt
 
 SIZES = {"a": 3, "b": 2}
@@ -25,22 +24,33 @@ def build(data, **options) -> HierarchicalLoRA:
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_the_training_step_is_unbiased_for_u_over_t(size, monkeypatch):
-    data = tiny_data(SIZES)
-    model = build(data).double()
+@pytest.mark.parametrize("estimator", ["by_document", "dense"])
+@pytest.mark.parametrize("parameterization", ["centered", "noncentered"])
+@pytest.mark.parametrize(("batch_size", "window"), [(1, 1), (2, 1), (3, 1), (8, 1), (2, 2), (3, 2)])
+def test_the_training_steps_of_an_epoch_average_to_u_over_t_and_its_gradient(
+    estimator, parameterization, batch_size, window
+):
+    data = tiny_data({"a": 5, "b": 3}, batch_size)
+    model = build(data, estimator=estimator, parameterization=parameterization).double()
     random_factors(model)
-    trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, num_training_batches=1)
-    monkeypatch.setattr(HierarchicalLoRA, "trainer", trainer)
-    monkeypatch.setattr(model, "log_dict", lambda *a, **k: None)
-    monkeypatch.setattr(model, "log", lambda *a, **k: None)
+    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=window, global_rank=0)
+    parameters = list(model.adapters.parameters())
+    batches = list(data.train_dataloader())
+    assert len(batches) == window * math.ceil(8 / (batch_size * window))
+    # Lightning divides each loss by the window, so that a step's is their mean, as is an epoch's of its steps'.
+    objectives = [model.objective(batch) for batch in batches]
+    total = sum(o.likelihood + o.prior for o in objectives) / len(batches)
+    total.backward()
+    ours = [p.grad.to_dense() for p in parameters]
+
     documents = data.train_dataloader().dataset
-    n = sum(data.task_documents)
-    with torch.no_grad():
-        losses = [model.training_step(documents[list(b), size], 0) for b in combinations(range(n), size)]
-        whole = model.document_nll(documents[list(range(n)), n]).sum()
-        u = whole + gaussian_energy(list(model.adapters.deviations()), 5.0)
-    torch.testing.assert_close(torch.stack(losses).mean(), u / data.n_tokens)
+    whole = documents[list(range(len(documents))), 1]
+    model.zero_grad()
+    u = model.document_nll(whole).sum() + 2.5 * model.adapters.deviation(model.adapters.stored).square().sum()
+    (u / data.n_tokens).backward()
+    torch.testing.assert_close(total, u / data.n_tokens)
+    for mine, parameter in zip(ours, parameters, strict=True):
+        torch.testing.assert_close(mine, parameter.grad.to_dense(), rtol=1e-9, atol=1e-12)
 
 
 def fit(batch_size: int, accumulate: int) -> HierarchicalLoRA:
