@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bora.results import figures
 from bora.results.evidence import Claim, Evidence, claims, format_tau
-from bora.results.report_tables import ReportTable, table1, table2
+from bora.results.report_tables import ReportTable, claims_table, table1, table2
 from bora.results.runs import Series
 from bora.results.task_map import TaskMap
 
@@ -66,7 +66,7 @@ class Section:
     def write(self, folder: Path) -> None:
         """Tables as CSV, Markdown and LaTeX, figures as PNG and PDF."""
         folder.mkdir(parents=True, exist_ok=True)
-        for part in (self.table1, self.table2, *self.figures):
+        for part in (self.table1, self.table2, claims_table(self.claims), *self.figures):
             part.write(folder)
 
 

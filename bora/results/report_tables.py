@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bora.results import paper
-from bora.results.evidence import Evidence, format_tau
+from bora.results.evidence import LEVEL, Claim, Evidence, format_tau
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ReportTable:
         return table.to_html(index=False, escape=False, border=0)
 
     def _is_text(self, column: str) -> bool:
-        return column in ("task", "run")
+        return column in ("task", "run", "claim", "verdict", "numbers")
 
     def write(self, folder: Path) -> None:
         """NAME.csv, NAME.md, NAME.tex."""
@@ -198,3 +198,12 @@ def table2(evidence: Evidence) -> ReportTable:
 def _plain_name(name: str) -> str:
     """A speaker's name as the paper's Table 2 writes it."""
     return re.sub(r"\.", "", name.lower()).strip()
+
+
+def claims_table(claims: list[Claim]) -> ReportTable:
+    """The paper's claims with their verdicts; no cell is bold."""
+    cells = pd.DataFrame([vars(claim) for claim in claims], columns=["claim", "verdict", "numbers"])
+    caption = (
+        f"The paper's claims held against these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
+    )
+    return ReportTable("claims", cells, cells, cells.map(lambda cell: False), caption)

@@ -102,6 +102,9 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert table1["learning_rate"].tolist() == [1e-4, 1e-3, 1e-3, 1e-3]
     assert table1["perplexity"].tolist() == pytest.approx([21.1, 13.1, 13.6, 15.6])
     assert table1["val_perplexity"].tolist() == pytest.approx([20.1, 12.1, 11.1, 15.1])
+    claims_csv = pd.read_csv(tmp_path / "report/claims.csv")
+    assert claims_csv["verdict"].isin(["confirmed", "refuted", "undecided"]).all()
+    assert len(claims_csv) == 5
     # Two values 0.2 apart: s/√2 = 0.1, and t with one degree of freedom has 12.706 at 97.5 %.
     assert (table1["perplexity_high"] - table1["perplexity"]).tolist() == pytest.approx(
         [1.2706] * 4, rel=1e-4
