@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import tokenizers
+import transformers
 from transformers import PreTrainedTokenizerBase
 
+from bora.cache import digest, kept
 from bora.errors import InputError
 
 
@@ -59,21 +63,60 @@ def encode(
         raise InputError(f"data.max_tokens={max_tokens} must be 2 or more: the first token is never scored")
     if "{text}" not in template:
         raise InputError(f"data.template={template!r} must hold {{text}}")
+    how = (max_tokens, prompt, template, append_eos, prepend_bos)
+    identity = fingerprint(tokenizer)
+    if identity is None:
+        tokens = _encode(table, tokenizer, *how)
+    else:
+        key = digest(["tokens", 1, identity, how, len(table)], [*table["task"], *table["text"]])
+        tokens = kept("tokens", key, lambda: _encode(table, tokenizer, *how))
+    ids = tokens["ids"].combine_chunks()
+    # Views into one array, a document each.
+    documents = np.split(ids.values.to_numpy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
+    lost = tokens["n_lost"].to_numpy()
+    encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
+    return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
+
+
+def _encode(
+    table: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    prompt: str | None,
+    template: str,
+    append_eos: bool,
+    prepend_bos: bool,
+) -> pa.Table:
+    """A row a document: its ids, how many of them are the prompt, how many tokens were cut off."""
     begin = beginning(tokenizer) if prepend_bos else []
     end = [tokenizer.eos_token_id] if append_eos else []
     prompts = dict.fromkeys(table["task"].unique(), begin)
     if prompt is not None:
         prompts = {task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts}
     texts = [template.replace("{text}", text) for text in table["text"]]
-    documents, cut_documents, cut_tokens = [], 0, 0
-    for task, ids in zip(table["task"], _ids(tokenizer, texts), strict=True):
-        whole = prompts[task] + ids + end
-        if len(whole) > max_tokens:
-            cut_documents += 1
-            cut_tokens += len(whole) - max_tokens
-        kept = np.array(whole[:max_tokens], dtype=np.int32)
-        documents.append(Encoded(kept, min(len(prompts[task]), len(kept))))
-    return documents, Truncation(cut_documents, cut_tokens)
+    ids, n_prompt, n_lost = [], [], []
+    for task, text in zip(table["task"], _ids(tokenizer, texts), strict=True):
+        whole = prompts[task] + text + end
+        ids.append(whole[:max_tokens])
+        n_prompt.append(min(len(prompts[task]), max_tokens))
+        n_lost.append(max(0, len(whole) - max_tokens))
+    return pa.table(
+        {
+            "ids": pa.array(ids, pa.list_(pa.int32())),
+            "n_prompt": pa.array(n_prompt, pa.int32()),
+            "n_lost": pa.array(n_lost, pa.int64()),
+        }
+    )
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A hash of all that decides a tokenizer's ids; None for one in Python, whose code decides too."""
+    if not tokenizer.is_fast:
+        return None
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return digest(
+        [tokenizers.__version__, transformers.__version__, special], [tokenizer.backend_tokenizer.to_str()]
+    )
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -5,6 +5,7 @@ running interpreter, so the documents differ a little from one Python version to
 """
 
 import ast
+import sys
 import sysconfig
 import textwrap
 import warnings
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
+from bora.cache import digest, kept
 from bora.errors import InputError
 
 # Test code lies inside some packages (`unittest/test` in Python 3.11); it is not part of a task.
@@ -61,15 +64,28 @@ def read(modules: list[str]) -> pd.DataFrame:
         InputError: a module has no source file in this interpreter's library.
     """
     root = library_root()
-    rows = []
-    for module in modules:
-        files = source_files(module, root)
-        if not files:
+    files = {module: source_files(module, root) for module in modules}
+    for module, found in files.items():
+        if not found:
             raise InputError(
                 f"data.modules names {module!r}, but {root} holds no source file of it; take it "
                 "out of data.modules, or run a Python that has its library as source files"
             )
-        for file in files:
-            for text in functions(file.read_text("utf-8")):
-                rows.append((module, text, file.relative_to(root).as_posix()))
-    return pd.DataFrame(rows, columns=["task", "text", "file"])
+    # Parsing takes seconds, so it is done once for these files.
+    states = [
+        (m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, found in files.items() for f in found
+    ]
+    return kept(
+        "stdlib", digest(["functions", 1, sys.version, states]), lambda: _parse(files, root)
+    ).to_pandas()
+
+
+def _parse(files: dict[str, list[Path]], root: Path) -> pa.Table:
+    rows = [
+        (module, text, file.relative_to(root).as_posix())
+        for module, found in files.items()
+        for file in found
+        for text in functions(file.read_text("utf-8"))
+    ]
+    columns = zip(*rows, strict=True)
+    return pa.table([pa.array(c, pa.large_string()) for c in columns], ["task", "text", "file"])

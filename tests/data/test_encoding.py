@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
+from bora.data import encoding
 from bora.data.encoding import beginning, encode
 from bora.errors import InputError
 from bora.model.backbone import packaged
@@ -72,3 +73,58 @@ def test_bad_options_are_refused(tokenizer):
         encode(TABLE, tokenizer, 1)
     with pytest.raises(InputError, match="template"):
         encode(TABLE, tokenizer, 10, template="no field")
+
+
+OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
+
+
+def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
+    fresh, cut = encode(table, tokenizer, **OPTIONS)
+    (file,) = tmp_path.rglob("*.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_encode", lambda *a: pytest.fail("tokenised again"))
+        again, cut_again = encode(table, tokenizer, **OPTIONS)
+    assert cut == cut_again
+    assert cut.documents > 0
+    for one, other in zip(fresh, again, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.n_prompt == other.n_prompt
+    # Whatever decides the tokens is in the key.
+    for other_table, options in (
+        (table.assign(text=["def f(x): return y", *table["text"][1:]]), {}),
+        (table.assign(task="a"), {}),
+        (table.assign(task=["ba", "", "a"], text=["def", *table["text"][1:]]), {}),
+        (table, {"max_tokens": 11}),
+        (table, {"prompt": None}),
+        (table, {"append_eos": False}),
+        (table, {"prepend_bos": False}),
+        (table, {"template": "<{text}>"}),
+    ):
+        n_files = len(list(tmp_path.rglob("*.parquet")))
+        encode(other_table, tokenizer, **{**OPTIONS, **options})
+        assert len(list(tmp_path.rglob("*.parquet"))) == n_files + 1
+    assert file.is_file()
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
+def test_a_harmed_cache_is_made_anew(tokenizer, monkeypatch, tmp_path, harm):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    table = pd.DataFrame({"task": "a", "text": [f"x = {i}" for i in range(200)]})
+    fresh, _ = encode(table, tokenizer, **OPTIONS)
+    (file,) = tmp_path.rglob("*.parquet")
+    data = bytearray(file.read_bytes())
+    if harm == "flip":
+        data[len(data) // 4] ^= 0x40
+    file.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
+    again, _ = encode(table, tokenizer, **OPTIONS)
+    assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
+    encode(table, tokenizer, **OPTIONS)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path / "file"))
+    assert len(encode(TABLE, tokenizer, 100)[0]) == 2
