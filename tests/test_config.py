@@ -81,6 +81,11 @@ def test_the_papers_experiment_is_the_papers():
     )
 
 
+def test_by_default_one_learning_rate_serves_every_tau():
+    assert {learning_rate(t, "noncentered") for t in (0.0, 1.0, 1e6, float("inf"))} == {1e-3}
+    assert learning_rate(float("inf"), "centered") == 1e-3
+
+
 def test_the_lightning_trainer_takes_every_key_of_the_gpu_config():
     import inspect
 

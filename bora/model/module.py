@@ -89,7 +89,7 @@ class HierarchicalLoRA(L.LightningModule):
         self.n_documents, self.n_tokens = sum(task_documents), n_tokens
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         self.parameterization = effective_parameterization(self.tau, parameterization)
-        self.lr = learning_rate(self.tau, self.parameterization) if lr is None else lr
+        self.lr = learning_rate(self.tau, parameterization) if lr is None else lr
         self.betas, self.eps = tuple(betas), eps
         layers = find_targets(model, target_modules)
         sparse = estimator == "by_document"
@@ -300,9 +300,10 @@ def effective_parameterization(tau: float, parameterization: str) -> str:
 def learning_rate(tau: float, parameterization: str) -> float:
     """The default learning rate.
 
-    Centered: the paper's rule, 1e-5 · τ, and 1e-4 at τ = 0 (Table 1). Non-centered, and Θ alone
-    at τ = ∞: 1e-3, because neither makes the mean's path depend on τ.
+    Where the centered form is asked for: the paper's rule, 1e-5 · τ, and 1e-4 at τ = 0 (Table 1). Else,
+    and at τ = ∞: 1e-3 at every τ, so that the limits are trained no worse than what lies between them
+    (experiments/stdlib: at τ = 0 the paper's rate is too low by far).
     """
-    if parameterization != "centered":
+    if parameterization != "centered" or math.isinf(tau):
         return 1e-3
     return 1e-4 if tau == 0 else 1e-5 * tau
