@@ -262,7 +262,10 @@ def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_
 
 
 def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
-    """output + scale · B A x.
+    """output + scale · B A x; where rows have factors of their own, written into `output` itself.
+
+    A frozen linear layer needs its output no more, so a copy of it would be for nothing; should some layer
+    need it all the same for its gradient, autograd refuses with an error.
 
     Args:
         output: [R, T, n_out], or [R·T, n_out] (OPT flattens before its feed-forward layers).
@@ -276,9 +279,10 @@ def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tens
         flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), B.mT, alpha=scale)
         return flat.view(output.shape)
     hidden = torch.bmm(x.reshape(len(A), -1, x.shape[-1]), A.mT)
-    return torch.baddbmm(output.reshape(len(A), -1, output.shape[-1]), hidden, B.mT, alpha=scale).view(
-        output.shape
-    )
+    # Not even a view where none is needed: autograd would copy the gradient for it.
+    rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])
+    rows.baddbmm_(hidden, B.mT, alpha=scale)
+    return output
 
 
 def linear_shape(layer: nn.Module) -> tuple[int, int]:
