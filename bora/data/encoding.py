@@ -71,8 +71,8 @@ def encode(
         key = digest(["tokens", 1, identity, how, len(table)], [*table["task"], *table["text"]])
         tokens = kept("tokens", key, lambda: _encode(table, tokenizer, *how))
     ids = tokens["ids"].combine_chunks()
-    # Views into one array, a document each.
-    documents = np.split(ids.values.to_numpy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
+    # Views into one array (of our own: Arrow's may not be written to), a document each.
+    documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
     lost = tokens["n_lost"].to_numpy()
     encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
     return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
