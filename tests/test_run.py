@@ -241,14 +241,14 @@ def test_a_finished_run_is_told_again_not_done_again(command, tmp_path):
 
 def test_a_run_from_before_a_key_counts_as_what_was_done_then(command, tmp_path):
     small = [*SMALL, "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
-    assert command(*small, "prior.estimator=dense")[0] == 0
+    assert command(*small, "prior.estimator=dense", "data.order=shuffled")[0] == 0
     old = OmegaConf.load(tmp_path / "run/config.yaml")
     del old.prior.estimator, old.data.order
     OmegaConf.save(old, tmp_path / "run/config.yaml")
-    assert command(*small, "prior.estimator=dense")[0] == 0
+    assert command(*small, "prior.estimator=dense", "data.order=shuffled")[0] == 0
     code, _, err = command(*small)
     assert code == 2
-    assert "other settings (prior.estimator)" in err
+    assert "other settings (data.order, prior.estimator)" in err
 
 
 def test_task_names_are_not_markup(command, tmp_path):

@@ -49,8 +49,15 @@ LIBRARIES = (
     "wandb",
 )
 CONFIG, DOCUMENTS, PER_TASK, SUMMARY = "config.yaml", "documents.csv", "per_task.csv", "summary.json"
-# What was done before there was a key for it, where that is not the key's default.
-EARLIER = {"prior.estimator": "dense"}
+# What was done before there was a key for it.
+EARLIER = {
+    "data.order": "shuffled",
+    "data.prepend_bos": True,
+    "data.score_padding": False,
+    "init_from": None,
+    "likelihood": "sum",
+    "prior.estimator": "dense",
+}
 METRICS, FAILED = "metrics.csv", "failed.json"
 
 
@@ -127,8 +134,8 @@ class RunDirectory:
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
         """Keys whose value in config.yaml is not cfg's.
 
-        A key that config.yaml does not have came with a later version; it differs only if it is among the
-        keys that are `given`, or if its default is not what was done before (EARLIER).
+        A key that config.yaml does not have, and EARLIER does not know, differs only if it is among the keys
+        that are `given`.
         """
         theirs = read_config(self.path / CONFIG)
         ours = flat(OmegaConf.to_container(cfg, resolve=True))

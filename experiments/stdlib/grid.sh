@@ -4,7 +4,9 @@
 # What is finished is not done again. Centered, τ ≥ 10⁵ has a learning rate of 1 and more by the paper's rule.
 set -u
 OUT=${OUT:-experiments/stdlib/grid}
-SHAPE="data.documents_per_task=240 data.max_tokens=48 trainer.max_epochs=12 optim.patience=3"
+# The whole prior in every step and uniform batches: what the project did when the grid was begun (see estimator.sh).
+SHAPE="data.documents_per_task=240 data.max_tokens=48 data.order=shuffled prior.estimator=dense
+  trainer.max_epochs=12 optim.patience=3"
 TAU=0,1,10,100,1000,10000,100000,1000000,inf
 run() { "${BORA:-.venv/bin/python}" -m bora.run -m sweep=joblib $SHAPE tau=$TAU "$@"; }
 for seed in 0 1 2; do
