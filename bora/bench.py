@@ -13,6 +13,7 @@ a second process each measures the peak memory. Rows of the table:
 
 import copy
 import gc
+import importlib.util
 import json
 import logging
 import os
@@ -28,7 +29,6 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import psutil
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -117,7 +117,9 @@ def one_lora(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
 
 def loop(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
     names = [f"task{d}" for d in range(n_tasks)]
-    wrapped = peft_model(model.float(), cfg, [*names, "mean"])
+    # In float32 of its own, if need be: the other variants share this one's weights.
+    model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    wrapped = peft_model(model, cfg, [*names, "mean"])
     factors: dict[str, list[nn.Parameter]] = {name: [] for name in [*names, "mean"]}
     for key, parameter in wrapped.named_parameters():
         if "lora_" in key:  # …lora_A.task3.weight
@@ -199,6 +201,8 @@ def adapters_and_state(cfg: DictConfig, model: nn.Module, n_tasks: int) -> int:
 
 def free_memory(cfg: DictConfig) -> int:
     """Bytes on the device."""
+    import psutil
+
     return psutil.virtual_memory().available if cfg.device == "cpu" else torch.cuda.mem_get_info()[0]
 
 
@@ -344,6 +348,13 @@ def job(cfg: DictConfig) -> None:
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    for package in ("peft", "psutil"):
+        if importlib.util.find_spec(package) is None:
+            print(
+                f"bora: bora bench needs its extra: pip install 'bora[bench]' (there is no {package})",
+                file=sys.stderr,
+            )
+            sys.exit(2)
     try:
         job()
     except Exception as error:

@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "run": "train, or sweep with -m: bora run tau=100",
     "report": "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini",
+    "bench": "what a training step costs: bora bench model=opt_mini",
 }
 
 
