@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from bora.config import config_folder
 from bora.model.adapters import Layout, linear_shape
-from bora.model.backbone import Backbone, Pretrained
+from bora.model.backbone import Backbone, load_backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
@@ -298,8 +298,7 @@ def job(cfg: DictConfig) -> None:
     """Measure, print, and write the JSON."""
     torch.manual_seed(cfg.seed)
     logging.getLogger("bora").setLevel(logging.WARNING)
-    pretrained: Pretrained = hydra.utils.instantiate(cfg.model.loader)
-    model = pretrained.model.to(cfg.device).requires_grad_(False)
+    model = load_backbone(cfg.model, cfg.device).model.to(cfg.device).requires_grad_(False)
     known = variants(cfg)
     if cfg.only is not None:
         print(peak_memory(cfg, model, next(v for v in known if v.name == cfg.only)))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
-from bora.model.backbone import Pretrained
+from bora.model.backbone import Pretrained, load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.results.loggers import build_loggers, wandb_run
 from bora.results.run_directory import RunDirectory, versions
@@ -46,7 +46,7 @@ def train(
         return finished
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
-    pretrained: Pretrained = hydra.utils.instantiate(cfg.model.loader)
+    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator)
     corpus = load_corpus(cfg, pretrained)
     log.info("%s", corpus.describe())
     data = build_data(cfg, pretrained, corpus)
@@ -207,6 +207,7 @@ def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[s
         "tau": model.tau,
         "seed": cfg.seed,
         "model": cfg.model.name,
+        "dtype": str(model.backbone.dtype).removeprefix("torch."),
         "data": cfg.data.name,
         "n_tasks": len(corpus.task_names),
         "parameterization": model.parameterization,

@@ -3,17 +3,20 @@
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import hydra
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
+from omegaconf import DictConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -24,6 +27,7 @@ from bora.errors import InputError
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FAST = 1.5  # so many times as fast as float32, or it is not worth its rounding
 # A hub model's weights are in one of these.
 WEIGHTS = (
     "model.safetensors",
@@ -100,6 +104,40 @@ class Pretrained(NamedTuple):
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
+
+
+def load_backbone(model: DictConfig, accelerator: str) -> Pretrained:
+    """What a model config's loader gives, in the dtype that the config asks for.
+
+    Args:
+        model: the config group; its dtype may be auto.
+        accelerator: Lightning's name of where it will run.
+
+    Raises:
+        InputError: see the loaders.
+    """
+    dtype = model.dtype
+    if dtype == "auto":
+        gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= FAST
+        dtype = "bfloat16" if fast else "float32"
+        log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
+    return hydra.utils.instantiate(model.loader, dtype=dtype)
+
+
+def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
+    """How many times as fast as in float32 this processor multiplies matrices in bfloat16."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, dtype=dtype)
+        matrix @ matrix  # the first product also sets things up
+        taken = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            matrix @ matrix
+            taken.append(time.perf_counter() - start)
+        seconds[dtype] = min(taken)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
@@ -230,5 +268,5 @@ def _dequantise(source: Path, folder: Path) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise InputError(f"model.dtype={name}: choose one of {', '.join(DTYPES)}")
+        raise InputError(f"model.dtype={name}: choose one of {', '.join(DTYPES)}, auto")
     return DTYPES[name]

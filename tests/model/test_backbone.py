@@ -3,10 +3,14 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from bora.config import config_folder
 from bora.errors import InputError
-from bora.model.backbone import Backbone, from_pretrained, packaged, smollm2_135m
+from bora.model import backbone
+from bora.model.backbone import Backbone, from_pretrained, load_backbone, packaged, smollm2_135m
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
 from tests.conftest import tiny_opt
@@ -145,3 +149,30 @@ def test_targets_by_ending_by_pattern_and_all():
     model.config.model_type = "novel"
     with pytest.raises(InputError, match="no default for the architecture 'novel'"):
         find_targets(model, None)
+
+
+@pytest.mark.parametrize(
+    ("speed", "dtype"), [(0.1, torch.float32), (1.2, torch.float32), (3.0, torch.bfloat16)]
+)
+def test_auto_takes_bfloat16_where_it_is_fast_and_says_so(monkeypatch, caplog, speed, dtype):
+    monkeypatch.setattr(backbone, "bfloat16_speed", lambda: speed)
+    config = OmegaConf.create({"model": OmegaConf.load(config_folder() / "model/opt_mini.yaml")}).model
+    config.dtype = "auto"
+    with caplog.at_level("INFO", logger="bora"):
+        model = load_backbone(config, "cpu").model
+    assert model.dtype == dtype
+    assert str(dtype).removeprefix("torch.") in caplog.text
+
+
+def test_the_speed_of_bfloat16_is_measured():
+    assert 0 < backbone.bfloat16_speed(size=64, repeats=2) < 1000
+
+
+def test_a_dtype_that_is_asked_for_is_taken():
+    config = OmegaConf.create({"model": OmegaConf.load(config_folder() / "model/opt_mini.yaml")}).model
+    config.dtype = "bfloat16"
+    assert load_backbone(config, "cpu").model.dtype == torch.bfloat16
+    config.dtype = "int3"
+    with pytest.raises(InstantiationException, match=r"model\.dtype=int3") as refused:
+        load_backbone(config, "cpu")
+    assert isinstance(refused.value.__cause__, InputError)  # which the command tells in one line
