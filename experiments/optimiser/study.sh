@@ -15,8 +15,8 @@ path() {
   local from=null tau
   for tau in $TAUS; do
     "$python" -m bora.run $SHAPE name=path optim.lr=1e-3 tau=$tau init_from=$from \
-      hydra.run.dir="$OUT/path/tau=$tau,seed=0" || return
-    from="$OUT/path/tau=$tau,seed=0"
+      "hydra.run.dir='$OUT/path/tau=$tau,seed=0'" || return
+    from="'$OUT/path/tau=$tau,seed=0'"
   done
 }
 
