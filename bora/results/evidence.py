@@ -254,21 +254,24 @@ def _every_task(difference: Difference | None, what: str) -> Claim:
     if difference is None:
         return Claim(what, UNDECIDED, "there is no run to compare with")
     n, seeds = len(difference.by_task), difference.by_seed.shape[1]
+    always_better = (difference.by_seed < 0).all(axis=1)
     always_worse = (difference.by_seed > 0).all(axis=1)
     numbers = (
         f"{difference.n_better} of {n} tasks better with τ = {format_tau(difference.tau)} "
         f"({seeds} seed{'s' * (seeds > 1)}); perplexity {difference.percent:+.1f} %"
     )
-    if (difference.by_seed < 0).all(axis=None):
+    against, how = always_worse, "worse with every seed"
+    if always_better.all():
         verdict = CONFIRMED
     elif difference.overall.sign > 0 or (seeds > 1 and always_worse.any()):
         verdict = REFUTED
-        if always_worse.any():
-            worst = difference.by_task[always_worse].sort_values(ascending=False)
-            numbers += f"; worse with every seed: {', '.join(map(str, worst.index[:3]))}"
-            numbers += f" and {len(worst) - 3} more" * (len(worst) > 3)
     else:
         verdict = UNDECIDED
+        against, how = ~always_better, "not better with every seed"
+    if against.any():
+        worst = difference.by_task[against].sort_values(ascending=False)
+        numbers += f"; {how}: {', '.join(map(str, worst.index[:3]))}"
+        numbers += f" and {len(worst) - 3} more" * (len(worst) > 3)
     return Claim(what, verdict, numbers)
 
 

@@ -1,15 +1,14 @@
 """Tables and picture of the optimiser's study: python experiments/optimiser/study.py, after study.sh.
 
 A run's epochs are read from its metrics.csv. Two counts a run: epochs until validation perplexity is within
-1 % of the best that any of the ways reached at that τ, and of the best of its own. The first says which way gets
-there; the second is what the paper's remark on convergence is about.
+1 % of the best that any of the ways reached at that τ with that seed, and of the best of its own. The first
+says which way gets there; the second is what the paper's remark on convergence is about.
 """
 
 import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -42,6 +41,7 @@ def read(folder: str) -> pd.DataFrame:
             {
                 "way": folder,
                 "tau": float(summary["tau"]),
+                "seed": summary["seed"],
                 "form": summary["parameterization"],
                 "lr": summary["lr"],
                 "epochs": summary["epochs"],
@@ -59,57 +59,75 @@ def epochs_until(values: list[float], target: float) -> int | None:
 
 def count(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.copy()
-    reached = runs.groupby("tau")["best_val"].transform("min")
+    reached = runs.groupby(["tau", "seed"])["best_val"].transform("min")
     for column, target in (("to_best_of_all", reached), ("to_own_best", runs["best_val"])):
-        runs[column] = [epochs_until(c, t) for c, t in zip(runs["curve"], target, strict=True)]
+        counts = [epochs_until(c, t) for c, t in zip(runs["curve"], target, strict=True)]
+        runs[column] = pd.array(counts, dtype="Int64")
     return runs.drop(columns="curve")
 
 
 def markdown(runs: pd.DataFrame) -> str:
-    """τ down; for each way: best validation perplexity, epochs to within 1 % of all, of its own."""
+    """τ down; for each way: best validation perplexity (mean over seeds), epochs to within 1 % of the best of all
+    and of its own (seed by seed)."""
     head = ["τ"]
     for way in WAYS.values():
-        head += [way, "all", "own"]
+        head += [way, "of all", "of own"]
     lines = [head, ["---"] * len(head)]
     for tau, at in runs.groupby("tau"):
         row = [format_tau(tau)]
         for way in WAYS:
-            cell = at[at["way"] == way].iloc[0]
-            all_ = "never" if pd.isna(cell["to_best_of_all"]) else f"{cell['to_best_of_all']:.0f}"
-            row += [f"{cell['best_val']:.2f}", all_, f"{cell['to_own_best']:.0f}"]
+            seeds = at[at["way"] == way].sort_values("seed")
+            row.append(f"{seeds['best_val'].mean():,.2f}")
+            for column in ("to_best_of_all", "to_own_best"):
+                row.append(" / ".join("never" if pd.isna(n) else str(n) for n in seeds[column]))
         lines.append(row)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def draw(runs: pd.DataFrame) -> Figure:
+    """Left: best validation perplexity, a line a way (mean over seeds). Right: epochs, a mark a run; what never
+    comes within 1 % stands in a row of its own above."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.2, 4.0))
+        figure = Figure(figsize=(10.4, 4.4))
         taus = sorted(runs["tau"].unique())
         place = {tau: i for i, tau in enumerate(taus)}
         quality, speed = figure.subplots(1, 2)
+        best = runs["best_val"].min()
+        top = best * 1.25
+        longest = runs["epochs"].max()
+        never = longest * 1.12
+        speed.axhspan(longest * 1.05, longest * 1.19, color="#f0f0f0", zorder=0)
         for n, (way, label) in enumerate(WAYS.items()):
             at = runs[runs["way"] == way].sort_values("tau")
-            look = {
-                "color": GROUPS[n],
-                "marker": MARKERS[n],
-                "markersize": 5,
-                "linewidth": 1.5,
-                "label": label,
-            }
-            quality.plot([place[t] for t in at["tau"]], at["best_val"], **look)
-            speed.plot([place[t] for t in at["tau"]], at["to_best_of_all"].astype(float), **look)
-        best = runs["best_val"].min()
-        quality.set_ylim(best * 0.98, min(runs["best_val"].max() * 1.02, best * 1.6))
+            mark = {"color": GROUPS[n], "marker": MARKERS[n], "markersize": 5}
+            mean = at.groupby("tau")["best_val"].mean()
+            x = [place[t] for t in mean.index]
+            quality.plot(x, mean, linewidth=1.5, label=label, **mark)
+            for tau, value in mean[mean > top].items():
+                quality.annotate(
+                    f"{value:,.0f}",
+                    (place[tau], 0.985),
+                    xycoords=("data", "axes fraction"),
+                    ha="center",
+                    va="top",
+                    color=GROUPS[n],
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+                )
+            aside = 0.17 * (n - (len(WAYS) - 1) / 2)
+            height = [never if pd.isna(e) else e for e in at["to_best_of_all"]]
+            speed.plot([place[t] + aside for t in at["tau"]], height, linestyle="none", **mark)
+        quality.set_ylim(best * 0.985, top)
         quality.set_ylabel("best validation perplexity")
         quality.set_title("What is reached")
-        speed.set_ylim(0)
+        speed.set_ylim(0, longest * 1.19)
+        ticks = list(range(0, longest + 1, 10))
+        speed.set_yticks([*ticks, never], [*map(str, ticks), "never"])
         speed.set_ylabel("epochs")
-        speed.set_title("Epochs to within 1 % of the best at this τ")
+        speed.set_title("Epochs to within 1 % of the best of all ways at this τ")
         for ax in (quality, speed):
             ax.set_xticks(range(len(taus)), [format_tau(t) for t in taus])
-            ax.set_xlabel("τ")
+            ax.set_xlabel("precision τ")
         figure.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        figure.draw_without_rendering()
         return figure
 
 
@@ -121,12 +139,12 @@ def main() -> None:
     print(markdown(runs))
     print("rates at τ = 10⁴")
     rates = pd.concat([read("rate"), *(read(w) for w in ("rule", "constant", "noncentered"))])
-    rates = rates[rates["tau"] == 1e4]
+    rates = rates[rates["tau"] == 1e4].drop_duplicates(["form", "lr", "seed"])
     rates["to_own_best"] = [epochs_until(c, min(c)) for c in rates["curve"]]
     rates["lr over prior's sd"] = rates["lr"] * math.sqrt(1e4)
-    rates = rates.drop(columns=["curve", "way"]).sort_values(["form", "lr"])
+    rates = rates.drop(columns=["curve", "way"]).sort_values(["form", "lr", "seed"])
     rates.to_csv(HERE / "rates.csv", index=False)
-    print(rates.replace(np.nan, None).to_markdown(index=False))
+    print(rates.to_markdown(index=False))
 
 
 if __name__ == "__main__":
