@@ -1,14 +1,16 @@
-"""Where downloads, dequantised models, slim tables and tokens are kept between runs."""
+"""Where downloads, dequantised models, large tables' columns and tokens are kept between runs."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.ipc
 
 log = logging.getLogger(__name__)
 
@@ -31,27 +33,46 @@ def digest(about: object, texts: Iterable[str] = ()) -> str:
 def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
     """The table that `make` gives; from the cache folder if it was made before.
 
-    A file that cannot be read, or whose pages do not have their checksums, is made anew. A cache folder that
-    cannot be written to costs time, nothing else.
+    It is an Arrow file that is mapped into memory, so that the processes of a sweep share it; its checksum
+    stands in its name. A file that is not what was written is made anew. A cache folder that cannot be written
+    to costs time, nothing else.
 
     Args:
         kind: folder within the cache.
         key: from `digest`, of all that the table depends on.
     """
-    file = cache_root() / kind / f"{key}.parquet"
-    if file.is_file():
+    folder = cache_root() / kind
+    for file in folder.glob(f"{key}.*.arrow"):
         try:
-            return pq.read_table(file, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            log.info("%s is not whole (%s): made anew", file, str(error).splitlines()[0])
+            if file.name.split(".")[1] == _checksum(file):
+                return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            reason = "it was changed"
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+        log.info("%s is not whole (%s): made anew", file, reason)
+        _remove(file)
     table = make()
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial = folder / f"{key}.{os.getpid()}.partial"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-        partial.replace(file)
+        folder.mkdir(parents=True, exist_ok=True)
+        with pa.ipc.new_file(str(partial), table.schema) as writer:
+            writer.write_table(table)
+        partial.replace(folder / f"{key}.{_checksum(partial)}.arrow")
     except OSError as error:
-        log.info("%s could not be written (%s): it will be made again next time", file, error)
-        if partial.exists():
-            partial.unlink()
+        log.info("%s could not be written (%s): it will be made again next time", partial, error)
+        _remove(partial)
     return table
+
+
+def _checksum(file: Path) -> str:
+    found = 0
+    with file.open("rb") as stream:
+        while part := stream.read(2**20):
+            found = zlib.crc32(part, found)
+    return f"{found:08x}"
+
+
+def _remove(file: Path) -> None:
+    """Delete a file of the cache, if it is there and may be deleted."""
+    with contextlib.suppress(OSError):
+        file.unlink()

@@ -12,6 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from bora.cache import digest, kept
 from bora.errors import InputError
 
+DOCUMENTS_AT_A_TIME = 1024  # bounds the memory for what will be cut off
+# A row a document: its ids, how many of them are the prompt, how many tokens were cut off.
+TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("n_prompt", pa.int32()), ("n_lost", pa.int64())])
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -87,26 +91,24 @@ def _encode(
     append_eos: bool,
     prepend_bos: bool,
 ) -> pa.Table:
-    """A row a document: its ids, how many of them are the prompt, how many tokens were cut off."""
+    """The documents' TOKENS."""
     begin = beginning(tokenizer) if prepend_bos else []
     end = [tokenizer.eos_token_id] if append_eos else []
     prompts = dict.fromkeys(table["task"].unique(), begin)
     if prompt is not None:
         prompts = {task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts}
-    texts = [template.replace("{text}", text) for text in table["text"]]
-    ids, n_prompt, n_lost = [], [], []
-    for task, text in zip(table["task"], _ids(tokenizer, texts), strict=True):
-        whole = prompts[task] + text + end
-        ids.append(whole[:max_tokens])
-        n_prompt.append(min(len(prompts[task]), max_tokens))
-        n_lost.append(max(0, len(whole) - max_tokens))
-    return pa.table(
-        {
-            "ids": pa.array(ids, pa.list_(pa.int32())),
-            "n_prompt": pa.array(n_prompt, pa.int32()),
-            "n_lost": pa.array(n_lost, pa.int64()),
-        }
-    )
+    parts = []
+    for start in range(0, len(table), DOCUMENTS_AT_A_TIME):
+        part = table.iloc[start : start + DOCUMENTS_AT_A_TIME]
+        ids, n_prompt, n_lost = [], [], []
+        texts = [template.replace("{text}", text) for text in part["text"]]
+        for task, text in zip(part["task"], _ids(tokenizer, texts), strict=True):
+            whole = prompts[task] + text + end
+            ids.append(whole[:max_tokens])
+            n_prompt.append(min(len(prompts[task]), max_tokens))
+            n_lost.append(max(0, len(whole) - max_tokens))
+        parts.append(pa.table([ids, n_prompt, n_lost], schema=TOKENS))
+    return pa.concat_tables(parts) if parts else TOKENS.empty_table()
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -126,5 +128,13 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """What `tokenizer(texts, add_special_tokens=False)` gives."""
+    if not texts:
+        return []
+    if tokenizer.is_fast:  # spares the positions in the text and the masks, which nobody reads
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
     # verbose=False: texts longer than the model are cut here, so the warning would mislead.
-    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids

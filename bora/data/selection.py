@@ -74,43 +74,45 @@ def select(
     max_documents = rule[1] if max_documents is None else max_documents
     dropped = Dropped()
 
-    def keep(table: pd.DataFrame, mask, reason: str) -> pd.DataFrame:
+    def keep(rows: pd.DataFrame, mask, reason: str) -> pd.DataFrame:
         dropped.add(reason, (~mask).sum())
-        return table[mask]
+        return rows[mask]
 
-    table = table.assign(task=table["task"].str.strip())
-    table = keep(table, table["task"] != "", "without a task")
-    table = keep(table, table["text"].str.strip() != "", "empty")
+    # Of a large table the texts are most: they stay where they are until it is known which are wanted.
+    texts = table["text"]
+    rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
+    rows = keep(rows, rows["task"] != "", "without a task")
+    rows = keep(rows, ~_blank(texts)[rows.index], "empty")
     if selection == "reference":
-        names = table["task"].str.lower().str.replace(".", "", regex=False)
-        counts = table["task"].map(table["task"].value_counts())
-        table = table.assign(task=names)
+        names = rows["task"].str.lower().str.replace(".", "", regex=False)
+        counts = rows["task"].map(rows["task"].value_counts())
+        rows = rows.assign(task=names)
         eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
-        table = keep(table, eligible, "of tasks outside the bounds on documents")
-    table = keep(table, table["text"].str.len() > min_characters, f"of {min_characters} characters or fewer")
+        rows = keep(rows, eligible, "of tasks outside the bounds on documents")
+    rows = keep(rows, rows["length"] > min_characters, f"of {min_characters} characters or fewer")
     if drop_duplicates:
-        table = keep(table, ~table.duplicated(["task", "text"]), "repeated within their task")
+        rows = keep(rows, ~_repeated(rows, texts), "repeated within their task")
     if selection != "reference":
-        counts = table["task"].map(table["task"].value_counts())
+        counts = rows["task"].map(rows["task"].value_counts())
         eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
         largest = int(counts.max()) if len(counts) else 0
-        table = keep(table, eligible, "of tasks outside the bounds on documents")
-        if table.empty:
+        rows = keep(rows, eligible, "of tasks outside the bounds on documents")
+        if rows.empty:
             raise InputError(
                 f"no task has between {min_documents or 0} and {max_documents or '∞'} documents (the largest "
                 f"has {largest}); change data.min_documents or data.max_documents"
             )
-    if table.empty:
+    if rows.empty:
         raise InputError(
             f"no task has between {min_documents} and {max_documents} documents; change "
             "data.min_documents or data.max_documents"
         )
-    names = _in_order(table, selection)
+    names = _in_order(rows, selection)
     chosen = names[:n_tasks]
     if n_tasks is not None and len(names) < n_tasks:
         log.warning("data.n_tasks=%d, but only %d tasks can be chosen: all are taken", n_tasks, len(names))
-    table = keep(
-        table, table["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)"
+    rows = keep(
+        rows, rows["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)"
     )
     if documents_per_task is not None:
         if not isinstance(documents_per_task, int) and len(documents_per_task) != len(chosen):
@@ -125,11 +127,30 @@ def select(
             else dict(zip(chosen, documents_per_task, strict=True))
         )
         rng = np.random.default_rng(seed)
-        shuffled = table.iloc[rng.permutation(len(table))]
+        shuffled = rows.iloc[rng.permutation(len(rows))]
         place = shuffled.groupby("task").cumcount()
         kept = shuffled.index[place < shuffled["task"].map(caps)]
-        table = keep(table, table.index.isin(kept), "over the cap data.documents_per_task")
-    return table, chosen, dropped
+        rows = keep(rows, rows.index.isin(kept), "over the cap data.documents_per_task")
+    rows = rows.drop(columns="length")
+    rows["text"] = _at(texts, rows.index)
+    return rows[table.columns], chosen, dropped
+
+
+def _blank(texts: pd.Series) -> pd.Series:
+    """Which texts hold white space alone."""
+    return texts.str.isspace() | (texts == "")
+
+
+def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:
+    """Which rows have a task and a text that stood there before; only texts of equal length are compared."""
+    alike = rows.duplicated(["task", "length"], keep=False)
+    compared = rows[alike].drop(columns="length").assign(text=_at(texts, rows.index[alike]))
+    return compared.duplicated(["task", "text"]).reindex(rows.index, fill_value=False)
+
+
+def _at(texts: pd.Series, index: pd.Index) -> pd.Series:
+    """The texts of some rows; by a mask, since Arrow would copy the whole column to take them by number."""
+    return texts[texts.index.isin(index)]
 
 
 def _in_order(table: pd.DataFrame, selection: str) -> list[str]:

@@ -15,9 +15,11 @@ from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
+from bora.cache import digest, kept
 from bora.errors import InputError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
@@ -38,6 +40,7 @@ UNREADABLE = (
 )
 LAST_ROW = "\x1f"  # the control character "unit separator", alone in each cell
 BYTES_AT_A_TIME = 2**26  # of CSV; a row must fit
+LARGE = 2**26  # bytes of a CSV file whose needed columns are worth keeping
 
 
 def read(path: str, task: str | None = None, text: str = "text", date: str | None = None) -> pd.DataFrame:
@@ -62,8 +65,8 @@ def read(path: str, task: str | None = None, text: str = "text", date: str | Non
         raise InputError(f"data.path={path}: there is no such file (seen from {Path.cwd()})")
     ending, compression = _format(file)
     readers: dict[str, Callable] = {
-        ".csv": lambda: _read_csv(file, ",", compression, task, text, date),
-        ".tsv": lambda: _read_csv(file, "\t", compression, task, text, date),
+        ".csv": lambda: read_csv(file, ",", compression, task, text, date),
+        ".tsv": lambda: read_csv(file, "\t", compression, task, text, date),
         ".jsonl": lambda: _read_json(file, compression, task, text, date),
         ".ndjson": lambda: _read_json(file, compression, task, text, date),
         ".parquet": lambda: _read_parquet(file, task, text, date),
@@ -78,8 +81,9 @@ def read(path: str, task: str | None = None, text: str = "text", date: str | Non
     except InputError:
         raise
     except UNREADABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"data.path={path} is not readable as {file.name!r} says: {reason}") from error
+        raise InputError(
+            f"data.path={path} is not readable as {file.name!r} says: {first_line(error)}"
+        ) from error
     return table
 
 
@@ -120,7 +124,51 @@ def columns_of(
     return {name: ours for ours, name in chosen.items()}
 
 
-def csv_batches(
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_csv(
+    file: Path,
+    separator: str = ",",
+    compression: str | None = None,
+    task: str | None = None,
+    text: str = "text",
+    date: str | None = None,
+    missing: str | None = None,
+) -> pd.DataFrame:
+    """`read` for CSV; a large file's columns are kept in the cache folder for the next start.
+
+    Args:
+        missing: a cell that stands for none; None if there is no such mark.
+    """
+    names, batches = _csv_batches(file, separator, compression, task, text, date)
+
+    def make() -> pa.Table:
+        parts = []
+        for batch in batches:
+            columns = {names[c]: batch.column(c) for c in batch.schema.names}
+            if missing is not None:
+                columns = {
+                    ours: pa.compute.if_else(pa.compute.equal(c, missing), "", c)
+                    for ours, c in columns.items()
+                }
+            parts.append(pa.table(columns))
+        return pa.concat_tables(parts)
+
+    stat = file.stat()
+    if stat.st_size < LARGE:
+        table = make()
+    else:
+        about = ["table", 1, str(file.resolve()), stat.st_size, stat.st_mtime_ns, separator, names, missing]
+        table = kept("tables", digest(about), make)
+    if not len(table):
+        raise InputError(f"data.path={file} holds no rows")
+    return _finish(table.to_pandas(), {})
+
+
+def _csv_batches(
     file: Path, separator: str, compression: str | None, task: str | None, text: str, date: str | None
 ) -> tuple[dict[str, str], Iterator[pa.RecordBatch]]:
     """The needed columns of a CSV file, all as text, a part at a time.
@@ -208,14 +256,6 @@ def _format(file: Path) -> tuple[str, str | None]:
     if compression:
         suffixes = suffixes[:-1]
     return (suffixes[-1] if suffixes else ""), compression
-
-
-def _read_csv(file: Path, separator: str, compression, task, text, date) -> pd.DataFrame:
-    names, batches = csv_batches(file, separator, compression, task, text, date)
-    parts = [batch.to_pandas() for batch in batches]
-    if not sum(map(len, parts)):
-        raise InputError(f"data.path={file} holds no rows")
-    return _finish(pd.concat(parts, ignore_index=True), names)
 
 
 def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:

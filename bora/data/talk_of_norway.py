@@ -4,26 +4,17 @@ Lapponi, Søyland, Velldal and Oepen (2018), "The Talk of Norway: a richly annot
 Norwegian parliament, 1998–2016"; Norwegian Licence for Open Government Data.
 """
 
-import hashlib
-import logging
-import os
 import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from huggingface_hub.file_download import http_get
 
 from bora.cache import cache_root
-from bora.data.table import csv_batches
+from bora.data.table import UNREADABLE, first_line, read_csv
 from bora.errors import InputError
-
-log = logging.getLogger(__name__)
-
-SCHEMA = pa.schema([("task", pa.large_string()), ("text", pa.large_string()), ("date", pa.large_string())])
 
 
 def read(
@@ -31,8 +22,7 @@ def read(
 ) -> pd.DataFrame:
     """The speeches as columns `task` (speaker), `text`, `date`; the index counts the file's rows.
 
-    Of a full-size file (over 1 GB, about 90 columns) only these columns are read, a part at a time,
-    and kept as a Parquet file in the cache folder for the next start.
+    What is missing there (a president's name), R wrote as NA: it is read as empty.
 
     Args:
         path: ton.csv, or a folder that holds it or data/ton.csv; None to use the downloaded one,
@@ -44,14 +34,10 @@ def read(
         InputError: no such file, no network, or not the file that was expected.
     """
     file = _find(Path(path).expanduser()) if path is not None else download(url)
-    stat = file.stat()
-    identity = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{task}:{text}:{date}"
-    slim = cache_root() / f"ton-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.parquet"
-    if not slim.is_file():
-        _write_slim(file, slim, task, text, date)
-    table = pq.read_table(slim).to_pandas()
-    # The corpus was written by R: what is missing (a president's name) may stand as NA.
-    return table.mask(table == "NA", "")
+    try:
+        return read_csv(file, task=task, text=text, date=date, missing="NA")
+    except UNREADABLE as error:
+        raise InputError(f"data.path={file} is not a table like ton.csv: {first_line(error)}") from error
 
 
 def _find(path: Path) -> Path:
@@ -61,26 +47,6 @@ def _find(path: Path) -> Path:
     raise InputError(
         f"data.path={path}: there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)"
     )
-
-
-def _write_slim(file: Path, slim: Path, task: str, text: str, date: str) -> None:
-    """Copy the needed columns of the CSV into a Parquet file, complete or not at all."""
-    log.info("reading %s once; its needed columns are kept in %s", file, slim)
-    slim.parent.mkdir(parents=True, exist_ok=True)
-    partial = slim.with_name(f"{slim.name}.{os.getpid()}.partial")
-    try:
-        names, batches = csv_batches(file, ",", None, task, text, date)
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for batch in batches:
-                columns = [batch.column(c) for c in names]
-                writer.write_table(pa.Table.from_arrays(columns, list(names.values())).select(SCHEMA.names))
-        partial.replace(slim)
-    except ValueError as error:
-        raise InputError(
-            f"data.path={file} is not a table like ton.csv: {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def download(url: str) -> Path:

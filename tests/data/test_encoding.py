@@ -82,7 +82,7 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
     fresh, cut = encode(table, tokenizer, **OPTIONS)
-    (file,) = tmp_path.rglob("*.parquet")
+    (file,) = tmp_path.rglob("*.arrow")
     with monkeypatch.context() as patch:
         patch.setattr(encoding, "_encode", lambda *a: pytest.fail("tokenised again"))
         again, cut_again = encode(table, tokenizer, **OPTIONS)
@@ -102,9 +102,9 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
         (table, {"prepend_bos": False}),
         (table, {"template": "<{text}>"}),
     ):
-        n_files = len(list(tmp_path.rglob("*.parquet")))
+        n_files = len(list(tmp_path.rglob("*.arrow")))
         encode(other_table, tokenizer, **{**OPTIONS, **options})
-        assert len(list(tmp_path.rglob("*.parquet"))) == n_files + 1
+        assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 1
     assert file.is_file()
 
 
@@ -113,7 +113,7 @@ def test_a_harmed_cache_is_made_anew(tokenizer, monkeypatch, tmp_path, harm):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": "a", "text": [f"x = {i}" for i in range(200)]})
     fresh, _ = encode(table, tokenizer, **OPTIONS)
-    (file,) = tmp_path.rglob("*.parquet")
+    (file,) = tmp_path.rglob("*.arrow")
     data = bytearray(file.read_bytes())
     if harm == "flip":
         data[len(data) // 4] ^= 0x40

@@ -135,3 +135,19 @@ def test_numbers_of_rows_are_the_sources():
     t.loc[1, "text"] = ""
     assert select(t)[0].index.tolist() == [0, 2, 3]
     assert np.issubdtype(t.index.dtype, np.integer)
+
+
+def test_blank_and_repeated_texts_are_found_as_by_hand():
+    rng = np.random.default_rng(0)
+    texts = rng.choice(["", " ", "\t\n", "\u00a0", "ab", "ba", " ab", "æ", "longer text"], 400).tolist()
+    t = pd.DataFrame({"task": rng.choice(["a", "b", " a "], 400), "text": texts, "date": ""})
+    seen, expected = set(), []
+    for i, (task, text) in enumerate(zip(t["task"].str.strip(), texts, strict=True)):
+        if text.strip() and (task, text) not in seen:
+            seen.add((task, text))
+            expected.append(i)
+    kept, _, dropped = select(t)
+    assert kept.index.tolist() == expected
+    assert list(kept.columns) == ["task", "text", "date"]
+    assert kept["text"].tolist() == [texts[i] for i in expected]
+    assert dropped.rows["empty"] == sum(not x.strip() for x in texts)

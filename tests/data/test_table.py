@@ -7,6 +7,7 @@ import zipfile
 import pandas as pd
 import pytest
 
+from bora.data import table as reader
 from bora.data.table import read
 from bora.errors import InputError
 
@@ -157,3 +158,25 @@ def test_task_and_text_are_two_columns(tmp_path):
     (tmp_path / "t.csv").write_text("task,text\na,b\n")
     with pytest.raises(InputError, match="different columns"):
         read(str(tmp_path / "t.csv"), task="text")
+
+
+def test_a_large_table_is_kept_and_read_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "t.csv"
+    write(path, ".csv")
+    small = read(str(path), **COLUMNS)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(reader, "LARGE", 0)
+    for _ in range(2):
+        pd.testing.assert_frame_equal(read(str(path), **COLUMNS), small)
+        (kept,) = (tmp_path / "cache").rglob("*.arrow")
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.write_bytes(data)  # a harmed one is made anew
+    pd.testing.assert_frame_equal(read(str(path), **COLUMNS), small)
+    pd.testing.assert_frame_equal(  # other columns are another table
+        read(str(path), task="when", text="said", date="who").rename(
+            columns={"task": "date", "date": "task"}
+        )[list(small)],
+        small,
+    )
