@@ -45,7 +45,7 @@ def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
     for file in folder.glob(f"{key}.*.arrow"):
         try:
             if file.name.split(".")[1] == _checksum(file):
-                return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+                return _mapped(file)
             reason = "it was changed"
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0]
@@ -57,11 +57,17 @@ def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
         folder.mkdir(parents=True, exist_ok=True)
         with pa.ipc.new_file(str(partial), table.schema) as writer:
             writer.write_table(table)
-        partial.replace(folder / f"{key}.{_checksum(partial)}.arrow")
+        file = partial.replace(folder / f"{key}.{_checksum(partial)}.arrow")
     except OSError as error:
         log.info("%s could not be written (%s): it will be made again next time", partial, error)
         _remove(partial)
-    return table
+        return table
+    del table  # mapped, it needs no memory of its own
+    return _mapped(file)
+
+
+def _mapped(file: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def _checksum(file: Path) -> str:
