@@ -55,9 +55,14 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
         tau, projection = Evidence(series).best_middle_tau, None
         if tau is not None and not math.isinf(tau):
             try:
-                projection = build_task_map(series.at(tau)[0], color_by)
+                projection = build_task_map(series.at(tau)[0])
             except InputError as error:
                 problems.append(f"no figure 6 for {series.label}: {error}")
+        if projection is not None and color_by is not None:
+            try:
+                projection = build_task_map(series.at(tau)[0], color_by)
+            except InputError as error:
+                problems.append(f"figure 6 for {series.label} has no colours: {error}")
         sections.append(build_section(series, projection))
     output.mkdir(parents=True, exist_ok=True)
     for section in sections:

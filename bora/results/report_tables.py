@@ -189,9 +189,15 @@ def table2(evidence: Evidence) -> ReportTable:
         **{c: f"{overall[c]:.2f}" if c in overall else "" for c in text if c != "task"},
     }
     bold.loc[len(bold)] = {"task": False, **{c: overall.get(c) == lowest for c in text if c != "task"}}
-    seeds = len(evidence.series.seeds)
+    seeds = [len(evidence.series.at(tau)) for tau in taus]
     caption = f"{evidence.measure.capitalize()} of each task by τ; the best of each row in bold."
-    caption += f" Means over {seeds} seeds." * (seeds > 1)
+    if max(seeds) > 1:
+        of_each = (
+            f"{seeds[0]} seeds"
+            if min(seeds) == max(seeds)
+            else f"each τ's seeds, {min(seeds)} to {max(seeds)}"
+        )
+        caption += f" Means over {of_each}."
     return ReportTable("table2", data, text, bold, caption)
 
 

@@ -129,8 +129,11 @@ def attribute(run: Run, column: str) -> pd.Series:
     try:
         table = hydra.utils.instantiate(cfg.data.reader, text=column)
     except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        raise (cause if isinstance(cause, InputError) else error) from error
+        if not isinstance(error.__cause__, InputError):
+            raise
+        # The column was read in the text's place; it is not the text's option that the user gave.
+        reason = str(error.__cause__).replace(f"data.text={column}", f"--color-by={column}")
+        raise InputError(reason) from error
     documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
     values = table["text"].reindex(documents["row"]).to_numpy()
     commonest = (

@@ -313,8 +313,10 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
     assert "party explains" in (tmp_path / "report/index.html").read_text()
     code, _, err = report("s", "--color-by", "planet")
     assert code == 0
-    assert "no figure 6" in err
+    assert "figure 6 for" in err
+    assert "has no colours: --color-by=planet" in err
     assert "no such column" in err
+    assert (tmp_path / "report/figure6.png").is_file()
 
 
 def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report):
