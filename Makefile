@@ -13,7 +13,7 @@ test: .venv/installed  ## the whole test suite
 
 bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see experiments/bench
 	$(BIN)/python -m bora.bench
-	$(BIN)/python -m bora.bench model=opt_mini out=outputs/bench_opt_mini.json
+	$(BIN)/python -m bora.bench model=opt_mini model.dtype=auto out=outputs/bench_opt_mini.json
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -212,14 +212,19 @@ def wait(cfg: DictConfig) -> None:
         torch.cuda.synchronize()
 
 
-def time_steps(cfg: DictConfig, model: nn.Module, chosen: list[Variant]) -> dict[str, list[float]]:
-    """Seconds of each timed step, by variant; one step of each in turn, on the same batch."""
+def time_steps(
+    cfg: DictConfig, model: nn.Module, chosen: list[Variant]
+) -> tuple[dict[str, list[float]], list[int]]:
+    """Seconds of each timed step, by variant; and the batches' scored tokens. One step of each in turn."""
     steps = {v.name: v.build(copy_of(model), cfg, v.n_tasks) for v in chosen}
     seconds: dict[str, list[float]] = {v.name: [] for v in chosen}
+    tokens = []
     batches = random_batches(cfg, model.config.get_text_config().vocab_size)
     gc.collect()
     for turn in range(cfg.warmup + cfg.rounds):
         batch = next(batches)
+        if turn >= cfg.warmup:
+            tokens.append(int(n_scored(batch["labels"]).sum()))
         for variant in chosen:
             mine = of_tasks(batch, variant.n_tasks)
             wait(cfg)
@@ -228,7 +233,7 @@ def time_steps(cfg: DictConfig, model: nn.Module, chosen: list[Variant]) -> dict
             wait(cfg)
             if turn >= cfg.warmup:
                 seconds[variant.name].append(time.perf_counter() - start)
-    return seconds
+    return seconds, tokens
 
 
 def peak_memory(cfg: DictConfig, model: nn.Module, variant: Variant) -> float:
@@ -275,7 +280,7 @@ def report(result: dict) -> None:
     """The table, on standard output."""
     cfg = result["settings"]
     table = Table(
-        title=f"{cfg['model']['name']}, {cfg['batch_size']} × {cfg['length']}, {cfg['model']['dtype']}, "
+        title=f"{cfg['model']['name']}, {cfg['batch_size']} × {cfg['length']}, {result['dtype']}, "
         f"{result['machine']['device']}, {result['machine']['threads']} threads",
         title_justify="left",
     )
@@ -312,18 +317,15 @@ def job(cfg: DictConfig) -> None:
         else:
             chosen.append(variant)
             free -= state
-    seconds = time_steps(cfg, model, chosen)
-    lengths = np.random.default_rng(cfg.seed)
-    tokens = np.mean(
-        [lengths.integers(cfg.length // 2, cfg.length + 1, cfg.batch_size).sum() for _ in range(50)]
-    )
+    seconds, tokens = time_steps(cfg, model, chosen)
     rows = []
     for variant in chosen:
         low, median, high = np.quantile(seconds[variant.name], [0.25, 0.5, 0.75]).tolist()
         ratios = np.array(seconds[variant.name]) / np.array(seconds["floor"])  # on the same batch
         row = {
             "name": variant.name, "n_tasks": variant.n_tasks, "seconds": median, "quartiles": [low, high],
-            "tokens_per_second": (tokens - cfg.batch_size) / median, "to_floor": float(np.median(ratios)),
+            "tokens_per_second": float(np.median(np.array(tokens) / seconds[variant.name])),
+            "to_floor": float(np.median(ratios)),
             "all_seconds": seconds[variant.name],
         }  # fmt: skip
         if cfg.memory:
@@ -334,6 +336,7 @@ def job(cfg: DictConfig) -> None:
         rows.append(row)
     result = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(cfg),
+        "dtype": str(model.dtype).removeprefix("torch."), "scored_tokens": tokens,
         "versions": versions(), "settings": OmegaConf.to_container(cfg, resolve=True),
         "variants": rows, "left_out": left_out,
     }  # fmt: skip

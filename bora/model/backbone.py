@@ -4,22 +4,22 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
 import torch
 import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from bora.cache import cache_root
 from bora.errors import InputError
@@ -218,6 +218,31 @@ def _not_loaded(path: str, where: str, error: Exception) -> InputError:
 def packaged(name: str, dtype: str = "float32") -> Pretrained:
     """Load a model that comes inside this package, bora/assets/<name>."""
     return from_pretrained(str(files("bora") / "assets" / name), dtype)
+
+
+def random_weights(config: Mapping[str, Any], dtype: str = "float32") -> Pretrained:
+    """A model of some shape whose weights are random, always the same; with opt_mini's tokenizer.
+
+    Args:
+        config: a transformers config's fields, `model_type` among them.
+        dtype: float32 | bfloat16.
+
+    Raises:
+        InputError: transformers makes no causal language model of that.
+    """
+    torch_dtype = _dtype(dtype)
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    tokenizer = AutoTokenizer.from_pretrained(str(files("bora") / "assets" / "opt_mini"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            shape = AutoConfig.for_model(config["model_type"], **fields)
+            model = AutoModelForCausalLM.from_config(shape, dtype=torch_dtype)
+        except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+            raise InputError(f"model.config: {error}; see transformers' config of that model_type") from error
+    if model.config.get_text_config().vocab_size < len(tokenizer):
+        raise InputError(f"model.config.vocab_size: at least {len(tokenizer)}, the tokenizer's size")
+    return Pretrained(model, tokenizer)
 
 
 def smollm2_135m(dtype: str = "float32") -> Pretrained:

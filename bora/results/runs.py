@@ -62,6 +62,7 @@ class Run:
         kept = {k: v for k, v in self.config.items() if not k.startswith(FREE_KEYS)}
         return kept | {
             "warm start": self.config.get("init_from") is not None,
+            "model.dtype": self.summary.get("dtype"),  # the one that was taken, where auto was asked for
             "data_sha256": self.summary["data_sha256"],
         }
 

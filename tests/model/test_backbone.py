@@ -10,7 +10,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from bora.config import config_folder
 from bora.errors import InputError
 from bora.model import backbone
-from bora.model.backbone import Backbone, from_pretrained, load_backbone, packaged, smollm2_135m
+from bora.model.backbone import (
+    Backbone,
+    from_pretrained,
+    load_backbone,
+    packaged,
+    random_weights,
+    smollm2_135m,
+)
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
 from tests.conftest import tiny_opt
@@ -176,3 +183,32 @@ def test_a_dtype_that_is_asked_for_is_taken():
     with pytest.raises(InstantiationException, match=r"model\.dtype=int3") as refused:
         load_backbone(config, "cpu")
     assert isinstance(refused.value.__cause__, InputError)  # which the command tells in one line
+
+
+def shape(**changes) -> dict:
+    known = OmegaConf.to_container(OmegaConf.load(config_folder() / "model/opt_350m_random.yaml").config)
+    return known | changes
+
+
+def test_random_weights_have_the_shape_asked_for_and_are_always_the_same():
+    # OPT-350m is 331,196,416 numbers, tied embeddings counted once (Zhang et al. 2022: 350M).
+    with torch.device("meta"):
+        assert sum(p.numel() for p in random_weights(shape()).model.parameters()) == 331_196_416
+    small = shape(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, word_embed_proj_dim=8
+    )
+    before = torch.get_rng_state()
+    one, two = (random_weights(small).model for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.get_input_embeddings().weight.std() > 0.01
+    Backbone(one)
+    for wrong, said in (
+        ({"model_type": "opty"}, "model_type"),
+        ({"num_attention_heads": 3}, "num_heads"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"vocab_size": 100}, "vocab_size"),
+    ):
+        with pytest.raises(InputError, match=rf"model\.config.*{said}"):
+            random_weights(small | wrong)

@@ -204,6 +204,22 @@ def test_series_are_told_apart_and_limits_belong_to_every_parameterisation(tmp_p
     assert "has the same settings, τ and seed already" in left_out[0]
 
 
+def test_the_precision_that_was_computed_in_tells_series_apart_not_how_it_was_asked_for(tmp_path):
+    for name, tau, asked, taken in (
+        ("a", 0.0, "float32", "float32"),
+        ("b", 10.0, "auto", "float32"),
+        ("c", 100.0, "auto", "bfloat16"),
+    ):
+        folder = write_run(tmp_path / name, tau, model__dtype=asked)
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"dtype": taken}))
+    series, _ = series_of(read_runs([tmp_path])[0])
+    assert {s.label: s.taus for s in series} == {
+        "t · opt_mini · model.dtype=float32": [0, 10],
+        "t · opt_mini · model.dtype=bfloat16": [100],
+    }
+
+
 def test_several_series_get_a_folder_each(tmp_path, report):
     for tau in KNOWN:
         write_run(tmp_path / f"n/{tau}", tau)
