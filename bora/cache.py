@@ -12,6 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc
 
+from bora.errors import first_line
+
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +50,7 @@ def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
                 return _mapped(file)
             reason = "it was changed"
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
         log.info("%s is not whole (%s): made anew", file, reason)
         _remove(file)
     table = make()

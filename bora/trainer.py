@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 from bora.model.likelihood import n_scored
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import RunDirectory
@@ -113,7 +113,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bora.errors import InputError
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 
 
-def library_root() -> Path:
+def source_root() -> Path:
     """The folder that holds the standard library's source files."""
     return Path(sysconfig.get_path("stdlib"))
 
@@ -63,7 +63,7 @@ def read(modules: list[str]) -> pd.DataFrame:
     Raises:
         InputError: a module has no source file in this interpreter's library.
     """
-    root = library_root()
+    root = source_root()
     files = {module: source_files(module, root) for module in modules}
     for module, found in files.items():
         if not found:

@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from bora.cache import digest, kept
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 # Where data.task is not given, the first of these columns that the table has.
@@ -122,11 +122,6 @@ def columns_of(
             + ", ".join(f"data.{option}={name}" for option, name in chosen.items())
         )
     return {name: ours for ours, name in chosen.items()}
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read_csv(

@@ -13,8 +13,8 @@ import pandas as pd
 from huggingface_hub.file_download import http_get
 
 from bora.cache import cache_root
-from bora.data.table import UNREADABLE, first_line, read_csv
-from bora.errors import InputError
+from bora.data.table import UNREADABLE, read_csv
+from bora.errors import InputError, first_line
 
 
 def read(
@@ -68,7 +68,7 @@ def download(url: str) -> Path:
         except Exception as error:  # whatever the HTTP client raises, the user can do the same about it
             raise InputError(
                 f"Talk of Norway could not be downloaded from {url} ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no reason given'}); run again to go on, or "
+                f"{first_line(error)}); run again to go on, or "
                 "download it yourself and give data.path=/path/to/ton.csv"
             ) from error
         partial.replace(archive)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from bora.cache import cache_root
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -208,16 +208,19 @@ def _cached(name: str) -> Path | None:
 
 
 def _not_loaded(path: str, where: str, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
-        f"model.path={path}: no causal language model could be loaded from {where} ({reason}); "
+        f"model.path={path}: no causal language model could be loaded from {where} ({first_line(error)}); "
         "connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
     )
 
 
 def packaged(name: str, dtype: str = "float32") -> Pretrained:
     """Load a model that comes inside this package, bora/assets/<name>."""
-    return from_pretrained(str(files("bora") / "assets" / name), dtype)
+    return from_pretrained(_asset(name), dtype)
+
+
+def _asset(name: str) -> str:
+    return str(files("bora") / "assets" / name)
 
 
 def random_weights(config: Mapping[str, Any], dtype: str = "float32") -> Pretrained:
@@ -232,7 +235,7 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32") -> Pretrai
     """
     torch_dtype = _dtype(dtype)
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    tokenizer = AutoTokenizer.from_pretrained(str(files("bora") / "assets" / "opt_mini"))
+    tokenizer = AutoTokenizer.from_pretrained(_asset("opt_mini"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,10 @@ def build_loggers(
     except wandb.errors.Error as error:
         if cfg.logger.mode == "online":
             raise InputError(
-                f"logger.mode=online, but W&B cannot be reached ({str(error).splitlines()[0]}); log in with "
+                f"logger.mode=online, but W&B cannot be reached ({first_line(error)}); log in with "
                 "wandb login, or use logger.mode=offline"
             ) from error
-        log.info("W&B cannot be reached (%s): the run is logged offline", str(error).splitlines()[0])
+        log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
         run = wandb.init(**settings, mode="offline")
     loggers.append(WandbLogger(experiment=run))
     return loggers

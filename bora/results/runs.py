@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from omegaconf.errors import OmegaConfBaseException
 
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 from bora.results.run_directory import (
     CONFIG,
     FAILED,
@@ -84,8 +84,7 @@ def read_run(folder: Path) -> Run:
             raise InputError(f"{folder}: {PER_TASK} or {SUMMARY} lacks {lacking[0]}")
         return Run(folder, config, summary, per_task.set_index("task"))
     except (OSError, ValueError, AttributeError, json.JSONDecodeError, OmegaConfBaseException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{folder} is not a whole run directory: {reason}") from error
+        raise InputError(f"{folder} is not a whole run directory: {first_line(error)}") from error
 
 
 def _number(value: Any) -> Any:

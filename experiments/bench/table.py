@@ -1,6 +1,6 @@
 """A table of Talk of Norway's size, from the command to the first batch: python experiments/bench/table.py FOLDER
 
-Writes FOLDER/ton.csv (240,000 speeches, 90 columns, 0.95 GB; random words, seed 0), then starts two processes, the
+Writes FOLDER/ton.csv (240,000 speeches, 90 columns, 1.13 GB; random words, seed 0), then starts two processes, the
 first with an empty cache, the second with what the first left. Each prints the seconds from the table to the first
 batch (imports and the model's loading are not counted) and its peak memory, with libraries and model.
 """

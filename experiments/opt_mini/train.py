@@ -33,7 +33,7 @@ PAD, BOS = 1, 2
 
 def corpus(excluded: set[str]) -> tuple[list[str], list[str], list[str]]:
     """Training documents, held-out documents, names of the modules that they come from."""
-    root = stdlib.library_root()
+    root = stdlib.source_root()
     train, held_out, names = [], [], set()
     for i, file in enumerate(sorted(root.rglob("*.py"))):
         parts = file.relative_to(root).parts
