@@ -8,7 +8,9 @@ a second process each measures the peak memory. Rows of the table:
 - one_lora: PEFT with a single adapter, its ordinary training step;
 - loop_D: one forward for each task in the batch with PEFT's adapters switched in between, and a prior term
   for each task and tensor, as the published code works; always in float32, as there;
-- bora_D: this project's step, complete: gather, forward, prior, backward, AdamW.
+- bora_D: this project's step, complete: gather, forward, prior, backward, AdamW;
+- compiled_floor, compiled_D: the same with model.compile=true (if `compiled` names a D).
+The floor and bora run with the attention that `model.attention` gives, one_lora and the loop with transformers' own.
 """
 
 import copy
@@ -25,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -63,19 +66,28 @@ class Variant:
     build: Callable[[nn.Module, DictConfig, int], Step]
     n_tasks: int = 1
 
+    @property
+    def is_bora(self) -> bool:
+        """Whether its tasks' θ and moments are all that it holds beside the floor."""
+        return self.name.startswith("bora_")
+
 
 def variants(cfg: DictConfig) -> list[Variant]:
     """The table's rows, in order."""
-    return [
+    known = [
         Variant("floor", floor),
         Variant("one_lora", one_lora),
         Variant(f"loop_{cfg.loop_tasks}", loop, cfg.loop_tasks),
         *(Variant(f"bora_{n}", bora, n) for n in cfg.tasks),
     ]
+    if cfg.compiled is not None:
+        known.append(Variant("compiled_floor", partial(floor, compile=True)))
+        known.append(Variant(f"compiled_{cfg.compiled}", partial(bora, compile=True), cfg.compiled))
+    return known
 
 
-def floor(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
-    backbone = Backbone(model)
+def floor(model: nn.Module, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
+    backbone = Backbone(model, compile)
     # The embeddings' output is where the backward ends; nothing is trained.
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
@@ -89,6 +101,7 @@ def floor(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
 def peft_model(model: nn.Module, cfg: DictConfig, names: list[str]) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    model.set_attn_implementation("sdpa")  # as transformers loads it
     targets = OmegaConf.to_container(cfg.lora)["target_modules"]
     config = LoraConfig(
         r=cfg.lora.rank, lora_alpha=cfg.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
@@ -147,11 +160,11 @@ def loop(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
     return step
 
 
-def bora(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
+def bora(model: nn.Module, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
     module = HierarchicalLoRA(
         model, [f"task{d}" for d in range(n_tasks)], [100] * n_tasks, 100 * n_tasks * cfg.length, cfg.tau,
         **OmegaConf.to_container(cfg.lora), **OmegaConf.to_container(cfg.prior), betas=tuple(cfg.optim.betas),
-        eps=cfg.optim.eps,
+        eps=cfg.optim.eps, compile=compile,
     )  # fmt: skip
     module.to(cfg.device)
     optimiser = module.configure_optimizers()
@@ -303,7 +316,7 @@ def job(cfg: DictConfig) -> None:
     """Measure, print, and write the JSON."""
     torch.manual_seed(cfg.seed)
     logging.getLogger("bora").setLevel(logging.WARNING)
-    model = load_backbone(cfg.model, cfg.device).model.to(cfg.device).requires_grad_(False)
+    model = load_backbone(cfg.model, cfg.device, cfg.length).model.to(cfg.device).requires_grad_(False)
     known = variants(cfg)
     if cfg.only is not None:
         print(peak_memory(cfg, model, next(v for v in known if v.name == cfg.only)))
@@ -331,12 +344,13 @@ def job(cfg: DictConfig) -> None:
         if cfg.memory:
             row["peak_mib"] = peak_memory_alone(variant)
             row["over_floor_mib"] = row["peak_mib"] - (rows[0] if rows else row)["peak_mib"]
-            if variant.build is bora:
+            if variant.is_bora:
                 row["state_mib"] = adapters_and_state(cfg, model, variant.n_tasks) / MIB
         rows.append(row)
     result = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(cfg),
-        "dtype": str(model.dtype).removeprefix("torch."), "scored_tokens": tokens,
+        "dtype": str(model.dtype).removeprefix("torch."), "attention": model.config._attn_implementation,
+        "scored_tokens": tokens,
         "versions": versions(), "settings": OmegaConf.to_container(cfg, resolve=True),
         "variants": rows, "left_out": left_out,
     }  # fmt: skip

@@ -1,7 +1,9 @@
 """Where the Hydra configs are, how a sweep's jobs are named, and what a config must satisfy."""
 
 import math
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +162,30 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
     text("init_from", null=True)
     text("model.path")
+    text("model.attention")
     text("data.template")
     text("data.prompt", null=True)
     for key in ("data.path", "data.task", "data.text", "data.date"):
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)
     strings("data.modules")
-    for key in ("data.drop_duplicates", "data.append_eos", "data.prepend_bos", "data.score_padding"):
+    if cfg.model.compile is True and not _has_compiler():
+        raise InputError(
+            "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
+        )
+    for key in (
+        "model.compile",
+        "data.drop_duplicates",
+        "data.append_eos",
+        "data.prepend_bos",
+        "data.score_padding",
+    ):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"))
 
 
 def _is_decay(value: Any) -> bool:

@@ -46,7 +46,7 @@ def train(
         return finished
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
-    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator)
+    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
     corpus = load_corpus(cfg, pretrained)
     log.info("%s", corpus.describe())
     data = build_data(cfg, pretrained, corpus)
@@ -165,6 +165,7 @@ def build_model(
         **OmegaConf.to_container(cfg.lora),
         **OmegaConf.to_container(cfg.prior),
         likelihood=cfg.likelihood,
+        compile=cfg.model.compile,
         lr=cfg.optim.lr,
         betas=tuple(cfg.optim.betas),
         eps=cfg.optim.eps,
@@ -208,6 +209,7 @@ def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[s
         "seed": cfg.seed,
         "model": cfg.model.name,
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
+        "attention": model.backbone.model.config._attn_implementation,
         "data": cfg.data.name,
         "n_tasks": len(corpus.task_names),
         "parameterization": model.parameterization,

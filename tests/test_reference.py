@@ -67,7 +67,7 @@ def test_the_likelihood_is_n_d_times_the_mean_nll_of_each_tasks_rows():
         losses = []
         for row in range(4):
             if b["task"][row] == task:
-                with m.adapters.routed(m.adapters.theta(m.adapters.of(b["task"][row : row + 1]))):
+                with m.adapters.routed(m.adapters.rows(b["task"][row : row + 1], torch.float64)[0]):
                     logits = m.backbone.model(input_ids=b["input_ids"][row : row + 1]).logits[0]
                 labels = b["labels"][row]
                 for t in range(1, len(labels)):

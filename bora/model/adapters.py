@@ -4,8 +4,8 @@ At a layer with frozen weight W the output for a document of task d is (eq. 3)
 
     y = W x + (α/r) · B_d A_d x          A_d [r, n_in], B_d [n_out, r]
 
-One forward serves a batch of mixed tasks: the rows of the batch's tasks are gathered once, cut into
-the layers' factors, and two batched products are added to each frozen layer's output by a forward hook, so
+One forward serves a batch of mixed tasks: the rows of the batch's tasks are gathered once (bora.model.rows), cut
+into the layers' factors, and two batched products are added to each frozen layer's output by a forward hook, so
 the backbone itself is never changed. The hierarchical mean Θ is one more such row.
 """
 
@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
+
+from bora.model.rows import Form, Prior, rows
 
 PARAMETERIZATIONS = ("centered", "noncentered", "shared")
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
@@ -69,7 +70,7 @@ class TaskLoRAs(Mapping):
         index = self._adapters.task_names.index(name) if name in self else None
         if index is None:
             raise KeyError(name)
-        return self._adapters.layout.factors(self._adapters.theta(self._adapters.of(index)))
+        return self._adapters.layout.factors(self._adapters.theta(index))
 
     def __contains__(self, name: object) -> bool:
         return name in self._adapters.task_names
@@ -138,17 +139,29 @@ class Adapters(nn.Module):
         self.register_state_dict_post_hook(_save_by_layer)
         self.register_load_state_dict_pre_hook(_load_by_layer)
 
-    def of(self, task: Tensor | int) -> Tensor | None:
-        """[R, P] of the stored matrix for a batch's [R] tasks, or [P] for one; None where all share Θ."""
-        if self.stored is None or isinstance(task, int):
-            return None if self.stored is None else self.stored[task]
-        return embedding(task, self.stored, sparse=self.sparse)
-
-    def theta(self, stored: Tensor | None) -> Tensor:
-        """[…, P] θ_d from what is stored of it; Θ [P] where that is nothing."""
-        if stored is None:
+    def theta(self, task: int) -> Tensor:
+        """[P] θ of one task: a view of the matrix in the centered form."""
+        if self.stored is None:
             return self.mean
-        return stored if self.parameterization == "centered" else self.mean + stored
+        return self.stored[task] if self.parameterization == "centered" else self.mean + self.stored[task]
+
+    def rows(
+        self, task: Tensor, dtype: torch.dtype, prior: Prior | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """θ of a batch's documents, and −log prior of their tasks in nats.
+
+        Args:
+            task: [R].
+            dtype: of θ.
+            prior: None where its energies are not asked for.
+
+        Returns:
+            θ [R, P], or [P] where all share Θ; energies [R], or None.
+        """
+        if self.stored is None:
+            return self.mean.to(dtype), None
+        form = Form(self.parameterization == "centered", self.sparse, dtype)
+        return rows(self.stored, self.mean, task, form, prior)
 
     def deviation(self, stored: Tensor | None) -> Tensor | None:
         """[…, P] θ_d − Θ from what is stored of θ_d; None where every task is Θ."""

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FAST = 1.5  # so many times as fast as float32, or it is not worth its rounding
+# Tokens up to which torch's fused attention, whose backward is slow in bfloat16 on a CPU, loses to plain products.
+EAGER_UP_TO = 256
 # A hub model's weights are in one of these.
 WEIGHTS = (
     "model.safetensors",
@@ -41,12 +43,21 @@ class Backbone(nn.Module):
     """A frozen causal language model, split where its output layer begins.
 
     Always in evaluation mode: dropout inside a frozen model would only add noise.
+
+    Args:
+        model: a transformers causal language model.
+        compile: run it compiled by torch where gradients are needed. Validation and test, which are
+            short, would each have to be compiled anew, so they are not.
+
+    Raises:
+        InputError: the model is not one that the likelihood can take; see `_check`.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, compile: bool = False):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self._check()
+        self._compiled = torch.compile(self._hidden, dynamic=True) if compile else self._hidden
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -67,6 +78,10 @@ class Backbone(nn.Module):
         Without a mask no real token sees the padding on its right all the same, since the model is
         causal. One is needed only where padding itself is scored (experiment=reference).
         """
+        run = self._compiled if torch.is_grad_enabled() else self._hidden
+        return run(input_ids, attention_mask)
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         return self.model.base_model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
@@ -106,23 +121,34 @@ class Pretrained(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_backbone(model: DictConfig, accelerator: str) -> Pretrained:
-    """What a model config's loader gives, in the dtype that the config asks for.
+def load_backbone(model: DictConfig, accelerator: str, max_tokens: int) -> Pretrained:
+    """What a model config's loader gives, in the dtype and with the attention that the config asks for.
 
     Args:
-        model: the config group; its dtype may be auto.
+        model: the config group; its dtype and attention may be auto.
         accelerator: Lightning's name of where it will run.
+        max_tokens: of the longest document.
 
     Raises:
-        InputError: see the loaders.
+        InputError: see the loaders; or transformers refuses the attention.
     """
+    gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     dtype = model.dtype
     if dtype == "auto":
-        gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= FAST
         dtype = "bfloat16" if fast else "float32"
         log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
-    return hydra.utils.instantiate(model.loader, dtype=dtype)
+    pretrained = hydra.utils.instantiate(model.loader, dtype=dtype)
+    attention = model.attention
+    if attention == "auto":
+        if gpu or dtype != "bfloat16" or max_tokens > EAGER_UP_TO:
+            return pretrained
+        attention = "eager"
+    try:
+        pretrained.model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"model.attention={attention} is refused: {first_line(error)}") from error
+    return pretrained
 
 
 def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:

@@ -27,12 +27,14 @@ class _TokenNLL(torch.autograd.Function):
             rows = slice(start, start + chunk)
             target = targets[rows, None]
             logits = nn.functional.linear(hidden[rows], weight, bias).to(accumulate)
-            log_z = logits.logsumexp(dim=1, keepdim=True)
-            nll[rows] = (log_z - logits.gather(1, target)).squeeze(1)
+            top, logit = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
+            # In place and once each: passes over [chunk, V] are what this costs beside the products.
+            unnormalised = logits.sub_(top).exp_()
+            z = unnormalised.sum(dim=1, keepdim=True)
+            nll[rows] = (z.log() + top - logit).squeeze(1)
             if wants_gradient:
-                p = logits.sub_(log_z).exp_()
-                p.scatter_add_(1, target, torch.full_like(target, -1, dtype=accumulate))
-                gradient[rows] = p.to(weight.dtype) @ weight
+                unnormalised.scatter_add_(1, target, -z)  # z (p − e_target)
+                gradient[rows] = (unnormalised.to(weight.dtype) @ weight).div_(z)
         if wants_gradient:
             ctx.save_for_backward(gradient)
         return nll

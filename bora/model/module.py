@@ -22,6 +22,7 @@ from bora.model.posterior import (
     prior_estimate,
     task_mean_estimate,
 )
+from bora.model.rows import Prior
 from bora.model.rowwise import RowwiseAdamW, sum_over_processes
 from bora.model.targets import find_targets
 
@@ -51,6 +52,7 @@ class HierarchicalLoRA(L.LightningModule):
             task that is absent from a batch is not touched | dense: all of it, every task in every step.
         likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL; with it
             U itself is minimised, and validation is judged by BatchPerplexity, as there.
+        compile: the backbone, for training (see Backbone).
         lr: learning rate, or None for the rule of `learning_rate`.
         betas, eps: AdamW's. Weight decay is 0: it would be a second prior, around zero.
     """
@@ -73,6 +75,7 @@ class HierarchicalLoRA(L.LightningModule):
         penalty: str = "gaussian",
         estimator: str = "by_document",
         likelihood: str = "sum",
+        compile: bool = False,
         lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -100,7 +103,7 @@ class HierarchicalLoRA(L.LightningModule):
             # Its gradient is summed over processes here (on_before_optimizer_step): torch's
             # DistributedDataParallel expects a dense one.
             self._ddp_params_and_buffers_to_ignore = ["adapters.stored"]
-        self.backbone = Backbone(model)
+        self.backbone = Backbone(model, compile)
         self.metrics = torch.nn.ModuleDict(
             {split: TaskPerplexity(len(task_names)) for split in ("val", "test", "base_test")}
         )
@@ -158,12 +161,11 @@ class HierarchicalLoRA(L.LightningModule):
 
     def document_nll(self, batch: dict[str, Tensor], adapted: bool = True) -> Tensor:
         """[R] nats of each document under its task's θ_d, or under the bare backbone."""
-        theta = self.adapters.theta(self.adapters.of(batch["task"])) if adapted else None
+        # The products with A and B are the backbone's kind.
+        theta = self.adapters.rows(batch["task"], self.backbone.dtype)[0] if adapted else None
         return self._document_nll(batch, theta)
 
     def _document_nll(self, batch: dict[str, Tensor], theta: Tensor | None) -> Tensor:
-        if theta is not None:
-            theta = theta.to(self.backbone.dtype)  # the products with A and B are the backbone's kind
         with self.adapters.routed(theta):
             hidden = self.backbone.hidden(batch["input_ids"], batch.get("attention_mask"))
         return document_nll(hidden, batch["labels"], self.backbone.head)
@@ -177,12 +179,12 @@ class HierarchicalLoRA(L.LightningModule):
         """The prior's part of U, in nats."""
         if not self.has_prior:
             return torch.zeros((), device=self.adapters.mean.device)
-        return self._energies(self.adapters.stored).sum()
+        deviations = self.adapters.deviation(self.adapters.stored)
+        return prior_energies(deviations, *self._prior).sum()
 
-    def _energies(self, stored: Tensor) -> Tensor:
-        """[M] nats of each row's prior."""
-        deviation = self.adapters.deviation(stored)
-        return prior_energies(deviation, self.tau, self.penalty, self.adapters.layout.sizes)
+    @property
+    def _prior(self) -> Prior:
+        return Prior(self.tau, self.penalty, self.adapters.layout.sizes)
 
     def objective(self, batch: dict[str, Tensor], n_processes: int = 1) -> Objective:
         """U/T from one batch of mixed tasks: over an epoch's batches its mean is U/T, and so is its gradient's.
@@ -192,17 +194,15 @@ class HierarchicalLoRA(L.LightningModule):
             n_processes: Lightning averages gradients over them.
         """
         task, scored = batch["task"], n_scored(batch["labels"])
-        stored = self.adapters.of(task)  # gathered once, for the likelihood and the prior
-        nll = self._document_nll(batch, self.adapters.theta(stored))
+        by_document = self.has_prior and self.estimator == "by_document"
+        theta, energies = self.adapters.rows(task, self.backbone.dtype, self._prior if by_document else None)
+        nll = self._document_nll(batch, theta)
         batches = batch["batches"] * n_processes
         if self.likelihood == "sum":
             likelihood, unit = likelihood_estimate(nll, batches), self.n_tokens
         else:
             likelihood, unit = task_mean_estimate(nll, scored, task, self.task_documents), 1
-        if self.has_prior and self.estimator == "by_document":
-            prior = prior_estimate(self._energies(stored), task, self.task_documents, batches)
-        else:
-            prior = self.prior()
+        prior = prior_estimate(energies, task, self.task_documents, batches) if by_document else self.prior()
         return Objective(likelihood / unit, prior / unit, nll.detach().sum() / scored.sum())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

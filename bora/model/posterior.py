@@ -67,6 +67,23 @@ def prior_energies(deviations: Tensor, tau: float, penalty: str, sizes: Sequence
     raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
 
 
+def prior_gradients(deviations: Tensor, tau: float, penalty: str, sizes: Sequence[int]) -> Tensor:
+    """[M, P] the gradient of each row's energy with respect to its deviation: of `prior_energies`, written out.
+
+    gaussian: τ (θ_d − Θ). norm: τ times each factor's unit vector; zero where a factor is at Θ.
+
+    Args, Raises: as `prior_energies`.
+    """
+    if penalty == "gaussian":
+        return tau * deviations
+    if penalty == "norm":
+        factors = deviations.split(list(sizes), dim=1)
+        least = torch.finfo(deviations.dtype).tiny
+        units = [f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp(min=least) for f in factors]
+        return tau * torch.cat(units, dim=1)
+    raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
+
+
 def prior_estimate(energies: Tensor, task: Tensor, task_documents: Tensor, batches: int) -> Tensor:
     """Unbiased estimate of Σ_d energy_d from one batch: a document brings 1/N_d of its task's prior.
 

@@ -24,7 +24,7 @@ from bora.results.run_directory import (
 
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = ("tau", "seed", "name", "init_from", "data.path", "logger.", "model.loader.", "data.reader.")
-FREE_KEYS += ("trainer.log_every_n_steps", "sweep", "experiment")
+FREE_KEYS += ("model.attention", "model.compile", "trainer.log_every_n_steps", "sweep", "experiment")
 
 
 @dataclass(frozen=True)

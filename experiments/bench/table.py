@@ -46,7 +46,7 @@ def measure(file: str) -> None:
 
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("config", overrides=["data=talk_of_norway", f"data.path={file}"])
-    pretrained = load_backbone(cfg.model, "cpu")
+    pretrained = load_backbone(cfg.model, "cpu", cfg.data.max_tokens)
     start = time.perf_counter()
     corpus = training.load_corpus(cfg, pretrained)
     next(iter(training.build_data(cfg, pretrained, corpus).train_dataloader()))

@@ -3,6 +3,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -20,7 +21,14 @@ from bora.model.backbone import (
 )
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
-from tests.conftest import tiny_opt
+from tests.conftest import random_factors, tiny_opt
+
+
+def opt_mini(*overrides: str):
+    """The config group model=opt_mini."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("config", ["model=opt_mini", *overrides]).model
+
 
 TINY = {
     "hidden_size": 16,
@@ -163,10 +171,8 @@ def test_targets_by_ending_by_pattern_and_all():
 )
 def test_auto_takes_bfloat16_where_it_is_fast_and_says_so(monkeypatch, caplog, speed, dtype):
     monkeypatch.setattr(backbone, "bfloat16_speed", lambda: speed)
-    config = OmegaConf.create({"model": OmegaConf.load(config_folder() / "model/opt_mini.yaml")}).model
-    config.dtype = "auto"
     with caplog.at_level("INFO", logger="bora"):
-        model = load_backbone(config, "cpu").model
+        model = load_backbone(opt_mini("model.dtype=auto"), "cpu", 128).model
     assert model.dtype == dtype
     assert str(dtype).removeprefix("torch.") in caplog.text
 
@@ -176,13 +182,60 @@ def test_the_speed_of_bfloat16_is_measured():
 
 
 def test_a_dtype_that_is_asked_for_is_taken():
-    config = OmegaConf.create({"model": OmegaConf.load(config_folder() / "model/opt_mini.yaml")}).model
-    config.dtype = "bfloat16"
-    assert load_backbone(config, "cpu").model.dtype == torch.bfloat16
-    config.dtype = "int3"
+    assert load_backbone(opt_mini("model.dtype=bfloat16"), "cpu", 128).model.dtype == torch.bfloat16
     with pytest.raises(InstantiationException, match=r"model\.dtype=int3") as refused:
-        load_backbone(config, "cpu")
+        load_backbone(opt_mini("model.dtype=int3"), "cpu", 128)
     assert isinstance(refused.value.__cause__, InputError)  # which the command tells in one line
+
+
+@pytest.mark.parametrize(
+    ("dtype", "max_tokens", "asked", "taken"),
+    [
+        ("bfloat16", 128, "auto", "eager"),
+        ("bfloat16", 1024, "auto", "sdpa"),
+        ("float32", 128, "auto", "sdpa"),
+        ("float32", 128, "eager", "eager"),
+        ("bfloat16", 128, "sdpa", "sdpa"),
+    ],
+)
+def test_short_documents_in_bfloat16_on_a_cpu_take_eager_attention(dtype, max_tokens, asked, taken):
+    cfg = opt_mini(f"model.dtype={dtype}", f"model.attention={asked}")
+    assert load_backbone(cfg, "cpu", max_tokens).model.config._attn_implementation == taken
+
+
+def test_an_attention_that_transformers_does_not_know_is_told():
+    with pytest.raises(InputError, match=r"model\.attention=clever is refused"):
+        load_backbone(opt_mini("model.attention=clever"), "cpu", 128)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_gives_the_same_perplexity(attention):
+    model = load_backbone(opt_mini(f"model.attention={attention}"), "cpu", 128).model.double()
+    ids = torch.arange(40).view(2, 20) % 30 + 5
+    batch = {"input_ids": ids, "labels": ids, "task": torch.tensor([0, 1])}
+    nll = HierarchicalLoRA(model, ["a", "b"], [1, 1], 40, 1.0).document_nll(batch, adapted=False)
+    expected = [
+        torch.nn.functional.cross_entropy(model(row[None]).logits[0, :-1], row[1:], reduction="sum")
+        for row in ids
+    ]
+    torch.testing.assert_close(nll, torch.stack(expected), rtol=1e-9, atol=0)
+
+
+def test_a_compiled_backbone_has_the_same_objective_and_gradients():
+    ids = torch.arange(40).view(2, 20) % 30 + 5
+    found = []
+    for compile in (False, True):
+        model = HierarchicalLoRA(tiny_opt(), ["a", "b"], [1, 1], 40, 1.0, rank=2, compile=compile)
+        random_factors(model)
+        for width in (20, 13):  # lengths differ by batch
+            batch = {"input_ids": ids[:, :width], "labels": ids[:, :width], "task": torch.tensor([1, 0])}
+            objective = model.objective(batch | {"batches": 3})
+            (objective.likelihood + objective.prior).backward()
+        with torch.no_grad():
+            bare = model.document_nll(batch, adapted=False)
+        adapters = model.adapters
+        found.append((objective.likelihood, bare, adapters.stored.grad.to_dense(), adapters.mean.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 def shape(**changes) -> dict:

@@ -3,6 +3,7 @@ import torch
 
 from bora.model.adapters import Adapters
 from bora.model.posterior import likelihood_estimate, prior_energies, prior_estimate
+from bora.model.rows import Prior
 from bora.model.rowwise import RowwiseAdamW
 
 
@@ -78,24 +79,18 @@ def test_the_linear_gaussian_toy_reaches_its_closed_form(parameterization, estim
     is_A = torch.cat([torch.ones(rank * n_in), torch.zeros(n_out * rank)]).bool()
 
     def step(documents, batches):
-        stored = adapters.of(task[documents])
+        prior = Prior(tau, "gaussian", adapters.layout.sizes)
+        theta, energies = adapters.rows(task[documents], torch.float64, prior)
         # A is held by giving it no gradient: θ's part that is A comes detached.
-        theta = adapters.theta(stored)
         theta = torch.where(is_A, theta.detach(), theta)
         with adapters.routed(theta):
             residual = torch.cat(y)[documents] - layer(torch.cat(x)[documents][:, None])[:, 0]
         nll = 0.5 * residual.square().sum(1)
-        energies = prior_energies(adapters.deviation(stored), tau, "gaussian", adapters.layout.sizes)
         if estimator == "by_document":
             return likelihood_estimate(nll, batches) + prior_estimate(
                 energies, task[documents], counts, batches
             )
-        return (
-            nll.sum()
-            + prior_energies(
-                adapters.deviation(adapters.stored), tau, "gaussian", adapters.layout.sizes
-            ).sum()
-        )
+        return nll.sum() + prior_energies(adapters.deviation(adapters.stored), *prior).sum()
 
     counts = torch.tensor(sizes)
     if estimator == "dense":
