@@ -3,10 +3,11 @@
 import runpy
 import sys
 
+# Command → the module that is run, and what it is for.
 COMMANDS = {
-    "run": "train, or sweep with -m: bora run tau=100",
-    "report": "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini",
-    "bench": "what a training step costs: bora bench model=opt_mini",
+    "run": ("bora.run", "train, or sweep with -m: bora run tau=100"),
+    "report": ("bora.report", "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini"),
+    "bench": ("bora.bench", "what a training step costs: bora bench model=opt_mini"),
 }
 
 
@@ -15,12 +16,12 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: bora COMMAND …\n")
-        for command, meaning in COMMANDS.items():
-            print(f"  {command:<8}{meaning}")
+        for command, (_, meaning) in COMMANDS.items():
+            print(f"  {command:<10}{meaning}")
         return
     if arguments[0] not in COMMANDS:
         print(f"bora: no command {arguments[0]!r}; there is {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [sys.argv[0], *arguments[1:]]
     # As `python -m` does it: processes that a run starts (ddp) are started the same way again.
-    runpy.run_module(f"bora.{arguments[0]}", run_name="__main__", alter_sys=True)
+    runpy.run_module(COMMANDS[arguments[0]][0], run_name="__main__", alter_sys=True)

@@ -141,8 +141,7 @@ class Fitter:
                 f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
             )
         # Not by ckpt_path=…: that would set the clock back to the best epoch too.
-        best = load_checkpoint(Path(self.best.best_model_path))
-        model.load_state_dict(best["state_dict"], strict=False)
+        model.load_factors(load_checkpoint(Path(self.best.best_model_path)))
         self.trainer.validate(model, data, verbose=False)
 
 

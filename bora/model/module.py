@@ -130,6 +130,17 @@ class HierarchicalLoRA(L.LightningModule):
             logger=False,
         )
 
+    @classmethod
+    def from_hyperparameters(cls, model: torch.nn.Module, hyperparameters: dict) -> "HierarchicalLoRA":
+        """The module that a checkpoint is of, its factors not yet loaded.
+
+        Args:
+            model: the backbone that it was trained on.
+            hyperparameters: a checkpoint's `hyper_parameters`.
+        """
+        known = {key: value for key, value in hyperparameters.items() if key != "layers"}
+        return cls(model, target_modules=hyperparameters["layers"], **known)
+
     def start_from(self, checkpoint: dict) -> None:
         """Begin at another run's θ and Θ, whatever its τ and parameterization; the optimiser begins anew.
 
@@ -143,11 +154,11 @@ class HierarchicalLoRA(L.LightningModule):
             theirs, ours = checkpoint["hyper_parameters"][key], self.hparams[key]
             if theirs != ours:
                 raise InputError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours})")
-        prefix = "adapters."
-        state = checkpoint["state_dict"]
-        self.adapters.start_from(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
+        self.adapters.start_from(_of_adapters(checkpoint))
+
+    def load_factors(self, checkpoint: dict) -> None:
+        """Take over θ and Θ as they are, all of them, from a checkpoint of this very form."""
+        self.adapters.load_state_dict(_of_adapters(checkpoint))
 
     @property
     def tasks(self):
@@ -288,6 +299,12 @@ class HierarchicalLoRA(L.LightningModule):
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 checkpoint["wandb_id"] = logger.version
+
+
+def _of_adapters(checkpoint: dict) -> dict[str, Tensor]:
+    prefix = "adapters."
+    state = checkpoint["state_dict"]
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def effective_parameterization(tau: float, parameterization: str) -> str:

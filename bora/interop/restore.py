@@ -1,0 +1,62 @@
+"""A finished run as a model again: what every command that uses a run begins with."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import PreTrainedTokenizerBase
+
+from bora.errors import InputError, first_line
+from bora.model.backbone import load_backbone
+from bora.model.module import HierarchicalLoRA
+from bora.results.run_directory import CONFIG, RunDirectory
+from bora.trainer import load_checkpoint
+
+
+class Restored(NamedTuple):
+    """A run's best epoch.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        tokenizer: the backbone's.
+        cfg: the run's config.yaml.
+        summary: the run's summary.json.
+        directory: the run's files.
+    """
+
+    model: HierarchicalLoRA
+    tokenizer: PreTrainedTokenizerBase
+    cfg: DictConfig
+    summary: dict[str, Any]
+    directory: RunDirectory
+
+
+def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Restored:
+    """Load a finished run: its backbone from where the config has it, its factors from best.ckpt.
+
+    Args:
+        run: the run directory.
+        accelerator: where it will be used, which decides a dtype of auto.
+        dtype: of the backbone, float32 or bfloat16; None for the one that the run was trained in.
+
+    Raises:
+        InputError: there is no finished run in that folder, its files are not whole, or its backbone cannot be loaded.
+    """
+    directory = RunDirectory(Path(run).expanduser())
+    summary = directory.finished()
+    if summary is None:
+        raise InputError(f"{run}: there is no finished run in that folder (no summary.json)")
+    try:
+        cfg = OmegaConf.load(directory.path / CONFIG)
+        cfg.model.dtype = dtype or summary["dtype"]
+        for key, value in (("attention", "auto"), ("compile", False)):  # runs of before there was such a key
+            cfg.model.setdefault(key, value)
+        max_tokens = cfg.data.max_tokens
+    except (OSError, KeyError, OmegaConfBaseException) as error:
+        raise InputError(f"{run} is not a whole run directory: {CONFIG}: {first_line(error)}") from error
+    checkpoint = load_checkpoint(directory.checkpoints / "best.ckpt")
+    pretrained = load_backbone(cfg.model, accelerator, max_tokens)
+    model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
+    model.load_factors(checkpoint)
+    return Restored(model.eval(), pretrained.tokenizer, cfg, summary, directory)
