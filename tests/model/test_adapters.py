@@ -105,6 +105,18 @@ def test_outside_the_context_the_backbone_is_bare():
     assert not torch.allclose(bare, model.document_nll(b))
 
 
+def test_below_the_first_adapter_there_is_no_graph():
+    model = build("centered", targets=r".*layers\.1\..*(q|v)_proj")
+    seen = {}
+    for name, layer in model.backbone.model.named_modules():
+        if name.endswith(("layers.0", "layers.1")):
+            layer.register_forward_hook(
+                lambda _, args, out, name=name: seen.update({name[-1]: out[0].requires_grad})
+            )
+    model.document_nll(batch())
+    assert seen == {"0": False, "1": True}
+
+
 def test_the_backbone_stays_frozen_and_in_evaluation_mode():
     model = build("centered").train()
     assert not model.backbone.model.training
