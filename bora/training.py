@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
+from bora.interop.peft_in import has_adapters, start_from_adapters
 from bora.model.backbone import Pretrained, load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.results.loggers import build_loggers, wandb_run
@@ -127,14 +128,14 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
             "seed": d.split.seed,
         },
         split_options=OmegaConf.to_container(d.split),
-        encoding={
-            "max_tokens": d.max_tokens,
-            "prompt": d.prompt,
-            "template": d.template,
-            "append_eos": d.append_eos,
-            "prepend_bos": d.prepend_bos,
-        },
+        encoding=encoding_options(cfg),
     )
+
+
+def encoding_options(cfg: DictConfig) -> dict[str, Any]:
+    """How the config has texts turned into tokens: keyword arguments of bora.data.encoding.encode."""
+    data = OmegaConf.to_container(cfg.data)
+    return {key: data[key] for key in ("max_tokens", "prompt", "template", "append_eos", "prepend_bos")}
 
 
 def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
@@ -172,9 +173,14 @@ def build_model(
     )
     if cfg.init_from is not None:
         source = RunDirectory(Path(cfg.init_from).expanduser())
-        if source.finished() is None:
-            raise InputError(f"init_from={cfg.init_from}: there is no finished run in that folder")
-        model.start_from(load_checkpoint(source.checkpoints / "best.ckpt"))
+        if source.finished() is not None:
+            model.start_from(load_checkpoint(source.checkpoints / "best.ckpt"))
+        elif has_adapters(source.path):
+            start_from_adapters(model.adapters, source.path)
+        else:
+            raise InputError(
+                f"init_from={cfg.init_from}: there is no finished run in that folder, and no PEFT adapter"
+            )
     return model
 
 
