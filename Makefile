@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test bench lint smollm2 wheel clean
+.PHONY: run test test-quantized bench lint smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
+
+test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since transformers then imports torchao in every process
+	$(INSTALL) '.[int8]'
+	$(BIN)/python -m pytest -n 2 tests/model/test_quantization.py
 
 bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see experiments/bench
 	$(BIN)/python -m bora.bench

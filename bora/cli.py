@@ -9,8 +9,14 @@ COMMANDS = {
     "report": ("bora.report", "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini"),
     "adapt": ("bora.interop.adapt", "fit new tasks from a run's prior: bora adapt RUN OUT --data new.csv"),
     "export": ("bora.interop.export", "PEFT adapters, or a merged model, from a run: bora export RUN OUT"),
-    "generate": ("bora.interop.generate", "let tasks continue a prompt: bora generate RUN --task a --prompt b"),
-    "evaluate": ("bora.interop.evaluate", "perplexity, and the likeliest task, of new text: bora evaluate RUN --data b.csv"),
+    "generate": (
+        "bora.interop.generate",
+        "let tasks continue a prompt: bora generate RUN --task a --prompt b",
+    ),
+    "evaluate": (
+        "bora.interop.evaluate",
+        "perplexity and likeliest task of new text: bora evaluate RUN --data b.csv",
+    ),
     "bench": ("bora.bench", "what a training step costs: bora bench model=opt_mini"),
 }
 

@@ -24,8 +24,9 @@ def config_folder() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make `${bora.job_name:}` known to OmegaConf."""
+    """Make `${bora.job_name:}` and `${bora.short:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("bora.job_name", job_name, replace=True)
+    OmegaConf.register_new_resolver("bora.short", format_value, replace=True)
 
 
 def format_value(value: Any) -> str:
@@ -163,6 +164,7 @@ def check(cfg: DictConfig) -> None:
     text("init_from", null=True)
     text("model.path")
     text("model.attention")
+    text("model.quantization", null=True)
     text("data.template")
     text("data.prompt", null=True)
     for key in ("data.path", "data.task", "data.text", "data.date"):

@@ -27,7 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    cfg: DictConfig, directory: RunDirectory, group: str, name: str, given: Collection[str] = ()
+    cfg: DictConfig,
+    directory: RunDirectory,
+    group: str,
+    name: str,
+    given: Collection[str] = (),
+    table: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Train, test and write a run; its summary.
 
@@ -36,6 +41,7 @@ def train(
         directory: where the run's files go.
         group, name: of the W&B run.
         given: keys that were set on the command line; see RunDirectory.differences.
+        table: columns task, text, date; in the place of what cfg.data.reader reads.
 
     Raises:
         InputError: for whatever in the input cannot be used, before training starts.
@@ -48,7 +54,7 @@ def train(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
-    corpus = load_corpus(cfg, pretrained)
+    corpus = load_corpus(cfg, pretrained, table)
     log.info("%s", corpus.describe())
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data)
@@ -106,8 +112,8 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
-    """The config's documents, read, selected, split and encoded."""
+def load_corpus(cfg: DictConfig, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
+    """The config's documents, read (unless the table is given), selected, split and encoded."""
     d = cfg.data
     positions = getattr(pretrained.model.config, "max_position_embeddings", None)
     if positions is not None and d.max_tokens > positions:
@@ -115,7 +121,7 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained) -> Corpus:
             f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
         )
     return build_corpus(
-        hydra.utils.instantiate(d.reader),
+        hydra.utils.instantiate(d.reader) if table is None else table,
         pretrained.tokenizer,
         selection={
             "selection": d.selection,

@@ -33,7 +33,12 @@ GROUPS = sorted(d.name for d in config_folder().iterdir() if d.is_dir() and opti
 
 @pytest.mark.parametrize("choice", [f"{g}={o}" for g in GROUPS for o in options(g)])
 def test_every_config_composes_and_holds_to_the_checks(choice):
-    cfg = config(choice, *(["data.path=x.csv"] if choice == "data=table" else []))
+    needed = {
+        "data=table": ["data.path=x.csv"],
+        "data=datasets": ["data.path=x"],
+        "model=hub": ["model.path=someone/model"],
+    }
+    cfg = config(choice, *needed.get(choice, []))
     check(cfg)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
@@ -95,7 +100,7 @@ def test_the_lightning_trainer_takes_every_key_of_the_gpu_config():
 
 @pytest.mark.parametrize("model", options("model"))
 def test_every_models_loader_is_a_function_that_takes_its_keys(model):
-    loader = dict(config(f"model={model}").model.loader)
+    loader = dict(config(f"model={model}", *(["model.path=x"] if model == "hub" else [])).model.loader)
     function = hydra.utils.get_method(loader.pop("_target_"))
     import inspect
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_a_sweep_becomes_a_report(tmp_path):
     assert len(list(media.glob("table/*.json"))) == 2
 
 
+def test_a_finished_run_is_used(tmp_path):
+    words = np.random.default_rng(0).choice(["def", "read", "return", "self"], (40, 9))
+    rows = [(("argparse", "ssl")[i % 2], " ".join(w)) for i, w in enumerate(words)]
+    pd.DataFrame(rows, columns=["writer", "letter"]).to_csv(tmp_path / "letters.csv", index=False)
+    table = "data=table data.path=letters.csv data.task=writer data.text=letter data.drop_duplicates=false"
+    done = shell(f"bora run {table} {SMALL} data.documents_per_task=20 hydra.run.dir=RUN", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, result in (
+        ("generate", None), ("evaluate", "evaluation/summary.json"), ("adapt", "OUT/summary.json"),
+        ("export", "OUT/hierarchical-mean/adapter_config.json"),
+    ):  # fmt: skip
+        (command,) = (c for c in COMMANDS if c.startswith(f"bora {name} "))
+        if name == "export":
+            shutil.rmtree(tmp_path / "OUT")
+        done = shell(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert result is None or (tmp_path / result).is_file()
+
+
 def test_the_two_commands_are_make_targets():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for command in (c.split("#")[0].split() for c in COMMANDS if c.startswith("make ")):
@@ -105,5 +125,5 @@ def test_options_compose(option):
     register_resolvers()
     shell = subprocess.run(f"printf %s {option}", shell=True, capture_output=True, text=True, check=True)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        extra = [] if option != "data=table" else ["data.path=x.csv"]
+        extra = ["data.path=x.csv"] if option in ("data=table", "data=datasets") else []
         check(compose("config", [shell.stdout, *extra]))

@@ -88,7 +88,7 @@ def read(path: str, task: str | None = None, text: str = "text", date: str | Non
 
 
 def columns_of(
-    available: list[str], path: Path, task: str | None, text: str, date: str | None
+    available: list[str], path: Path | str, task: str | None, text: str, date: str | None
 ) -> dict[str, str]:
     """Which of the table's columns are task, text and date: {column in the table: our name}.
 
@@ -160,7 +160,7 @@ def read_csv(
         table = kept("tables", digest(about), make)
     if not len(table):
         raise InputError(f"data.path={file} holds no rows")
-    return _finish(table.to_pandas(), {})
+    return finish(table.to_pandas(), {})
 
 
 def _csv_batches(
@@ -270,7 +270,7 @@ def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:
     names = columns_of(list(available), file, task, text, date)
     # A number keeps the form it has in the file; it is a name here, not a quantity.
     columns = {c: [_as_text(record.get(c)) for record in records] for c in names}
-    return _finish(pd.DataFrame(columns, dtype=str), names)
+    return finish(pd.DataFrame(columns, dtype=str), names)
 
 
 def _as_text(value: object) -> str:
@@ -284,10 +284,19 @@ def _read_parquet(file: Path, task, text, date) -> pd.DataFrame:
     table = pa.parquet.read_table(file, columns=list(names))
     # Arrow casts integers with gaps to text as they are; pandas would make them floats first.
     columns = {c: table[c].cast(pa.large_string()).fill_null("").to_pandas() for c in names}
-    return _finish(pd.DataFrame(columns), names)
+    return finish(pd.DataFrame(columns), names)
 
 
-def _finish(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+def in_hand(**names: str | None) -> pd.DataFrame:
+    """The reader of data=frame, whose table bora.fit gives along.
+
+    Raises:
+        InputError: always; it is called where there is no frame.
+    """
+    raise InputError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
+
+
+def finish(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """Our column names, and the empty string for a date column that is not there."""
     table = table.rename(columns=names)
     if "date" not in table:

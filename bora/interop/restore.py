@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from bora.errors import InputError, first_line
 from bora.model.backbone import load_backbone
 from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import CONFIG, RunDirectory
+from bora.results.run_directory import CONFIG, EARLIER, RunDirectory, flat
 from bora.trainer import load_checkpoint
 
 
@@ -31,6 +32,11 @@ class Restored(NamedTuple):
     summary: dict[str, Any]
     directory: RunDirectory
 
+    @property
+    def per_task(self) -> pd.DataFrame:
+        """The run's per_task.csv."""
+        return self.directory.per_task()
+
 
 def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Restored:
     """Load a finished run: its backbone from where the config has it, its factors from best.ckpt.
@@ -50,8 +56,10 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
     try:
         cfg = OmegaConf.load(directory.path / CONFIG)
         cfg.model.dtype = dtype or summary["dtype"]
-        for key, value in (("attention", "auto"), ("compile", False)):  # runs of before there was such a key
-            cfg.model.setdefault(key, value)
+        known = flat(OmegaConf.to_container(cfg))
+        for key, value in (EARLIER | {"model.attention": "auto", "model.compile": False}).items():
+            if key not in known:  # the run is of before there was such a key
+                OmegaConf.update(cfg, key, value, force_add=True)
         max_tokens = cfg.data.max_tokens
     except (OSError, KeyError, OmegaConfBaseException) as error:
         raise InputError(f"{run} is not a whole run directory: {CONFIG}: {first_line(error)}") from error

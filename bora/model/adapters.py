@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bora.errors import InputError
 from bora.model.rows import Form, Prior, rows
 
 PARAMETERIZATIONS = ("centered", "noncentered", "shared")
@@ -243,14 +244,15 @@ class Adapters(nn.Module):
 SUFFIX = {"centered": "", "noncentered": "_offset"}
 
 
-def _key(layer: str, factor: str, suffix: str) -> str:
+def disk_key(layer: str, factor: str, suffix: str) -> str:
+    """A factor's name on disk: of the layer's A or B, with "_mean" or a SUFFIX."""
     # The dots of a layer's path are written as slashes: a dot divides modules.
     return f"stacks.{layer.replace('.', '/')}.{factor}{suffix}"
 
 
 def _rows(adapters: Adapters, state: Mapping[str, Tensor], suffix: str, prefix: str = "") -> Tensor | None:
     """[P] or [D, P] from the factors of each layer; None unless all of them are there."""
-    keys = [prefix + _key(layer, factor, suffix) for layer in adapters.layout.shapes for factor in "AB"]
+    keys = [prefix + disk_key(layer, factor, suffix) for layer in adapters.layout.shapes for factor in "AB"]
     if not all(key in state for key in keys):
         return None
     return torch.cat([state[key].flatten(-2) for key in keys], dim=-1)
@@ -261,7 +263,7 @@ def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_
         if prefix + name in state:
             for layer, lora in adapters.layout.factors(state.pop(prefix + name)).items():
                 for factor, value in lora._asdict().items():
-                    state[prefix + _key(layer, factor, suffix)] = value
+                    state[prefix + disk_key(layer, factor, suffix)] = value
 
 
 def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
@@ -271,7 +273,7 @@ def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_
             state[prefix + name] = rows
             for layer in adapters.layout.shapes:
                 for factor in "AB":
-                    del state[prefix + _key(layer, factor, suffix)]
+                    del state[prefix + disk_key(layer, factor, suffix)]
 
 
 def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
@@ -285,12 +287,20 @@ def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tens
         x: the same with n_in.
         lora: A [R, r, n_in] and B [R, n_out, r], one a row; or A [r, n_in] and B [n_out, r] for all rows.
         scale: α/r.
+
+    Raises:
+        InputError: the rows of x are not those of the batch's documents.
     """
     A, B = lora
     if A.dim() == 2:
         hidden = nn.functional.linear(x, A)
         flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), B.mT, alpha=scale)
         return flat.view(output.shape)
+    if len(x) % len(A) or (x.dim() > 2 and len(x) != len(A)):
+        raise InputError(
+            f"lora.target_modules: a layer was given {len(x)} rows for {len(A)} documents, so it cannot be "
+            "told whose they are (a routed expert?); name other layers"
+        )
     hidden = torch.bmm(x.reshape(len(A), -1, x.shape[-1]), A.mT)
     # Not even a view where none is needed: autograd would copy the gradient for it.
     rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])

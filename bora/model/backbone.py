@@ -16,13 +16,21 @@ import transformers
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from bora.cache import cache_root
 from bora.errors import InputError, first_line
+from bora.model.likelihood import Head
+from bora.model.quantization import quantise
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +64,7 @@ class Backbone(nn.Module):
     def __init__(self, model: nn.Module, compile: bool = False):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
+        self._scale, self._cap = 1.0, None  # of the logits
         self._check()
         self._compiled = torch.compile(self._hidden, dynamic=True) if compile else self._hidden
 
@@ -68,9 +77,10 @@ class Backbone(nn.Module):
         return self.model.dtype
 
     @property
-    def head(self) -> nn.Linear:
-        """The output layer, H → V."""
-        return self.model.get_output_embeddings()
+    def head(self) -> Head:
+        """The output layer, H → V, and what the architecture does to its logits."""
+        layer = self.model.get_output_embeddings()
+        return Head(layer.weight, layer.bias, self._scale, self._cap)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """[R, T] token ids, padded on the right → [R, T, H] last hidden states.
@@ -82,25 +92,30 @@ class Backbone(nn.Module):
         return run(input_ids, attention_mask)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        base = self.model.base_model
+        if base is self.model:  # Llama 4 says of itself that it is its own base
+            base = self.model.model
+        return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def _check(self) -> None:
         """Hold the model to what the likelihood takes for granted, on eight tokens.
 
-        Logits must be head(hidden): some architectures scale or cap them on top of that. And a
-        position must not see the ones after it: a masked language model would read its targets.
+        Logits must be the head's of the last hidden state, at most scaled or softly capped as the model's
+        config says. And a position must not see the ones after it: a masked language model would read
+        its targets.
         """
         config = self.model.config.get_text_config()
-        ids = torch.arange(8).remainder(config.vocab_size)[None]
+        ids = torch.arange(8, device=self.model.device).remainder(config.vocab_size)[None]
         hidden = self.hidden(ids)
         whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        if not _close(self.head(hidden).float(), whole):
+        for self._scale, self._cap in _logit_changes(config):
+            if _close(self.head.logits(hidden).float(), whole):
+                break
+        else:
             raise InputError(
-                f"the architecture {config.model_type!r} changes its logits after the output layer "
-                "(a scale or a soft cap), which is not supported; choose another model"
+                f"the architecture {config.model_type!r} changes its logits after the last hidden state, and "
+                "not by the output layer, a factor and a soft cap alone; choose another model"
             )
         ids[0, -1] = ids[0, 0]
         if not _close(self.hidden(ids)[:, :-1].float(), hidden[:, :-1].float()):
@@ -108,6 +123,23 @@ class Backbone(nn.Module):
                 f"the architecture {config.model_type!r} reads the whole text at every position; "
                 "choose a causal (left-to-right) language model"
             )
+
+
+def _logit_changes(config: PreTrainedConfig) -> Iterator[tuple[float, float | None]]:
+    """Scale and cap of the logits as a config may mean them, the likeliest first; last, that nothing is done."""
+
+    def given(key: str) -> float | None:
+        value = getattr(config, key, None)
+        # MPT's logit_scale may be a word; transformers does not read it.
+        return float(value) if isinstance(value, (int, float)) and value > 0 else None
+
+    scales = [given(key) for key in ("logit_scale", "lm_head_multiplier", "logits_scaling")]
+    if scales[-1] is not None:
+        scales.insert(-1, 1 / scales[-1])  # Granite divides by it, HyperCLOVA X multiplies
+    for scale in (*scales, 1.0):
+        for cap in dict.fromkeys((given("final_logit_softcapping"), None)):
+            if scale is not None:
+                yield scale, cap
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:
@@ -125,12 +157,12 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int) -> Pretr
     """What a model config's loader gives, in the dtype and with the attention that the config asks for.
 
     Args:
-        model: the config group; its dtype and attention may be auto.
+        model: the config group; its dtype and attention may be auto, its quantization null.
         accelerator: Lightning's name of where it will run.
         max_tokens: of the longest document.
 
     Raises:
-        InputError: see the loaders; or transformers refuses the attention.
+        InputError: see the loaders and `quantise`; or transformers refuses the attention.
     """
     gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     dtype = model.dtype
@@ -139,6 +171,9 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int) -> Pretr
         dtype = "bfloat16" if fast else "float32"
         log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
     pretrained = hydra.utils.instantiate(model.loader, dtype=dtype)
+    quantization = OmegaConf.select(model, "quantization")  # a run of before has no such key
+    if quantization is not None:
+        quantise(pretrained.model, quantization)
     attention = model.attention
     if attention == "auto":
         if gpu or dtype != "bfloat16" or max_tokens > EAGER_UP_TO:

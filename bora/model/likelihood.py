@@ -4,7 +4,12 @@ The [tokens, vocabulary] logits are the largest tensor of a step by far. They ar
 whole: a chunk of scored positions at a time is turned into its negative log-likelihood and, while
 the chunk is at hand, into the gradient with respect to the hidden states. That is possible because
 each token's gradient is a fixed vector (p − e_target) W, scaled later by what flows in.
+
+Some architectures change the logits z = W h + b once more: Cohere and Granite by a constant factor s, Gemma
+by a soft cap c. What goes into the softmax is then c · tanh(s z / c), whose slope is s (1 − tanh²).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +18,33 @@ IGNORE = -100  # label of a token that is not scored: padding, prompt
 CHUNK_ELEMENTS = 2**23  # logits held at a time; 32 MiB in float32
 
 
+class Head(NamedTuple):
+    """The output layer, H → V, and what the architecture does to its logits.
+
+    Attributes:
+        weight: [V, H], frozen.
+        bias: [V] or None, frozen.
+        scale: s, the factor of the logits.
+        cap: c, the bound of their absolute value; None for no bound.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[…, H] last hidden states → […, V]."""
+        z = self.scale * nn.functional.linear(hidden, self.weight, self.bias)
+        return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
+
+
 class _TokenNLL(torch.autograd.Function):
-    """−log softmax(h Wᵀ + b)[target] for each row of h; W and b are constants."""
+    """−log softmax(logits)[target] for each row of `hidden`; the head is a constant."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+        weight, bias, scale, cap = head
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         nll = torch.empty(len(hidden), dtype=accumulate, device=hidden.device)
         wants_gradient = ctx.needs_input_grad[0]
@@ -27,6 +54,12 @@ class _TokenNLL(torch.autograd.Function):
             rows = slice(start, start + chunk)
             target = targets[rows, None]
             logits = nn.functional.linear(hidden[rows], weight, bias).to(accumulate)
+            if scale != 1:
+                logits.mul_(scale)
+            if cap is not None:
+                tanh = logits.div_(cap).tanh_()
+                slope = 1 - tanh.square() if wants_gradient else None
+                logits = tanh.mul_(cap)
             top, logit = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
             # In place and once each: passes over [chunk, V] are what this costs beside the products.
             unnormalised = logits.sub_(top).exp_()
@@ -34,7 +67,9 @@ class _TokenNLL(torch.autograd.Function):
             nll[rows] = (z.log() + top - logit).squeeze(1)
             if wants_gradient:
                 unnormalised.scatter_add_(1, target, -z)  # z (p − e_target)
-                gradient[rows] = (unnormalised.to(weight.dtype) @ weight).div_(z)
+                if cap is not None:
+                    unnormalised.mul_(slope)
+                gradient[rows] = (unnormalised.to(weight.dtype) @ weight).div_(z if scale == 1 else z / scale)
         if wants_gradient:
             ctx.save_for_backward(gradient)
         return nll
@@ -42,10 +77,17 @@ class _TokenNLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_nll: Tensor):
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_nll[:, None]).to(gradient.dtype), None, None, None
+        return (gradient * grad_nll[:, None]).to(gradient.dtype), None, None
 
 
-def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def token_nll(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
     """Negative log-likelihood of each target token, in nats.
 
     Args:
@@ -53,6 +95,7 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
         weight: [V, H] the head's weight, frozen.
         bias: [V] or None, frozen.
         targets: [S] token ids.
+        scale, cap: what is done to the logits, see Head.
 
     Returns:
         [S] nats; float32, or float64 where `hidden` is.
@@ -62,23 +105,26 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         raise ValueError("token_nll treats the head as a constant, but it requires a gradient")
-    return _TokenNLL.apply(hidden, weight, bias, targets)
+    return _TokenNLL.apply(hidden, Head(weight, bias, scale, cap), targets)
 
 
-def document_nll(hidden: Tensor, labels: Tensor, head: nn.Linear) -> Tensor:
+def document_nll(hidden: Tensor, labels: Tensor, head: nn.Linear | Head) -> Tensor:
     """−Σ_i log p(w_{i+1} | w_{1:i}) over the scored tokens of each document (eq. 2), in nats.
 
     Args:
         hidden: [R, T, H] last hidden states of R documents.
         labels: [R, T] the token ids themselves (not shifted), IGNORE where a token is not scored.
-        head: the frozen output layer, H → V.
+        head: the frozen output layer, H → V; a Head where more is done to its logits.
 
     Returns:
         [R] nats, one number a document; 0 for a document without scored tokens.
     """
     targets = labels[:, 1:]  # position t predicts token t + 1
     scored = targets != IGNORE
-    nll = token_nll(hidden[:, :-1][scored], head.weight, head.bias, targets[scored])
+    if not isinstance(head, Head):
+        head = Head(head.weight, head.bias)
+    weight, bias, scale, cap = head
+    nll = token_nll(hidden[:, :-1][scored], weight, bias, targets[scored], scale, cap)
     rows = scored.nonzero()[:, 0]
     return nll.new_zeros(len(labels)).index_add(0, rows, nll)
 

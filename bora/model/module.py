@@ -174,9 +174,14 @@ class HierarchicalLoRA(L.LightningModule):
         """[R] nats of each document under its task's θ_d, or under the bare backbone."""
         # The products with A and B are the backbone's kind.
         theta = self.adapters.rows(batch["task"], self.backbone.dtype)[0] if adapted else None
-        return self._document_nll(batch, theta)
+        return self.nll_under(batch, theta)
 
-    def _document_nll(self, batch: dict[str, Tensor], theta: Tensor | None) -> Tensor:
+    def nll_under(self, batch: dict[str, Tensor], theta: Tensor | None) -> Tensor:
+        """[R] nats of each document under given factors.
+
+        Args:
+            theta: [R, P], or [P] for all documents, in the backbone's dtype; None for the bare backbone.
+        """
         with self.adapters.routed(theta):
             hidden = self.backbone.hidden(batch["input_ids"], batch.get("attention_mask"))
         return document_nll(hidden, batch["labels"], self.backbone.head)
@@ -207,7 +212,7 @@ class HierarchicalLoRA(L.LightningModule):
         task, scored = batch["task"], n_scored(batch["labels"])
         by_document = self.has_prior and self.estimator == "by_document"
         theta, energies = self.adapters.rows(task, self.backbone.dtype, self._prior if by_document else None)
-        nll = self._document_nll(batch, theta)
+        nll = self.nll_under(batch, theta)
         batches = batch["batches"] * n_processes
         if self.likelihood == "sum":
             likelihood, unit = likelihood_estimate(nll, batches), self.n_tokens

@@ -1,29 +1,47 @@
 """Which layers of a backbone get a LoRA."""
 
 import re
+from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bora.errors import InputError
 
-# What PEFT adapts by default in each architecture; a test holds this table to PEFT's own.
+DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that try the layers out
+
+# What PEFT adapts by default in each causal language model; a test holds this table to PEFT's own.
 DEFAULT_TARGETS = {
+    "bart": ["q_proj", "v_proj"],
+    "bert": ["query", "value"],
     "bloom": ["query_key_value"],
+    "codegen": ["qkv_proj"],
+    "electra": ["query", "value"],
     "falcon": ["query_key_value"],
     "gemma": ["q_proj", "v_proj"],
     "gemma2": ["q_proj", "v_proj"],
+    "gemma3_text": ["q_proj", "v_proj"],
+    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
     "gpt2": ["c_attn"],
+    "gpt_bigcode": ["c_attn"],
     "gpt_neo": ["q_proj", "v_proj"],
     "gpt_neox": ["query_key_value"],
     "gptj": ["q_proj", "v_proj"],
     "llama": ["q_proj", "v_proj"],
+    "llama4": ["q_proj", "v_proj"],
     "mistral": ["q_proj", "v_proj"],
     "mixtral": ["q_proj", "v_proj"],
+    "mpt": ["Wqkv"],
+    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "opt": ["q_proj", "v_proj"],
     "phi": ["q_proj", "v_proj", "fc1", "fc2"],
     "qwen2": ["q_proj", "v_proj"],
     "qwen3": ["q_proj", "v_proj"],
+    "roberta": ["query", "value"],
+    "rwkv": ["key", "value", "receptance", "output"],
+    "stablelm": ["q_proj", "v_proj"],
+    "xlm-roberta": ["query", "value"],
 }
 
 
@@ -33,11 +51,12 @@ def find_targets(backbone: nn.Module, patterns: str | list[str] | None) -> dict[
     Args:
         backbone: a transformers causal language model.
         patterns: None for the architecture's default; "all-linear" for every linear layer but
-            the head; a list of name endings ("q_proj"); or one regular expression that must match
-            a layer's whole name. The same reading as PEFT's `target_modules`.
+            the head; a list of names or name endings ("q_proj"); or one regular expression that must
+            match a layer's whole name. The same reading as PEFT's `target_modules`.
 
     Raises:
-        InputError: nothing matches, or the architecture has no default.
+        InputError: nothing matches, or the head or an embedding does; the architecture has no default; or
+            a layer does not see the documents row by row (see `_check_rows`).
     """
     head = backbone.get_output_embeddings()
     linear = {
@@ -53,28 +72,97 @@ def find_targets(backbone: nn.Module, patterns: str | list[str] | None) -> dict[
                 f"the layers, for example lora.target_modules=[{_endings(linear)[0]}], or all-linear"
             )
         patterns = DEFAULT_TARGETS[architecture]
-    if patterns == "all-linear":
+    if isinstance(patterns, str) and patterns.lower() == "all-linear":
         found = linear
-    elif isinstance(patterns, str):
-        try:
-            expression = re.compile(patterns)
-        except re.error as error:
-            raise InputError(
-                f"lora.target_modules={patterns!r} is not a regular expression ({error})"
-            ) from error
-        found = {name: m for name, m in linear.items() if expression.fullmatch(name)}
     else:
-        found = {
-            name: m
-            for name, m in linear.items()
-            if any(name == p or name.endswith(f".{p}") for p in patterns)
-        }
+        matches = _matcher(patterns)
+        found = {name: module for name, module in linear.items() if matches(name)}
+        for name, module in backbone.named_modules():
+            # PEFT would adapt the head or an embedding too; here they stay frozen, and that is not kept quiet.
+            if (
+                name not in linear
+                and matches(name)
+                and next(module.parameters(recurse=False), None) is not None
+            ):
+                raise InputError(
+                    f"lora.target_modules={patterns} matches {name}, a {type(module).__name__}; only linear "
+                    "layers below the output layer can have a LoRA"
+                )
     if not found:
         raise InputError(
             f"lora.target_modules={patterns} matches no linear layer of the model; it has "
             f"{', '.join(_endings(linear))}"
         )
+    _check_rows(backbone, found)
     return found
+
+
+def _matcher(patterns: str | list[str]) -> Callable[[str], bool]:
+    if not isinstance(patterns, str):
+        return lambda name: any(name == p or name.endswith(f".{p}") for p in patterns)
+    try:
+        expression = re.compile(patterns)
+    except re.error as error:
+        raise InputError(f"lora.target_modules={patterns!r} is not a regular expression ({error})") from error
+    return lambda name: expression.fullmatch(name) is not None
+
+
+@torch.no_grad()
+def _check_rows(backbone: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Hold each layer to what a LoRA a document takes for granted, on three documents of eight tokens.
+
+    A layer must see all tokens of all documents, document after document, and give back a tensor. A routed
+    expert sees the tokens that were sent to it, an encoder's or a vision tower's layer sees none.
+
+    The documents are run in two orders. A layer's input must change its order with them, all but rounding.
+    """
+    tokens = torch.arange(LENGTH, device=next(backbone.parameters()).device)
+    ids = torch.stack([tokens * (row + 1) + row for row in range(DOCUMENTS)])
+    ids %= backbone.config.get_text_config().vocab_size
+    first, moved = (_inputs(backbone, layers, order) for order in (ids, ids.roll(1, 0)))
+    for name in layers:
+        if not (first[name] and _follows(first[name], moved[name])):
+            raise InputError(
+                f"lora.target_modules: {name} does not see a batch's documents row by row, as a LoRA a task "
+                "needs (a routed expert? a layer that text does not pass?); name other layers"
+            )
+
+
+def _inputs(backbone: nn.Module, layers: dict[str, nn.Module], ids: Tensor) -> dict[str, list[Tensor]]:
+    """What each layer was called with, call by call: its one tensor; one of no size if it gave back none."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name: str):
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name].append(args[0].detach().float() if isinstance(output, Tensor) else ids.new_empty(0))
+
+        return hook
+
+    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()  # dropout would make the two runs differ
+    try:
+        backbone(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return seen
+
+
+def _follows(first: list[Tensor], moved: list[Tensor]) -> bool:
+    """Whether `moved` is `first` with its documents moved on by one."""
+    if len(first) != len(moved):
+        return False
+    for x, y in zip(first, moved, strict=True):
+        if x.shape != y.shape or x.shape[:-1] not in ((DOCUMENTS, LENGTH), (DOCUMENTS * LENGTH,)):
+            return False
+        x, y = x.reshape(DOCUMENTS, -1), y.reshape(DOCUMENTS, -1)
+        # Compared with how far the documents are apart: a router may, by rounding, decide anew on some token.
+        if (y - x.roll(1, 0)).norm() > 0.3 * (y - x).norm():
+            return False
+    return True
 
 
 def _endings(linear: dict[str, nn.Module]) -> list[str]:

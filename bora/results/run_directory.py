@@ -56,6 +56,7 @@ EARLIER = {
     "data.score_padding": False,
     "init_from": None,
     "likelihood": "sum",
+    "model.quantization": None,
     "prior.estimator": "dense",
 }
 METRICS, FAILED = "metrics.csv", "failed.json"

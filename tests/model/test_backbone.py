@@ -82,14 +82,6 @@ def test_a_folder_without_a_model_is_told(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_head_that_scales_its_logits_is_refused():
-    from transformers import CohereConfig, CohereForCausalLM
-
-    model = CohereForCausalLM(CohereConfig(**TINY, logit_scale=0.25, pad_token_id=0))
-    with pytest.raises(InputError, match="changes its logits"):
-        Backbone(model)
-
-
 def test_a_model_that_reads_ahead_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**TINY))
     model.model.layers[0].register_forward_hook(lambda layer, args, out: out + out.mean(1, keepdim=True))

@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import DEFAULT_TARGETS
@@ -143,6 +144,9 @@ def test_at_tau_zero_the_mean_is_the_average_of_the_tasks(trainer):
     torch.testing.assert_close(model.adapters.mean, model.adapters.stored.mean(0))
 
 
-def test_default_targets_are_pefts():
-    for architecture, targets in DEFAULT_TARGETS.items():
-        assert TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[architecture] == targets
+def test_default_targets_are_pefts_for_every_causal_language_model():
+    assert {
+        architecture: targets
+        for architecture, targets in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.items()
+        if architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    } == DEFAULT_TARGETS

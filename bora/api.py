@@ -1,0 +1,105 @@
+"""BoRA from Python: a frame in, a trained model out.
+
+import bora
+
+result = bora.fit(frame, task="speaker", text="speech", model="opt_mini", tau=100)
+result.per_task                         # a row a task, as per_task.csv
+result.model.tasks["Pia Kjærsgaard"]    # one task's LoRA
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException
+
+from bora.cache import digest
+from bora.config import check, config_folder, register_resolvers
+from bora.data.table import columns_of, finish
+from bora.errors import InputError
+from bora.interop.restore import Restored, restore
+from bora.results.run_directory import RunDirectory
+from bora.training import train
+
+
+def fit(
+    frame: Any,
+    *overrides: str,
+    task: str | None = None,
+    text: str = "text",
+    date: str | None = None,
+    model: str = "opt_mini",
+    tau: float = 100,
+    output: str | Path | None = None,
+) -> Restored:
+    """Train on a frame, one row a document, as `bora run` does on a table.
+
+    Args:
+        frame: a pandas or Polars DataFrame, or an Arrow table.
+        overrides: anything else that can be set, in the command line's words: "lora.rank=8", "logger=wandb".
+        task: column that names the task; None for the first of task, rep_name.
+        text: column that holds the document.
+        date: column with the date; None for `date` where there is one.
+        model: a config of conf/model, or the hub name or folder of any causal language model.
+        tau: precision of the prior, 0 to infinity.
+        output: the run directory; None for outputs/<date>/<time>. A run that is finished there already, of the same
+            frame and settings, is not done again.
+
+    Returns:
+        The best epoch's model, with the run's summary, per-task table and directory.
+
+    Raises:
+        InputError: a column, setting or document that cannot be used.
+    """
+    table = documents(frame, task, text, date)
+    register_resolvers()
+    known = (config_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
+    chosen = [f"model={model}"] if known else ["model=hub", f"model.path={_quoted(model)}"]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            cfg = compose("config", ["data=frame", *chosen, f"tau={tau}", "logger=none", *overrides])
+    except HydraException as error:
+        raise InputError(" ".join(str(error).split())) from error
+    # What tells this frame from another, where a folder holds a finished run already.
+    cfg.data.update(
+        task=task, text=text, date=date, sha256=digest("frame", table[["task", "text", "date"]].stack())
+    )
+    check(cfg)
+    now = datetime.now()
+    folder = Path(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output).expanduser()
+    try:
+        train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, table=table)
+        return restore(folder)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):  # Hydra wraps what a loader raises
+            raise error.__cause__ from None
+        raise
+
+
+def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.DataFrame:
+    """A frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
+
+    Raises:
+        InputError: it is no frame, or a column is not there.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        if not hasattr(frame, "to_pandas"):
+            raise InputError(
+                f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}"
+            )
+        frame = frame.to_pandas()
+    names = columns_of([str(c) for c in frame.columns], "the frame", task, text, date)
+    chosen = {}
+    for column in names:
+        if isinstance(frame[column], pd.DataFrame):
+            raise InputError(f"the frame has the column {column!r} twice")
+        chosen[column] = ["" if pd.isna(v) else str(v) for v in frame[column]]
+    return finish(pd.DataFrame(chosen, dtype=str), names)
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

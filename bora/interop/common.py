@@ -1,0 +1,74 @@
+"""What the commands that use a finished run share: where it is loaded, and what stands before a text."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from bora.data.encoding import beginning
+from bora.errors import InputError
+from bora.interop.restore import Restored, restore
+from bora.model.backbone import DTYPES
+from bora.training import encoding_options
+
+DEVICES = ("cpu", "cuda")
+
+
+def run_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser that knows RUN, --device and --dtype."""
+    parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where it is computed (cpu)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the backbone (the run's own)")
+    return parser
+
+
+def restore_on(run: Path, device: str = "cpu", dtype: str | None = None) -> Restored:
+    """A finished run, loaded and moved to a device.
+
+    Args:
+        run, dtype: see `restore`.
+        device: one of DEVICES.
+
+    Raises:
+        InputError: there is no such device, or the run cannot be loaded.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here; choose --device cpu")
+    restored = restore(run, device, dtype)
+    restored.model.to(device)
+    return restored
+
+
+def check_tasks(restored: Restored, tasks: Iterable[str]) -> None:
+    """
+    Raises:
+        InputError: the run has no such task.
+    """
+    names = restored.model.adapters.task_names
+    for task in tasks:
+        if task not in names:
+            shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
+            raise InputError(f"--task {task}: the run has no such task; it has {shown}")
+
+
+def names_task(cfg: DictConfig) -> bool:
+    """Whether each document is told its task's name, in the unscored prompt."""
+    return "{task}" in (encoding_options(cfg)["prompt"] or "")
+
+
+def before_text(restored: Restored, task: str | None) -> list[int]:
+    """The ids that training puts before a text: the beginning-of-text token and the prompt.
+
+    Args:
+        task: the name for `{task}` in the prompt; None only where the prompt does not ask for it.
+    """
+    encoding, tokenizer = encoding_options(restored.cfg), restored.tokenizer
+    ids = beginning(tokenizer) if encoding["prepend_bos"] else []
+    prompt = encoding["prompt"]
+    if prompt is not None:
+        prompt = prompt if task is None else prompt.replace("{task}", task)
+        ids = ids + tokenizer(prompt, add_special_tokens=False).input_ids
+    return ids

@@ -1,0 +1,273 @@
+"""The command `python -m bora.interop.export RUN OUT`: a finished run as PEFT adapters, or as a merged model."""
+
+import argparse
+import difflib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bora.errors import InputError, first_line
+from bora.interop.card import card
+from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX, folder_names
+from bora.interop.restore import Restored, restore
+from bora.model.adapters import LowRank
+from bora.results.run_directory import write_atomically
+
+NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bora export",
+        description="A finished run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean as one more.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's directory")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be empty or not exist")
+    parser.add_argument(
+        "-t", "--task", action="append", dest="tasks", metavar="NAME",
+        help="export this task only, without the mean; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merge", action="store_true",
+        help="write one task's whole model, its LoRA merged into the base model's weights",
+    )  # fmt: skip
+    return parser
+
+
+def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = False) -> None:
+    """Write a run's adapters, or one task's merged model.
+
+    Args:
+        run: the run directory.
+        out: the folder to write, complete or not at all.
+        tasks: names of those wanted; None for all of them and the mean.
+        merge: write the whole model of the one task.
+
+    Raises:
+        InputError: nothing that can be exported, or nowhere to write it.
+    """
+    out = destination(out)
+    wanted = None if tasks is None else list(dict.fromkeys(tasks))
+    if merge and (wanted is None or len(wanted) != 1):
+        raise InputError("--merge writes one task's whole model: give exactly one --task NAME")
+    if not merge:
+        require_peft()
+    restored = restore(run)
+    names = restored.model.adapters.task_names
+    for name in wanted or []:
+        if name not in names:
+            raise InputError(f"--task {name}: the run has no such task; {_alternatives(name, names)}")
+    base = base_name(restored.cfg, restored.model.backbone.model)
+    quantization = OmegaConf.select(restored.cfg, "model.quantization")
+    if merge and quantization is not None:
+        raise InputError(
+            f"--merge: the run's base model is in {quantization}, whose weights cannot take up an update; "
+            "export adapters"
+        )
+    if merge:
+        with whole(out) as folder:
+            write_merged(folder, restored, base, wanted[0], out.name)
+        print(f"merged model: {out}")
+        return
+    if base is None:
+        raise InputError(
+            f"the base model {restored.summary['model']} has random weights that are in no folder, so no adapter "
+            "could be loaded onto it; write a whole model with --merge --task NAME"
+        )
+    with whole(out) as folder:
+        n = write_adapters(folder, restored, base, wanted)
+    print(f"{n} PEFT adapters: {out}")
+
+
+def destination(out: Path) -> Path:
+    """The folder to write, as an absolute path.
+
+    Raises:
+        InputError: there is something in it.
+    """
+    out = out.expanduser().resolve()
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty; give a folder that is, or a new one")
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file; give a folder that is empty, or a new one")
+    except OSError as error:
+        raise InputError(f"{out} cannot be used: {first_line(error)}") from error
+    return out
+
+
+def require_peft() -> None:
+    """Say what to install where PEFT is not."""
+    try:
+        import peft  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(f"{NEEDS} (there is no {error.name})") from error
+
+
+def _alternatives(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"near to it: {', '.join(close)}"
+    rest = f", … ({len(names)} in all)" if len(names) > 5 else ""
+    return f"it has {', '.join(names[:5])}{rest}"
+
+
+def base_name(cfg: DictConfig, model: nn.Module) -> str | None:
+    """By what transformers loads the frozen model: its hub name, or its folder; None where it is in neither.
+
+    Args:
+        cfg: the run's config.
+        model: as it was loaded.
+    """
+    loaded = model.config.name_or_path
+    if not loaded:
+        return None
+    if Path(loaded).is_relative_to(
+        HF_HUB_CACHE
+    ):  # a snapshot's folder is of this machine, the name is of any
+        return cfg.model.path
+    return str(Path(loaded).absolute()) if Path(loaded).is_dir() else loaded
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that gets its name once it is complete; nothing is left of one that is not.
+
+    Raises:
+        InputError: the disk refuses it.
+    """
+    partial = out.with_name(f".bora-export.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():  # empty, or this is refused
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {first_line(error)}") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] | None) -> int:
+    """A folder an adapter, and the file that maps folders to tasks; how many adapters.
+
+    Args:
+        wanted: names of tasks; None for all and the mean.
+    """
+    model, adapters = restored.model.backbone.model, restored.model.adapters
+    folders = folder_names(adapters.task_names)
+    chosen: dict[str, str | None] = {folders[t]: t for t in wanted or adapters.task_names}
+    if wanted is None:
+        chosen[MEAN] = None
+    config = peft_config(model, restored.model.hparams, base)
+    for folder, task in chosen.items():
+        config.save_pretrained(str(out / folder))
+        lora = adapters.mean_lora if task is None else adapters.tasks[task]
+        save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})
+        write_atomically(out / folder / CARD, card(restored, base, task, folder))
+    mapping = {
+        "mean": MEAN if MEAN in chosen else None,
+        "tasks": {folder: task for folder, task in chosen.items() if task is not None},
+    }
+    write_atomically(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
+    return len(chosen)
+
+
+def peft_config(model: nn.Module, hparams: Mapping, base: str):
+    """The LoraConfig of every adapter of a run.
+
+    Args:
+        model: the frozen model.
+        hparams: the LightningModule's: layers, rank, alpha.
+        base: by what transformers loads it.
+    """
+    from peft import LoraConfig
+
+    layers = hparams["layers"]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+        r=hparams["rank"],
+        lora_alpha=hparams["alpha"],
+        lora_dropout=0.0,
+        # GPT-2's layers keep their weights transposed.
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
+    )
+    config.target_modules = target_modules(model, layers)  # PEFT makes a set of a list, in any order
+    return config
+
+
+def target_modules(model: nn.Module, layers: list[str]) -> list[str]:
+    """By what PEFT finds exactly these layers: their last names if that is enough, else their whole names.
+
+    Args:
+        model: PEFT looks among all its modules, the head and what is not linear too.
+        layers: their whole names.
+    """
+    endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    found = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    return endings if found == set(layers) else list(layers)
+
+
+def peft_tensors(lora: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """One LoRA under the names that PEFT writes, float32: lora_A [r, n_in] and lora_B [n_out, r] a layer."""
+    return {
+        f"{PREFIX}{layer}.lora_{factor}.weight": value.detach().float().clone()
+        for layer, factors in lora.items()
+        for factor, value in factors._asdict().items()
+    }
+
+
+def write_merged(out: Path, restored: Restored, base: str | None, task: str, name: str) -> None:
+    """One task's whole model, tokenizer and card.
+
+    Args:
+        name: what the folder will be called.
+    """
+    adapters, model = restored.model.adapters, restored.model.backbone.model
+    merge_into(model, adapters.tasks[task], adapters.scale)
+    model.save_pretrained(out)
+    restored.tokenizer.save_pretrained(out)
+    write_atomically(out / CARD, card(restored, base, task, name, merged=True))
+
+
+@torch.no_grad()
+def merge_into(model: nn.Module, lora: Mapping[str, LowRank], scale: float) -> None:
+    """W + (α/r) B A at each adapted layer, computed in float32, kept in the weight's own dtype.
+
+    Args:
+        model: it is changed.
+        scale: α/r.
+    """
+    for name, (A, B) in lora.items():
+        layer = model.get_submodule(name)
+        update = scale * (B.float() @ A.float())  # [n_out, n_in]
+        layer.weight.copy_(layer.weight.float() + (update.T if isinstance(layer, Conv1D) else update))
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    try:
+        export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
+    except InputError as error:
+        print(f"bora: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

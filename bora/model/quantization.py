@@ -1,0 +1,106 @@
+"""A frozen backbone whose linear layers keep their weights in 8 or 4 bits; the adapters train over them."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from bora.errors import InputError
+
+log = logging.getLogger(__name__)
+
+BLOCK = 64  # weights that share one unit in nf4
+QUANTIZATIONS = {"int8": "torchao", "nf4": "bitsandbytes"}  # and the package that it takes
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x Wᵀ + b, where W [n_out, n_in] is made anew in the backward.
+
+    torchao's own product keeps W as floats for the backward: of all layers at once, which is the whole model.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        W = weight().to(x.dtype)
+        # Not torch's linear: what it gives is a view, and autograd lets nobody add a LoRA to a Function's view.
+        y = x.new_empty(*x.shape[:-1], len(W))
+        torch.mm(x.reshape(-1, x.shape[-1]), W.T, out=y.view(-1, len(W)))
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return grad @ ctx.weight().to(grad.dtype), None, None
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen linear layer that keeps its weight in 8 or 4 bits, and computes in its input's dtype."""
+
+    def __init__(self, layer: nn.Linear | Conv1D, kind: str):
+        """
+        Args:
+            layer: what it replaces.
+            kind: int8, one scale an output | nf4, one a block of 64 weights (Dettmers et al. 2023).
+        """
+        weight = layer.weight.detach().T.contiguous() if isinstance(layer, Conv1D) else layer.weight.detach()
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.bias, self.kind = layer.bias, kind
+        del self.weight  # who asks this layer for it shall not get something else
+        if kind == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            whole = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+            whole.weight = nn.Parameter(weight, requires_grad=False)
+            quantize_(whole, Int8WeightOnlyConfig())
+            self.quantised = whole.weight
+        else:
+            from bitsandbytes.functional import quantize_4bit
+
+            codes, state = quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+            pairs = torch.cartesian_prod(state.code, state.code)
+            self.register_buffer("codes", codes.flatten())  # a byte two weights
+            self.register_buffer("pairs", pairs)  # [256, 2] what a byte means
+            self.register_buffer("absmax", state.absmax[:, None])  # a block's unit
+
+    def dequantised(self) -> Tensor:
+        """[n_out, n_in] the weight, before it is cast to the dtype of what it is multiplied with."""
+        if self.kind == "int8":
+            return self.quantised.dequantize()
+        # Not bitsandbytes' own: on a CPU its 0.50.2 gives wrong weights where n_in is less than a block.
+        values = nn.functional.embedding(self.codes.int(), self.pairs).flatten()
+        blocks = nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK) * self.absmax
+        return blocks.flatten()[: self.out_features * self.in_features].view(self.out_features, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, n_in] → […, n_out]."""
+        return _FrozenProduct.apply(x, self.dequantised, self.bias)
+
+
+def quantise(model: nn.Module, kind: str) -> None:
+    """Put a QuantisedLinear in place of each plain linear layer but the head.
+
+    Args:
+        model: a transformers causal language model.
+        kind: one of QUANTIZATIONS.
+
+    Raises:
+        InputError: there is no such kind, its package is not installed, or the model has no such layers.
+    """
+    if kind not in QUANTIZATIONS:
+        raise InputError(f"model.quantization={kind}: choose one of null, {', '.join(QUANTIZATIONS)}")
+    head = model.get_output_embeddings()
+    # A subclass may do more than a product, and is left as it is.
+    plain = {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, Conv1D) and m is not head}
+    if not plain:
+        raise InputError(f"model.quantization={kind}: the model has no plain linear layers to quantise")
+    package = QUANTIZATIONS[kind]
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"model.quantization={kind} needs the package {package}: pip install {package}")
+    log.info("model.quantization=%s: %d linear layers", kind, len(plain))
+    for name in list(plain):  # each is let go of when it is done
+        model.set_submodule(name, QuantisedLinear(plain.pop(name), kind))

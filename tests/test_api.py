@@ -1,0 +1,87 @@
+"""bora.fit from Python gives what the command gives on the same table."""
+
+import logging
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+import bora
+from bora.errors import InputError
+from bora.model.backbone import packaged
+from tests.conftest import table
+
+SMALL = ["data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]
+
+
+@pytest.fixture
+def frame(tmp_path, monkeypatch) -> pd.DataFrame:
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    path = table(tmp_path / "t.csv", {"a": 24, "b": 40})
+    return pd.read_csv(path).rename(columns={"task": "who", "text": "said"})
+
+
+def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
+    found = bora.fit(frame, *SMALL, task="who", text="said", tau=50, output="python")
+    frame.to_csv("again.csv", index=False)
+    code, _, _ = command(
+        "tau=50", "data=table", "data.path=again.csv", "data.task=who", "data.text=said", *SMALL, "logger=none",
+        "hydra.run.dir=command",
+    )  # fmt: skip
+    assert code == 0
+    for name in ("per_task.csv", "documents.csv"):
+        assert (tmp_path / "python" / name).read_text() == (tmp_path / "command" / name).read_text()
+    assert found.per_task["task"].tolist() == ["b", "a"]
+    assert set(found.model.tasks) == {"a", "b"}
+    assert found.summary["tau"] == 50
+
+
+def test_arrow_tables_and_model_folders_are_taken(frame, tmp_path):
+    pretrained = packaged("opt_mini")
+    pretrained.model.save_pretrained(tmp_path / "a model")
+    pretrained.tokenizer.save_pretrained(tmp_path / "a model")
+    options = {"task": "who", "text": "said"}
+    found = bora.fit(
+        pa.Table.from_pandas(frame),
+        *SMALL,
+        "model.dtype=float32",
+        model=str(tmp_path / "a model"),
+        output="one",
+        **options,
+    )
+    same = bora.fit(frame, *SMALL, output="two", **options)
+    assert torch.equal(found.model.adapters.mean, same.model.adapters.mean)
+
+
+def test_another_frame_is_not_taken_for_a_finished_one(frame):
+    options = {"task": "who", "text": "said", "output": "run"}
+    first = bora.fit(frame, *SMALL, **options)
+    again = bora.fit(frame, *SMALL, **options)
+    assert again.summary == first.summary
+    with pytest.raises(InputError, match=r"other settings \(data\.sha256\)"):
+        bora.fit(frame.iloc[1:], *SMALL, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text": "spoken"}, "no such column"),
+        ({"tau": -1}, "tau=-1"),
+        ({"model": "no/such model"}, "no causal language model"),
+    ],
+)
+def test_what_cannot_be_used_is_an_input_error(frame, change, said):
+    with pytest.raises(InputError, match=said):
+        bora.fit(frame, *SMALL, **({"task": "who", "text": "said"} | change))
+    with pytest.raises(InputError, match="not list"):
+        bora.fit([1, 2])
+    with pytest.raises(InputError, match="rankk"):
+        bora.fit(frame, "lora.rankk=3", task="who", text="said")
+
+
+def test_data_frame_on_the_command_line_is_told(command):
+    code, _, err = command("data=frame", "logger=none")
+    assert code == 2
+    assert "data=table" in err
