@@ -25,6 +25,7 @@ from bora.errors import InputError, first_line
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 # Where data.task is not given, the first of these columns that the table has.
 TASK_COLUMNS = ("task", "rep_name")
+OPTIONAL = "\0optional"  # in the place of a column: one of these, if there is one; no column is called so
 # What the readers raise at a file that is not what its ending says. Arrow's and json's parsing errors
 # are ValueErrors, as are wrong encodings; zipfile raises RuntimeError at an encrypted member.
 UNREADABLE = (
@@ -43,7 +44,13 @@ BYTES_AT_A_TIME = 2**26  # of CSV; a row must fit
 LARGE = 2**26  # bytes of a CSV file whose needed columns are worth keeping
 
 
-def read(path: str, task: str | None = None, text: str = "text", date: str | None = None) -> pd.DataFrame:
+def read(
+    path: str,
+    task: str | None = None,
+    text: str = "text",
+    date: str | None = None,
+    need_task: bool = True,
+) -> pd.DataFrame:
     """Read the columns that are needed, and only those, in bounded memory.
 
     Args:
@@ -52,6 +59,7 @@ def read(path: str, task: str | None = None, text: str = "text", date: str | Non
         task: column that names the task; None for the first of TASK_COLUMNS there is.
         text: column that holds the document.
         date: column with the date; None for `date` where there is one.
+        need_task: False if a table without a column of tasks will do, where none is asked for.
 
     Returns:
         Columns `task`, `text`, `date` (empty strings where there is none); the index counts the
@@ -64,6 +72,8 @@ def read(path: str, task: str | None = None, text: str = "text", date: str | Non
     if not file.is_file():
         raise InputError(f"data.path={path}: there is no such file (seen from {Path.cwd()})")
     ending, compression = _format(file)
+    if task is None and not need_task:
+        task = OPTIONAL
     readers: dict[str, Callable] = {
         ".csv": lambda: read_csv(file, ",", compression, task, text, date),
         ".tsv": lambda: read_csv(file, "\t", compression, task, text, date),
@@ -104,16 +114,17 @@ def columns_of(
             )
         return name
 
-    if task is None:
-        task = next((c for c in TASK_COLUMNS if c in available), None)
-        if task is None:
+    if task in (None, OPTIONAL):
+        needed, task = task is None, next((c for c in TASK_COLUMNS if c in available and c != text), None)
+        if task is None and needed:
             raise InputError(
                 f"data.task is not given and {path} has no column {' or '.join(TASK_COLUMNS)}; "
                 f"name the column that holds the task: data.task=COLUMN, one of {', '.join(available)}"
             )
     if date is None and "date" in available and "date" not in (task, text):
         date = "date"
-    chosen = {"task": need("task", task), "text": need("text", text)}
+    chosen = {} if task is None else {"task": need("task", task)}
+    chosen["text"] = need("text", text)
     if date is not None:
         chosen["date"] = need("date", date)
     if len(set(chosen.values())) < len(chosen):
@@ -297,8 +308,9 @@ def in_hand(**names: str | None) -> pd.DataFrame:
 
 
 def finish(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
-    """Our column names, and the empty string for a date column that is not there."""
+    """Our column names, and the empty string for a column that is not there."""
     table = table.rename(columns=names)
-    if "date" not in table:
-        table["date"] = ""
+    for ours in ("task", "date"):
+        if ours not in table:
+            table[ours] = ""
     return table[["task", "text", "date"]]

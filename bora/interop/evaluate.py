@@ -267,7 +267,7 @@ def main() -> None:
             raise InputError(f"--data {arguments.data}: there is no such file (seen from {Path.cwd()})")
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         column = arguments.text or restored.cfg.data.get("text") or "text"
-        table, tasks = read_texts(arguments.data, column, arguments.task)
+        table = read_texts(arguments.data, column, arguments.task)
         make_folder(arguments.out)
         found = evaluate(restored, table, arguments.prior, arguments.batch_size, bars=True)
         about = {
@@ -278,7 +278,7 @@ def main() -> None:
             "dtype": str(restored.model.backbone.dtype).removeprefix("torch."),
             "device": arguments.device,
             "data": str(arguments.data.expanduser().resolve()),
-            "columns": {"text": column, "task": tasks},
+            "columns": {"text": column, "task": arguments.task},
             "data_sha256": sha256(table),
             "prior": arguments.prior,
             "seconds": round(time.perf_counter() - start, 1),

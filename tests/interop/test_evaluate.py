@@ -238,19 +238,18 @@ def test_every_format_gives_the_same_texts_without_a_column_of_tasks(tmp_path):
     files = sorted(tmp_path.iterdir())
     assert len(files) == 7
     for file in files:
-        found, task = read_texts(file, "said", None)
-        assert task is None
+        found = read_texts(file, "said", None)
         assert found["text"].tolist() == texts, file
         assert found["task"].tolist() == [""] * 5
-        labelled, task = read_texts(file, "said", "n")
+        labelled = read_texts(file, "said", "n")
         assert (labelled["text"].tolist(), labelled["task"].tolist()) == (texts, list("01234")), file
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('text\n"open\n', "not readable"),
-        ("text,x\none\n", "row 1 has 1 cells"),
+        ('text\n"open\n', "a quote is opened and never closed"),
+        ("text,x\none\n", "Expected 2 columns, got 1"),
         ("text,text\na,b\n", "more than one column"),
         ("text\n", "holds no rows"),
         ("other\na\n", "--text text"),
