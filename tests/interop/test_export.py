@@ -38,7 +38,14 @@ def base_folder(path: Path, family: str = "opt") -> Path:
     torch.manual_seed(0)
     if family == "gpt2":
         config = GPT2Config(
-            n_embd=16, n_layer=2, n_head=2, vocab_size=len(tokenizer), n_positions=32, initializer_range=0.3
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            vocab_size=len(tokenizer),
+            n_positions=32,
+            initializer_range=0.3,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
         model = GPT2LMHeadModel(config)
     else:
