@@ -114,6 +114,22 @@ def command(tmp_path, monkeypatch, capfd):
     return run
 
 
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """Run a command's main in this process: exit code, standard output, standard error."""
+
+    def run(main, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bora", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leave:
+            code = leave.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
 def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     words = "the house speaker minister asks for a vote on this law today and tomorrow".split()

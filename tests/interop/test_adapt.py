@@ -1,5 +1,6 @@
 """New tasks from the prior: Θ stays, each task is fitted as if alone, and the folder is read as a run's."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_the_limits_are_refused(trained, tau):
         adapt.new_tasks(trained, ["x"], [1], 8, tau)
 
 
-def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, monkeypatch, capfd):
+def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, call):
     path = table(tmp_path / "t.csv", {"a": 24, "b": 40})
     code, _, _ = command(
         "tau=100", "data=table", f"data.path={path}", "data.min_documents=5", "data.max_tokens=20",
@@ -86,13 +87,7 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, m
     assert code == 0
     new = table(tmp_path / "new.csv", {"c": 3, "": 2, "d/e": 1}, seed=1)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["bora adapt", *arguments])
-        try:
-            adapt.main()
-        except SystemExit as leave:
-            return leave.code, *capfd.readouterr()
-        return 0, *capfd.readouterr()
+    run = partial(call, adapt.main)
 
     code, out, err = run("run", "out", "--data", str(new), "--epochs", "2")
     assert (code, err) == (0, "")

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -41,19 +41,9 @@ def run(command, tmp_path):
 
 
 @pytest.fixture
-def line(capfd, monkeypatch):
-    """Run `bora evaluate ARGUMENTS` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bora", *arguments])
-        code = 0
-        try:
-            command_line.main()
-        except SystemExit as leave:
-            code = leave.code
-        return code, *capfd.readouterr()
-
-    return call
+def line(call):
+    """`bora evaluate ARGUMENTS`: exit code, standard output, standard error."""
+    return partial(call, command_line.main)
 
 
 @pytest.mark.parametrize("overrides", [["tau=0"], [*NAMED, "tau=100"], ["tau=inf", "data.prepend_bos=false"]])

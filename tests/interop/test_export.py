@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,19 +77,9 @@ def train(command, base: Path, out: Path, *more: str, tasks: dict[str, int] = TA
 
 
 @pytest.fixture
-def exported(monkeypatch, capfd):
-    """Run `python -m bora.interop.export ARGUMENTS` in this process: exit code, output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bora export", *map(str, arguments)])
-        code = 0
-        try:
-            export.main()
-        except SystemExit as leave:
-            code = leave.code
-        return code, *capfd.readouterr()
-
-    return run
+def exported(call):
+    """`bora export ARGUMENTS`: exit code, standard output, standard error."""
+    return partial(call, export.main)
 
 
 def our_logits(run: Path, ids: torch.Tensor) -> dict[str | None, torch.Tensor]:

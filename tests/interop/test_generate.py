@@ -1,7 +1,7 @@
 """What tasks say side by side is what a merged model of each says alone."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,19 +40,9 @@ def run(command, tmp_path):
 
 
 @pytest.fixture
-def line(capfd, monkeypatch):
-    """Run `bora generate ARGUMENTS` in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bora", *arguments])
-        code = 0
-        try:
-            command_line.main()
-        except SystemExit as leave:
-            code = leave.code
-        return code, *capfd.readouterr()
-
-    return call
+def line(call):
+    """`bora generate ARGUMENTS`: exit code, standard output, standard error."""
+    return partial(call, command_line.main)
 
 
 def alone(restored: Restored, lora: dict | None, ids: list[int], n: int = 12, **options) -> list[int]:
