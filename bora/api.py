@@ -65,9 +65,8 @@ def fit(
     except HydraException as error:
         raise InputError(" ".join(str(error).split())) from error
     # What tells this frame from another, where a folder holds a finished run already.
-    cfg.data.update(
-        task=task, text=text, date=date, sha256=digest("frame", table[["task", "text", "date"]].stack())
-    )
+    sha256 = digest("frame", table[["task", "text", "date"]].to_numpy().ravel())
+    cfg.data.update(task=task, text=text, date=date, sha256=sha256)
     check(cfg)
     now = datetime.now()
     folder = Path(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output).expanduser()

@@ -29,17 +29,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from bora.config import config_folder
+from bora.config import config_folder, plain
+from bora.data.batches import Batch
 from bora.model.adapters import Layout, linear_shape
 from bora.model.backbone import Backbone, load_backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
@@ -48,8 +51,19 @@ from bora.model.targets import find_targets
 from bora.results.run_directory import versions, write_atomically
 from bora.run import leave
 
-Step = Callable[[dict[str, Tensor]], None]
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 MIB = 2**20
+
+
+class MaskedBatch(Batch):
+    """With the mask of padding, which transformers' own loss asks for."""
+
+    mask: Tensor
+
+
+Step = Callable[[MaskedBatch], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Variant:
     """
 
     name: str
-    build: Callable[[nn.Module, DictConfig, int], Step]
+    build: Callable[[PreTrainedModel, DictConfig, int], Step]
     n_tasks: int = 1
 
     @property
@@ -86,23 +100,23 @@ def variants(cfg: DictConfig) -> list[Variant]:
     return known
 
 
-def floor(model: nn.Module, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
+def floor(model: PreTrainedModel, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
     backbone = Backbone(model, compile)
     # The embeddings' output is where the backward ends; nothing is trained.
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
-    def step(batch: dict[str, Tensor]) -> None:
+    def step(batch: MaskedBatch) -> None:
         nll = document_nll(backbone.hidden(batch["input_ids"]), batch["labels"], backbone.head)
         (nll.sum() / n_scored(batch["labels"]).sum()).backward()
 
     return step
 
 
-def peft_model(model: nn.Module, cfg: DictConfig, names: list[str]) -> nn.Module:
+def peft_model(model: PreTrainedModel, cfg: DictConfig, names: list[str]) -> "PeftModel":
     from peft import LoraConfig, get_peft_model
 
     model.set_attn_implementation("sdpa")  # as transformers loads it
-    targets = OmegaConf.to_container(cfg.lora)["target_modules"]
+    targets = plain(cfg.lora)["target_modules"]
     config = LoraConfig(
         r=cfg.lora.rank, lora_alpha=cfg.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -112,13 +126,13 @@ def peft_model(model: nn.Module, cfg: DictConfig, names: list[str]) -> nn.Module
     return wrapped.to(cfg.device)
 
 
-def one_lora(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
+def one_lora(model: PreTrainedModel, cfg: DictConfig, n_tasks: int) -> Step:
     wrapped = peft_model(model, cfg, ["default"])
     optimiser = torch.optim.AdamW(
         [p for p in wrapped.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0
     )
 
-    def step(batch: dict[str, Tensor]) -> None:
+    def step(batch: MaskedBatch) -> None:
         optimiser.zero_grad()
         wrapped(
             input_ids=batch["input_ids"], attention_mask=batch["mask"], labels=batch["labels"]
@@ -128,18 +142,18 @@ def one_lora(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
     return step
 
 
-def loop(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
+def loop(model: PreTrainedModel, cfg: DictConfig, n_tasks: int) -> Step:
     names = [f"task{d}" for d in range(n_tasks)]
     # In float32 of its own, if need be: the other variants share this one's weights.
     model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     wrapped = peft_model(model, cfg, [*names, "mean"])
-    factors: dict[str, list[nn.Parameter]] = {name: [] for name in [*names, "mean"]}
+    factors: dict[str, list[Tensor]] = {name: [] for name in [*names, "mean"]}
     for key, parameter in wrapped.named_parameters():
         if "lora_" in key:  # …lora_A.task3.weight
             factors[key.split(".")[-2]].append(parameter.requires_grad_())
     optimiser = torch.optim.AdamW([p for part in factors.values() for p in part], lr=1e-4, weight_decay=0.0)
 
-    def step(batch: dict[str, Tensor]) -> None:
+    def step(batch: MaskedBatch) -> None:
         optimiser.zero_grad()
         energy = torch.zeros((), device=cfg.device)
         for d in batch["task"].unique().tolist():
@@ -160,16 +174,16 @@ def loop(model: nn.Module, cfg: DictConfig, n_tasks: int) -> Step:
     return step
 
 
-def bora(model: nn.Module, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
+def bora(model: PreTrainedModel, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
     module = HierarchicalLoRA(
         model, [f"task{d}" for d in range(n_tasks)], [100] * n_tasks, 100 * n_tasks * cfg.length, cfg.tau,
-        **OmegaConf.to_container(cfg.lora), **OmegaConf.to_container(cfg.prior), betas=tuple(cfg.optim.betas),
-        eps=cfg.optim.eps, compile=compile,
+        **plain(cfg.lora), **plain(cfg.prior),
+        betas=tuple(cfg.optim.betas), eps=cfg.optim.eps, compile=compile,
     )  # fmt: skip
     module.to(cfg.device)
     optimiser = module.configure_optimizers()
 
-    def step(batch: dict[str, Tensor]) -> None:
+    def step(batch: MaskedBatch) -> None:
         optimiser.zero_grad()
         objective = module.objective(batch)
         (objective.likelihood + objective.prior).backward()
@@ -194,20 +208,26 @@ def random_batches(cfg: DictConfig, vocabulary: int) -> Iterator[dict[str, Tenso
         yield {key: value.to(cfg.device) for key, value in batch.items()}
 
 
-def of_tasks(batch: dict[str, Tensor], n_tasks: int) -> dict[str, Tensor]:
+def of_tasks(batch: dict[str, Tensor], n_tasks: int) -> MaskedBatch:
     """The batch with its documents dealt out to this many tasks, and as one of 1000 of an epoch."""
-    return {**batch, "task": batch["task"] % n_tasks, "batches": 1000}
+    return {
+        "input_ids": batch["input_ids"],
+        "labels": batch["labels"],
+        "mask": batch["mask"],
+        "task": batch["task"] % n_tasks,
+        "batches": 1000,
+    }
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """The model with modules of its own and the same weights in memory."""
     weights = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, weights)
 
 
-def adapters_and_state(cfg: DictConfig, model: nn.Module, n_tasks: int) -> int:
+def adapters_and_state(cfg: DictConfig, model: PreTrainedModel, n_tasks: int) -> int:
     """Bytes of D tasks' θ and AdamW's two moments, in float32."""
-    layers = find_targets(model, OmegaConf.to_container(cfg.lora)["target_modules"])
+    layers = find_targets(model, plain(cfg.lora)["target_modules"])
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     return 3 * 4 * (n_tasks + 1) * layout.n_parameters
 
@@ -226,7 +246,7 @@ def wait(cfg: DictConfig) -> None:
 
 
 def time_steps(
-    cfg: DictConfig, model: nn.Module, chosen: list[Variant]
+    cfg: DictConfig, model: PreTrainedModel, chosen: list[Variant]
 ) -> tuple[dict[str, list[float]], list[int]]:
     """Seconds of each timed step, by variant; and the batches' scored tokens. One step of each in turn."""
     steps = {v.name: v.build(copy_of(model), cfg, v.n_tasks) for v in chosen}
@@ -249,7 +269,7 @@ def time_steps(
     return seconds, tokens
 
 
-def peak_memory(cfg: DictConfig, model: nn.Module, variant: Variant) -> float:
+def peak_memory(cfg: DictConfig, model: PreTrainedModel, variant: Variant) -> float:
     """MiB that three steps of one variant need at most; on the CPU the whole process, with its libraries."""
     gc.collect()
     forget = Path("/proc/self/clear_refs")
@@ -331,7 +351,7 @@ def job(cfg: DictConfig) -> None:
             chosen.append(variant)
             free -= state
     seconds, tokens = time_steps(cfg, model, chosen)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in chosen:
         low, median, high = np.quantile(seconds[variant.name], [0.25, 0.5, 0.75]).tolist()
         ratios = np.array(seconds[variant.name]) / np.array(seconds["floor"])  # on the same batch
@@ -351,7 +371,7 @@ def job(cfg: DictConfig) -> None:
         "date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(cfg),
         "dtype": str(model.dtype).removeprefix("torch."), "attention": model.config._attn_implementation,
         "scored_tokens": tokens,
-        "versions": versions(), "settings": OmegaConf.to_container(cfg, resolve=True),
+        "versions": versions(), "settings": plain(cfg),
         "variants": rows, "left_out": left_out,
     }  # fmt: skip
     report(result)

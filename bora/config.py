@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -27,6 +27,11 @@ def register_resolvers() -> None:
     """Make `${bora.job_name:}` and `${bora.short:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("bora.job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("bora.short", format_value, replace=True)
+
+
+def plain(group: DictConfig) -> dict[str, Any]:
+    """A group of the config, or all of it, as plain values; interpolations are resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(group, resolve=True))
 
 
 def format_value(value: Any) -> str:
@@ -104,9 +109,9 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"{key}={value} must be one of {', '.join(options)}")
 
     def given(key: str) -> Any:
-        """The value as written, or ABSENT where this corpus or model has no such key."""
+        """The value, or ABSENT where this corpus or model has no such key."""
         group, _, name = key.rpartition(".")
-        return OmegaConf.to_container(OmegaConf.select(cfg, group) if group else cfg).get(name, ABSENT)
+        return plain(OmegaConf.select(cfg, group) if group else cfg).get(name, ABSENT)
 
     def text(key: str, *, null: bool = False) -> None:
         value = given(key)
@@ -152,13 +157,14 @@ def check(cfg: DictConfig) -> None:
     number("data.split.seed", 0, whole=True)
     number("data.split.validation", 0, 1, open_low=True)
     number("data.split.test", 0, 1, open_low=True)
+    number("logger.task_lines", 0, whole=True)
     number("trainer.max_epochs", 1, whole=True)
     number("trainer.accumulate_grad_batches", 1, whole=True)
     number("trainer.max_steps", -1, whole=True)
     number("trainer.log_every_n_steps", 1, whole=True)
     if cfg.trainer.max_steps == 0:
         raise InputError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
-    betas = OmegaConf.to_container(cfg.optim).get("betas")
+    betas = plain(cfg.optim).get("betas")
     if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
         raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
     text("init_from", null=True)

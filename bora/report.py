@@ -54,22 +54,25 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
     for series in all_series:
         tau, projection = Evidence(series).best_middle_tau, None
         if tau is not None and not math.isinf(tau):
+            run = series.at(tau)[0]
             try:
-                projection = build_task_map(series.at(tau)[0])
+                projection = build_task_map(run)
             except InputError as error:
                 problems.append(f"no figure 6 for {series.label}: {error}")
-        if projection is not None and color_by is not None:
-            try:
-                projection = build_task_map(series.at(tau)[0], color_by)
-            except InputError as error:
-                problems.append(f"figure 6 for {series.label} has no colours: {error}")
+            if projection is not None and color_by is not None:
+                try:
+                    projection = build_task_map(run, color_by)
+                except InputError as error:
+                    problems.append(f"figure 6 for {series.label} has no colours: {error}")
         sections.append(build_section(series, projection))
     output.mkdir(parents=True, exist_ok=True)
     for section in sections:
         section.write(output if len(sections) == 1 else output / section.slug)
     write_atomically(output / "index.html", page(sections, problems, len(runs)))
     if to_wandb:
-        log_to_wandb(sections, runs, output)
+        from bora.results.wandb_view import log_view
+
+        log_view(sections, runs, output)
     for section in sections:
         print(f"\n{section.label}\n\n{section.table1.markdown()}")
         for claim in section.claims:
@@ -77,34 +80,6 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
     for line in problems:
         print(f"bora: {line}", file=sys.stderr)
     print(f"\nreport: {(output / 'index.html').resolve()}")
-
-
-def log_to_wandb(sections: list, runs: list, output: Path) -> None:
-    """The tables and figures as a run of their own, if the first run was logged to W&B."""
-    import wandb
-
-    from bora.results.loggers import wandb_mode
-
-    config = runs[0].config
-    mode = (
-        wandb_mode(config.get("logger.mode", "auto")) if config.get("logger.kind") == "wandb" else "disabled"
-    )
-    if mode == "disabled":
-        return
-    run = wandb.init(
-        project=config["logger.project"], entity=config["logger.entity"], group=config["name"], name="report",
-        job_type="report", dir=output, mode=mode, settings=wandb.Settings(console="off", silent=True),
-    )  # fmt: skip
-    with run:
-        for section in sections:
-            prefix = f"{section.slug}/" if len(sections) > 1 else ""
-            for table in (section.table1, section.table2):
-                run.log({f"{prefix}{table.name}": wandb.Table(dataframe=table.cells.astype(str))})
-            folder = output if len(sections) == 1 else output / section.slug
-            for picture in section.figures:
-                image = wandb.Image(str(folder / f"{picture.name}.png"), caption=picture.caption)
-                run.log({f"{prefix}{picture.name}": image})
-        run.log({"page": wandb.Html((output / "index.html").read_text("utf-8"), inject=False)})
 
 
 def main() -> None:

@@ -14,12 +14,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from bora.config import plain
 from bora.errors import InputError, first_line
 from bora.model.likelihood import n_scored
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import RunDirectory
+from bora.results.task_lines import TaskLines
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ class TrainingClock(Callback):
 class Checkpoint(ModelCheckpoint):
     """A ModelCheckpoint that knows its files again after the run directory was moved."""
 
+    dirpath: str | Path  # always given
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
@@ -159,8 +163,8 @@ def build_fitter(cfg: DictConfig, directory: RunDirectory, loggers: list, monito
     # save_last would copy the best one: it is written only in an epoch that is a new best.
     last = Checkpoint(directory.checkpoints, filename="last", enable_version_counter=False)
     stop = EarlyStopping(monitor, patience=cfg.optim.patience)
-    callbacks: list[Callback] = [clock, stop, best, last]
-    options = OmegaConf.to_container(cfg.trainer)
+    callbacks: list[Callback] = [clock, stop, TaskLines(cfg.logger.task_lines), best, last]
+    options = plain(cfg.trainer)
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
         options["limit_train_batches"] = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches

@@ -11,14 +11,15 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from bora.config import plain
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.interop.peft_in import has_adapters, start_from_adapters
 from bora.model.backbone import Pretrained, load_backbone
 from bora.model.module import HierarchicalLoRA
-from bora.results.loggers import build_loggers, wandb_run
+from bora.results.loggers import build_loggers, tracked
 from bora.results.run_directory import RunDirectory, versions
 from bora.results.tables import print_tasks
 from bora.trainer import build_fitter, load_checkpoint
@@ -66,7 +67,7 @@ def train(
     directory.write_documents(corpus.documents)
     about = identity(cfg, model, corpus)
     loggers = build_loggers(cfg, directory, group, name, {"run": about})
-    with wandb_run(loggers):
+    with tracked(loggers):
         fitter = build_fitter(cfg, directory, loggers, model.monitor)
         trainer, clock = fitter.trainer, fitter.clock
         fitter.fit(model, data, directory.resume_from)
@@ -91,14 +92,14 @@ def train(
 
 def tell(directory: RunDirectory) -> None:
     """Print a finished run's table, from its files, and where they are."""
-    print_tasks(directory.per_task(), directory.finished())
+    print_tasks(directory.per_task(), directory.summary())
     print(f"run directory: {directory.path.resolve()}")
 
 
 def quiet() -> None:
     """Silence what the libraries say about things that are meant to be as they are."""
-    if rank_zero_only.rank != 0:  # one process speaks for all
-        logging.getLogger("bora").setLevel(logging.WARNING)
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # one process speaks for all
+        logging.getLogger("bora").setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -108,6 +109,10 @@ def quiet() -> None:
         ".*isinstance.treespec, LeafSpec.* is deprecated",
         "The '.*_dataloader' does not have many workers",  # tokens are in memory already
         "The number of training batches .* is smaller than the logging interval",
+        # With several processes:
+        "`broadcast_buffers` is deprecated",  # its successor would still send them round once
+        "It is recommended to use .*sync_dist=True",  # the metrics have been summed over processes already
+        "FSDP2-wrapped module .* returned a view tensor",  # nothing changes a block's output in place
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -128,19 +133,19 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained, table: pd.DataFrame | N
             "n_tasks": d.n_tasks,
             "min_documents": d.min_documents,
             "max_documents": d.max_documents,
-            "documents_per_task": OmegaConf.to_container(d)["documents_per_task"],
+            "documents_per_task": plain(d)["documents_per_task"],
             "min_characters": d.min_characters,
             "drop_duplicates": d.drop_duplicates,
             "seed": d.split.seed,
         },
-        split_options=OmegaConf.to_container(d.split),
+        split_options=plain(d.split),
         encoding=encoding_options(cfg),
     )
 
 
 def encoding_options(cfg: DictConfig) -> dict[str, Any]:
     """How the config has texts turned into tokens: keyword arguments of bora.data.encoding.encode."""
-    data = OmegaConf.to_container(cfg.data)
+    data = plain(cfg.data)
     return {key: data[key] for key in ("max_tokens", "prompt", "template", "append_eos", "prepend_bos")}
 
 
@@ -169,8 +174,8 @@ def build_model(
         task_documents=data.task_documents,
         n_tokens=data.n_tokens,
         tau=cfg.tau,
-        **OmegaConf.to_container(cfg.lora),
-        **OmegaConf.to_container(cfg.prior),
+        **plain(cfg.lora),
+        **plain(cfg.prior),
         likelihood=cfg.likelihood,
         compile=cfg.model.compile,
         lr=cfg.optim.lr,
@@ -192,7 +197,7 @@ def build_model(
 
 def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
     """per_task.csv's rows and the summary's perplexities, from the metrics after testing."""
-    val, test, base = (model.metrics[k].compute() for k in ("val", "test", "base_test"))
+    val, test, base = (model.metric(k).compute() for k in ("val", "test", "base_test"))
     per_task = corpus.per_task().rename_axis("task").reset_index()
     # What was scored in the end: more than the documents' own tokens where padding is scored too.
     per_task["test_tokens"] = test["task_tokens"].long().tolist()
@@ -208,7 +213,7 @@ def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict
         "base_test_perplexity": base["perplexity"].item(),
     }
     if "val_by_batch" in model.metrics:  # the published code's own figure
-        by_batch = model.metrics["val_by_batch"].compute()
+        by_batch = model.metric("val_by_batch").compute()
         per_task["val_perplexity_by_batch"] = by_batch["task_perplexity"].tolist()
         summary["val_perplexity_by_batch"] = by_batch["perplexity"].item()
     return per_task, summary

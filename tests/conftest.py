@@ -20,6 +20,7 @@ import bora.run
 from bora.data.encoding import Encoded, Truncation
 from bora.data.module import Corpus, TaskDataModule
 from bora.data.selection import Dropped
+from bora.interop.restore import restore
 from bora.model.adapters import LowRank
 
 VOCABULARY = 60
@@ -136,3 +137,24 @@ def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     rows = [(t, " ".join(rng.choice(words, rng.integers(2, 30)))) for t, n in sizes.items() for _ in range(n)]
     pd.DataFrame(rows, columns=["task", "text"]).to_csv(path, index=False)
     return path
+
+
+def assert_restores(run: Path, table: Path, rel: float = 1e-5) -> None:
+    """Hold a finished run's test NLL of each task to that of the model restored from it, document by document.
+
+    Args:
+        table: what the run read; its texts are cut to 20 tokens.
+    """
+    restored = restore(run)
+    documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
+    texts = pd.read_csv(table, keep_default_na=False)["text"]
+    for row in restored.per_task.itertuples():
+        nats = tokens = 0
+        test = documents[(documents["task"] == row.task) & (documents["split"] == "test")]
+        for d in test.itertuples():
+            ids = restored.tokenizer(texts[d.row], return_tensors="pt").input_ids[:, :20]
+            task = torch.tensor([restored.model.adapters.task_names.index(row.task)])
+            with torch.no_grad():
+                nats += restored.model.document_nll({"input_ids": ids, "labels": ids, "task": task}).item()
+            tokens += d.n_scored
+        assert nats / tokens == pytest.approx(row.test_nll, rel=rel)

@@ -3,7 +3,6 @@ from pathlib import Path
 import hydra
 import lightning as L
 import pytest
-import wandb
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -11,7 +10,6 @@ from omegaconf import OmegaConf
 from bora.config import check, config_folder, format_value, register_resolvers
 from bora.errors import InputError
 from bora.model.module import HierarchicalLoRA, learning_rate
-from bora.results.loggers import build_loggers
 from bora.results.run_directory import RunDirectory
 from bora.trainer import build_fitter
 from bora.training import build_data, build_model, load_corpus
@@ -105,14 +103,6 @@ def test_every_models_loader_is_a_function_that_takes_its_keys(model):
     import inspect
 
     inspect.signature(function).bind(**loader)
-
-
-@pytest.mark.parametrize("logger", options("logger"))
-def test_every_logger_config_builds(logger, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    loggers = build_loggers(config(f"logger={logger}"), RunDirectory(tmp_path), "group", "name", {})
-    wandb.finish()
-    assert len(loggers) == {"none": 1, "wandb": 2}[logger]
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 
 import bora
-from bora.config import check, config_folder, register_resolvers
+from tests.shown import REPOSITORY, as_typed, commands, composed, is_target, makes, options
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-COMMANDS += re.findall(r"`(bora run [^`\n]+)`", README)
+README = (REPOSITORY / "README.md").read_text("utf-8")
+COMMANDS = commands(README)
 MODEL = f"model.path={Path(bora.__file__).parent / 'assets/opt_mini'}"
 SMALL = "data.documents_per_task=12 data.n_tasks=2 data.max_tokens=32 trainer.max_steps=1 logger=none"
 # What a command would need much of, or what is not here (a cluster), in small.
@@ -46,7 +43,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "command", [c.split("  #")[0] for c in COMMANDS if re.match("bora run", c) and not re.search("…|RUN", c)]
+    "command", [c for c in COMMANDS if re.match("bora run", c) and not re.search("…|RUN", c)]
 )
 def test_commands_run(command, tmp_path):
     rng = np.random.default_rng(0)
@@ -75,7 +72,8 @@ def test_a_sweep_becomes_a_report(tmp_path):
     assert (tmp_path / "report/index.html").is_file()
     (media,) = tmp_path.glob("report/wandb/offline-run-*/files/media")
     assert len(list(media.glob("images/*.png"))) == 5  # a figure each; a map needs three tasks
-    assert len(list(media.glob("table/*.json"))) == 2
+    # Tables 1 and 2, the runs' tasks, and three charts.
+    assert len(list(media.rglob("table/**/*.json"))) == 6
 
 
 def test_a_finished_run_is_used(tmp_path):
@@ -97,33 +95,11 @@ def test_a_finished_run_is_used(tmp_path):
         assert result is None or (tmp_path / result).is_file()
 
 
-def test_the_two_commands_are_make_targets():
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for command in (c.split("#")[0].split() for c in COMMANDS if c.startswith("make ")):
-        assert f"\n{command[1]}:" in makefile
+def test_the_commands_are_make_targets():
+    assert makes(README)
+    assert all(is_target(name) for name in makes(README))
 
 
-def options() -> list[str]:
-    """Every override that the README shows in running text and tables, as a shell hands it on."""
-    shown = [
-        c
-        for c in re.findall(r"`([^`\n]+=[^`\n]+)`", README)
-        if not re.search(r"NAME_OR|multirun|…|/path/|\.ckpt|RUN|^bora |^pip |\(", c)
-    ]
-    found = []
-    for code in shown:
-        for alternative in (
-            code.replace("\\|", "|").split(" ") if "'" not in code and '"' not in code else [code]
-        ):
-            key, _, values = alternative.partition("=")
-            found += [f"{key}={v}" for v in values.split("|")] if "|" in values else [alternative]
-    return [f for f in found if "=" in f]
-
-
-@pytest.mark.parametrize("option", options())
+@pytest.mark.parametrize("option", options(README))
 def test_options_compose(option):
-    register_resolvers()
-    shell = subprocess.run(f"printf %s {option}", shell=True, capture_output=True, text=True, check=True)
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        extra = ["data.path=x.csv"] if option in ("data=table", "data=datasets") else []
-        check(compose("config", [shell.stdout, *extra]))
+    composed(as_typed(option))

@@ -1,6 +1,7 @@
 """Documents to padded batches, in an order that the seed and the epoch decide."""
 
 from collections.abc import Iterator, Sequence
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -11,7 +12,26 @@ from bora.data.encoding import Encoded
 from bora.model.likelihood import IGNORE
 
 
-class Documents(Dataset):
+class Batch(TypedDict):
+    """R documents, padded on the right to T tokens."""
+
+    input_ids: Tensor  # [R, T]
+    labels: Tensor  # [R, T], IGNORE on padding and prompt
+    task: Tensor  # [R]
+    batches: int  # K, that an epoch has
+    attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
+
+
+B = TypeVar("B", bound=Batch)
+
+
+def on_device(batch: B, device: torch.device) -> B:
+    """The batch with its tensors on a device."""
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return cast(B, moved)
+
+
+class Documents(Dataset[Batch]):
     """The documents of one split; an item is a whole batch, asked for by a list of indices."""
 
     def __init__(
@@ -30,15 +50,11 @@ class Documents(Dataset):
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, batch: tuple[list[int], int]) -> dict[str, Tensor | int]:
+    def __getitem__(self, batch: tuple[list[int], int]) -> Batch:
         """Pad on the right to the batch's longest document.
 
         Args:
             batch: indices of R documents, and K, the batches that an epoch has.
-
-        Returns:
-            input_ids [R, T]; labels [R, T], IGNORE on padding and prompt; task [R]; batches K;
-            where padding is scored, attention_mask [R, T] too.
         """
         indices, batches = batch
         width = max(len(self.documents[i].ids) for i in indices)
@@ -50,7 +66,7 @@ class Documents(Dataset):
             input_ids[row, : len(ids)] = ids
             labels[row, : len(ids)] = ids
             labels[row, : document.n_prompt] = IGNORE
-        tensors = {
+        padded: Batch = {
             "input_ids": input_ids,
             "labels": labels,
             "task": torch.tensor([self.tasks[i] for i in indices]),
@@ -58,18 +74,20 @@ class Documents(Dataset):
         }
         if self.score_padding:
             lengths = torch.tensor([len(self.documents[i].ids) for i in indices])
-            tensors["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
-        return tensors
+            padded["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+        return padded
 
 
 class Batches(Sampler):
     """Index lists for Documents: every document once an epoch, step by step.
 
     An epoch has ⌈N / (batch_size · accumulate)⌉ optimiser steps, whatever the order:
+
     - bucketed: documents of like length together, steps of like many tokens, in random order, so that
       little is padded and no step is much longer than another;
     - shuffled: as many documents in each step, drawn uniformly;
     - given: the documents in a given order, the same in every epoch.
+
     A step's documents are shared out over its `accumulate` batches, and a batch's over the processes, so
     that all of them together are the step of a larger batch on one process. None is repeated or left out.
     """
@@ -138,6 +156,6 @@ class Batches(Sampler):
                     yield mine, len(self)
 
 
-def loader(documents: Documents, batches: Batches) -> DataLoader:
+def loader(documents: Documents, batches: Batches) -> DataLoader[Batch]:
     """A DataLoader whose sampler hands out whole batches."""
     return DataLoader(documents, sampler=batches, batch_size=None)

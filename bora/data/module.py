@@ -181,9 +181,9 @@ class TaskDataModule(L.LightningDataModule):
         lengths = [len(d.ids) for d in documents.documents]
         order: str | Sequence[int] = self.order
         if self.order == "fixed":
-            order = np.random.default_rng(self.seed).permutation(len(documents))
+            order = np.random.default_rng(self.seed).permutation(len(documents)).tolist()
         elif not training:  # by length, so that little is padded
-            order = np.argsort(lengths, kind="stable")
+            order = np.argsort(lengths, kind="stable").tolist()
         shares = {}
         if self.trainer:
             shares = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}

@@ -84,9 +84,9 @@ def select(
     rows = keep(rows, rows["task"] != "", "without a task")
     rows = keep(rows, ~_blank(texts)[rows.index], "empty")
     if selection == "reference":
-        names = rows["task"].str.lower().str.replace(".", "", regex=False)
+        cleaned = rows["task"].str.lower().str.replace(".", "", regex=False)
         counts = rows["task"].map(rows["task"].value_counts())
-        rows = rows.assign(task=names)
+        rows = rows.assign(task=cleaned)
         eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
         rows = keep(rows, eligible, "of tasks outside the bounds on documents")
     rows = keep(rows, rows["length"] > min_characters, f"of {min_characters} characters or fewer")
@@ -115,17 +115,15 @@ def select(
         rows, rows["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)"
     )
     if documents_per_task is not None:
-        if not isinstance(documents_per_task, int) and len(documents_per_task) != len(chosen):
+        if isinstance(documents_per_task, int):
+            caps = dict.fromkeys(chosen, documents_per_task)
+        elif len(documents_per_task) == len(chosen):
+            caps = dict(zip(chosen, documents_per_task, strict=True))
+        else:
             raise InputError(
                 f"data.documents_per_task lists {len(documents_per_task)} numbers, but there are {len(chosen)} "
                 "tasks; give one number, or one for each task"
             )
-        one = isinstance(documents_per_task, int)
-        caps = (
-            dict.fromkeys(chosen, documents_per_task)
-            if one
-            else dict(zip(chosen, documents_per_task, strict=True))
-        )
         rng = np.random.default_rng(seed)
         shuffled = rows.iloc[rng.permutation(len(rows))]
         place = shuffled.groupby("task").cumcount()
@@ -180,10 +178,10 @@ def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
     dates = pd.to_datetime(table["date"], errors="coerce", format="ISO8601", utc=True)
     bad = dates.isna()
     if bad.any() and not missing:
-        row = bad.idxmax()
+        row, date = next(table["date"][bad].items())
         raise InputError(
             f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "
-            f"{table.loc[row, 'date']!r}), and a chronological order needs one; name the column with "
+            f"{date!r}), and a chronological order needs one; name the column with "
             "data.date, or use data.selection=largest and data.split.method=random"
         )
     return dates

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import pandas as pd
 import pyarrow as pa
@@ -220,7 +220,7 @@ def _csv_batches(
 class _Appended(io.RawIOBase):
     """A stream with some bytes more at its end."""
 
-    def __init__(self, stream: BinaryIO, more: bytes):
+    def __init__(self, stream: IO[bytes], more: bytes):
         self._streams = [stream, io.BytesIO(more)]
 
     def readable(self) -> bool:
@@ -235,7 +235,7 @@ class _Appended(io.RawIOBase):
         return b""
 
 
-def open_stream(file: Path, compression: str | None) -> BinaryIO:
+def open_stream(file: Path, compression: str | None) -> IO[bytes]:
     """The file's bytes, decompressed.
 
     Raises:

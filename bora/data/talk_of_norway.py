@@ -83,9 +83,10 @@ def _extract(archive: Path, target: Path) -> None:
         # A stream: the archive is read once, up to the file that is wanted.
         with tarfile.open(archive, "r|gz") as members:
             for member in members:
-                if member.isfile() and Path(member.name).name == "ton.csv":
+                wanted = member.isfile() and Path(member.name).name == "ton.csv"
+                if wanted and (content := members.extractfile(member)) is not None:
                     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as out:
-                        shutil.copyfileobj(members.extractfile(member), out)
+                        shutil.copyfileobj(content, out)
                     Path(out.name).replace(target)
                     return
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bora.data.batches import Batches, Documents, loader
+from bora.data.batches import Batches, Documents, loader, on_device
 from bora.data.encoding import Encoded, encode
 from bora.data.table import read
 from bora.errors import InputError
@@ -77,9 +77,8 @@ def fit(
     for epoch in range(epochs):
         batches.set_epoch(epoch)
         for batch in loader(documents, batches):
-            batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             optimiser.zero_grad()
-            objective = model.objective(batch)
+            objective = model.objective(on_device(batch, device))
             (objective.likelihood + objective.prior).backward()
             optimiser.step()
         after_epoch(epoch + 1)

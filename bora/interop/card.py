@@ -3,8 +3,9 @@
 import json
 import re
 import shlex
-from typing import Any
+from typing import cast
 
+import pandas as pd
 from huggingface_hub import ModelCardData
 from omegaconf import OmegaConf
 
@@ -61,7 +62,7 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
     summary, hparams, per_task = restored.summary, restored.model.hparams, restored.directory.per_task()
     facts = {"base model": escape(base or f"{summary['model']} (random weights)")}
     if task is not None:
-        row = per_task.set_index("task").loc[task]
+        row = cast(pd.Series, per_task.set_index("task").loc[task])  # a task stands there once
         facts |= {"task": escape(task)} | _documents(row)
         facts |= {
             "validation perplexity": _perplexity(row.val_perplexity),
@@ -95,7 +96,7 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
     return facts
 
 
-def _documents(row: Any) -> dict[str, str]:
+def _documents(row: pd.Series) -> dict[str, str]:
     return {
         "training documents": f"{row.n_train:.0f} ({row.train_tokens:.0f} scored tokens)",
         "validation documents": f"{row.n_val:.0f}",

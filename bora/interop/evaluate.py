@@ -7,7 +7,7 @@ labelled or not, the posterior over tasks is computed, p(d | text) ∝ p(d) · p
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,18 @@ from rich.table import Table
 from bora.errors import InputError
 from bora.interop.common import restore_on, run_parser
 from bora.interop.restore import Restored
-from bora.interop.score import MODELS, Likelihoods, accuracy, likelihoods, log_prior, perplexities
+from bora.interop.score import (
+    MODELS,
+    Likelihoods,
+    Progress,
+    accuracy,
+    likelihoods,
+    log_prior,
+    perplexities,
+)
 from bora.interop.texts import read_texts, sha256
 from bora.results.run_directory import DOCUMENTS, PER_TASK, SUMMARY, RunDirectory, versions, write_atomically
+from bora.results.tables import plain_console
 
 PRIORS = ("uniform", "documents")
 SHOWN = 5  # unknown tasks that are named
@@ -78,8 +87,8 @@ def evaluate(
             "and so on; name the column of tasks with --task"
         )
 
-    def bar(what: str):
-        def shown(steps: Iterator, n: int) -> Iterator:
+    def bar(what: str) -> Progress:
+        def shown(steps: Iterable[int], n: int) -> Iterable[int]:
             console = Console(stderr=True)
             return track(
                 steps, what, n, console=console, transient=True, disable=not (bars and console.is_terminal)
@@ -159,7 +168,7 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
         long = pd.DataFrame(
             {
                 "row": found.documents["row"].repeat(len(names)).to_numpy(),
-                "task": pd.Categorical.from_codes(np.tile(range(len(names)), n), names),
+                "task": pd.Categorical.from_codes(np.tile(range(len(names)), n), pd.Index(names)),
                 "log_likelihood": found.likelihoods.nats.ravel(),
             }
         )
@@ -180,11 +189,8 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
 
 def tell(found: Evaluation, restored: Restored, prior: str) -> None:
     """Print what was found, and what was left out of it."""
-    plain = {"markup": False, "emoji": False, "highlight": False}
-    console = Console(**plain)
-    # A pipe has no width of its own.
-    console = console if console.is_terminal else Console(width=120, **plain)
-    if found.per_task is not None:
+    console = plain_console()
+    if found.per_task is not None and found.overall is not None:
         table = Table(title="perplexity", title_justify="left")
         table.add_column("task", overflow="fold")
         for column in ("docs", "tokens", "θ of the task", "Θ", "frozen backbone"):

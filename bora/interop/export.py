@@ -14,14 +14,16 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.errors import InputError, first_line
 from bora.interop.card import card
-from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX, folder_names
+from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
+from bora.names import safe_names
 from bora.results.run_directory import write_atomically
 
 NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
@@ -59,7 +61,8 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     """
     out = destination(out)
     wanted = None if tasks is None else list(dict.fromkeys(tasks))
-    if merge and (wanted is None or len(wanted) != 1):
+    merged = wanted[0] if merge and wanted is not None and len(wanted) == 1 else None
+    if merge and merged is None:
         raise InputError("--merge writes one task's whole model: give exactly one --task NAME")
     if not merge:
         require_peft()
@@ -75,9 +78,9 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
             f"--merge: the run's base model is in {quantization}, whose weights cannot take up an update; "
             "export adapters"
         )
-    if merge:
+    if merged is not None:
         with whole(out) as folder:
-            write_merged(folder, restored, base, wanted[0], out.name)
+            write_merged(folder, restored, base, merged, out.name)
         print(f"merged model: {out}")
         return
     if base is None:
@@ -123,7 +126,7 @@ def _alternatives(name: str, names: list[str]) -> str:
     return f"it has {', '.join(names[:5])}{rest}"
 
 
-def base_name(cfg: DictConfig, model: nn.Module) -> str | None:
+def base_name(cfg: DictConfig, model: PreTrainedModel) -> str | None:
     """By what transformers loads the frozen model: its hub name, or its folder; None where it is in neither.
 
     Args:
@@ -168,7 +171,7 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
         wanted: names of tasks; None for all and the mean.
     """
     model, adapters = restored.model.backbone.model, restored.model.adapters
-    folders = folder_names(adapters.task_names)
+    folders = safe_names(adapters.task_names, reserved=(MEAN, MAPPING))
     chosen: dict[str, str | None] = {folders[t]: t for t in wanted or adapters.task_names}
     if wanted is None:
         chosen[MEAN] = None
@@ -186,7 +189,7 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
     return len(chosen)
 
 
-def peft_config(model: nn.Module, hparams: Mapping, base: str):
+def peft_config(model: PreTrainedModel, hparams: Mapping, base: str):
     """The LoraConfig of every adapter of a run.
 
     Args:
@@ -211,7 +214,7 @@ def peft_config(model: nn.Module, hparams: Mapping, base: str):
     return config
 
 
-def target_modules(model: nn.Module, layers: list[str]) -> list[str]:
+def target_modules(model: PreTrainedModel, layers: list[str]) -> list[str]:
     """By what PEFT finds exactly these layers: their last names if that is enough, else their whole names.
 
     Args:
@@ -246,7 +249,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, nam
 
 
 @torch.no_grad()
-def merge_into(model: nn.Module, lora: Mapping[str, LowRank], scale: float) -> None:
+def merge_into(model: PreTrainedModel, lora: Mapping[str, LowRank], scale: float) -> None:
     """W + (α/r) B A at each adapted layer, computed in float32, kept in the weight's own dtype.
 
     Args:
@@ -254,9 +257,9 @@ def merge_into(model: nn.Module, lora: Mapping[str, LowRank], scale: float) -> N
         scale: α/r.
     """
     for name, (A, B) in lora.items():
-        layer = model.get_submodule(name)
+        layer, weight = model.get_submodule(name), model.get_parameter(f"{name}.weight")
         update = scale * (B.float() @ A.float())  # [n_out, n_in]
-        layer.weight.copy_(layer.weight.float() + (update.T if isinstance(layer, Conv1D) else update))
+        weight.copy_(weight.float() + (update.T if isinstance(layer, Conv1D) else update))
 
 
 def main() -> None:

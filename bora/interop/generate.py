@@ -6,9 +6,9 @@ nothing), so that transformers' own `generate`, with its cache, samplers and sto
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -138,8 +138,10 @@ def continuations(
     # so it finds none that it would not find without padding.
     ids = [[start[0]] * (width - len(start)) + start for start in starts]
     mask = [[0] * (width - len(start)) + [1] * len(start) for start in starts]
+    # GenerationMixin's, which transformers does not declare to be part of every PreTrainedModel.
+    extend = cast(Callable[..., Tensor], model.backbone.model.generate)
     with model.adapters.routed(_theta(restored, speakers)):
-        out = model.backbone.model.generate(
+        out = extend(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             generation_config=how,
@@ -157,6 +159,7 @@ def _theta(restored: Restored, speakers: Sequence[Speaker]) -> Tensor:
     of: dict[Speaker, Tensor] = {}
     for speaker in dict.fromkeys(speakers):
         if speaker.kind == "task":
+            assert speaker.task is not None  # Θ and the backbone alone may answer without a name
             theta = adapters.theta(adapters.task_names.index(speaker.task))
         else:
             theta = adapters.mean if speaker.kind == "mean" else torch.zeros_like(adapters.mean)
@@ -186,7 +189,8 @@ def _text(restored: Restored, start: list[int], ids: list[int]) -> str:
     """The new tokens as text. Decoded with the prompt: alone, some tokenizers drop the first word's space."""
 
     def decoded(tokens: list[int]) -> str:
-        return restored.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = restored.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # a list of texts only for a list of lists
 
     before, whole = decoded(start), decoded(start + ids)
     return whole[len(before) :] if whole.startswith(before) else decoded(ids)

@@ -40,7 +40,7 @@ HARMLESS = {
     "target_modules",
     "task_type",
 }
-UNSET = (None, False, "none", {}, [])
+UNSET: tuple[object, ...] = (None, False, "none", {}, [])
 # Others begin by changing the frozen weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), so they fit no others.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 SHOWN = 5  # names in a line of the log

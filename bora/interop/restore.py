@@ -1,7 +1,7 @@
 """A finished run as a model again: what every command that uses a run begins with."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -54,7 +54,7 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
     if summary is None:
         raise InputError(f"{run}: there is no finished run in that folder (no summary.json)")
     try:
-        cfg = OmegaConf.load(directory.path / CONFIG)
+        cfg = cast(DictConfig, OmegaConf.load(directory.path / CONFIG))
         cfg.model.dtype = dtype or summary["dtype"]
         known = flat(OmegaConf.to_container(cfg))
         for key, value in (EARLIER | {"model.attention": "auto", "model.compile": False}).items():

@@ -1,6 +1,6 @@
 """New documents under a run's models: perplexities, and whose text it is, p(d | text) ∝ p(d) · p(text | θ_d)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bora.data.batches import Documents
+from bora.data.batches import Batch, Documents, on_device
 from bora.data.encoding import Encoded, encode
 from bora.errors import InputError
 from bora.interop.common import before_text
@@ -18,7 +18,8 @@ from bora.model.module import HierarchicalLoRA
 from bora.model.perplexity import TaskPerplexity
 from bora.training import encoding_options
 
-Progress = Callable[[Iterator, int], Iterator]  # steps and how many → the same steps, shown to a person
+# Steps and how many → the same steps, shown to a person.
+Progress = Callable[[Iterable[int], int], Iterable[int]]
 MODELS = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
 
@@ -46,8 +47,8 @@ def perplexities(
     # By length, as in the run's own test, so that little is padded.
     order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
-    for start in progress(iter(starts), len(starts)):
-        batch = _to(documents[order[start : start + batch_size], 1], model.device)
+    for start in progress(starts, len(starts)):
+        batch = on_device(documents[order[start : start + batch_size], 1], model.device)
         for column, kind in MODELS.items():
             nll = nll_under(model, batch, kind)
             metrics[column].update(nll.cpu(), n_scored(batch["labels"]).cpu(), batch["task"].cpu())
@@ -68,7 +69,7 @@ def perplexities(
 
 
 @torch.no_grad()
-def nll_under(model: HierarchicalLoRA, batch: dict[str, Tensor], kind: str) -> Tensor:
+def nll_under(model: HierarchicalLoRA, batch: Batch, kind: str) -> Tensor:
     """[R] nats of each document under its `task`, under the `mean` Θ, or under the `base` model."""
     if kind != "mean":
         return model.document_nll(batch, adapted=kind == "task")
@@ -140,7 +141,7 @@ def likelihoods(
     order = order[scored[order] > 0]
     n_pairs = len(order) * len(names)
     starts = range(0, n_pairs, batch_size)
-    for start in progress(iter(starts), len(starts)):
+    for start in progress(starts, len(starts)):
         document, task = np.divmod(np.arange(start, min(start + batch_size, n_pairs)), len(names))
         document = order[document]
         rows = [
@@ -150,16 +151,12 @@ def likelihoods(
         batch = Documents(rows, task.tolist(), restored.tokenizer.pad_token_id or 0)[
             list(range(len(rows))), 1
         ]
-        nll = nll_under(model, _to(batch, model.device), "task")
+        nll = nll_under(model, on_device(batch, model.device), "task")
         nats[document, task] = -nll.double().cpu().numpy()
     return Likelihoods(nats, scored)
 
 
-def _to(batch: dict, device: torch.device) -> dict:
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def accuracy(best: Sequence[str], truth: Sequence[str], n_tasks: int) -> dict[str, float]:
+def accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:
     """How often the likeliest task is the true one.
 
     Args:

@@ -16,9 +16,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from bora.errors import InputError
 from bora.model.rows import Form, Prior, rows
+
+Linear = nn.Linear | Conv1D  # GPT-2's Conv1D keeps its weight transposed
 
 PARAMETERIZATIONS = ("centered", "noncentered", "shared")
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
@@ -92,9 +95,11 @@ class Adapters(nn.Module):
     - shared: nothing; every task is Θ (τ = ∞).
     """
 
+    stored: nn.Parameter | None
+
     def __init__(
         self,
-        layers: Mapping[str, nn.Module],
+        layers: Mapping[str, Linear],
         task_names: list[str],
         rank: int,
         alpha: float,
@@ -164,10 +169,8 @@ class Adapters(nn.Module):
         form = Form(self.parameterization == "centered", self.sparse, dtype)
         return rows(self.stored, self.mean, task, form, prior)
 
-    def deviation(self, stored: Tensor | None) -> Tensor | None:
-        """[…, P] θ_d − Θ from what is stored of θ_d; None where every task is Θ."""
-        if stored is None:
-            return None
+    def deviation(self, stored: Tensor) -> Tensor:
+        """[…, P] θ_d − Θ from what is stored of θ_d."""
         return stored - self.mean if self.parameterization == "centered" else stored
 
     @contextmanager
@@ -218,7 +221,8 @@ class Adapters(nn.Module):
     @torch.no_grad()
     def move_mean_to_average(self) -> None:
         """Set Θ to the plain mean of the θ_d, its best value at fixed θ and any τ > 0 (centered only)."""
-        self.mean.copy_(self.stored.mean(dim=0))
+        if self.stored is not None:
+            self.mean.copy_(self.stored.mean(dim=0))
 
     @torch.no_grad()
     def start_from(self, state: Mapping[str, Tensor]) -> None:
@@ -227,8 +231,11 @@ class Adapters(nn.Module):
         Args:
             state: another Adapters' state_dict, of the same tasks, layers and rank.
         """
-        mean = _rows(self, state, "_mean")
-        theta, offset = _rows(self, state, ""), _rows(self, state, "_offset")
+        mean = _rows(state, _disk_keys(self, "_mean"))
+        theta, offset = (
+            _rows(state, keys) if all(key in state for key in keys) else None
+            for keys in (_disk_keys(self, ""), _disk_keys(self, "_offset"))
+        )
         self.mean.copy_(mean)
         if self.stored is None:
             return
@@ -241,25 +248,31 @@ class Adapters(nn.Module):
 
 # On disk the factors stand layer by layer, under the names that the README gives, so that a checkpoint can be read
 # without knowing the layout: A_mean and B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
-SUFFIX = {"centered": "", "noncentered": "_offset"}
+SUFFIXES = {
+    "centered": {"mean": "_mean", "stored": ""},
+    "noncentered": {"mean": "_mean", "stored": "_offset"},
+    "shared": {"mean": "_mean"},
+}
 
 
 def disk_key(layer: str, factor: str, suffix: str) -> str:
-    """A factor's name on disk: of the layer's A or B, with "_mean" or a SUFFIX."""
+    """A factor's name on disk: of the layer's A or B, with one of SUFFIXES."""
     # The dots of a layer's path are written as slashes: a dot divides modules.
     return f"stacks.{layer.replace('.', '/')}.{factor}{suffix}"
 
 
-def _rows(adapters: Adapters, state: Mapping[str, Tensor], suffix: str, prefix: str = "") -> Tensor | None:
-    """[P] or [D, P] from the factors of each layer; None unless all of them are there."""
-    keys = [prefix + disk_key(layer, factor, suffix) for layer in adapters.layout.shapes for factor in "AB"]
-    if not all(key in state for key in keys):
-        return None
+def _disk_keys(adapters: Adapters, suffix: str, prefix: str = "") -> list[str]:
+    """The names of all the layers' factors, in the layout's order."""
+    return [prefix + disk_key(layer, factor, suffix) for layer in adapters.layout.shapes for factor in "AB"]
+
+
+def _rows(state: Mapping[str, Tensor], keys: list[str]) -> Tensor:
+    """[P] or [D, P] from the factors of those names."""
     return torch.cat([state[key].flatten(-2) for key in keys], dim=-1)
 
 
 def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for name, suffix in (("mean", "_mean"), ("stored", SUFFIX.get(adapters.parameterization))):
+    for name, suffix in SUFFIXES[adapters.parameterization].items():
         if prefix + name in state:
             for layer, lora in adapters.layout.factors(state.pop(prefix + name)).items():
                 for factor, value in lora._asdict().items():
@@ -267,13 +280,12 @@ def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_
 
 
 def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for name, suffix in (("mean", "_mean"), ("stored", SUFFIX.get(adapters.parameterization))):
-        rows = None if suffix is None else _rows(adapters, state, suffix, prefix)
-        if rows is not None:
-            state[prefix + name] = rows
-            for layer in adapters.layout.shapes:
-                for factor in "AB":
-                    del state[prefix + disk_key(layer, factor, suffix)]
+    for name, suffix in SUFFIXES[adapters.parameterization].items():
+        keys = _disk_keys(adapters, suffix, prefix)
+        if all(key in state for key in keys):
+            state[prefix + name] = _rows(state, keys)
+            for key in keys:
+                del state[key]
 
 
 def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
@@ -308,8 +320,8 @@ def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tens
     return output
 
 
-def linear_shape(layer: nn.Module) -> tuple[int, int]:
-    """(n_in, n_out) of a linear layer: nn.Linear and its kin, or GPT-2's transposed Conv1D."""
-    if hasattr(layer, "in_features"):
-        return layer.in_features, layer.out_features
-    return layer.nx, layer.nf
+def linear_shape(layer: Linear) -> tuple[int, int]:
+    """(n_in, n_out) of a linear layer."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import hydra
 import torch
@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -61,10 +62,13 @@ class Backbone(nn.Module):
         InputError: the model is not one that the likelihood can take; see `_check`.
     """
 
-    def __init__(self, model: nn.Module, compile: bool = False):
+    _scale: float  # of the logits
+    _cap: float | None
+
+    def __init__(self, model: PreTrainedModel, compile: bool = False):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
-        self._scale, self._cap = 1.0, None  # of the logits
+        self._scale, self._cap = 1.0, None
         self._check()
         self._compiled = torch.compile(self._hidden, dynamic=True) if compile else self._hidden
 
@@ -82,6 +86,13 @@ class Backbone(nn.Module):
         layer = self.model.get_output_embeddings()
         return Head(layer.weight, layer.bias, self._scale, self._cap)
 
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its output layer."""
+        base = self.model.base_model
+        # Llama 4 says that it is its own base.
+        return self.model.get_submodule("model") if base is self.model else base
+
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """[R, T] token ids, padded on the right → [R, T, H] last hidden states.
 
@@ -92,10 +103,8 @@ class Backbone(nn.Module):
         return run(input_ids, attention_mask)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        base = self.model.base_model
-        if base is self.model:  # Llama 4 says of itself that it is its own base
-            base = self.model.model
-        return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return run.last_hidden_state
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -149,7 +158,7 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
 class Pretrained(NamedTuple):
     """What a model config gives: the causal language model and its tokenizer."""
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -237,7 +246,10 @@ def _load(path: str, source: str, where: str, dtype: torch.dtype) -> Pretrained:
     try:
         with _no_bars() if quiet else nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+            model, found = cast(  # a pair with output_loading_info, which transformers' annotation leaves out
+                tuple[PreTrainedModel, dict[str, Any]],
+                AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True),
+            )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise _not_loaded(path, where, error) from error
     if found["missing_keys"]:
@@ -344,8 +356,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     # The weights are plain floats now; what describes the GGUF file must not travel with them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
+    vars(model).update(hf_quantizer=None, is_quantized=False)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(**where).save_pretrained(partial)

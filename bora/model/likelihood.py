@@ -47,8 +47,7 @@ class _TokenNLL(torch.autograd.Function):
         weight, bias, scale, cap = head
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         nll = torch.empty(len(hidden), dtype=accumulate, device=hidden.device)
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wants_gradient else None
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         chunk = max(1, CHUNK_ELEMENTS // len(weight))
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
@@ -56,21 +55,23 @@ class _TokenNLL(torch.autograd.Function):
             logits = nn.functional.linear(hidden[rows], weight, bias).to(accumulate)
             if scale != 1:
                 logits.mul_(scale)
+            slope = None  # of the cap
             if cap is not None:
                 tanh = logits.div_(cap).tanh_()
-                slope = 1 - tanh.square() if wants_gradient else None
+                if gradient is not None:
+                    slope = 1 - tanh.square()
                 logits = tanh.mul_(cap)
             top, logit = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
             # In place and once each: passes over [chunk, V] are what this costs beside the products.
             unnormalised = logits.sub_(top).exp_()
             z = unnormalised.sum(dim=1, keepdim=True)
             nll[rows] = (z.log() + top - logit).squeeze(1)
-            if wants_gradient:
+            if gradient is not None:
                 unnormalised.scatter_add_(1, target, -z)  # z (p − e_target)
-                if cap is not None:
+                if slope is not None:
                     unnormalised.mul_(slope)
                 gradient[rows] = (unnormalised.to(weight.dtype) @ weight).div_(z if scale == 1 else z / scale)
-        if wants_gradient:
+        if gradient is not None:
             ctx.save_for_backward(gradient)
         return nll
 

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
+from torchmetrics import Metric
+from transformers import PreTrainedModel
 
+from bora.data.batches import Batch
 from bora.errors import InputError
 from bora.model.adapters import Adapters
 from bora.model.backbone import Backbone
@@ -28,11 +30,12 @@ from bora.model.targets import find_targets
 
 
 class Objective(NamedTuple):
-    """The two parts of U/T, and the batch's own NLL, in nats a token."""
+    """The two parts of U/T, in nats a token; and the batch's own NLL in nats, with its scored tokens."""
 
     likelihood: Tensor
     prior: Tensor
-    nll: Tensor
+    nats: Tensor
+    tokens: Tensor
 
 
 class HierarchicalLoRA(L.LightningModule):
@@ -60,9 +63,11 @@ class HierarchicalLoRA(L.LightningModule):
     # Checkpoints hold everything but the backbone, so loading one leaves its keys out.
     strict_loading = False
 
+    task_documents: Tensor
+
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: PreTrainedModel,
         task_names: Sequence[str],
         task_documents: Sequence[int],
         n_tokens: int,
@@ -93,7 +98,7 @@ class HierarchicalLoRA(L.LightningModule):
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         self.parameterization = effective_parameterization(self.tau, parameterization)
         self.lr = learning_rate(self.tau, parameterization) if lr is None else lr
-        self.betas, self.eps = tuple(betas), eps
+        self.betas, self.eps = betas, eps
         layers = find_targets(model, target_modules)
         sparse = estimator == "by_document"
         self.adapters = Adapters(
@@ -131,7 +136,7 @@ class HierarchicalLoRA(L.LightningModule):
         )
 
     @classmethod
-    def from_hyperparameters(cls, model: torch.nn.Module, hyperparameters: dict) -> "HierarchicalLoRA":
+    def from_hyperparameters(cls, model: PreTrainedModel, hyperparameters: dict) -> "HierarchicalLoRA":
         """The module that a checkpoint is of, its factors not yet loaded.
 
         Args:
@@ -170,13 +175,13 @@ class HierarchicalLoRA(L.LightningModule):
         """The hierarchical mean Θ: `model.mean["layer"].A`."""
         return self.adapters.mean_lora
 
-    def document_nll(self, batch: dict[str, Tensor], adapted: bool = True) -> Tensor:
+    def document_nll(self, batch: Batch, adapted: bool = True) -> Tensor:
         """[R] nats of each document under its task's θ_d, or under the bare backbone."""
         # The products with A and B are the backbone's kind.
         theta = self.adapters.rows(batch["task"], self.backbone.dtype)[0] if adapted else None
         return self.nll_under(batch, theta)
 
-    def nll_under(self, batch: dict[str, Tensor], theta: Tensor | None) -> Tensor:
+    def nll_under(self, batch: Batch, theta: Tensor | None) -> Tensor:
         """[R] nats of each document under given factors.
 
         Args:
@@ -193,16 +198,16 @@ class HierarchicalLoRA(L.LightningModule):
 
     def prior(self) -> Tensor:
         """The prior's part of U, in nats."""
-        if not self.has_prior:
+        stored = self.adapters.stored
+        if not self.has_prior or stored is None:
             return torch.zeros((), device=self.adapters.mean.device)
-        deviations = self.adapters.deviation(self.adapters.stored)
-        return prior_energies(deviations, *self._prior).sum()
+        return prior_energies(self.adapters.deviation(stored), *self._prior).sum()
 
     @property
     def _prior(self) -> Prior:
         return Prior(self.tau, self.penalty, self.adapters.layout.sizes)
 
-    def objective(self, batch: dict[str, Tensor], n_processes: int = 1) -> Objective:
+    def objective(self, batch: Batch, n_processes: int = 1) -> Objective:
         """U/T from one batch of mixed tasks: over an epoch's batches its mean is U/T, and so is its gradient's.
 
         Args:
@@ -213,46 +218,62 @@ class HierarchicalLoRA(L.LightningModule):
         by_document = self.has_prior and self.estimator == "by_document"
         theta, energies = self.adapters.rows(task, self.backbone.dtype, self._prior if by_document else None)
         nll = self.nll_under(batch, theta)
-        batches = batch["batches"] * n_processes
+        batches, n_d = batch["batches"] * n_processes, self.task_documents
         if self.likelihood == "sum":
             likelihood, unit = likelihood_estimate(nll, batches), self.n_tokens
         else:
-            likelihood, unit = task_mean_estimate(nll, scored, task, self.task_documents), 1
-        prior = prior_estimate(energies, task, self.task_documents, batches) if by_document else self.prior()
-        return Objective(likelihood / unit, prior / unit, nll.detach().sum() / scored.sum())
+            likelihood, unit = task_mean_estimate(nll, scored, task, n_d), 1
+        prior = self.prior() if energies is None else prior_estimate(energies, task, n_d, batches)
+        return Objective(likelihood / unit, prior / unit, nll.detach().sum(), scored.sum().to(nll.dtype))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """U/T from one batch; Lightning averages it over the batches of a step and over processes."""
         objective = self.objective(batch, self.trainer.world_size)
         loss = objective.likelihood + objective.prior
         if self.tau == 0:
             # Nothing depends on Θ; torch's DistributedDataParallel wants a gradient all the same.
             loss = loss + 0.0 * self.adapters.mean.sum()
-        parts = {f"train/{name}": value for name, value in objective._asdict().items()}
-        self.log_dict({"train/loss": loss, **parts}, batch_size=len(batch["task"]))
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch["task"]))
+        likelihood, prior, nats, tokens = self._over_processes(torch.stack(objective).detach())
+        n_processes = self.trainer.world_size
+        parts = {"likelihood": likelihood / n_processes, "prior": prior / n_processes, "nll": nats / tokens}
+        logged = {f"train/{name}": value for name, value in parts.items()}
+        logged["train/loss"] = logged["train/likelihood"] + logged["train/prior"]
+        self.log_dict(logged, batch_size=len(batch["task"]))
+        self.log("loss", logged["train/loss"], prog_bar=True, logger=False, batch_size=len(batch["task"]))
         return loss
+
+    def _over_processes(self, values: Tensor) -> Tensor:
+        """Sums over the processes of what each has, so that what is logged is the whole batch's."""
+        return (
+            self.trainer.strategy.reduce(values, reduce_op="sum") if self.trainer.world_size > 1 else values
+        )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         stored = self.adapters.stored
-        if self.trainer.world_size > 1 and stored is not None and stored.grad.is_sparse:
+        if self.trainer.world_size == 1 or stored is None or stored.grad is None:
+            return
+        if stored.grad.is_sparse:
             stored.grad = sum_over_processes(stored.grad) / self.trainer.world_size
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def metric(self, name: str) -> Metric:
+        """One of the perplexities that are kept: val, test, base_test, val_by_batch."""
+        return cast(Metric, self.metrics[name])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nll, scored = self.document_nll(batch), n_scored(batch["labels"])
         for name in ("val", "val_by_batch"):
             if name in self.metrics:
-                self.metrics[name].update(nll, scored, batch["task"])
+                self.metric(name).update(nll, scored, batch["task"])
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         scored = n_scored(batch["labels"])
-        self.metrics["test"].update(self.document_nll(batch), scored, batch["task"])
-        self.metrics["base_test"].update(self.document_nll(batch, adapted=False), scored, batch["task"])
+        self.metric("test").update(self.document_nll(batch), scored, batch["task"])
+        self.metric("base_test").update(self.document_nll(batch, adapted=False), scored, batch["task"])
 
     def on_validation_epoch_start(self) -> None:
         for name in ("val", "val_by_batch"):
             if name in self.metrics:
-                self.metrics[name].reset()
+                self.metric(name).reset()
         if self.tau == 0:
             # The limit τ → 0+ of the posterior's Θ; it has no influence on any θ_d.
             self.adapters.move_mean_to_average()
@@ -260,50 +281,35 @@ class HierarchicalLoRA(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_perplexity("val")
         if "val_by_batch" in self.metrics:
-            by_batch = self.metrics["val_by_batch"].compute()
+            by_batch = self.metric("val_by_batch").compute()
             self.log_dict({f"val_by_batch/{k}": by_batch[k].float() for k in ("nll", "perplexity")})
 
     def on_test_epoch_start(self) -> None:
-        self.metrics["test"].reset()
-        self.metrics["base_test"].reset()
+        self.metric("test").reset()
+        self.metric("base_test").reset()
 
     def on_test_epoch_end(self) -> None:
         self._log_perplexity("test")
-        base = self.metrics["base_test"].compute()
+        base = self.metric("base_test").compute()
         self.log("base_test/perplexity", base["perplexity"], rank_zero_only=True)
 
     def _log_perplexity(self, split: str) -> None:
-        """Overall figures for every logger; figures per task for W&B, as one chart a task each."""
-        result = self.metrics[split].compute()
+        result = self.metric(split).compute()
         self.log_dict({f"{split}/{k}": result[k].float() for k in ("nll", "perplexity", "perplexity_macro")})
         if split == "val":
             self.log("val_perplexity", result["perplexity"].float(), prog_bar=True, logger=False)
-        per_task = {
-            f"{split}_perplexity/{name}": value
-            for name, value in zip(self.adapters.task_names, result["task_perplexity"].tolist(), strict=True)
-        }
-        distances = self.adapters.distances().tolist()
-        per_task |= {
-            f"distance/{name}": value for name, value in zip(self.adapters.task_names, distances, strict=True)
-        }
-        for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_metrics(per_task, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        options = {"lr": self.lr, "betas": self.betas, "eps": self.eps}
+        parameters = self.adapters.parameters()
         if self.estimator == "by_document":
-            return RowwiseAdamW(self.adapters.parameters(), **options)
-        return torch.optim.AdamW(self.adapters.parameters(), **options, weight_decay=0.0, fused=True)
+            return RowwiseAdamW(parameters, self.lr, self.betas, self.eps)
+        return torch.optim.AdamW(parameters, self.lr, self.betas, self.eps, weight_decay=0.0, fused=True)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Leave the frozen backbone out; note the W&B run, for one that is resumed."""
+        """Leave the frozen backbone out."""
         checkpoint["state_dict"] = {
             key: value for key, value in checkpoint["state_dict"].items() if key.startswith("adapters.")
         }
-        for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
-                checkpoint["wandb_id"] = logger.version
 
 
 def _of_adapters(checkpoint: dict) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ class TaskPerplexity(Metric):
     """
 
     full_state_update = False
+    nats: Tensor
+    tokens: Tensor
 
     def __init__(self, n_tasks: int):
         super().__init__()
@@ -49,6 +51,10 @@ class BatchPerplexity(Metric):
     """
 
     full_state_update = False
+    task_nll: Tensor
+    task_batches: Tensor
+    nll: Tensor
+    batches: Tensor
 
     def __init__(self, n_tasks: int):
         super().__init__()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.errors import InputError
@@ -40,6 +41,10 @@ class _FrozenProduct(torch.autograd.Function):
 
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer that keeps its weight in 8 or 4 bits, and computes in its input's dtype."""
+
+    codes: Tensor
+    pairs: Tensor
+    absmax: Tensor
 
     def __init__(self, layer: nn.Linear | Conv1D, kind: str):
         """
@@ -81,7 +86,7 @@ class QuantisedLinear(nn.Linear):
         return _FrozenProduct.apply(x, self.dequantised, self.bias)
 
 
-def quantise(model: nn.Module, kind: str) -> None:
+def quantise(model: PreTrainedModel, kind: str) -> None:
     """Put a QuantisedLinear in place of each plain linear layer but the head.
 
     Args:

@@ -48,7 +48,7 @@ class _Rows(torch.autograd.Function):
         ctx.places, ctx.form, ctx.prior = places, form, prior
         ctx.set_materialize_grads(False)
         theta = stored.new_empty(sum(map(len, places.values())), stored.shape[1], dtype=form.dtype)
-        energies = None if prior is None else mean.new_empty(len(places))
+        energies = mean.new_empty(len(places))
         for i, (task, rows) in enumerate(places.items()):
             row = stored[task]
             theta_d = (row if form.centered else mean + row).to(form.dtype)
@@ -57,7 +57,7 @@ class _Rows(torch.autograd.Function):
             if prior is not None:
                 deviation = row - mean if form.centered else row
                 energies[i] = prior_energies(deviation[None], *prior)[0]
-        return theta, energies
+        return theta, None if prior is None else energies
 
     @staticmethod
     @once_differentiable

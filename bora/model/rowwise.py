@@ -31,14 +31,15 @@ class RowwiseAdamW(torch.optim.Optimizer):
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
+    # torch declares two overloads, with and without a closure.
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parts = [part for p in group["params"] if p.grad is not None for part in self._parts(p)]
+            parts = [part for p in group["params"] if p.grad is not None for part in self._parts(p, p.grad)]
             if not parts:
                 continue
             params, grads, exp_avgs, exp_avg_sqs, steps = (
@@ -51,17 +52,18 @@ class RowwiseAdamW(torch.optim.Optimizer):
             )  # fmt: skip
         return loss
 
-    def _parts(self, p: nn.Parameter) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    def _parts(
+        self, p: nn.Parameter, gradient: Tensor
+    ) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Views (parameter, gradient, first and second moment, steps): of p, or of each of its rows with a gradient."""
-        state, rows = self.state[p], p.grad.is_sparse
+        state, rows = self.state[p], gradient.is_sparse
         if not state:
             shape = (len(p),) if rows else ()
             state["step"] = torch.zeros(shape, dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        whole = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], state["step"])
         if not rows:
-            return [whole]
-        gradient = p.grad.coalesce()
+            return [(p, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"])]
+        gradient = gradient.coalesce()
         index, values = gradient.indices()[0].tolist(), gradient.values()
         return [
             (p[d], values[i], state["exp_avg"][d], state["exp_avg_sq"][d], state["step"][d])

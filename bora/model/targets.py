@@ -1,18 +1,20 @@
 """Which layers of a backbone get a LoRA."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.errors import InputError
+from bora.model.adapters import Linear
 
 DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that try the layers out
 
 # What PEFT adapts by default in each causal language model; a test holds this table to PEFT's own.
-DEFAULT_TARGETS = {
+DEFAULT_TARGETS: dict[str, str | list[str]] = {
     "bart": ["q_proj", "v_proj"],
     "bert": ["query", "value"],
     "bloom": ["query_key_value"],
@@ -45,7 +47,7 @@ DEFAULT_TARGETS = {
 }
 
 
-def find_targets(backbone: nn.Module, patterns: str | list[str] | None) -> dict[str, nn.Module]:
+def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
     """The linear layers to adapt, by name, in the backbone's own order.
 
     Args:
@@ -108,7 +110,7 @@ def _matcher(patterns: str | list[str]) -> Callable[[str], bool]:
 
 
 @torch.no_grad()
-def _check_rows(backbone: nn.Module, layers: dict[str, nn.Module]) -> None:
+def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
     """Hold each layer to what a LoRA a document takes for granted, on three documents of eight tokens.
 
     A layer must see all tokens of all documents, document after document, and give back a tensor. A routed
@@ -128,7 +130,7 @@ def _check_rows(backbone: nn.Module, layers: dict[str, nn.Module]) -> None:
             )
 
 
-def _inputs(backbone: nn.Module, layers: dict[str, nn.Module], ids: Tensor) -> dict[str, list[Tensor]]:
+def _inputs(backbone: nn.Module, layers: Mapping[str, nn.Module], ids: Tensor) -> dict[str, list[Tensor]]:
     """What each layer was called with, call by call: its one tensor; one of no size if it gave back none."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -165,5 +167,5 @@ def _follows(first: list[Tensor], moved: list[Tensor]) -> bool:
     return True
 
 
-def _endings(linear: dict[str, nn.Module]) -> list[str]:
+def _endings(linear: Iterable[str]) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in linear})

@@ -132,7 +132,7 @@ class Evidence:
 
     def difference(self, tau: float, other: float) -> Difference | None:
         """τ against another τ over the seeds that both have; None where they share none."""
-        a, b = np.log(self.by_task(tau)), np.log(self.by_task(other))
+        a, b = self.by_task(tau).apply(np.log), self.by_task(other).apply(np.log)
         seeds = a.columns.intersection(b.columns)
         if seeds.empty or tau == other:
             return None

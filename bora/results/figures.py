@@ -6,6 +6,7 @@ Black is the whole corpus, grey a task; blue is against separate models, vermili
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,13 +18,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from bora.results.evidence import Evidence, Interval, format_tau, rank_correlation
 from bora.results.task_map import TaskMap
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 BLACK, GREY, LIGHT = "#1a1a1a", "#8c8c8c", "#d4d4d4"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 GROUPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#4D4D4D"]
 MARKERS = "osD^vPX*"
 MANY = 60  # tasks: from here on names do not fit on an axis
 
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "savefig.bbox": "tight",
     "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.labelsize": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#4d4d4d", "axes.linewidth": 0.8,
@@ -116,7 +120,7 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
     )  # fmt: skip
     ax.set_xscale("symlog", linthresh=smallest, linscale=0.6)
     ax.set_xlim(-0.12 * smallest, x.max() * 1.6 if x.max() > smallest else smallest * 1.6)
-    ax.xaxis.set_major_locator(FixedLocator(x))
+    ax.xaxis.set_major_locator(FixedLocator(x.tolist()))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(x, _thinned([format_tau(t) for t in taus], x, smallest))
     logarithmic(ax)
@@ -180,7 +184,7 @@ def improvement(evidence: Evidence) -> Figure | None:
     ax.set_ylabel("perplexity lower by, %")
     ax.set_title(f"What τ = {format_tau(tau)} gains for each task")
     legend_outside(ax)
-    label_points(ax, points)
+    label_points(figure, ax, points)
     return figure
 
 
@@ -211,7 +215,7 @@ def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
     rho = rank_correlation(n.to_numpy(), y.to_numpy())
     note = "" if math.isnan(rho.value) else f"   Spearman's ρ {rho:+.2f}"
     ax.set_title(title + note)
-    label_points(ax, [(str(t), n[t], y[t]) for t in y.index])
+    label_points(figure, ax, [(str(t), n[t], y[t]) for t in y.index])
     return figure
 
 
@@ -247,7 +251,7 @@ def task_map(projection: TaskMap) -> Figure:
     ax.set_title(f"Map of the tasks at τ = {format_tau(projection.tau)}")
     ax.axhline(0, color=LIGHT, linewidth=0.8, zorder=0)
     ax.axvline(0, color=LIGHT, linewidth=0.8, zorder=0)
-    label_points(ax, list(zip(map(str, projection.tasks), x, y, strict=True)))
+    label_points(figure, ax, list(zip(map(str, projection.tasks), x, y, strict=True)))
     return figure
 
 
@@ -285,12 +289,11 @@ def shorten(name: str, length: int = 34) -> str:
     return name if len(name) <= length else f"{name[: length - 10]}…{name[-8:]}"
 
 
-def label_points(ax: Axes, points: list[tuple[str, float, float]], most: int = 30) -> None:
+def label_points(figure: Figure, ax: Axes, points: list[tuple[str, float, float]], most: int = 30) -> None:
     """Write names beside points, the outermost first, where they run into no point and no other name.
 
     Each name stands once, also if its task has several points.
     """
-    figure = ax.figure
     figure.draw_without_rendering()  # fixes the layout, and with it the points' places
     places = ax.transData.transform([(x, y) for _, x, y in points])
     spread = np.maximum(places.std(axis=0), 1e-9)

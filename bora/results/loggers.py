@@ -1,77 +1,145 @@
-"""The loggers of a run: metrics.csv always, Weights & Biases where it is asked for."""
+"""The loggers of a run: metrics.csv always; Weights & Biases, MLflow or TensorBoard where it is asked for."""
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
 import wandb
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from bora.config import plain
 from bora.errors import InputError, first_line
-from bora.results.run_directory import METRICS, RunDirectory, json_safe
+from bora.results.run_directory import METRICS, RunDirectory, flat, json_safe
 
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline")
+Mode = Literal["online", "offline", "disabled"]  # as W&B takes it
+RUN_ID = "tracked_run"  # in a checkpoint: the tracker's id of the run, which goes on under it
+
+
+class Run(NamedTuple):
+    """What a tracker is told about a run when it begins.
+
+    Attributes:
+        directory: of the run.
+        group: the same for all runs of a sweep.
+        name: of this run in its group.
+        config: resolved, and what the run makes of it (the learning rate by its rule, say).
+        id, step: the tracker's id, and the optimiser steps done, of an interrupted run that goes on; None for a new one.
+    """
+
+    directory: RunDirectory
+    group: str
+    name: str
+    config: dict[str, Any]
+    id: str | None
+    step: int | None
 
 
 def build_loggers(
     cfg: DictConfig, directory: RunDirectory, group: str, name: str, derived: dict[str, Any]
 ) -> list[Logger]:
-    """metrics.csv in the run directory, and W&B if cfg.logger.kind is wandb.
+    """metrics.csv in the run directory, and the tracker that cfg.logger.kind names.
 
     Where an interrupted run goes on, both go on with what they have.
 
     Args:
-        group: W&B group, the same for all runs of a sweep.
-        name: W&B name of this run.
-        derived: what the run makes of its config (the learning rate by its rule, say), for W&B's.
+        group, name: see Run.
+        derived: what the run makes of its config.
 
     Raises:
-        InputError: an unknown kind or mode.
+        InputError: an unknown kind or setting, a package that is not installed, or a server that is not reached.
     """
+    if cfg.logger.kind not in TRACKERS:
+        raise InputError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
     checkpoint = _interrupted(directory)
-    loggers: list[Logger] = [_csv_logger(directory.path, checkpoint)]
-    if cfg.logger.kind == "none":
-        return loggers
-    if cfg.logger.kind != "wandb":
-        raise InputError(f"logger.kind={cfg.logger.kind} must be wandb or none")
-    if cfg.logger.mode not in MODES:
-        raise InputError(f"logger.mode={cfg.logger.mode} must be one of {', '.join(MODES)}")
-    mode = wandb_mode(cfg.logger.mode)
-    if mode == "disabled" or rank_zero_only.rank != 0:
-        return loggers
-    settings = {
-        "name": name,
-        "dir": directory.path,
-        "project": cfg.logger.project,
-        "entity": cfg.logger.entity,
-        "group": group,
-        "id": checkpoint.get("wandb_id"),
+    config = json_safe(plain(cfg) | derived)
+    run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
+    loggers: list[Logger] = [_csv_logger(directory, checkpoint)]
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # one process speaks for all
+        loggers += TRACKERS[cfg.logger.kind](cfg.logger, run)
+    return loggers
+
+
+def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
+    if settings.mode not in MODES:
+        raise InputError(f"logger.mode={settings.mode} must be one of {', '.join(MODES)}")
+    mode = wandb_mode(settings.mode)
+    if mode == "disabled":
+        return []
+    arguments = {
+        "name": run.name,
+        "dir": run.directory.path,
+        "project": settings.project,
+        "entity": settings.entity,
+        "group": run.group,
+        "id": run.id,
         "resume": "allow",
-        "config": json_safe(OmegaConf.to_container(cfg, resolve=True) | derived),
+        "config": run.config,
         "settings": wandb.Settings(console="off", silent=True),
     }
     # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
     try:
-        run = wandb.init(**settings, mode=mode)
+        experiment = wandb.init(**arguments, mode=mode)
     except wandb.errors.Error as error:
-        if cfg.logger.mode == "online":
+        if settings.mode == "online":
             raise InputError(
                 f"logger.mode=online, but W&B cannot be reached ({first_line(error)}); log in with "
                 "wandb login, or use logger.mode=offline"
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
-        run = wandb.init(**settings, mode="offline")
-    loggers.append(WandbLogger(experiment=run))
-    return loggers
+        experiment = wandb.init(**arguments, mode="offline")
+    return [WandbLogger(experiment=experiment)]
+
+
+def _mlflow(settings: DictConfig, run: Run) -> list[Logger]:
+    here = f"sqlite:///{Path('mlflow.db').resolve()}"  # absolute: MLflow keeps databases by their URI
+    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
+    try:
+        from mlflow.exceptions import MlflowException
+    except ModuleNotFoundError as error:
+        raise InputError(f"logger=mlflow needs its extra: pip install 'bora[mlflow]' ({error})") from error
+    for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they warn of what is new: an experiment, tables
+    try:
+        tracker = MLFlowLogger(run.group, run_name=run.name, tracking_uri=uri, run_id=run.id)
+        if run.id is None:  # MLflow refuses to have a run's parameters set anew
+            tracker.log_hyperparams(flat(run.config))
+        else:
+            tracker.experiment  # noqa: B018  looks the run up
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"logger.tracking_uri={uri}: MLflow cannot log there ({first_line(error)}); give another, or start "
+            "the server"
+        ) from error
+    return [tracker]
+
+
+def _tensorboard(settings: DictConfig, run: Run) -> list[Logger]:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"logger=tensorboard needs its extra: pip install 'bora[tensorboard]' ({error})"
+        ) from error
+    # What was logged after the checkpoint that the run goes on from is logged again.
+    purge = None if run.step is None else run.step + 1
+    tracker = TensorBoardLogger(
+        run.directory.path, name="tensorboard", version="", default_hp_metric=False, purge_step=purge
+    )
+    tracker.log_hyperparams(flat(run.config))
+    return [tracker]
+
+
+TRACKERS = {"none": lambda settings, run: [], "wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}
 
 
 def _interrupted(directory: RunDirectory) -> dict[str, Any]:
@@ -80,11 +148,11 @@ def _interrupted(directory: RunDirectory) -> dict[str, Any]:
     return torch.load(directory.resume_from, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _csv_logger(folder: Path, checkpoint: dict[str, Any]) -> CSVLogger:
+def _csv_logger(directory: RunDirectory, checkpoint: dict[str, Any]) -> CSVLogger:
     """metrics.csv, written at every logged step; with the rows of the epochs that are done already."""
-    file = folder / METRICS
+    file = directory.path / METRICS
     rows = pd.read_csv(file) if checkpoint and file.is_file() else pd.DataFrame()
-    logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
+    logger = CSVLogger(directory.path, name="", version="", flush_logs_every_n_steps=1)
     if len(rows):
         rows = rows[(rows["epoch"] <= checkpoint["epoch"]) & _not_of_testing(rows)]
         # Lightning's writer begins a new file; its first rows are the old ones.
@@ -98,12 +166,12 @@ def _not_of_testing(rows: pd.DataFrame) -> pd.Series:
     return rows.filter(like="test/").isna().all(axis=1)
 
 
-def wandb_mode(mode: str) -> str:
+def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
     """online, offline or disabled: as asked for here, else by $WANDB_MODE, else by being logged in."""
     if mode != "auto":
         return mode
     environment = os.environ.get("WANDB_MODE", "").lower()
-    known = {
+    known: dict[str, Mode] = {
         "online": "online",
         "run": "online",
         "offline": "offline",
@@ -116,19 +184,22 @@ def wandb_mode(mode: str) -> str:
 
 
 @contextmanager
-def wandb_run(loggers: list[Logger]) -> Iterator[None]:
-    """Within: the run. After: W&B's run is finished, as failed if an error came out.
+def tracked(loggers: list[Logger]) -> Iterator[None]:
+    """Within: the run. After: the tracker's run is closed, as failed if an error came out.
 
-    Each job of a sweep must finish its own run, or the next job would go on writing to it.
+    Each job of a sweep must close its own run, or the next job would go on writing to it.
     """
     try:
         yield
     except BaseException:
-        _finish(loggers, exit_code=1)
+        _finish(loggers, failed=True)
         raise
-    _finish(loggers, exit_code=0)
+    _finish(loggers, failed=False)
 
 
-def _finish(loggers: list[Logger], exit_code: int) -> None:
-    if any(isinstance(logger, WandbLogger) for logger in loggers):
-        wandb.finish(exit_code=exit_code)
+def _finish(loggers: list[Logger], failed: bool) -> None:
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            wandb.finish(exit_code=int(failed))
+        elif isinstance(logger, MLFlowLogger):  # Lightning knows only of errors inside the Trainer
+            logger.finalize("failed" if failed else "success")

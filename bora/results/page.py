@@ -50,6 +50,7 @@ class Section:
     """What the report says about one series."""
 
     label: str
+    evidence: Evidence
     headline: str
     paragraphs: list[str]
     claims: list[Claim]
@@ -66,8 +67,10 @@ class Section:
     def write(self, folder: Path) -> None:
         """Tables as CSV, Markdown and LaTeX, figures as PNG and PDF."""
         folder.mkdir(parents=True, exist_ok=True)
-        for part in (self.table1, self.table2, claims_table(self.claims), *self.figures):
-            part.write(folder)
+        for table in (self.table1, self.table2, claims_table(self.claims)):
+            table.write(folder)
+        for picture in self.figures:
+            picture.write(folder)
 
 
 def build_section(series: Series, projection: TaskMap | None) -> Section:
@@ -75,6 +78,7 @@ def build_section(series: Series, projection: TaskMap | None) -> Section:
     evidence = Evidence(series)
     return Section(
         label=series.label,
+        evidence=evidence,
         headline=headline(evidence),
         paragraphs=paragraphs(evidence),
         claims=claims(evidence),

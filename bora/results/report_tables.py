@@ -43,13 +43,13 @@ class ReportTable:
         """A pipe table with the caption below."""
         escape = lambda cell: cell.replace("|", r"\|").replace("*", r"\*")  # noqa: E731
         table = self._marked(escape, lambda cell: f"**{cell}**")
-        align = ["left" if self._is_text(c) else "right" for c in self.cells]
+        align = ["left" if self._is_text(c) else "right" for c in self.cells.columns]
         return table.to_markdown(index=False, colalign=align, disable_numparse=True) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
         """A booktabs tabular in a table environment."""
         table = self._marked(latex_escape, lambda cell: rf"\textbf{{{cell}}}")
-        columns = "".join("l" if self._is_text(c) else "r" for c in self.cells)
+        columns = "".join("l" if self._is_text(c) else "r" for c in self.cells.columns)
         return table.to_latex(
             index=False, escape=False, caption=latex_escape(self.caption), label=f"tab:{self.name}",
             column_format=columns, longtable=len(table) > 40,
@@ -173,7 +173,7 @@ def table2(evidence: Evidence) -> ReportTable:
     data = means.rename(columns=lambda tau: f"tau={'inf' if math.isinf(tau) else format(tau, 'g')}")
     text = means.map(lambda x: f"{x:.2f}").rename(columns=lambda tau: f"τ = {format_tau(tau)}")
     bold = means.eq(means.min(axis=1), axis=0).set_axis(text.columns, axis=1)
-    for tau in published:
+    for tau in published.columns.astype(float):
         data[f"paper_tau={tau:g}"] = published[tau]
         column = f"paper, τ = {format_tau(tau)}"
         text[column] = published[tau].map(lambda x: "" if math.isnan(x) else f"{x:.2f}")
@@ -186,9 +186,12 @@ def table2(evidence: Evidence) -> ReportTable:
     lowest = min(overall.values())
     text.loc[len(text)] = {
         "task": "all",
-        **{c: f"{overall[c]:.2f}" if c in overall else "" for c in text if c != "task"},
+        **{c: f"{overall[c]:.2f}" if c in overall else "" for c in text.columns if c != "task"},
     }
-    bold.loc[len(bold)] = {"task": False, **{c: overall.get(c) == lowest for c in text if c != "task"}}
+    bold.loc[len(bold)] = {
+        "task": False,
+        **{c: overall.get(c) == lowest for c in text.columns if c != "task"},
+    }
     seeds = [len(evidence.series.at(tau)) for tau in taus]
     caption = f"{evidence.measure.capitalize()} of each task by τ; the best of each row in bold."
     if max(seeds) > 1:

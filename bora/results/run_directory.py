@@ -91,8 +91,11 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """The summary, if the run finished."""
-        file = self.path / SUMMARY
-        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+        return self.summary() if (self.path / SUMMARY).is_file() else None
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json as written, of a run that finished."""
+        return json.loads((self.path / SUMMARY).read_text("utf-8"))
 
     def per_task(self) -> pd.DataFrame:
         """per_task.csv as written."""
@@ -161,10 +164,9 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json(FAILED, failure)
 
-    def failure(self) -> dict[str, Any] | None:
-        """error (one line) and exit_code of a failed job, or None."""
-        file = self.path / FAILED
-        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+    def failure(self) -> dict[str, Any]:
+        """failed.json as written: error (one line) and exit_code of a failed job."""
+        return json.loads((self.path / FAILED).read_text("utf-8"))
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)

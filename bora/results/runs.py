@@ -23,8 +23,10 @@ from bora.results.run_directory import (
 )
 
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
-FREE_KEYS = ("tau", "seed", "name", "init_from", "data.path", "logger.", "model.loader.", "data.reader.")
-FREE_KEYS += ("model.attention", "model.compile", "trainer.log_every_n_steps", "sweep", "experiment")
+FREE_KEYS = (
+    "tau", "seed", "name", "init_from", "data.path", "logger.", "model.loader.", "data.reader.",
+    "model.attention", "model.compile", "trainer.log_every_n_steps", "sweep", "experiment",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read_run(folder: Path) -> Run:
     """
     directory = RunDirectory(folder)
     try:
-        summary = {k: _number(v) for k, v in directory.finished().items()}
+        summary = {k: _number(v) for k, v in directory.summary().items()}
         config = read_config(folder / CONFIG)
         per_task = directory.per_task()
         lacking = [c for c in PER_TASK_COLUMNS if c not in per_task]

@@ -41,7 +41,7 @@ class Sweep(Callback):
 def finished_runs(folder: Path) -> list[dict[str, Any]]:
     """The summaries below a sweep's folder, each with its run's name as `run`."""
     return [
-        {**RunDirectory(file.parent).finished(), "run": file.parent.name}
+        {**RunDirectory(file.parent).summary(), "run": file.parent.name}
         for file in sorted(folder.glob(f"*/{SUMMARY}"))
     ]
 

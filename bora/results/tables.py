@@ -1,16 +1,18 @@
 """The tables that a run and a sweep print at their end."""
 
+from functools import partial
+
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 
-def _console() -> Console:
+def plain_console() -> Console:
+    """Standard output, where a task's name is not markup."""
+    plain = partial(Console, markup=False, emoji=False, highlight=False)
+    console = plain()
     # A pipe or a log file has no width of its own; never cut a name there.
-    # A task's name is not markup.
-    plain = {"markup": False, "emoji": False, "highlight": False}
-    console = Console(**plain)
-    return console if console.is_terminal else Console(width=120, **plain)
+    return console if console.is_terminal else plain(width=120)
 
 
 def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
@@ -21,7 +23,7 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
         table.add_column(column, justify="right")
     for row in per_task.itertuples():
         table.add_row(
-            row.task,
+            f"{row.task}",
             f"{row.n_train}",
             f"{row.val_perplexity:.2f}",
             f"{row.test_perplexity:.2f}",
@@ -42,7 +44,7 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     table.add_row("all (by token)", f"{per_task.n_train.sum()}", val, test, "")
     table.add_row("mean over tasks", "", val_macro, test_macro, "")
     table.add_row("frozen backbone", "", "", base, "")
-    _console().print(table)
+    plain_console().print(table)
 
 
 def print_sweep(summaries: list[dict]) -> None:
@@ -63,4 +65,4 @@ def print_sweep(summaries: list[dict]) -> None:
         )
     table.caption = "* best on validation"
     table.caption_justify = "left"
-    _console().print(table)
+    plain_console().print(table)

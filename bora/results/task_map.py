@@ -87,7 +87,8 @@ def build_task_map(run: Run, column: str | None = None) -> TaskMap:
     coordinates = vectors[:, order] * np.sqrt(np.maximum(values[order], 0))
     # An eigenvector's sign is arbitrary; the outermost task is put on the right and above.
     coordinates *= np.sign(coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]])
-    shares = tuple(float(v) for v in values[order] / total)
+    first, second = values[order] / total
+    shares = float(first), float(second)
     if column is None:
         return TaskMap(run.tau, tasks, coordinates, shares)
     groups = attribute(run, column).reindex(tasks)

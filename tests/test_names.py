@@ -1,11 +1,11 @@
-"""Any task's name becomes a folder's and a line of Markdown."""
+"""Any task's name becomes a folder's and a metric's, and a line of Markdown."""
 
 import re
 
 import pytest
 
 from bora.interop.card import escape
-from bora.interop.folders import folder_names
+from bora.names import safe_names
 
 ODD = [
     "Ann", "ann", "ANN", "ann-2", "hierarchical-mean", "Hierarchical Mean", "tasks.json", "../x", "..", ".hidden",
@@ -14,8 +14,8 @@ ODD = [
 ]  # fmt: skip
 
 
-def test_folder_names_are_safe_and_different_everywhere():
-    names = folder_names(ODD)
+def test_names_are_safe_and_different_everywhere():
+    names = safe_names(ODD, reserved=("hierarchical-mean", "tasks.json"))
     assert list(names) == list(dict.fromkeys(ODD))
     for name in names.values():
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,66}", name)

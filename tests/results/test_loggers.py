@@ -1,0 +1,174 @@
+"""What the trackers are given, read back from their own files."""
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from mlflow.tracking import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
+
+import bora.trainer
+from tests.conftest import table
+from tests.test_config import config, options
+
+TASKS = {"Pia Kjærsgaard": 12, "pia-kjærsgaard": 12, "π": 12}
+SAFE = ["Pia-Kjaersgaard", "pia-kjaersgaard-2", "task"]
+SMALL = [
+    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=2",
+    "lora.rank=2", "hydra.run.dir=run", "tau=100", "name=sweep",
+]  # fmt: skip
+
+
+def wandb_records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The records of a .wandb file: a log of LevelDB's format, in blocks of 32 KiB, after 7 bytes of its own."""
+    data, at, record = file.read_bytes(), 7, b""
+    while at < len(data):
+        left = 2**15 - at % 2**15
+        if left < 7:  # too few for a header: the block is filled up
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+def wandb_figures(folder: Path) -> dict[str, list[float]]:
+    """Every figure of an offline run, by name, in the order logged."""
+    (file,) = folder.glob("offline-run-*/run-*.wandb")
+    figures = {}
+    for record in wandb_records(file):
+        for item in record.history.item:
+            value = json.loads(item.value_json)
+            if isinstance(value, float):
+                figures.setdefault(item.key or "/".join(item.nested_key), []).append(value)
+    return figures
+
+
+def mlflow_figures(uri: str) -> tuple[dict[str, list[float]], dict[str, str], str]:
+    """Figures, parameters and status of the one run of the experiment."""
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("sweep").experiment_id])
+    figures = {
+        name: [m.value for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+    }
+    return figures, run.data.params, run.info.status
+
+
+def tensorboard_figures(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize(
+    ("tracker", "names"), [("wandb", list(TASKS)), ("mlflow", SAFE), ("tensorboard", SAFE)]
+)
+def test_a_tracker_has_every_tasks_figures(command, tmp_path, monkeypatch, tracker, names):
+    table(tmp_path / "t.csv", TASKS)
+    code, _, err = command(*SMALL, f"logger={tracker}")
+    assert code == 0, err
+    assert err == ""
+    if tracker == "wandb":
+        figures = wandb_figures(tmp_path / "run/wandb")
+    elif tracker == "mlflow":
+        figures, parameters, status = mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")
+        assert status == "FINISHED"
+        assert parameters["tau"] == "100"
+        assert float(parameters["run.lr"]) == 1e-3
+        assert parameters["run.data_sha256"]
+    else:
+        figures = tensorboard_figures(tmp_path / "run/tensorboard")
+    per_task = pd.read_csv(tmp_path / "run/per_task.csv")
+    assert list(per_task["task"]) == list(TASKS)
+    for row, name in zip(per_task.itertuples(), names, strict=True):
+        assert len(figures[f"val_perplexity/{name}"]) == 3  # two epochs, and the best one once more
+        assert figures[f"val_perplexity/{name}"][-1] == pytest.approx(row.val_perplexity, rel=1e-6)
+        assert figures[f"test_perplexity/{name}"] == pytest.approx([row.test_perplexity], rel=1e-6)
+        assert figures[f"distance/{name}"][-1] == pytest.approx(row.distance, rel=1e-6)
+    metrics = pd.read_csv(tmp_path / "run/metrics.csv")
+    assert figures["test/perplexity"] == pytest.approx(metrics["test/perplexity"].dropna().tolist(), rel=1e-6)
+    assert not any(name.startswith("val_perplexity/") for name in metrics)
+
+
+def test_only_so_many_tasks_have_lines(command, tmp_path):
+    table(tmp_path / "t.csv", TASKS)
+    code, out, _ = command(*SMALL, "logger=tensorboard", "logger.task_lines=2")
+    assert code == 0
+    assert "the first 2 of 3 tasks have lines in the dashboard (logger.task_lines)" in out
+    figures = tensorboard_figures(tmp_path / "run/tensorboard")
+    assert {name for name in figures if "perplexity/" in name and "_" in name} == {
+        f"{split}_perplexity/{name}" for split in ("val", "test") for name in SAFE[:2]
+    }
+    assert len(pd.read_csv(tmp_path / "run/per_task.csv")) == 3
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_uri(monkeypatch):
+    """MLflow sets the variable itself; it must not reach the next test."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
+class Stop(Exception):
+    """The machine goes down."""
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "tensorboard"])
+def test_a_resumed_run_goes_on_as_the_same_run(command, tmp_path, monkeypatch, tracker):
+    table(tmp_path / "t.csv", TASKS)
+    arguments = [*SMALL, f"logger={tracker}", "trainer.log_every_n_steps=1", "data.batch_size=3"]
+
+    def stop(self, batch, batch_idx):
+        if self.global_step == 9:  # in the second epoch
+            raise Stop
+        return step(self, batch, batch_idx)
+
+    step = bora.trainer.HierarchicalLoRA.training_step
+    monkeypatch.setattr(bora.trainer.HierarchicalLoRA, "training_step", stop)
+    with pytest.raises(Stop):
+        command(*arguments)
+    monkeypatch.setattr(bora.trainer.HierarchicalLoRA, "training_step", step)
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    if tracker == "mlflow":
+        assert mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")[2] == "FAILED"
+    assert command(*arguments)[0] == 0
+    if tracker == "mlflow":
+        figures, _, status = mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")
+        assert status == "FINISHED"
+    else:
+        figures = tensorboard_figures(tmp_path / "run/tensorboard")
+    assert len(figures[f"val_perplexity/{SAFE[0]}"]) == 3
+    if tracker == "tensorboard":
+        assert len(set(figures["train/loss"])) == 12  # 2 epochs of 6 steps
+        assert len(figures["train/loss"]) <= 13  # of what was logged after the checkpoint one may stay
+
+
+def test_a_tracker_that_cannot_be_used_is_told(command, tmp_path, monkeypatch):
+    table(tmp_path / "t.csv", TASKS)
+    code, _, err = command(*SMALL, "logger=mlflow", "logger.tracking_uri=sqlite:///t.csv/all.db")
+    assert code == 2
+    assert err.startswith("bora: logger.tracking_uri=sqlite:///t.csv/all.db: MLflow cannot log there")
+    assert err.count("\n") == 1
+    code, _, err = command(*SMALL, "logger.kind=clearml")
+    assert code == 2
+    assert "logger.kind=clearml must be one of none, wandb, mlflow, tensorboard" in err
+    for tracker, module in (("mlflow", "mlflow.exceptions"), ("tensorboard", "torch.utils.tensorboard")):
+        monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+        code, _, err = command(*SMALL, f"logger={tracker}")
+        assert code == 2
+        assert f"pip install 'bora[{tracker}]'" in err
+
+
+def test_every_logger_config_is_known():
+    kinds = {config(f"logger={option}").logger.kind for option in options("logger")}
+    assert kinds == set(bora.results.loggers.TRACKERS) == {"none", "wandb", "mlflow", "tensorboard"}
+    assert all(issubclass(kind, Logger) for kind in (WandbLogger, MLFlowLogger, TensorBoardLogger))

@@ -1,0 +1,83 @@
+"""What a Markdown page shows a reader to type, and whether it can be typed."""
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from bora.config import check, config_folder, register_resolvers
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """Every line of the shell blocks, lines that go on joined; and `bora …` in running text and tables."""
+    lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    inline = re.findall(r"`(bora (?:run|report|generate|evaluate|adapt|export|bench) [^`\n]+)`", page)
+    return [line.split("  #")[0].strip() for line in [*lines, *inline]]
+
+
+def options(page: str) -> list[str]:
+    """Every override in running text and tables, as it is typed; `a=b|c` is two."""
+    shown = [
+        c
+        for c in re.findall(r"`([^`\n]+=[^`\n]+)`", page)
+        if not re.search(r"NAME_OR|multirun|…|/path/|\.ckpt|RUN|^bora\b|^pip |\(", c)
+    ]
+    found = []
+    for code in shown:
+        quoted, alternatives = "'" in code or '"' in code, code.replace("\\|", "|")
+        for words in alternatives.split(" ") if "|" in code and not quoted else [code]:
+            key, _, values = words.partition("=")
+            found += [f"{key}={v}" for v in values.split("|")] if "|" in values else [words]
+    return [f for f in found if "=" in f]
+
+
+def as_typed(words: str) -> list[str]:
+    """What a shell hands on."""
+    done = subprocess.run(f"printf '%s\\n' {words}", shell=True, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def composed(overrides: Iterable[str], name: str = "config") -> DictConfig:
+    """The config of a command; of a sweep, of its first job."""
+    register_resolvers()
+    words = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, first = override.get_key_element(), override.input_line
+        if override.is_sweep_override():
+            first = f"{key}={next(override.sweep_string_iterator())}"
+        words.append(first)
+    for choice in ("data=table", "data=datasets"):
+        if choice in words and not any(w.startswith("data.path=") for w in words):
+            words.append("data.path=x.csv")
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = compose(name, words)
+    if name == "config":
+        check(cfg)
+    return cfg
+
+
+def overrides(command: str) -> list[str]:
+    """A command's words that set something."""
+    return [word for word in shlex.split(command) if "=" in word]
+
+
+def makes(page: str) -> list[str]:
+    """The targets of every `make …`."""
+    return [c.split()[1] for c in commands(page) if c.startswith("make ")] + re.findall(r"`make (\S+)`", page)
+
+
+def is_target(name: str) -> bool:
+    """Whether the Makefile has it."""
+    return f"\n{name}:" in (REPOSITORY / "Makefile").read_text("utf-8")
