@@ -177,6 +177,11 @@ def check(cfg: DictConfig) -> None:
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)
     strings("data.modules")
+    if str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith(".ShardedBackbone"):
+        if OmegaConf.select(cfg, "model.quantization") is not None:
+            raise InputError("trainer=fsdp cannot shard a quantised backbone; set model.quantization=null")
+        if cfg.model.compile is True:
+            raise InputError("trainer=fsdp runs the backbone uncompiled; set model.compile=false")
     if cfg.model.compile is True and not _has_compiler():
         raise InputError(
             "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"

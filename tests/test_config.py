@@ -125,6 +125,13 @@ def test_values_out_of_range_are_refused_by_name(override):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("override", ["model.quantization=int8", "model.compile=true"])
+def test_a_sharded_backbone_is_a_plain_one(override):
+    check(config("trainer=fsdp"))
+    with pytest.raises(InputError, match=f"^trainer=fsdp .*{override.partition('=')[0]}="):
+        check(config("trainer=fsdp", override))
+
+
 @pytest.mark.parametrize("tau", ["0", "0.5", "100", "1e5", "inf"])
 def test_tau_from_zero_to_infinity_is_fine(tau):
     check(config(f"tau={tau}"))

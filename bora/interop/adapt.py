@@ -1,4 +1,4 @@
-"""New tasks from the prior: θ_new ~ N(Θ, τ⁻¹ I) with Θ fixed, fitted to a handful of documents.
+"""New tasks from the prior: θ_new ~ N(Θ, τ⁻¹ I) with Θ fixed, fitted to a handful of documents::
 
     bora adapt RUN OUT --data letters.csv --text letter --task writer
 

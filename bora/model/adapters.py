@@ -1,6 +1,6 @@
 """The tasks' LoRAs as one matrix: row d is θ_d, every low-rank factor of task d, layer after layer.
 
-At a layer with frozen weight W the output for a document of task d is (eq. 3)
+At a layer with frozen weight W the output for a document of task d is (eq. 3)::
 
     y = W x + (α/r) · B_d A_d x          A_d [r, n_in], B_d [n_out, r]
 
@@ -90,6 +90,7 @@ class Adapters(nn.Module):
     """θ_1 … θ_D and Θ, hooked onto a frozen backbone.
 
     `mean` [P] is Θ. What is `stored` beside it, [D, P], depends on `parameterization`:
+
     - centered: the θ_d themselves (the paper's);
     - noncentered: the δ_d = θ_d − Θ;
     - shared: nothing; every task is Θ (τ = ∞).

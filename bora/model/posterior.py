@@ -1,4 +1,4 @@
-"""The negative log posterior U(θ, Θ) of eq. 6, in nats, as plain functions on tensors.
+"""The negative log posterior U(θ, Θ) of eq. 6, in nats, as plain functions on tensors::
 
     U(θ, Θ) = − Σ_d Σ_n log p(document n of task d | θ_d)  +  τ/2 · Σ_d ‖θ_d − Θ‖²
 
