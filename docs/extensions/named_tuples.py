@@ -1,0 +1,24 @@
+"""Named tuples in the reference without what Python writes into them: "Alias for field number 0" and the like."""
+
+from collections import namedtuple
+
+from sphinx.application import Sphinx
+
+FIELD = type(namedtuple("Pair", "left").left)
+MADE = "Create new instance of "
+
+
+def skip_fields(app: Sphinx, kind: str, name: str, member: object, skip: bool, options) -> bool | None:
+    """The class's own docstring says what its fields are."""
+    return True if isinstance(member, FIELD) else None
+
+
+def drop_constructor(app: Sphinx, kind: str, name: str, member: object, options, lines: list[str]) -> None:
+    """Take the constructor's line away."""
+    lines[:] = [line for line in lines if not line.startswith(MADE)]
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-docstring", drop_constructor)
+    return {"parallel_read_safe": True}
