@@ -43,12 +43,13 @@ from transformers import PreTrainedModel
 
 from bora.config import config_folder, plain
 from bora.data.batches import Batch
+from bora.files import write_whole
 from bora.model.adapters import Layout, linear_shape
 from bora.model.backbone import Backbone, load_backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
-from bora.results.run_directory import versions, write_atomically
+from bora.results.run_directory import versions
 from bora.run import leave
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ def job(cfg: DictConfig) -> None:
     report(result)
     out = Path(cfg.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, json.dumps(result, indent=1))
+    write_whole(out, json.dumps(result, indent=1))
     print(f"written: {out}")
 
 

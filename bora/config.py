@@ -23,6 +23,13 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots; lists are values."""
+    if isinstance(node, dict):
+        return {k: v for key, child in node.items() for k, v in flat(child, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: node}
+
+
 def register_resolvers() -> None:
     """Make `${bora.job_name:}` and `${bora.short:…}` known to OmegaConf."""
     OmegaConf.register_new_resolver("bora.job_name", job_name, replace=True)
@@ -79,7 +86,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is out of range, with the range.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    # Not by OmegaConf.missing_keys, which stops at what is made of a missing value.
+    missing = sorted(k for k, v in flat(OmegaConf.to_container(cfg)).items() if v == "???")
     if missing:
         raise InputError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
 
@@ -129,6 +137,8 @@ def check(cfg: DictConfig) -> None:
 
     number("tau", 0)
     number("seed", 0, 2**32 - 1, whole=True)
+    choice("resume", ("auto", "never"))
+    number("checkpoint_minutes", 0)
     number("lora.rank", 1, whole=True)
     number("lora.alpha", 0, 1e9, open_low=True)
     number("lora.init_std", 0, 1e9)
@@ -142,6 +152,7 @@ def check(cfg: DictConfig) -> None:
     number("optim.lr", 0, 1e9, open_low=True, null=True)
     number("optim.eps", 0, 1, open_low=True)
     number("optim.patience", 1, whole=True)
+    choice("optim.nonfinite", ("stop", "skip"))
     number("data.n_tasks", 1, whole=True, null=True)
     number("data.min_documents", 0, whole=True, null=True)
     number("data.max_documents", 1, whole=True, null=True)

@@ -42,8 +42,8 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
         from bora.results.page import build_section, page
     except ModuleNotFoundError as error:
         raise InputError(f"{NEEDS} (there is no {error.name})") from error
+    from bora.files import write_whole
     from bora.results.evidence import Evidence
-    from bora.results.run_directory import write_atomically
     from bora.results.runs import read_runs, series_of
     from bora.results.task_map import build_task_map
 
@@ -68,7 +68,7 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
     output.mkdir(parents=True, exist_ok=True)
     for section in sections:
         section.write(output if len(sections) == 1 else output / section.slug)
-    write_atomically(output / "index.html", page(sections, problems, len(runs)))
+    write_whole(output / "index.html", page(sections, problems, len(runs)))
     if to_wandb:
         from bora.results.wandb_view import log_view
 

@@ -1,5 +1,6 @@
 """The command: `python -m bora.run tau=100`, or as a sweep `python -m bora.run -m tau=0,100,inf`."""
 
+import errno
 import importlib.util
 import logging
 import os
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError
+from bora.stopping import Stopped
 
 register_resolvers()
 log = logging.getLogger(__name__)
@@ -27,6 +29,14 @@ PLUGINS = {
     "hydra/launcher/submitit_local": ("submitit", "hydra_submitit_launcher"),
     "hydra/sweeper/optuna": ("optuna", "hydra_optuna_sweeper"),
 }
+
+
+BAD_INPUT, DEFECT = 2, 1  # exit codes; a stopped run's are in bora.stopping
+# The system's errors that need no trace, and what to do about them.
+ELSEWHERE = "choose a folder that can be written to, with hydra.run.dir=… or hydra.sweep.dir=…"
+PLACE = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR), ELSEWHERE)
+FULL = "make room; what was saved before is whole, and the same command goes on from it"
+DISK = PLACE | dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), FULL)
 
 
 @hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
@@ -66,33 +76,34 @@ def record(error: Exception, folder: Path) -> None:
     """Note in a sweep job's folder why it failed."""
     from bora.results.run_directory import RunDirectory
 
-    line, code = told(error), 2
-    if line is None:
-        line, code = f"{type(error).__name__}: {' '.join(str(error).split())}", 1
-    if code == 1 or SHOW_TRACE:
+    line, code = told(error) or (f"{type(error).__name__}: {' '.join(str(error).split())}", None)
+    if code is None or SHOW_TRACE:
         log.error("%s failed", folder.name, exc_info=error)
     else:
         log.error("%s failed: %s", folder.name, line)
     when = datetime.now().astimezone().isoformat()
-    RunDirectory(folder).write_failure({"error": line, "exit_code": code, "time": when})
+    RunDirectory(folder).write_failure({"error": line, "exit_code": code or DEFECT, "time": when})
 
 
 def leave(error: Exception) -> None:
-    """End with exit code 2 and one line on standard error, if the error is the user's to mend."""
-    line = told(error)
-    if line is None or SHOW_TRACE:
+    """End with one line on standard error, if the error is the user's to mend."""
+    found = told(error)
+    if found is None or SHOW_TRACE:
         return
-    print("bora:", line, file=sys.stderr)
-    sys.exit(2)
+    print("bora:", found[0], file=sys.stderr)
+    sys.exit(found[1])
 
 
-def told(error: Exception) -> str | None:
-    """The one line that says what the user can mend; None for a defect, whose trace is needed."""
+def told(error: Exception) -> tuple[str, int] | None:
+    """The one line that says what the user can mend, and the exit code; None for a defect, whose trace is needed."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, InputError):
+        if isinstance(link, OSError) and link.errno in DISK:
+            where = f" ({link.filename})" if link.filename else ""
+            return f"{link.strerror}{where}; {DISK[link.errno]}", BAD_INPUT if link.errno in PLACE else DEFECT
         link = link.__cause__  # Hydra wraps what a reader or loader raises
     if link is not None:
-        return " ".join(str(link).split())
+        return " ".join(str(link).split()), BAD_INPUT
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -100,10 +111,10 @@ def told(error: Exception) -> str | None:
     words = str(error).split()  # Hydra's own messages take several lines
     for plugin, extra in PLUGINS.items():
         if f"'{plugin}'" in words and importlib.util.find_spec(f"hydra_plugins.{extra[1]}") is None:
-            return f"{plugin} is not installed: pip install 'bora[{extra[0]}]'"
+            return f"{plugin} is not installed: pip install 'bora[{extra[0]}]'", BAD_INPUT
     if isinstance(error.__cause__, OmegaConfBaseException):
         words += str(error.__cause__).split()
-    return " ".join(words)
+    return " ".join(words), BAD_INPUT
 
 
 def main() -> None:
@@ -112,6 +123,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         job()
+    except Stopped as stopped:
+        print("bora:", stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except Exception as error:
         leave(error)
         raise

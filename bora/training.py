@@ -17,12 +17,14 @@ from bora.config import plain
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.interop.peft_in import has_adapters, start_from_adapters
-from bora.model.backbone import Pretrained, load_backbone
+from bora.model.backbone import Pretrained, load_backbone, weights_sha256
 from bora.model.module import HierarchicalLoRA
 from bora.results.loggers import build_loggers, tracked
 from bora.results.run_directory import RunDirectory, versions
 from bora.results.tables import print_tasks
-from bora.trainer import build_fitter, load_checkpoint
+from bora.resume import hold_to, load_checkpoint, load_own
+from bora.stopping import Stop, stopping
+from bora.trainer import build_fitter
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,21 @@ def train(
 
     Raises:
         InputError: for whatever in the input cannot be used, before training starts.
+        Stopped: a signal asked for it; what is there can be gone on with.
     """
+    with directory.locked(), stopping() as stop:
+        return _train(cfg, directory, group, name, given, table, stop)
+
+
+def _train(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    group: str,
+    name: str,
+    given: Collection[str],
+    table: pd.DataFrame | None,
+    stop: Stop,
+) -> dict[str, Any]:
     finished = directory.claim(cfg, given)
     if finished is not None:
         log.info("finished already; nothing is done again")
@@ -55,6 +71,7 @@ def train(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
+    backbone_sha256 = weights_sha256(pretrained.model)
     corpus = load_corpus(cfg, pretrained, table)
     log.info("%s", corpus.describe())
     data = build_data(cfg, pretrained, corpus)
@@ -64,22 +81,28 @@ def train(
             "at tau=%g the %s form is trained (not %s)",
             cfg.tau, model.parameterization, cfg.prior.parameterization,
         )  # fmt: skip
+    about = identity(cfg, model, corpus) | {"backbone_sha256": backbone_sha256}
+    fingerprint = {"corpus": corpus.sha256, "backbone": about["backbone_sha256"]} | dict(model.hparams)
+    checkpoint = {}
+    if directory.resume_from is not None:
+        checkpoint = load_own(directory.resume_from)
+        hold_to(checkpoint, fingerprint, directory.resume_from)
     directory.write_documents(corpus.documents)
-    about = identity(cfg, model, corpus)
-    loggers = build_loggers(cfg, directory, group, name, {"run": about})
+    loggers = build_loggers(cfg, directory, group, name, {"run": about}, checkpoint)
+    del checkpoint  # Lightning reads it for itself
     with tracked(loggers):
-        fitter = build_fitter(cfg, directory, loggers, model.monitor)
-        trainer, clock = fitter.trainer, fitter.clock
+        fitter = build_fitter(cfg, directory, loggers, model.monitor, fingerprint, stop)
+        trainer, training_log = fitter.trainer, fitter.log
         fitter.fit(model, data, directory.resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
         summary |= {
-            "best_epoch": clock.best_epoch,
-            "epochs": len(clock.history),
+            "best_epoch": training_log.best_epoch,
+            "epochs": len(training_log.history),
             "steps": trainer.fit_loop.epoch_loop.global_step,
-            "train_tokens_per_second": round(clock.tokens_per_second, 1),
-            "seconds": round(clock.wall_seconds, 1),
+            "train_tokens_per_second": round(training_log.tokens_per_second, 1),
+            "seconds": round(training_log.wall_seconds, 1),
         }
         summary = about | summary
         if trainer.is_global_zero:
@@ -181,6 +204,7 @@ def build_model(
         lr=cfg.optim.lr,
         betas=tuple(cfg.optim.betas),
         eps=cfg.optim.eps,
+        nonfinite=cfg.optim.nonfinite,
     )
     if cfg.init_from is not None:
         source = RunDirectory(Path(cfg.init_from).expanduser())
@@ -239,6 +263,7 @@ def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[s
         "dropped": corpus.dropped.rows,
         "truncated_documents": corpus.truncation.documents,
         "truncated_tokens": corpus.truncation.tokens,
+        "leakage": corpus.leakage(),
         "data_sha256": corpus.sha256,
         "versions": versions(),
         "threads": torch.get_num_threads(),

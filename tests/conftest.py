@@ -1,5 +1,6 @@
 """A tiny OPT with random weights, and documents for it: small enough for float64 and for loops."""
 
+import json
 import logging
 import os
 import sys
@@ -158,3 +159,22 @@ def assert_restores(run: Path, table: Path, rel: float = 1e-5) -> None:
                 nats += restored.model.document_nll({"input_ids": ids, "labels": ids, "task": task}).item()
             tokens += d.n_scored
         assert nats / tokens == pytest.approx(row.test_nll, rel=rel)
+
+
+def same_files(a: Path, b: Path) -> None:
+    """The two run directories hold the same results."""
+    for name in ("per_task.csv", "documents.csv"):
+        assert (a / name).read_text() == (b / name).read_text()
+    timeless = [c for c in pd.read_csv(a / "metrics.csv") if c != "tokens/s"]
+    pd.testing.assert_frame_equal(
+        pd.read_csv(a / "metrics.csv")[timeless], pd.read_csv(b / "metrics.csv")[timeless]
+    )
+    one, other = (json.loads((f / "summary.json").read_text()) for f in (a, b))
+    for summary in (one, other):
+        del summary["seconds"], summary["train_tokens_per_second"]
+    assert one == other
+    for name in ("best", "last"):
+        one, other = (torch.load(f / f"checkpoints/{name}.ckpt", weights_only=True) for f in (a, b))
+        assert one["global_step"] == other["global_step"]
+        for key, value in one["state_dict"].items():
+            assert torch.equal(value, other["state_dict"][key])

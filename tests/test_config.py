@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 from bora.config import check, config_folder, format_value, register_resolvers
 from bora.errors import InputError
 from bora.model.module import HierarchicalLoRA, learning_rate
+from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import RunDirectory
+from bora.stopping import Stop
 from bora.trainer import build_fitter
 from bora.training import build_data, build_model, load_corpus
 
@@ -66,7 +68,8 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
     module = build_data(cfg, pretrained, corpus)
     assert isinstance(build_model(cfg, pretrained, corpus.task_names, module), HierarchicalLoRA)
     if trainer != "gpu":  # Lightning looks for the device when it is built
-        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [], "val/nll")
+        metrics = MetricsFile(tmp_path / "metrics.csv")
+        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [metrics], "val/nll", {}, Stop())
         assert isinstance(built.trainer, L.Trainer)
 
 

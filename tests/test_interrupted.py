@@ -2,41 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import bora.trainer
 from bora.model.module import HierarchicalLoRA
+from tests.conftest import same_files, table
 
 SMALL = [
     "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
     "data.batch_size=6", "trainer.max_epochs=3", "trainer.log_every_n_steps=2",
 ]  # fmt: skip
-
-
-def same_files(a, b) -> None:
-    """The two run directories hold the same results."""
-    for name in ("per_task.csv", "documents.csv"):
-        assert (a / name).read_text() == (b / name).read_text()
-    timeless = [c for c in pd.read_csv(a / "metrics.csv") if c != "tokens/s"]
-    pd.testing.assert_frame_equal(
-        pd.read_csv(a / "metrics.csv")[timeless], pd.read_csv(b / "metrics.csv")[timeless]
-    )
-    one, other = (json.loads((f / "summary.json").read_text()) for f in (a, b))
-    for summary in (one, other):
-        del summary["seconds"], summary["train_tokens_per_second"]
-    assert one == other
-    for name in ("best", "last"):
-        one, other = (torch.load(f / f"checkpoints/{name}.ckpt", weights_only=True) for f in (a, b))
-        assert one["global_step"] == other["global_step"]
-        for key, value in one["state_dict"].items():
-            assert torch.equal(value, other["state_dict"][key])
 
 
 class Stop(Exception):
@@ -103,16 +87,90 @@ def test_a_stopped_run_goes_on_in_a_folder_that_was_moved(command, tmp_path, mon
     assert not (tmp_path / "stopped").exists()
 
 
-def test_an_interrupted_run_with_other_settings_is_begun_anew(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [2, 4, 6])
+@pytest.mark.parametrize(
+    "more", [["tau=10"], ["tau=0"], ["tau=inf"], ["tau=10", "prior.estimator=dense"]], ids=" ".join
+)
+def test_a_run_goes_on_within_an_epoch(command, tmp_path, monkeypatch, more, count):
+    arguments = [
+        *more,
+        "logger=none",
+        *SMALL,
+        "data.batch_size=4",
+        "checkpoint_minutes=0",
+        "trainer.log_every_n_steps=1",
+    ]
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, "training_step", count)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    last = torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == count - 1
+    code, out, _ = command(*arguments, "hydra.run.dir=stopped")
+    assert code == 0
+    assert "going on from" in out
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_within_an_epoch_it_goes_on_between_two_steps_of_accumulated_batches(command, tmp_path, monkeypatch):
+    arguments = [
+        "logger=none", *SMALL, "data.batch_size=2", "trainer.accumulate_grad_batches=3", "checkpoint_minutes=0",
+        "trainer.log_every_n_steps=1",
+    ]  # fmt: skip
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, "training_step", 6)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    last = torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 1
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_an_interrupted_run_with_other_settings_is_refused_or_begun_anew(command, tmp_path, monkeypatch):
     mend = stop_at(monkeypatch, "training_step", 5)
     with pytest.raises(Stop):
         command("logger=none", "lora.rank=3", *SMALL, "hydra.run.dir=a")
     mend()
-    code, out, _ = command("logger=none", *SMALL, "hydra.run.dir=a")
+    code, _, err = command("logger=none", *SMALL, "hydra.run.dir=a")
+    assert code == 2
+    assert (
+        "holds an interrupted run with other settings (lora.rank); give those, choose another folder" in err
+    )
+    code, out, _ = command("logger=none", *SMALL, "hydra.run.dir=a", "resume=never")
     assert code == 0
-    assert "other settings (lora.rank): begun anew" in out
+    assert "resume=never: what the interrupted run left here is removed" in out
     assert command("logger=none", *SMALL, "hydra.run.dir=b")[0] == 0
     same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, tmp_path, monkeypatch):
+    path = table(tmp_path / "t.csv", {"a": 24, "b": 30})
+    shutil.copytree(Path(bora.__file__).parent / "assets/opt_mini", tmp_path / "model")
+    arguments = [
+        "logger=none", "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20",
+        "trainer.max_epochs=3", "model=hub", "model.path=./model", "hydra.run.dir=a",
+    ]  # fmt: skip
+    mend = stop_at(monkeypatch, "training_step", 3)
+    with pytest.raises(Stop):
+        command(*arguments)
+    mend()
+    whole_text = path.read_text()
+    path.write_text(whole_text.replace("vote", "veto"))
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "checkpoints/last.ckpt is of a run with another corpus; give what that run had" in err
+    path.write_text(whole_text)
+    weights = load_file(tmp_path / "model/model.safetensors")
+    save_file(
+        {k: v * 1.01 for k, v in weights.items()}, tmp_path / "model/model.safetensors", {"format": "pt"}
+    )
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "is of a run with another backbone;" in err
+    assert not (tmp_path / "a/summary.json").exists()
 
 
 def test_a_key_of_a_later_version_does_not_undo_what_is_finished(command, tmp_path):

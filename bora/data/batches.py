@@ -115,6 +115,7 @@ class Batches(Sampler):
         """
         self.lengths, self.order, self.seed = np.asarray(lengths), order, seed
         self.accumulate, self.rank, self.n_processes, self.epoch = accumulate, rank, n_processes, 0
+        self.begin_at, self.given = 0, 0  # batches that the next epoch leaves out; that this one has given
         # Every process must have a document in every batch, or their steps would not match: a last step
         # with too few for that is joined to the one before.
         self.least = accumulate * n_processes
@@ -149,13 +150,28 @@ class Batches(Sampler):
         return self.n_steps * self.accumulate
 
     def __iter__(self) -> Iterator[tuple[list[int], int]]:
-        for step in self._steps():
-            for batch in np.array_split(step, self.accumulate):
-                mine = batch[self.rank :: self.n_processes].tolist()
-                if mine:
-                    yield mine, len(self)
+        begin_at, self.begin_at = self.begin_at, 0
+        batches = [batch for step in self._steps() for batch in np.array_split(step, self.accumulate)]
+        for i in range(begin_at, len(batches)):
+            self.given = i + 1
+            mine = batches[i][self.rank :: self.n_processes].tolist()
+            if mine:
+                yield mine, len(self)
 
 
-def loader(documents: Documents, batches: Batches) -> DataLoader[Batch]:
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader that can go on within an epoch; Lightning keeps its state in checkpoints."""
+
+    sampler: Batches
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.sampler.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # An epoch that was given to its end is over.
+        self.sampler.begin_at = state["given"] % len(self.sampler)
+
+
+def loader(documents: Documents, batches: Batches) -> ResumableLoader:
     """A DataLoader whose sampler hands out whole batches."""
-    return DataLoader(documents, sampler=batches, batch_size=None)
+    return ResumableLoader(documents, sampler=batches, batch_size=None)

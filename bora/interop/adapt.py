@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from bora.data.batches import Batches, Documents, loader, on_device
@@ -20,8 +21,9 @@ from bora.data.encoding import Encoded, encode
 from bora.data.table import read
 from bora.errors import InputError
 from bora.interop.restore import Restored, restore
+from bora.interop.texts import sha256
 from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import CONFIG, RunDirectory, versions
+from bora.results.run_directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.training import encoding_options
 
 
@@ -115,10 +117,13 @@ def adapt(
     return model.eval()
 
 
-def write(model: HierarchicalLoRA, restored: Restored, out: Path, about: dict) -> None:
+def write(
+    model: HierarchicalLoRA, restored: Restored, out: Path, train_tokens: list[int], about: dict
+) -> None:
     """A folder that `bora export`, `generate` and `evaluate` read as they read a run's.
 
     Args:
+        train_tokens: scored tokens of each task.
         about: for summary.json.
     """
     directory = RunDirectory(out)
@@ -127,6 +132,13 @@ def write(model: HierarchicalLoRA, restored: Restored, out: Path, about: dict) -
     state = {f"adapters.{key}": value.cpu() for key, value in model.adapters.state_dict().items()}
     checkpoint = {"state_dict": state, "hyper_parameters": dict(model.hparams)}
     torch.save(checkpoint, directory.checkpoints / "best.ckpt")
+    per_task = pd.DataFrame(
+        {
+            "task": list(model.tasks), "n_train": model.task_documents.tolist(), "n_val": 0, "n_test": 0,
+            "train_tokens": train_tokens, "test_tokens": 0, "distance": model.adapters.distances().tolist(),
+        }
+    )  # fmt: skip
+    directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
     directory.write_summary(about)
 
 
@@ -190,7 +202,11 @@ def run(arguments: argparse.Namespace) -> None:
     shared = {
         k: restored.summary[k] for k in ("model", "dtype", "data", "params_per_task") if k in restored.summary
     }
-    write(model, restored, arguments.out, about | shared | {"versions": versions()})
+    tokens = dict.fromkeys(model.tasks, 0)
+    for e, name in zip(encoded, tasks, strict=True):
+        tokens[name] += e.n_scored
+    about |= {"data_sha256": sha256(table), "versions": versions()}
+    write(model, restored, arguments.out, list(tokens.values()), about | shared)
     for name, n, distance in zip(
         model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True
     ):

@@ -71,11 +71,12 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
     else:
         facts |= _documents(per_task.drop(columns="task").sum())
         facts["perplexity"] = "of Θ alone not measured"
-    facts |= {
-        "test perplexity, all tasks with their LoRAs": f"{summary['test_perplexity']:.3f}",
-        "test perplexity, all tasks, frozen base model": f"{summary['base_test_perplexity']:.3f}",
-        "τ": f"{float(summary['tau']):g}",
-    }
+    if "test_perplexity" in summary:  # a folder of bora adapt has none
+        facts |= {
+            "test perplexity, all tasks with their LoRAs": f"{summary['test_perplexity']:.3f}",
+            "test perplexity, all tasks, frozen base model": f"{summary['base_test_perplexity']:.3f}",
+        }
+    facts["τ"] = f"{float(summary['tau']):g}"
     if task is not None:
         facts["distance from the mean"] = f"{row.distance:.4g}"
     facts |= {
@@ -105,8 +106,8 @@ def _documents(row: pd.Series) -> dict[str, str]:
 
 
 def _perplexity(value: float | str) -> str:
-    # A task without a scored token has an empty field, which makes text of the whole column.
-    return "no scored token" if value == "" else f"{float(value):.3f}"
+    # A task without a held-out scored token has an empty field, which makes text of the whole column.
+    return "not measured, no held-out scored token" if value == "" else f"{float(value):.3f}"
 
 
 def _table(facts: dict[str, str]) -> str:

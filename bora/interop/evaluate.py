@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bora.errors import InputError
+from bora.files import write_whole
 from bora.interop.common import restore_on, run_parser
 from bora.interop.restore import Restored
 from bora.interop.score import (
@@ -31,7 +32,7 @@ from bora.interop.score import (
     perplexities,
 )
 from bora.interop.texts import read_texts, sha256
-from bora.results.run_directory import DOCUMENTS, PER_TASK, SUMMARY, RunDirectory, versions, write_atomically
+from bora.results.run_directory import DOCUMENTS, PER_TASK, SUMMARY, RunDirectory, versions
 from bora.results.tables import plain_console
 
 PRIORS = ("uniform", "documents")
@@ -160,9 +161,9 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
         out: from make_folder.
         form: of likelihoods.FORM, csv or parquet; None for no such file.
     """
-    write_atomically(out / DOCUMENTS, found.documents.to_csv(index=False))
+    write_whole(out / DOCUMENTS, found.documents.to_csv(index=False))
     if found.per_task is not None:
-        write_atomically(out / PER_TASK, found.per_task.to_csv(index=False))
+        write_whole(out / PER_TASK, found.per_task.to_csv(index=False))
     if form is not None:
         n = len(found.documents)
         long = pd.DataFrame(
@@ -173,7 +174,7 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
             }
         )
         if form == "csv":
-            write_atomically(out / "likelihoods.csv", long.to_csv(index=False))
+            write_whole(out / "likelihoods.csv", long.to_csv(index=False))
         else:
             partial = out / f".likelihoods.{os.getpid()}.partial"
             long.to_parquet(partial, index=False)

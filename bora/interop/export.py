@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.errors import InputError, first_line
+from bora.files import write_whole
 from bora.interop.card import card
 from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
 from bora.names import safe_names
-from bora.results.run_directory import write_atomically
 
 NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
 
@@ -180,12 +180,12 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
         config.save_pretrained(str(out / folder))
         lora = adapters.mean_lora if task is None else adapters.tasks[task]
         save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})
-        write_atomically(out / folder / CARD, card(restored, base, task, folder))
+        write_whole(out / folder / CARD, card(restored, base, task, folder))
     mapping = {
         "mean": MEAN if MEAN in chosen else None,
         "tasks": {folder: task for folder, task in chosen.items() if task is not None},
     }
-    write_atomically(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
+    write_whole(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
     return len(chosen)
 
 
@@ -245,7 +245,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, nam
     merge_into(model, adapters.tasks[task], adapters.scale)
     model.save_pretrained(out)
     restored.tokenizer.save_pretrained(out)
-    write_atomically(out / CARD, card(restored, base, task, name, merged=True))
+    write_whole(out / CARD, card(restored, base, task, name, merged=True))
 
 
 @torch.no_grad()

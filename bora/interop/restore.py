@@ -8,11 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
+from bora.config import flat
 from bora.errors import InputError, first_line
 from bora.model.backbone import load_backbone
 from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import CONFIG, EARLIER, RunDirectory, flat
-from bora.trainer import load_checkpoint
+from bora.results.run_directory import CONFIG, EARLIER, RunDirectory
+from bora.resume import load_checkpoint
 
 
 class Restored(NamedTuple):

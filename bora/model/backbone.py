@@ -1,5 +1,6 @@
 """The frozen language model: found, loaded, checked, and reduced to hidden states and a head."""
 
+import hashlib
 import importlib.util
 import logging
 import os
@@ -193,6 +194,21 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int) -> Pretr
     except (ValueError, ImportError) as error:
         raise InputError(f"model.attention={attention} is refused: {first_line(error)}") from error
     return pretrained
+
+
+def weights_sha256(model: PreTrainedModel, some: int = 64) -> str:
+    """A hash that tells a model from others: of its tensors' names, shapes and dtypes, and of some values of each.
+
+    Args:
+        some: values of each tensor, evenly spread. Reading all of a large model would take minutes.
+    """
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if type(tensor) is Tensor:  # not a quantised one's own type
+            values = tensor.flatten()[:: max(1, tensor.numel() // some)]
+            found.update(values.double().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:

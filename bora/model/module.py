@@ -1,5 +1,6 @@
 """The LightningModule: frozen backbone + the tasks' LoRAs + hierarchical mean, trained to MAP."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -27,6 +28,14 @@ from bora.model.posterior import (
 from bora.model.rows import Prior
 from bora.model.rowwise import RowwiseAdamW, sum_over_processes
 from bora.model.targets import find_targets
+
+log = logging.getLogger(__name__)
+
+NONFINITE = ("stop", "skip")
+
+
+class NonFiniteLoss(Exception):
+    """A batch's loss is infinite or undefined; the message says in which step, and by whose documents."""
 
 
 class Objective(NamedTuple):
@@ -58,6 +67,7 @@ class HierarchicalLoRA(L.LightningModule):
         compile: the backbone, for training (see Backbone).
         lr: learning rate, or None for the rule of `learning_rate`.
         betas, eps: AdamW's. Weight decay is 0: it would be a second prior, around zero.
+        nonfinite: what is done where a batch's loss is infinite or undefined. stop | skip: its step is not taken.
     """
 
     # Checkpoints hold everything but the backbone, so loading one leaves its keys out.
@@ -84,11 +94,13 @@ class HierarchicalLoRA(L.LightningModule):
         lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        nonfinite: str = "stop",
     ):
         super().__init__()
         for name, value, options in (
             ("likelihood", likelihood, LIKELIHOODS),
             ("estimator", estimator, ESTIMATORS),
+            ("nonfinite", nonfinite, NONFINITE),
         ):
             if value not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
@@ -98,7 +110,8 @@ class HierarchicalLoRA(L.LightningModule):
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         self.parameterization = effective_parameterization(self.tau, parameterization)
         self.lr = learning_rate(self.tau, parameterization) if lr is None else lr
-        self.betas, self.eps = betas, eps
+        self.betas, self.eps, self.nonfinite = betas, eps, nonfinite
+        self._skips = False  # the step that is being taken
         layers = find_targets(model, target_modules)
         sparse = estimator == "by_document"
         self.adapters = Adapters(
@@ -226,21 +239,39 @@ class HierarchicalLoRA(L.LightningModule):
         prior = self.prior() if energies is None else prior_estimate(energies, task, n_d, batches)
         return Objective(likelihood / unit, prior / unit, nll.detach().sum(), scored.sum().to(nll.dtype))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """U/T from one batch; Lightning averages it over the batches of a step and over processes."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """U/T from one batch; Lightning averages it over the batches of a step and over processes.
+
+        Returns:
+            loss: of this process's documents; and the Objective of all processes' documents.
+        """
         objective = self.objective(batch, self.trainer.world_size)
         loss = objective.likelihood + objective.prior
         if self.tau == 0:
             # Nothing depends on Θ; torch's DistributedDataParallel wants a gradient all the same.
             loss = loss + 0.0 * self.adapters.mean.sum()
-        likelihood, prior, nats, tokens = self._over_processes(torch.stack(objective).detach())
-        n_processes = self.trainer.world_size
-        parts = {"likelihood": likelihood / n_processes, "prior": prior / n_processes, "nll": nats / tokens}
-        logged = {f"train/{name}": value for name, value in parts.items()}
-        logged["train/loss"] = logged["train/likelihood"] + logged["train/prior"]
-        self.log_dict(logged, batch_size=len(batch["task"]))
-        self.log("loss", logged["train/loss"], prog_bar=True, logger=False, batch_size=len(batch["task"]))
-        return loss
+        shared = self._over_processes(torch.stack(objective).detach())
+        if not shared[:2].isfinite().all():
+            self._not_finite(batch, float(shared[:2].sum()))
+        likelihood, prior = shared[:2] / self.trainer.world_size
+        return {
+            "loss": loss,
+            "likelihood": likelihood,
+            "prior": prior,
+            "nats": shared[2],
+            "tokens": shared[3],
+        }
+
+    def _not_finite(self, batch: Batch, loss: float) -> None:
+        with torch.no_grad():
+            lost = batch["task"][~self.document_nll(batch).isfinite()].unique().tolist()
+        tasks = ", ".join(repr(self.adapters.task_names[d]) for d in lost)
+        whose = f"by documents of {tasks}" if tasks else "by the prior, or by documents of another process"
+        what = f"at step {self.global_step + 1} the loss is {loss}, {whose}"
+        if self.nonfinite == "stop":
+            raise NonFiniteLoss(what)
+        log.warning("%s: the step is not taken (optim.nonfinite=skip)", what)
+        self._skips = True
 
     def _over_processes(self, values: Tensor) -> Tensor:
         """Sums over the processes of what each has, so that what is logged is the whole batch's."""
@@ -249,6 +280,10 @@ class HierarchicalLoRA(L.LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._skips:
+            self._skips = False
+            for parameter in self.adapters.parameters():
+                parameter.grad = None
         stored = self.adapters.stored
         if self.trainer.world_size == 1 or stored is None or stored.grad is None:
             return

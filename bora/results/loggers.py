@@ -2,21 +2,20 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pandas as pd
-import torch
 import wandb
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from bora.config import plain
+from bora.config import flat, plain
 from bora.errors import InputError, first_line
-from bora.results.run_directory import METRICS, RunDirectory, flat, json_safe
+from bora.results.metrics_file import METRICS_BYTES, MetricsFile
+from bora.results.run_directory import METRICS, RunDirectory, json_safe
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,12 @@ class Run(NamedTuple):
 
 
 def build_loggers(
-    cfg: DictConfig, directory: RunDirectory, group: str, name: str, derived: dict[str, Any]
+    cfg: DictConfig,
+    directory: RunDirectory,
+    group: str,
+    name: str,
+    derived: dict[str, Any],
+    checkpoint: Mapping[str, Any],
 ) -> list[Logger]:
     """metrics.csv in the run directory, and the tracker that cfg.logger.kind names.
 
@@ -54,16 +58,16 @@ def build_loggers(
     Args:
         group, name: see Run.
         derived: what the run makes of its config.
+        checkpoint: last.ckpt of an interrupted run that goes on, loaded; empty for a new run.
 
     Raises:
         InputError: an unknown kind or setting, a package that is not installed, or a server that is not reached.
     """
     if cfg.logger.kind not in TRACKERS:
         raise InputError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
-    checkpoint = _interrupted(directory)
     config = json_safe(plain(cfg) | derived)
     run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
-    loggers: list[Logger] = [_csv_logger(directory, checkpoint)]
+    loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint.get(METRICS_BYTES))]
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # one process speaks for all
         loggers += TRACKERS[cfg.logger.kind](cfg.logger, run)
     return loggers
@@ -140,30 +144,6 @@ def _tensorboard(settings: DictConfig, run: Run) -> list[Logger]:
 
 
 TRACKERS = {"none": lambda settings, run: [], "wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}
-
-
-def _interrupted(directory: RunDirectory) -> dict[str, Any]:
-    if directory.resume_from is None:
-        return {}
-    return torch.load(directory.resume_from, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _csv_logger(directory: RunDirectory, checkpoint: dict[str, Any]) -> CSVLogger:
-    """metrics.csv, written at every logged step; with the rows of the epochs that are done already."""
-    file = directory.path / METRICS
-    rows = pd.read_csv(file) if checkpoint and file.is_file() else pd.DataFrame()
-    logger = CSVLogger(directory.path, name="", version="", flush_logs_every_n_steps=1)
-    if len(rows):
-        rows = rows[(rows["epoch"] <= checkpoint["epoch"]) & _not_of_testing(rows)]
-        # Lightning's writer begins a new file; its first rows are the old ones.
-        logger.experiment.metrics = [
-            {key: value for key, value in row.items() if pd.notna(value)} for row in rows.to_dict("records")
-        ]
-    return logger
-
-
-def _not_of_testing(rows: pd.DataFrame) -> pd.Series:
-    return rows.filter(like="test/").isna().all(axis=1)
 
 
 def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:

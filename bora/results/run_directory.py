@@ -7,18 +7,22 @@ only if the run finished.
 import json
 import logging
 import math
-import os
 import platform
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from bora.config import flat
 from bora.errors import InputError
+from bora.files import PARTIAL, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +63,9 @@ EARLIER = {
     "model.quantization": None,
     "prior.estimator": "dense",
 }
-METRICS, FAILED = "metrics.csv", "failed.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or none: a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path)
+METRICS, FAILED, LOCK = "metrics.csv", "failed.json", ".lock"
+# What decides how a run goes on, not what comes of it.
+HOW_IT_RUNS = {"resume", "checkpoint_minutes"}
 
 
 class RunDirectory:
@@ -84,10 +80,37 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def last(self) -> Path:
+        """last.ckpt, from which an interrupted run goes on."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
     def resume_from(self) -> Path | None:
         """last.ckpt of an interrupted run, once the folder is claimed; None where there is none."""
-        last = self.checkpoints / "last.ckpt"
-        return last if last.is_file() else None
+        return self.last if self.last.is_file() else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within: no other process can work here. The system lets go of the lock when a process dies.
+
+        Raises:
+            InputError: another process works here.
+        """
+        if not _writes():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"another process is working in {self.path}; wait for it, or choose another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finished(self) -> dict[str, Any] | None:
         """The summary, if the run finished."""
@@ -104,16 +127,15 @@ class RunDirectory:
     def claim(self, cfg: DictConfig, given: Collection[str] = ()) -> dict[str, Any] | None:
         """Take the folder for this run: the summary if the same run is finished here already.
 
-        What an interrupted run left here is kept if it had the same config, else removed.
+        What an interrupted run left here is kept, to go on from, unless cfg.resume is never.
 
         Args:
             given: keys that were set on the command line.
 
         Raises:
-            InputError: the folder holds a finished run with another config.
+            InputError: the folder holds a run with another config, finished or to be gone on with.
         """
         summary = self.finished()
-        (self.path / FAILED).unlink(missing_ok=True)
         if summary is not None:
             differing = self.differences(cfg, given)
             if differing:
@@ -122,38 +144,46 @@ class RunDirectory:
                     "choose another folder with hydra.run.dir=…, or in a sweep name=… or hydra.sweep.dir=…"
                 )
             return summary
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not _writes():
+            return None
+        (self.path / FAILED).unlink(missing_ok=True)
+        for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):
+            partial.unlink()  # of a process that was killed while it wrote
+        if self.resume_from is not None and cfg.resume == "never":
+            log.info("resume=never: what the interrupted run left here is removed")
+            shutil.rmtree(self.checkpoints)
         if self.resume_from is not None:
             differing = self.differences(cfg, given) if (self.path / CONFIG).is_file() else [CONFIG]
             if differing:
-                log.info("the interrupted run here had other settings (%s): begun anew", ", ".join(differing))
-                shutil.rmtree(self.checkpoints)
-            else:
-                log.info("going on from %s", self.resume_from)
-        if self.resume_from is None:
+                raise InputError(
+                    f"{self.path} holds an interrupted run with other settings ({', '.join(differing)}); give "
+                    "those, choose another folder, or begin anew with resume=never"
+                )
+            log.info("going on from %s", self.resume_from)
+        else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_atomically(self.path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        write_whole(self.path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         return None
 
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
         """Keys whose value in config.yaml is not cfg's.
 
         A key that config.yaml does not have, and EARLIER does not know, differs only if it is among the keys
-        that are `given`.
+        that are `given`. The keys in HOW_IT_RUNS never differ.
         """
         theirs = read_config(self.path / CONFIG)
         ours = flat(OmegaConf.to_container(cfg, resolve=True))
-        known = theirs.keys() | (ours.keys() & set(given))
+        known = (theirs.keys() | (ours.keys() & set(given))) - HOW_IT_RUNS
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
 
     def write_documents(self, documents: pd.DataFrame) -> None:
         """documents.csv: one row a document kept."""
-        write_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
+        write_whole(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
 
     def write_per_task(self, per_task: pd.DataFrame) -> None:
         """per_task.csv: one row a task, in the order of selection."""
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
-        write_atomically(self.path / PER_TASK, per_task[columns].to_csv(index=False))
+        write_whole(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json; the last file of a run. An infinite τ is written as "inf"."""
@@ -170,7 +200,12 @@ class RunDirectory:
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path / name, text + "\n")
+        write_whole(self.path / name, text + "\n")
+
+
+def _writes() -> bool:
+    """Whether this is the one process of several that writes files."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def versions() -> dict[str, str]:
@@ -192,10 +227,3 @@ def json_safe(value: Any) -> Any:
 def read_config(file: Path) -> dict[str, Any]:
     """A config.yaml, flat: {"prior.penalty": "gaussian", …}; what it is too old to say is filled in."""
     return EARLIER | flat(OmegaConf.to_container(OmegaConf.load(file), resolve=True))
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots; lists are values."""
-    if isinstance(node, dict):
-        return {k: v for key, child in node.items() for k, v in flat(child, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: node}

@@ -5,11 +5,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from bora.model.module import HierarchicalLoRA
 from bora.names import safe_names
 from bora.results.loggers import RUN_ID
+from bora.results.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -65,4 +66,4 @@ class TaskLines(Callback):
 
     @staticmethod
     def _trackers(trainer: L.Trainer) -> list:
-        return [logger for logger in trainer.loggers if not isinstance(logger, CSVLogger)]
+        return [logger for logger in trainer.loggers if not isinstance(logger, MetricsFile)]

@@ -20,11 +20,12 @@ import torch
 from bora.data.batches import Batches, Documents, loader
 from bora.data.encoding import encode
 from bora.data.table import read
+from bora.files import write_whole
 from bora.interop.adapt import fit, new_tasks
 from bora.interop.restore import Restored, restore
 from bora.model.likelihood import n_scored
 from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import versions, write_atomically
+from bora.results.run_directory import versions
 from bora.training import encoding_options
 
 HERE = Path(__file__).parent
@@ -90,13 +91,13 @@ def study(run: Path, path: str) -> None:
         "run": run.name, "tau": restored.summary["tau"], "dtype": restored.summary["dtype"], "lr": LR, "batch": BATCH,
         "validating": names[:N_VALIDATION], "testing": names[N_VALIDATION:], "versions": versions(),
     }  # fmt: skip
-    write_atomically(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
+    write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
         nonlocal done
         result = result.reset_index().assign(method=method, speeches=speeches, epochs=epochs)
         done = pd.concat([done, result]) if len(done) else result
-        write_atomically(out, done.to_csv(index=False))
+        write_whole(out, done.to_csv(index=False))
         nll = result["nats"].sum() / result["tokens"].sum()
         print(f"{method}, {speeches}: {np.exp(nll):.2f} after {epochs} epochs", flush=True)
 
@@ -165,7 +166,7 @@ def show() -> None:
         differences = [interval(("prior", n), other) for other in (("mean", 0), ("scratch", n))]
         shown = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") for d, low, high in differences]
         lines.append(f"| {n} | " + " | ".join([*(f"{c:.2f}" for c in cells), *shown]) + " |")
-    write_atomically(HERE / "table.md", "\n".join(lines) + "\n")
+    write_whole(HERE / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")

@@ -1,5 +1,6 @@
 """New tasks from the prior: Θ stays, each task is fitted as if alone, and the folder is read as a run's."""
 
+import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from bora.data.batches import Documents
 from bora.data.encoding import Encoded
 from bora.errors import InputError
-from bora.interop import adapt
+from bora.interop import adapt, evaluate, export
 from bora.interop.restore import restore
 from bora.model.module import HierarchicalLoRA
 from tests.conftest import VOCABULARY, random_factors, table, tiny_opt
@@ -98,6 +99,17 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, c
     theirs = restore(tmp_path / "run").model
     assert torch.equal(restored.model.adapters.mean, theirs.adapters.mean)
     assert restored.model.adapters.distances().min() > 0
+    per_task = restored.per_task.set_index("task")
+    assert per_task["n_train"].to_dict() == {"c": 3, "d/e": 1}
+    code, out, err = call(evaluate.main, "out", "--data", new, "--task", "task", "--out", "evaluation")
+    assert (code, err) == (0, "bora: 2 rows name no task; they are in documents.csv only\n")
+    summary = json.loads((tmp_path / "evaluation/summary.json").read_text())
+    assert summary["run_data_sha256"] == restored.summary["data_sha256"]
+    code, out, err = call(export.main, "out", "exported")
+    assert (code, err) == (0, "")
+    card = (tmp_path / "exported/d-e/README.md").read_text()
+    assert "not measured" in card
+    assert restored.summary["data_sha256"] in card
     for arguments, said in (
         (["run", "out", "--data", str(new)], "is there already"),
         (["nowhere", "other", "--data", str(new)], "no finished run"),

@@ -1,0 +1,118 @@
+"""How training goes: rows of steps for the loggers, a line an epoch for people, and the counts for the summary."""
+
+import logging
+import math
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+log = logging.getLogger(__name__)
+
+
+class TrainingLog(Callback):
+    """Logs steps; counts scored training tokens, seconds and epochs.
+
+    A step's figures are those of all its documents: of every process, and of all its accumulated batches. Its counts
+    are part of last.ckpt, so that they go on where an interrupted run left off.
+
+    Args:
+        monitor: the logged figure that chooses the epoch.
+        patience: epochs without a better one after which training stops.
+        every: steps between rows.
+    """
+
+    def __init__(self, monitor: str, patience: int, every: int) -> None:
+        self.monitor, self.patience, self.every = monitor, patience, every
+        self.history: list[float] = []  # the monitored NLL, an epoch each
+        self.tokens, self.seconds, self._since = 0, 0.0, 0.0
+        self._started, self._before = time.perf_counter(), 0.0
+        self._step: list[dict[str, float]] = []  # the batches of the step that is being taken
+        self.loss = math.nan  # of the last step, nats a token
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Scored training tokens a second, validation's time left out."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the run began; an interruption's own time is not in it."""
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def best_epoch(self) -> int:
+        """Counted from 1; the first of equals."""
+        finite = [math.inf if math.isnan(nll) else nll for nll in self.history]
+        return finite.index(min(finite)) + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": self.history,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
+            "loss": self.loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history, self.tokens, self.seconds = list(state["history"]), state["tokens"], state["seconds"]
+        self._before, self._started = state["wall_seconds"], time.perf_counter()
+        self.loss = state["loss"]
+
+    def on_train_start(self, trainer, module) -> None:
+        # A run that was stopped after its last epoch has nothing left to train.
+        if self.history and len(self.history) - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs: Any, batch, batch_idx) -> None:
+        # Reading the figures waits for the device, so it comes before the clock is read.
+        figures = {name: outputs[name].item() for name in ("likelihood", "prior", "nats", "tokens")}
+        self.tokens += round(figures["tokens"])
+        self.seconds += time.perf_counter() - self._since
+        self._step.append(figures)
+        if ends_step(trainer, batch_idx):
+            self._log_step(trainer, module)
+
+    def _log_step(self, trainer: L.Trainer, module) -> None:
+        batches, self._step = self._step, []
+        likelihood, prior, nats, tokens = (sum(b[name] for b in batches) for name in batches[0])
+        n = len(batches)
+        self.loss = (likelihood + prior) / n
+        module.log_dict({"loss": self.loss, "tokens/s": self.tokens_per_second}, prog_bar=True, logger=False)
+        if trainer.global_step % self.every == 0:
+            row = {
+                "epoch": trainer.current_epoch,
+                "train/loss": self.loss,
+                "train/likelihood": likelihood / n,
+                "train/prior": prior / n,
+                "train/nll": nats / tokens,
+                "tokens/s": self.tokens_per_second,
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts the others'
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.state.fn != "fit":
+            return
+        metrics = trainer.callback_metrics
+        self.history.append(metrics[self.monitor].item())
+        if trainer.is_global_zero:
+            log.info(
+                "epoch %d: validation perplexity %.3f, training loss %.4f nats/token, %.0f tokens/s",
+                len(self.history), metrics["val/perplexity"], self.loss, self.tokens_per_second,
+            )  # fmt: skip
+
+
+def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether the optimiser's step has been taken with this batch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or ends_epoch(trainer, batch_idx)
+
+
+def ends_epoch(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether this is the last batch of the epoch."""
+    return batch_idx + 1 == trainer.num_training_batches

@@ -1,0 +1,180 @@
+"""last.ckpt: from where a run goes on that was stopped, wherever it was, to the very numbers of one that was not."""
+
+import logging
+import pickle
+import signal
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from bora.errors import InputError, first_line
+from bora.files import whole
+from bora.results.metrics_file import METRICS_BYTES, MetricsFile
+from bora.results.training_log import ends_epoch, ends_step
+from bora.stopping import SIGNALS, Stop
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT = "fingerprint"  # in a checkpoint: what its run is of
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values, on the CPU. Nothing in it is run.
+
+    Raises:
+        InputError: there is no such file, or it is not a checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()  # their checksums, which torch does not look at
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} was changed")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
+        raise InputError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
+
+
+def load_own(path: Path) -> dict[str, Any]:
+    """The same, of the run that goes on.
+
+    Raises:
+        InputError: as `load_checkpoint`.
+    """
+    try:
+        return load_checkpoint(path)
+    except InputError as error:
+        raise InputError(f"{error}; begin anew with resume=never") from error
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints are written whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(Path(path)) as out:
+            file = _Told(out)
+            try:
+                torch.save(checkpoint, cast(BinaryIO, file))
+            except RuntimeError:
+                if file.error is not None:
+                    raise file.error from None
+                raise
+
+
+class _Told:
+    """A file that remembers why it could not be written: torch says only where its writer then stood."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out = out
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.out.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.out.flush()
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves last.ckpt at every epoch's end, within an epoch every so many seconds, and when the run is asked to stop.
+
+    Within an epoch it is saved between two optimiser steps, but not after the last one, which validation follows.
+
+    Args:
+        path: last.ckpt.
+        seconds: between saves within an epoch; 0 for after each step.
+        metrics: metrics.csv, of which a run that goes on keeps what is there now.
+        fingerprint: what tells this run from others, see `hold_to`.
+        stop: whether the run was asked to stop.
+    """
+
+    def __init__(
+        self, path: Path, seconds: float, metrics: MetricsFile, fingerprint: dict[str, Any], stop: Stop
+    ) -> None:
+        self.path, self.seconds, self.metrics = path, seconds, metrics
+        self.fingerprint, self.stop = fingerprint, stop
+        self._saved = time.monotonic()  # a clock that nobody sets
+
+    def on_train_start(self, trainer: L.Trainer, module) -> None:
+        # Lightning has put a handler of its own before ours, which would stop without saving.
+        if signal.getsignal(SIGNALS[-1]) is self.stop:
+            for signum in SIGNALS:
+                signal.signal(signum, self.stop)
+        self.stop.waits = True
+
+    def on_fit_end(self, trainer: L.Trainer, module) -> None:
+        self.stop.waits = False
+        self.stop.obey()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx: int) -> None:
+        if not ends_step(trainer, batch_idx) or ends_epoch(trainer, batch_idx):
+            return
+        asked = self.stop.signum is not None
+        due = asked or time.monotonic() - self._saved >= self.seconds
+        if trainer.world_size > 1:  # they save together, or not
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if due:
+            self._save(trainer, module)
+        if asked:
+            self.stop.signum = self.stop.signum or int(signal.SIGTERM)
+            self.stop.obey()
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, module, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        if trainer.world_size == 1:  # several could not agree on it here: they stop after the next step
+            self.stop.obey()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module) -> None:
+        self._save(trainer, module)  # after validation, and what the other callbacks make of it
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FINGERPRINT] = self.fingerprint
+        if trainer.is_global_zero:
+            checkpoint[METRICS_BYTES] = self.metrics.size
+
+    def _save(self, trainer: L.Trainer, module) -> None:
+        lost = next((n for n, p in module.adapters.named_parameters() if not _is_finite(p)), None)
+        if lost is not None:  # the file that is there stays
+            raise InputError(
+                f"training diverged: after step {trainer.global_step} not all of {lost} is finite; give a lower "
+                f"optim.lr. {self.path} is of before"
+            )
+        trainer.save_checkpoint(self.path)
+        self._saved = time.monotonic()
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    # A sum is finite only if everything in it is; it needs no tensor of the same size. (Float64: no overflow.)
+    return bool(values.detach().sum(dtype=torch.float64).isfinite())
+
+
+def hold_to(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
+    """Refuse to go on from another run's checkpoint.
+
+    Args:
+        checkpoint: last.ckpt, loaded.
+        fingerprint: of the run that would go on: plain values by what they are of.
+        path: of the checkpoint.
+
+    Raises:
+        InputError: it is of other data, another backbone, tasks, rank or the like.
+    """
+    theirs = checkpoint.get(FINGERPRINT, {})
+    differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]
+    if differing:
+        raise InputError(
+            f"{path} is of a run with another {' and another '.join(differing)}; give what that run had, choose "
+            "another folder, or begin anew with resume=never"
+        )

@@ -1,0 +1,57 @@
+"""Real runs in processes of their own, which can be killed. They are forked from one that has imported everything."""
+
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["bora.run", "bora.training", "transformers.models.opt.modeling_opt"])
+
+
+def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None) -> None:
+    os.chdir(folder)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for stream, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
+    import torch
+
+    import bora.run
+
+    torch.set_num_threads(1)
+    sys.argv = ["bora.run", *arguments]
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    bora.run.main()
+
+
+def start(folder: Path, name: str, *arguments: str, largest_file: int | None = None) -> ForkServerProcess:
+    """Begin a run; its output is in NAME.out and NAME.err.
+
+    Args:
+        largest_file: bytes after which writing to a file fails, as on a disk that is full.
+    """
+    process = SERVER.Process(target=_run, args=(folder, name, list(arguments), largest_file))
+    process.start()
+    return process
+
+
+def finish(folder: Path, name: str, *arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
+    """Run to the end: exit code, standard output, standard error."""
+    process = start(folder, name, *arguments, largest_file=largest_file)
+    process.join(120)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode, (folder / f"{name}.out").read_text(), (folder / f"{name}.err").read_text()
+
+
+def wait_for(what, process: ForkServerProcess, seconds: float = 60.0) -> None:
+    """Until what() is true, while the process lives."""
+    until = time.monotonic() + seconds
+    while not what():
+        assert process.is_alive(), "it ended before that"
+        assert time.monotonic() < until, "that never came"
+        time.sleep(0.002)

@@ -1,0 +1,58 @@
+"""Runs that are killed at random moments, again and again, end as runs that were not: the same bytes."""
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import same_files
+from tests.faults.processes import finish, start
+
+KILLS = int(os.environ.get("BORA_KILLS", "10"))
+SMALL = [
+    "logger=none", "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=20", "data.min_documents=5",
+    "data.max_tokens=32", "data.batch_size=3", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "lora.rank=4",
+    "checkpoint_minutes=0",
+]  # fmt: skip
+FORMS = [
+    ["tau=100"],
+    ["tau=0"],
+    ["tau=inf"],
+    ["tau=100", "prior.parameterization=centered", "prior.estimator=dense", "lora.init_std=0.01"],
+    ["tau=10", "trainer.accumulate_grad_batches=3", "data.order=shuffled"],
+]
+
+
+def whole_or_absent(run: Path) -> None:
+    """Whatever stands in the folder can be read."""
+    for file in run.glob("checkpoints/*.ckpt"):
+        torch.load(file, weights_only=True)
+    assert not (run / "summary.json").exists() or (run / "per_task.csv").is_file()
+
+
+@pytest.mark.parametrize("form", range(len(FORMS)), ids=lambda i: " ".join(FORMS[i]))
+def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
+    arguments, rng = [*FORMS[form], *SMALL], random.Random(form)
+    began = time.monotonic()
+    assert finish(tmp_path, "whole", *arguments, "hydra.run.dir=whole")[0] == 0
+    seconds = time.monotonic() - began
+    kills, number = 0, 0
+    while kills < KILLS / len(FORMS):
+        number += 1
+        name = f"killed{number}"
+        while True:
+            process = start(tmp_path, name, *arguments, f"hydra.run.dir={name}")
+            # From the first imports to beyond the end; what is done already is not done again, so an end comes.
+            process.join(rng.uniform(0, seconds))
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            kills += 1
+            whole_or_absent(tmp_path / name)
+        assert process.exitcode == 0, (tmp_path / f"{name}.err").read_text()
+        same_files(tmp_path / "whole", tmp_path / name)
+        assert not list((tmp_path / name).rglob("*.partial"))
