@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from bora.escaping import one_line
 from bora.results.evidence import Evidence, Interval, format_tau, rank_correlation
 from bora.results.task_map import TaskMap
 
@@ -285,8 +286,9 @@ def legend_outside(ax: Axes, columns: int = 2) -> None:
 
 def shorten(name: str, length: int = 34) -> str:
     """A name that fits; the middle is left out."""
-    name = str(name).replace("$", r"\$")
-    return name if len(name) <= length else f"{name[: length - 10]}…{name[-8:]}"
+    name = one_line(str(name))
+    name = name if len(name) <= length else f"{name[: length - 10]}…{name[-8:]}"
+    return name.replace("$", r"\$")  # or it would be read as mathematics
 
 
 def label_points(figure: Figure, ax: Axes, points: list[tuple[str, float, float]], most: int = 30) -> None:

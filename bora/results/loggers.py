@@ -14,13 +14,16 @@ from omegaconf import DictConfig
 
 from bora.config import flat, plain
 from bora.errors import InputError, first_line
+from bora.redaction import redacted, redacted_arguments
 from bora.results.metrics_file import METRICS_BYTES, MetricsFile
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
+from bora.results.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline")
 Mode = Literal["online", "offline", "disabled"]  # as W&B takes it
+WAIT = 30  # seconds for W&B's server to answer
 RUN_ID = "tracked_run"  # in a checkpoint: the tracker's id of the run, which goes on under it
 
 
@@ -65,11 +68,11 @@ def build_loggers(
     """
     if cfg.logger.kind not in TRACKERS:
         raise InputError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
-    config = json_safe(plain(cfg) | derived)
+    config = redacted(json_safe(plain(cfg) | derived))
     run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
     loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint.get(METRICS_BYTES))]
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # one process speaks for all
-        loggers += TRACKERS[cfg.logger.kind](cfg.logger, run)
+        loggers += [Tracker(tracker) for tracker in TRACKERS[cfg.logger.kind](cfg.logger, run)]
     return loggers
 
 
@@ -88,11 +91,12 @@ def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
         "id": run.id,
         "resume": "allow",
         "config": run.config,
-        "settings": wandb.Settings(console="off", silent=True),
+        "settings": wandb.Settings(console="off", silent=True, init_timeout=WAIT),
     }
     # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
     try:
-        experiment = wandb.init(**arguments, mode=mode)
+        with redacted_arguments():
+            experiment = wandb.init(**arguments, mode=mode)
     except wandb.errors.Error as error:
         if settings.mode == "online":
             raise InputError(
@@ -100,7 +104,8 @@ def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
                 "wandb login, or use logger.mode=offline"
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
-        experiment = wandb.init(**arguments, mode="offline")
+        with redacted_arguments():
+            experiment = wandb.init(**arguments, mode="offline")
     return [WandbLogger(experiment=experiment)]
 
 
@@ -179,7 +184,5 @@ def tracked(loggers: list[Logger]) -> Iterator[None]:
 
 def _finish(loggers: list[Logger], failed: bool) -> None:
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            wandb.finish(exit_code=int(failed))
-        elif isinstance(logger, MLFlowLogger):  # Lightning knows only of errors inside the Trainer
-            logger.finalize("failed" if failed else "success")
+        if isinstance(logger, Tracker):
+            logger.finish(failed)

@@ -3,11 +3,12 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from bora import escaping
 from bora.results import paper
 from bora.results.evidence import LEVEL, Claim, Evidence, format_tau
 
@@ -41,17 +42,18 @@ class ReportTable:
 
     def markdown(self) -> str:
         """A pipe table with the caption below."""
-        escape = lambda cell: cell.replace("|", r"\|").replace("*", r"\*")  # noqa: E731
-        table = self._marked(escape, lambda cell: f"**{cell}**")
+        # Columns of numbers hold our own marks alone, such as [low, high], which are easier to read as they are.
+        cells = {c: map(escaping.markdown, v) if self._is_text(c) else v for c, v in self.cells.items()}
+        table = replace(self, cells=pd.DataFrame(cells))._marked(str, lambda cell: f"**{cell}**")
         align = ["left" if self._is_text(c) else "right" for c in self.cells.columns]
         return table.to_markdown(index=False, colalign=align, disable_numparse=True) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
         """A booktabs tabular in a table environment."""
-        table = self._marked(latex_escape, lambda cell: rf"\textbf{{{cell}}}")
+        table = self._marked(escaping.latex, lambda cell: rf"\textbf{{{cell}}}")
         columns = "".join("l" if self._is_text(c) else "r" for c in self.cells.columns)
         return table.to_latex(
-            index=False, escape=False, caption=latex_escape(self.caption), label=f"tab:{self.name}",
+            index=False, escape=False, caption=escaping.latex(self.caption), label=f"tab:{self.name}",
             column_format=columns, longtable=len(table) > 40,
         )  # fmt: skip
 
@@ -62,7 +64,7 @@ class ReportTable:
         table = self._marked(lambda cell: escape(cell), lambda cell: f"<strong>{cell}</strong>")
         return table.to_html(index=False, escape=False, border=0)
 
-    def _is_text(self, column: str) -> bool:
+    def _is_text(self, column: object) -> bool:
         return column in ("task", "run", "claim", "verdict", "numbers")
 
     def write(self, folder: Path) -> None:
@@ -70,22 +72,6 @@ class ReportTable:
         self.data.to_csv(folder / f"{self.name}.csv", index=False)
         (folder / f"{self.name}.md").write_text(self.markdown(), "utf-8")
         (folder / f"{self.name}.tex").write_text(self.latex(), "utf-8")
-
-
-def latex_escape(text: str) -> str:
-    """Plain text for LaTeX, our Greek and superscripts included."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {c: "\\" + c for c in "&%$#_{}"}
-    special |= {
-        "τ": r"$\tau$",
-        "∞": r"$\infty$",
-        "Θ": r"$\Theta$",
-        "−": "$-$",
-        "±": r"$\pm$",
-        "×": r"$\times$",
-    }
-    special |= {c: f"$^{n}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
-    return "".join(special.get(c, c) for c in text)
 
 
 def is_talk_of_norway(evidence: Evidence) -> bool:

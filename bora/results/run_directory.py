@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from bora.config import flat
 from bora.errors import InputError
 from bora.files import PARTIAL, write_whole
+from bora.redaction import redacted, redacted_yaml
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class RunDirectory:
             log.info("going on from %s", self.resume_from)
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_whole(self.path / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        write_whole(self.path / CONFIG, redacted_yaml(OmegaConf.to_yaml(cfg, resolve=True)))
         return None
 
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
@@ -171,8 +172,8 @@ class RunDirectory:
         A key that config.yaml does not have, and EARLIER does not know, differs only if it is among the keys
         that are `given`. The keys in HOW_IT_RUNS never differ.
         """
-        theirs = read_config(self.path / CONFIG)
-        ours = flat(OmegaConf.to_container(cfg, resolve=True))
+        theirs = redacted(read_config(self.path / CONFIG))
+        ours = redacted(flat(OmegaConf.to_container(cfg, resolve=True)))
         known = (theirs.keys() | (ours.keys() & set(given))) - HOW_IT_RUNS
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
 

@@ -7,12 +7,20 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from bora.redaction import redact_file
 from bora.results.run_directory import FAILED, SUMMARY, RunDirectory
 from bora.results.tables import print_sweep
 
 
 class Sweep(Callback):
-    """Notes what a sweep varies before its first job, and tells how it went after the last."""
+    """Keeps secrets out of Hydra's files; notes what a sweep varies before its first job, and tells how it went."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Hydra has written what it was given, word for word: these files, and a sweep's with the first job.
+        if config.hydra.output_subdir is not None:
+            for file in (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir).glob("*.yaml"):
+                redact_file(file)
+        redact_file(Path(config.hydra.sweep.dir) / "multirun.yaml")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Hydra's basic sweeper writes this file, others do not; the jobs' folders are named by it.

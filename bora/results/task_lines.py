@@ -5,12 +5,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 
 from bora.model.module import HierarchicalLoRA
 from bora.names import safe_names
 from bora.results.loggers import RUN_ID
-from bora.results.metrics_file import MetricsFile
+from bora.results.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +59,10 @@ class TaskLines(Callback):
             for task, perplexity, distance in list(zip(names, perplexities, distances, strict=True))[
                 : self.most
             ]:
-                name = task if isinstance(logger, WandbLogger) else safe[task]
+                name = task if logger.keeps_names else safe[task]
                 figures |= {f"{split}_perplexity/{name}": perplexity, f"distance/{name}": distance}
             logger.log_metrics(figures, step=trainer.global_step)
 
     @staticmethod
-    def _trackers(trainer: L.Trainer) -> list:
-        return [logger for logger in trainer.loggers if not isinstance(logger, MetricsFile)]
+    def _trackers(trainer: L.Trainer) -> list[Tracker]:
+        return [logger for logger in trainer.loggers if isinstance(logger, Tracker)]

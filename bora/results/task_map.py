@@ -9,9 +9,11 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
+from bora.config import own_call
 from bora.errors import InputError
 from bora.results.run_directory import CONFIG, DOCUMENTS
 from bora.results.runs import Run
+from bora.resume import load_checkpoint
 
 PERMUTATIONS = 2_000
 
@@ -71,7 +73,7 @@ def build_task_map(run: Run, column: str | None = None) -> TaskMap:
     path = run.folder / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise InputError(f"the map of tasks needs {path}, which is not there")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = load_checkpoint(path)
     tasks = checkpoint["hyper_parameters"]["task_names"]
     if len(tasks) < 3:
         raise InputError(f"the map of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
@@ -128,7 +130,7 @@ def attribute(run: Run, column: str) -> pd.Series:
     if "text" not in cfg.data:
         raise InputError(f"data={cfg.data.name} has no columns to colour the tasks by")
     try:
-        table = hydra.utils.instantiate(cfg.data.reader, text=column)
+        table = hydra.utils.instantiate(own_call(cfg.data.reader, "data", "reader"), text=column)
     except hydra.errors.InstantiationException as error:
         if not isinstance(error.__cause__, InputError):
             raise

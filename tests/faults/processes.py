@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -48,10 +50,13 @@ def finish(folder: Path, name: str, *arguments: str, largest_file: int | None = 
     return process.exitcode, (folder / f"{name}.out").read_text(), (folder / f"{name}.err").read_text()
 
 
-def wait_for(what, process: ForkServerProcess, seconds: float = 60.0) -> None:
+def wait_for(
+    what: Callable[[], bool], process: ForkServerProcess | subprocess.Popen, seconds: float = 60.0
+) -> None:
     """Until what() is true, while the process lives."""
     until = time.monotonic() + seconds
     while not what():
-        assert process.is_alive(), "it ended before that"
+        alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+        assert alive, "it ended before that"
         assert time.monotonic() < until, "that never came"
         time.sleep(0.002)

@@ -1,12 +1,15 @@
 """What the trackers are given, read back from their own files."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -16,6 +19,7 @@ from wandb.proto import wandb_internal_pb2
 
 import bora.trainer
 from tests.conftest import table
+from tests.faults.processes import wait_for
 from tests.test_config import config, options
 
 TASKS = {"Pia Kjærsgaard": 12, "pia-kjærsgaard": 12, "π": 12}
@@ -166,6 +170,46 @@ def test_a_tracker_that_cannot_be_used_is_told(command, tmp_path, monkeypatch):
         code, _, err = command(*SMALL, f"logger={tracker}")
         assert code == 2
         assert f"pip install 'bora[{tracker}]'" in err
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_wandb_out_of_reach_is_told(command, tmp_path, monkeypatch, mode):
+    table(tmp_path / "t.csv", TASKS)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(bora.results.loggers, "WAIT", 2)
+    monkeypatch.setattr(bora.results.loggers, "wandb_mode", lambda mode: "online")
+    code, out, err = command(*SMALL, f"logger.mode={mode}")
+    if mode == "online":
+        assert code == 2
+        assert "bora: logger.mode=online, but W&B cannot be reached" in err
+        assert not (tmp_path / "run/per_task.csv").exists()
+    else:
+        assert code == 0
+        assert "W&B cannot be reached" in out
+        assert "the run is logged offline" in out
+        assert wandb_figures(tmp_path / "run/wandb")["test/perplexity"]
+
+
+def test_wandb_dying_does_not_end_the_run(tmp_path):
+    table(tmp_path / "t.csv", {"ann": 60, "bo": 60})
+    environment = os.environ | {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bora.run", *SMALL, "trainer.log_every_n_steps=1", "data.batch_size=2"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run/metrics.csv"
+    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 3, process)
+    services = psutil.Process(process.pid).children(recursive=True)
+    assert services
+    for service in services:
+        service.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("the run goes on without it; its files have everything") == 1
+    assert err == ""
+    assert (tmp_path / "run/summary.json").is_file()
 
 
 def test_every_logger_config_is_known():

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import bora.report
+from bora.escaping import latex
 from bora.results import paper
 from bora.results.evidence import Evidence, Interval, bootstrap, claims, format_tau, rank_correlation
-from bora.results.report_tables import latex_escape
 from bora.results.runs import read_runs, series_of
 from bora.results.task_map import build_task_map, explained_variance
 
@@ -374,4 +374,4 @@ def test_small_things():
     ]
     assert f"{Interval(1.0):.1f} {Interval(1.0, 0.5, 2.0):+.1f}" == "1.0 +1.0 [+0.5, +2.0]"
     assert [Interval(1, *ends).sign for ends in ((0.1, 2), (-2, -0.1), (-1, 1))] == [1, -1, 0]
-    assert latex_escape("50 % of a_b & τ = 10⁴") == r"50 \% of a\_b \& $\tau$ = 10$^4$"
+    assert latex("50 % of a_b & τ = 10⁴") == r"50 \% of a\_b \& $\tau$ = 10$^4$"
