@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-quantized bench docs lint smollm2 wheel clean
+.PHONY: run test test-quantized test-faults bench docs lint smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
@@ -14,6 +14,9 @@ test: .venv/installed  ## the whole test suite
 test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since transformers then imports torchao in every process
 	$(INSTALL) '.[int8]'
 	$(BIN)/python -m pytest -n 2 tests/model/test_quantization.py
+
+test-faults: .venv/installed  ## what clusters do, at length: 100 kills at random moments, 2,000 steps watched
+	BORA_KILLS=100 BORA_LONG=1 $(BIN)/python -m pytest -n 2 tests/faults
 
 bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see experiments/bench
 	$(BIN)/python -m bora.bench

@@ -1,0 +1,70 @@
+"""A long run takes no more of the machine than a short one: `make test-faults`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from tests.conftest import table
+from tests.faults.processes import start
+
+LONG = bool(os.environ.get("BORA_LONG"))
+STEPS, WARM = 2000, 500
+
+
+@pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
+@pytest.mark.parametrize("logger", ["none", "wandb", "tensorboard"])
+def test_memory_files_and_threads_stay_as_they_are(tmp_path, logger):
+    table(tmp_path / "t.csv", {f"task {d}": 40 for d in range(20)})
+    process = start(
+        tmp_path, "long", f"logger={logger}", "data=table", "data.path=t.csv", "data.min_documents=5",
+        "data.max_tokens=20", "data.batch_size=2", "trainer.max_epochs=10", "tau=100", "lora.rank=2", "hydra.run.dir=a",
+        "checkpoint_minutes=0.02", "optim.patience=99",
+    )  # fmt: skip
+    metrics, watched, rows = tmp_path / "a/metrics.csv", psutil.Process(process.pid), []
+    while process.is_alive():
+        process.join(0.2)
+        step = last_step(metrics)
+        if process.is_alive() and step and (not rows or step > rows[-1][0]):
+            rows.append((step, watched.memory_info().rss / 2**20, watched.num_fds(), watched.num_threads()))
+    assert process.exitcode == 0, (tmp_path / "long.err").read_text()
+    seen = pd.DataFrame(rows, columns=["step", "mebibytes", "files", "threads"])
+    print("\n", seen.iloc[:: max(1, len(seen) // 12)].to_string())
+    assert seen["step"].max() > STEPS - 50
+    late = seen[seen["step"] > WARM]
+    slope = np.polyfit(late["step"], late["mebibytes"], 1)[0] * 1000
+    assert slope < 10, f"{slope:.1f} MiB more after 1,000 steps"
+    assert late["files"].max() - late["files"].min() <= 4
+    assert late["threads"].nunique() <= 2
+    # A row every 10 steps and an epoch; a checkpoint does not grow with the steps.
+    assert len(metrics.read_text().splitlines()) < STEPS / 10 + 20
+    sizes = {f.stem: f.stat().st_size for f in tmp_path.glob("a/checkpoints/*.ckpt")}
+    assert abs(sizes["last"] - sizes["best"]) < 10_000
+    assert len(list((tmp_path / "a/checkpoints").iterdir())) == 2
+    assert (tmp_path / "a/run.log").stat().st_size < 5_000
+
+
+def last_step(metrics: Path) -> int:
+    steps = [line.split(",")[1] for line in metrics.read_text().splitlines()[1:]] if metrics.is_file() else []
+    return int(steps[-1]) if steps and steps[-1].isdigit() else 0
+
+
+def test_a_thousand_tasks_are_not_a_thousand_metrics(command, tmp_path):
+    table(tmp_path / "t.csv", {f"task {d}": 4 for d in range(1000)})
+    code, out, err = command(
+        "logger=tensorboard", "data=table", "data.path=t.csv", "data.n_tasks=null", "data.min_documents=3",
+        "data.max_tokens=8", "data.batch_size=64", "trainer.max_steps=2", "lora.rank=1", "hydra.run.dir=a",
+        "trainer.log_every_n_steps=1", "data.drop_duplicates=false",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "the first 100 of 1000 tasks have lines" in out
+    events = sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir())
+    assert events < 100_000
+    columns = pd.read_csv(tmp_path / "a/metrics.csv").columns
+    assert len(columns) < 20
+    assert len(pd.read_csv(tmp_path / "a/per_task.csv")) == 1000
+    assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
