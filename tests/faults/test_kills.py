@@ -2,6 +2,9 @@
 
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import same_files
-from tests.faults.processes import finish, start
+from tests.faults.processes import finish, start, wait_for
 
 KILLS = int(os.environ.get("BORA_KILLS", "10"))
 SMALL = [
@@ -56,3 +59,27 @@ def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
         assert process.exitcode == 0, (tmp_path / f"{name}.err").read_text()
         same_files(tmp_path / "whole", tmp_path / name)
         assert not list((tmp_path / name).rglob("*.partial"))
+
+
+@pytest.mark.skipif(KILLS < 100, reason="takes a minute: make test-faults")
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_processes_that_are_killed_together_go_on_together(trainer, tmp_path):
+    run = [
+        sys.executable, "-m", "bora.run", *SMALL, "tau=100", f"trainer={trainer}", "trainer.accelerator=cpu",
+        "+trainer.strategy.process_group_backend=gloo",
+    ]  # fmt: skip
+
+    def begin(name: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*run, f"hydra.run.dir={name}"], cwd=tmp_path, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    assert begin("whole").wait(120) == 0
+    for rows in (3, 9):
+        process, metrics = begin("killed"), tmp_path / "killed/metrics.csv"
+        wait_for(lambda m=metrics, n=rows: m.is_file() and len(m.read_text().splitlines()) > n, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert begin("killed").wait(120) == 0
+    same_files(tmp_path / "whole", tmp_path / "killed")
