@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-quantized test-faults bench docs lint smollm2 wheel clean
+.PHONY: run test test-slow test-quantized test-faults bench docs lint audit smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
+
+test-slow: .venv/installed  ## bad data of some size: 5,000 tasks, a text of millions of characters
+	$(BIN)/python -m pytest -m slow
 
 test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since transformers then imports torchao in every process
 	$(INSTALL) '.[int8]'
@@ -24,6 +27,10 @@ bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see 
 
 lint: .venv/installed  ## style, format and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+audit: .venv/installed  ## known vulnerabilities in the pinned versions, secrets in the tracked files
+	$(INSTALL) -e '.[audit]'
+	$(BIN)/python .ci/audit.py
 
 docs: .venv/installed  ## the documentation site, docs/_build/index.html; a warning is an error
 	$(INSTALL) -e '.[docs]'

@@ -18,10 +18,11 @@ from hydra.errors import HydraException, InstantiationException
 
 from bora.cache import digest
 from bora.config import check, config_folder, register_resolvers
-from bora.data.table import columns_of, finish
+from bora.data.table import columns_of, from_values
 from bora.errors import InputError
 from bora.interop.restore import Restored, restore
 from bora.results.run_directory import RunDirectory
+from bora.stopping import Stopped
 from bora.training import train
 
 
@@ -73,6 +74,8 @@ def fit(
     try:
         train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, table=table)
         return restore(folder)
+    except Stopped as stopped:  # Ctrl-C, as a notebook knows it
+        raise KeyboardInterrupt(str(stopped)) from None
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):  # Hydra wraps what a loader raises
             raise error.__cause__ from None
@@ -83,7 +86,7 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
     """A frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
 
     Raises:
-        InputError: it is no frame, or a column is not there.
+        InputError: it is no frame, or a column is not there or holds what is no text.
     """
     if not isinstance(frame, pd.DataFrame):
         if not hasattr(frame, "to_pandas"):
@@ -91,13 +94,9 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
                 f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}"
             )
         frame = frame.to_pandas()
-    names = columns_of([str(c) for c in frame.columns], "the frame", task, text, date)
-    chosen = {}
-    for column in names:
-        if isinstance(frame[column], pd.DataFrame):
-            raise InputError(f"the frame has the column {column!r} twice")
-        chosen[column] = ["" if pd.isna(v) else str(v) for v in frame[column]]
-    return finish(pd.DataFrame(chosen, dtype=str), names)
+    frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
+    names = columns_of(frame.columns.tolist(), "the frame", task, text, date)
+    return from_values({c: frame[c] for c in names}, names, "the frame")
 
 
 def _quoted(value: str) -> str:

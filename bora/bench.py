@@ -19,8 +19,6 @@ import importlib.util
 import json
 import logging
 import os
-import platform
-import resource
 import subprocess
 import sys
 import time
@@ -44,6 +42,8 @@ from transformers import PreTrainedModel
 from bora.config import config_folder, plain
 from bora.data.batches import Batch
 from bora.files import write_whole
+from bora.machine import forget_peak, processor
+from bora.machine import peak_memory as needed_at_most
 from bora.model.adapters import Layout, linear_shape
 from bora.model.backbone import Backbone, load_backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
@@ -272,20 +272,12 @@ def time_steps(
 
 def peak_memory(cfg: DictConfig, model: PreTrainedModel, variant: Variant) -> float:
     """MiB that three steps of one variant need at most; on the CPU the whole process, with its libraries."""
-    gc.collect()
-    forget = Path("/proc/self/clear_refs")
-    if forget.exists():  # Linux: what was needed to get here (imports, loading) does not count
-        forget.write_text("5")
+    forget_peak()  # what was needed to get here (imports, loading) does not count
     step = variant.build(model, cfg, variant.n_tasks)
     batches = random_batches(cfg, model.config.get_text_config().vocab_size)
     for _ in range(3):
         step(of_tasks(next(batches), variant.n_tasks))
-    if cfg.device != "cpu":
-        return torch.cuda.max_memory_allocated() / MIB
-    if forget.exists():
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(status["VmHWM"].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+    return needed_at_most(cfg.device) / MIB
 
 
 def peak_memory_alone(variant: Variant) -> float:
@@ -301,10 +293,8 @@ def peak_memory_alone(variant: Variant) -> float:
 
 def machine(cfg: DictConfig) -> dict[str, str | int]:
     """Where the numbers are from."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else [platform.processor()]  # fmt: skip
     return {
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "device": cfg.device if cfg.device == "cpu" else torch.cuda.get_device_name(),
     }

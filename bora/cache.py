@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +33,24 @@ def digest(about: object, texts: Iterable[str] = ()) -> str:
     return found.hexdigest()[:32]
 
 
+_read_only: ContextVar[bool] = ContextVar("read_only", default=False)
+
+
+@contextlib.contextmanager
+def read_only() -> Iterator[None]:
+    """Within: what the cache has is used, and nothing is written to it or removed from it."""
+    before = _read_only.set(True)
+    try:
+        yield
+    finally:
+        _read_only.reset(before)
+
+
+def is_read_only() -> bool:
+    """Whether the cache must be left as it is."""
+    return _read_only.get()
+
+
 def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
     """The table that `make` gives; from the cache folder if it was made before.
 
@@ -52,8 +71,11 @@ def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = first_line(error)
         log.info("%s is not whole (%s): made anew", file, reason)
-        _remove(file)
+        if not is_read_only():
+            _remove(file)
     table = make()
+    if is_read_only():
+        return table
     partial = folder / f"{key}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)

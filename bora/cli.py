@@ -17,6 +17,7 @@ COMMANDS = {
         "bora.interop.evaluate",
         "perplexity and likeliest task of new text: bora evaluate RUN --data b.csv",
     ),
+    "doctor": ("bora.doctor", "this machine, and what a run would cost: bora doctor model=opt_mini tau=100"),
     "bench": ("bora.bench", "what a training step costs: bora bench model=opt_mini"),
 }
 

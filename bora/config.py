@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bora.errors import InputError
 from bora.model.posterior import ESTIMATORS, LIKELIHOODS, PENALTIES
+from bora.redaction import MARK
 
 ABSENT = object()
 
@@ -39,6 +40,37 @@ def register_resolvers() -> None:
 def plain(group: DictConfig) -> dict[str, Any]:
     """A group of the config, or all of it, as plain values; interpolations are resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(group, resolve=True))
+
+
+def own_call(node: DictConfig, group: str, key: str) -> DictConfig:
+    """What a run directory's config would have Hydra call; it may come from anywhere, and a `_target_` can be anything.
+
+    Args:
+        node: the config's model.loader or data.reader.
+        group, key: model and loader, or data and reader.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: it is not one of the functions that conf/ names there, called with plain values.
+    """
+    files = (config_folder() / group).glob("*.yaml")
+    known = {OmegaConf.select(OmegaConf.load(file), f"{key}._target_") for file in files} - {None}
+    given = flat(OmegaConf.to_container(node))
+    target = given.pop("_target_", None)
+    # A `_target_` deeper down would be called too; an interpolation could read the environment.
+    odd = [
+        k for k, v in given.items()
+        if k.startswith("_") or "._" in k or "_target_" in str(v) or "${" in str(v)
+    ]  # fmt: skip
+    if target not in known or odd:
+        what = odd[0] if target in known else f"_target_={target}"
+        raise InputError(
+            f"config.yaml: {group}.{key}.{what} is not what conf/{group} has, and a run directory may have nothing "
+            "else called"
+        )
+    return node
 
 
 def format_value(value: Any) -> str:
@@ -90,6 +122,11 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(k for k, v in flat(OmegaConf.to_container(cfg)).items() if v == "???")
     if missing:
         raise InputError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
+    for key, value in flat(OmegaConf.to_container(cfg)).items():
+        if isinstance(value, str) and MARK in value:  # a config.yaml is run again
+            raise InputError(
+                f"{key}: a secret stood there, which config.yaml does not keep; give {key}=… again"
+            )
 
     def number(
         key: str,

@@ -1,8 +1,15 @@
-"""Task names made safe for the outside: file systems, and the metric names of trackers."""
+"""Task names: one spelling for each within, and made safe for the outside: file systems, metric names of trackers."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable
+
+import pandas as pd
+
+from bora.errors import InputError
+
+log = logging.getLogger(__name__)
 
 LONGEST = 64  # characters; some file systems stop at 143 bytes, and the whole path counts on Windows
 # Windows reads these as devices, whatever follows a dot.
@@ -14,6 +21,48 @@ LETTERS = str.maketrans(
         "þ": "th", "Þ": "Th", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ı": "i",
     }
 )  # fmt: skip
+
+
+def one_spelling(tasks: pd.Series, source: str) -> pd.Series:
+    """Each name in Unicode's composed form (NFC), its white space as single spaces, none around it.
+
+    Names that differ in these alone are one text to Unicode and to a reader, so they name one task; where there are
+    such, that is told. Capital letters stay as they are: see `look_alikes`.
+
+    Args:
+        tasks: a name a row; its index counts rows.
+        source: where they are from, for messages.
+
+    Raises:
+        InputError: a name holds another control character.
+    """
+    names = {raw: " ".join(unicodedata.normalize("NFC", raw).split()) for raw in tasks.unique()}
+    spellings: dict[str, list[str]] = {}
+    for raw, name in names.items():
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            row = tasks.index[tasks == raw][0]
+            raise InputError(
+                f"{source}: the task's name {name[:LONGEST]!r} in row {row} (counted from 0) holds a control "
+                "character; take it out"
+            )
+        spellings.setdefault(name, []).append(raw)
+    merged = [raws for name, raws in spellings.items() if name and len(raws) > 1]
+    if merged:
+        log.warning(
+            "%d task(s) are spelled in more than one way, of which each is taken as one task; the ways differ in "
+            "white space, or in how Unicode writes a letter: %s",
+            len(merged), " and ".join(ascii(raw) for raw in merged[0][:2]),
+        )  # fmt: skip
+    return tasks.map(names)
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that a person may take for the same: but for capital letters, or invisible or like characters."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        seen = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        groups.setdefault("".join(seen).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:

@@ -36,7 +36,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} was changed")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, KeyError) as error:
+    except pickle.UnpicklingError as error:  # whose own words advise to run what is in it
+        raise InputError(
+            f"{path} is not a readable checkpoint: it holds more than tensors and plain values, which could run anything"
+        ) from error
+    except (OSError, RuntimeError, zipfile.BadZipFile, KeyError) as error:
         raise InputError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
 
 

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError
+from bora.redaction import redacted_words
 from bora.stopping import Stopped
 
 register_resolvers()
@@ -77,6 +78,7 @@ def record(error: Exception, folder: Path) -> None:
     from bora.results.run_directory import RunDirectory
 
     line, code = told(error) or (f"{type(error).__name__}: {' '.join(str(error).split())}", None)
+    line = redacted_words(line)
     if code is None or SHOW_TRACE:
         log.error("%s failed", folder.name, exc_info=error)
     else:
@@ -90,7 +92,7 @@ def leave(error: Exception) -> None:
     found = told(error)
     if found is None or SHOW_TRACE:
         return
-    print("bora:", found[0], file=sys.stderr)
+    print("bora:", redacted_words(found[0]), file=sys.stderr)
     sys.exit(found[1])
 
 
@@ -124,7 +126,8 @@ def main() -> None:
     try:
         job()
     except Stopped as stopped:
-        print("bora:", stopped, file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
+            print("bora:", stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     except Exception as error:
         leave(error)

@@ -64,6 +64,18 @@ def test_commands_run(command, tmp_path):
     assert len(list(tmp_path.rglob("summary.json"))) == jobs
 
 
+def test_what_a_run_costs_is_told_before(tmp_path):
+    (command,) = (c for c in COMMANDS if c.startswith("bora doctor"))
+    speeches = pd.DataFrame(
+        {"speaker": ["a", "b"] * 30, "speech": [f"order, order: number {i}" for i in range(60)]}
+    )
+    speeches.to_csv(tmp_path / "speeches.csv", index=False)
+    done = shell(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "time of an epoch" in done.stdout
+    assert [f.name for f in tmp_path.iterdir()] == ["speeches.csv"]
+
+
 def test_a_sweep_becomes_a_report(tmp_path):
     (command,) = (c for c in COMMANDS if c.startswith("bora report"))
     assert shell(f"bora run -m tau=0,10 {SMALL} logger=wandb", tmp_path).returncode == 0

@@ -1,11 +1,14 @@
 """Reader of Hugging Face datasets: a folder that `save_to_disk` wrote, a folder of data files, or a name on the hub."""
 
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bora.data.table import columns_of, finish
+from bora.data.table import columns_of, from_values
 from bora.errors import InputError, first_line
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # one of them is in what save_to_disk wrote
@@ -38,16 +41,11 @@ def read(
         import datasets
     except ModuleNotFoundError as error:
         raise InputError("data=datasets needs its extra: pip install 'bora[datasets]'") from error
-    folder = Path(path).expanduser()
     try:
-        if any((folder / name).is_file() for name in SAVED):
-            found = datasets.load_from_disk(str(folder))
-        elif folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir():
-            if not folder.is_dir():
-                raise InputError(f"data.path={path}: there is no such folder")
-            found = datasets.load_dataset(str(folder), subset)
-        else:
-            found = datasets.load_dataset(path, subset)
+        with _bars_on_a_terminal_alone():
+            found = _load(path, subset)
+            if isinstance(found, datasets.DatasetDict):
+                found = _of_splits(found, path, split)
     except InputError:
         raise
     except (
@@ -56,23 +54,53 @@ def read(
         raise InputError(
             f"data.path={path} could not be loaded as a dataset ({type(error).__name__}: {first_line(error)})"
         ) from error
-    if isinstance(found, datasets.DatasetDict):
-        if split == "all":
-            found = datasets.concatenate_datasets(list(found.values()))
-        elif split in found:
-            found = found[split]
-        else:
-            raise InputError(
-                f"data.split_name={split}: {path} has the splits {', '.join(found)}; or give all"
-            )
     names = columns_of(found.column_names, path, task, text, date)
-    return finish(pd.DataFrame({c: _texts(found, c) for c in names}, dtype=str), names)
+    return from_values({c: _values(found, c) for c in names}, names, f"data.path={path}")
 
 
-def _texts(found: Any, column: str) -> list[str]:
-    """A column as text: class labels by name, nothing as the empty string."""
+@contextmanager
+def _bars_on_a_terminal_alone() -> Iterator[None]:
+    """Within: the library draws no progress bars into a log file."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _load(path: str, subset: str | None) -> Any:
+    """A dataset, or several as a dictionary by split."""
+    import datasets
+
+    folder = Path(path).expanduser()
+    if any((folder / name).is_file() for name in SAVED):
+        return datasets.load_from_disk(str(folder))
+    if folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir():
+        if not folder.is_dir():
+            raise InputError(f"data.path={path}: there is no such folder")
+        return datasets.load_dataset(str(folder), subset)
+    return datasets.load_dataset(path, subset)
+
+
+def _of_splits(found: Any, path: str, split: str) -> Any:
+    """One of the dataset's own splits, or all of them one after the other."""
+    import datasets
+
+    if split == "all":
+        return datasets.concatenate_datasets(list(found.values()))
+    if split not in found:
+        raise InputError(f"data.split_name={split}: {path} has the splits {', '.join(found)}; or give all")
+    return found[split]
+
+
+def _values(found: Any, column: str) -> Iterable:
+    """A column's values: class labels by name."""
     names = getattr(found.features[column], "names", None)
-    values = found[column]
-    if names is not None:
-        return ["" if v is None or v < 0 else names[v] for v in values]
-    return ["" if v is None else str(v) for v in values]
+    if names is None:
+        return found[column]
+    return (None if v is None or v < 0 else names[v] for v in found[column])

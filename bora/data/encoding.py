@@ -1,5 +1,6 @@
 """Texts to token ids: beginning, unscored prompt, scored text, end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +13,20 @@ from transformers import PreTrainedTokenizerBase
 from bora.cache import digest, kept
 from bora.errors import InputError
 
-DOCUMENTS_AT_A_TIME = 1024  # bounds the memory for what will be cut off
+# What bounds the memory for what will be cut off: a token has some 500 bytes in the tokenizer.
+DOCUMENTS_AT_A_TIME, CHARACTERS_AT_A_TIME = 1024, 2**22
+LONGEST = 2**23  # characters of a text: 1 to 4 GB
 # A row a document: its ids, how many of them are the prompt, how many tokens were cut off.
 TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("n_prompt", pa.int32()), ("n_lost", pa.int64())])
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document's tokens: `ids[:n_prompt]` are never scored, and the first token never is."""
+    """One document's tokens: `ids[:n_prompt]` are never scored, and the first token never is; `n_lost` were cut off."""
 
     ids: np.ndarray
     n_prompt: int
+    n_lost: int = 0
 
     @property
     def n_scored(self) -> int:
@@ -36,6 +40,12 @@ class Truncation:
 
     documents: int
     tokens: int
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded]) -> "Truncation":
+        """What was cut off these documents."""
+        lost = [e.n_lost for e in encoded if e.n_lost]
+        return cls(len(lost), sum(lost))
 
 
 def encode(
@@ -61,12 +71,19 @@ def encode(
         prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
 
     Raises:
-        InputError: max_tokens < 2, or a template without its field.
+        InputError: max_tokens < 2, a template without its field, or a text that no memory could hold as tokens.
     """
     if max_tokens < 2:
         raise InputError(f"data.max_tokens={max_tokens} must be 2 or more: the first token is never scored")
     if "{text}" not in template:
         raise InputError(f"data.template={template!r} must hold {{text}}")
+    lengths = table["text"].str.len()
+    if len(table) and lengths.max() > LONGEST:
+        raise InputError(
+            f"the text in row {lengths.idxmax()} (counted from 0) has {lengths.max():,} characters, and at most "
+            f"{LONGEST:,} can be made tokens, of which data.max_tokens={max_tokens} are kept; divide it into documents, "
+            "or take it out"
+        )
     how = (max_tokens, prompt, template, append_eos, prepend_bos)
     identity = fingerprint(tokenizer)
     if identity is None:
@@ -77,9 +94,9 @@ def encode(
     ids = tokens["ids"].combine_chunks()
     # Views into one array (of our own: Arrow's may not be written to), a document each.
     documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
-    lost = tokens["n_lost"].to_numpy()
-    encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
-    return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
+    numbers = (tokens[name].to_pylist() for name in ("n_prompt", "n_lost"))
+    encoded = [Encoded(*one) for one in zip(documents, *numbers, strict=True)]
+    return encoded, Truncation.of(encoded)
 
 
 def _encode(
@@ -98,8 +115,12 @@ def _encode(
     if prompt is not None:
         prompts = {task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts}
     parts = []
-    for start in range(0, len(table), DOCUMENTS_AT_A_TIME):
-        part = table.iloc[start : start + DOCUMENTS_AT_A_TIME]
+    # Neither number ever falls, so a new part begins where their sum rises.
+    number = table["text"].str.len().to_numpy(np.int64).cumsum() // CHARACTERS_AT_A_TIME
+    number += np.arange(len(table)) // DOCUMENTS_AT_A_TIME
+    starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
+    for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
+        part = table.iloc[start:stop]
         ids, n_prompt, n_lost = [], [], []
         texts = [template.replace("{text}", text) for text in part["text"]]
         for task, text in zip(part["task"], _ids(tokenizer, texts), strict=True):

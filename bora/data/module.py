@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bora.data.batches import Batches, Documents, loader
 from bora.data.encoding import Encoded, Truncation, encode
 from bora.data.selection import Dropped, select
-from bora.data.split import SPLITS, split
+from bora.data.split import SPLITS, leakage, split
 from bora.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Corpus:
         documents: one row a document kept: row (its number in the table as read), task, split,
             n_tokens, n_scored; and text.
         encoded: the tokens of each of those rows.
-        dropped, truncation: what was left out.
+        dropped, truncation: what was left out, and what was cut off the documents kept.
         sha256: of every kept document's row, task, split and text.
     """
 
@@ -54,8 +54,12 @@ class Corpus:
             }
         )
 
+    def leakage(self) -> dict[str, dict[str, int]]:
+        """Documents of validation and test whose text has been seen before; see `bora.data.split.leakage`."""
+        return leakage(self.documents)
+
     def describe(self) -> str:
-        """A few lines for a person: what is there, what was dropped, what was cut."""
+        """A few lines for a person: what is there, what was dropped, what was cut, what was seen before."""
         counts = self.per_task()
         tokens = self.documents["n_tokens"].sum()
         total = tokens + self.truncation.tokens
@@ -66,8 +70,20 @@ class Corpus:
             f"{counts.n_test.sum():,} test\n"
             f"dropped: {self.dropped}\n"
             f"truncated: {self.truncation.documents:,} documents, "
-            f"{self.truncation.tokens / total:.1%} of the tokens"
+            f"{self.truncation.tokens / total:.1%} of the tokens\n"
+            f"leakage: {self._leakage_told()}"
         )
+
+    def _leakage_told(self) -> str:
+        said = [
+            f"{n['in_all']:,} of {(self.documents['split'] == part).sum():,} {part} documents repeat a text of "
+            f"{before} ({n['within_task']:,} of their own task)"
+            for (part, n), before in zip(
+                self.leakage().items(), ("training", "training or validation"), strict=True
+            )
+            if n["in_all"]
+        ]
+        return ", ".join(said) or "none"
 
 
 def build_corpus(
@@ -85,22 +101,17 @@ def build_corpus(
         selection, split_options, encoding: keyword arguments of `select`, `split`, `encode`.
 
     Raises:
-        InputError: see those three; also where a task is left without training or test documents.
+        InputError: see those three; also where a task has too few documents with a token to score.
     """
     if "date" not in table:
         table = table.assign(date="")
     table, names, dropped = select(table, **selection)
-    encoded, truncation = encode(table, tokenizer, **encoding)
+    encoded, _ = encode(table, tokenizer, **encoding)
     scored = pd.Series([e.n_scored for e in encoded], index=table.index)
     dropped.add("without a token to score", (scored < 1).sum())
+    _need_three(table["task"], scored > 0)
     encoded = [e for e in encoded if e.n_scored > 0]
     table = table[scored > 0]
-    lost = sorted(set(names) - set(table["task"]))
-    if lost:
-        raise InputError(
-            f"task {lost[0]!r} has no document with a token to score ({len(lost)} such task(s)); "
-            "raise data.max_tokens or shorten data.prompt"
-        )
     documents = table.assign(
         row=table.index,
         split=split(table, **split_options),
@@ -112,7 +123,7 @@ def build_corpus(
         documents["row"], documents["task"], documents["split"], documents["text"], strict=True
     ):
         digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
-    corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
+    corpus = Corpus(names, documents, encoded, dropped, Truncation.of(encoded), digest.hexdigest())
     counts = corpus.per_task()
     for column, part in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
         if (counts[column] == 0).any():
@@ -121,6 +132,23 @@ def build_corpus(
                 "data.min_documents or change data.split"
             )
     return corpus
+
+
+def _need_three(tasks: pd.Series, scored: pd.Series) -> None:
+    """Refuse a task that could be split, were it not for documents without a token to score.
+
+    Args:
+        tasks, scored: of each document its task, and whether it has such a token.
+    """
+    counts = scored.groupby(tasks).agg(["sum", "size"])
+    short = counts[(counts["sum"] < 3) & (counts["sum"] < counts["size"])]
+    if len(short):
+        n, of = short.iloc[0]
+        raise InputError(
+            f"task {short.index[0]!r} has {f'{n} documents' if n else 'no document'} with a token to score, of {of} "
+            f"({len(short)} such task(s)), and needs three: behind the first token and data.prompt there is nothing "
+            "within data.max_tokens; raise that, shorten the prompt, or drop short texts with data.min_characters"
+        )
 
 
 class TaskDataModule(L.LightningDataModule):

@@ -1,13 +1,14 @@
 """Which documents are kept and which tasks are trained: a table in, a smaller table out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from bora.errors import InputError
+from bora.names import look_alikes
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,19 @@ def select(
         dropped.add(reason, (~mask).sum())
         return rows[mask]
 
+    def within_bounds(rows: pd.DataFrame) -> pd.DataFrame:
+        before, counts = f"; dropped: {dropped}" * bool(dropped.rows), rows["task"].value_counts()
+        documents = rows["task"].map(counts)
+        eligible = documents.ge(min_documents or 0) & documents.le(max_documents or np.inf)
+        kept = keep(rows, eligible, "of tasks outside the bounds on documents")
+        if kept.empty:
+            raise InputError(
+                f"no task has between {min_documents or 0} and {max_documents or '∞'} documents (the largest has "
+                f"{counts.max() if len(counts) else 0}{before}); change data.min_documents or data.max_documents"
+                f"{'' if len(counts) else ', or look at the columns data.task and data.text'}"
+            )
+        return kept
+
     # Of a large table the texts are most: they stay where they are until it is known which are wanted.
     texts = table["text"]
     rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
@@ -85,28 +99,16 @@ def select(
     rows = keep(rows, ~_blank(texts)[rows.index], "empty")
     if selection == "reference":
         cleaned = rows["task"].str.lower().str.replace(".", "", regex=False)
-        counts = rows["task"].map(rows["task"].value_counts())
-        rows = rows.assign(task=cleaned)
-        eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
-        rows = keep(rows, eligible, "of tasks outside the bounds on documents")
+        rows = within_bounds(rows).assign(task=cleaned)
+    else:
+        _tell_look_alikes(rows["task"].unique())
     rows = keep(rows, rows["length"] > min_characters, f"of {min_characters} characters or fewer")
     if drop_duplicates:
         rows = keep(rows, ~_repeated(rows, texts), "repeated within their task")
     if selection != "reference":
-        counts = rows["task"].map(rows["task"].value_counts())
-        eligible = counts.ge(min_documents or 0) & counts.le(max_documents or np.inf)
-        largest = int(counts.max()) if len(counts) else 0
-        rows = keep(rows, eligible, "of tasks outside the bounds on documents")
-        if rows.empty:
-            raise InputError(
-                f"no task has between {min_documents or 0} and {max_documents or '∞'} documents (the largest "
-                f"has {largest}); change data.min_documents or data.max_documents"
-            )
+        rows = within_bounds(rows)
     if rows.empty:
-        raise InputError(
-            f"no task has between {min_documents} and {max_documents} documents; change "
-            "data.min_documents or data.max_documents"
-        )
+        raise InputError(f"no document is left (dropped: {dropped}); change data.min_characters")
     names = _in_order(rows, selection)
     chosen = names[:n_tasks]
     if n_tasks is not None and len(names) < n_tasks:
@@ -134,6 +136,16 @@ def select(
     return rows[table.columns], chosen, dropped
 
 
+def _tell_look_alikes(names: Iterable[str]) -> None:
+    alike = look_alikes(names)
+    if alike:
+        log.warning(
+            "task names that differ in capital letters, like characters or invisible ones alone stay different tasks: "
+            "%s%s; where one is meant, mend the table",
+            " and ".join(map(ascii, alike[0])), f", and {len(alike) - 1} more such groups" * (len(alike) > 1),
+        )  # fmt: skip
+
+
 def _blank(texts: pd.Series) -> pd.Series:
     """Which texts hold white space alone."""
     return texts.str.isspace() | (texts == "")
@@ -159,7 +171,10 @@ def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
     if selection == "largest":
         counts = table["task"].value_counts()
         return sorted(names, key=lambda name: (-counts[name], name))
-    first = parse_dates(table, missing=True).groupby(table["task"]).min()
+    dates = parse_dates(table, missing=True)
+    if dates.isna().any():
+        log.warning("%d documents without a date do not count in the order of tasks", dates.isna().sum())
+    first = dates.groupby(table["task"]).min()
     undated = first.index[first.isna()]
     if len(undated):
         parse_dates(table[table["task"] == undated[0]])  # says which row, and raises
@@ -167,21 +182,24 @@ def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
 
 
 def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
-    """The date column as timestamps.
+    """The date column (ISO 8601) as timestamps; where a time zone is not given it is UTC.
 
     Args:
-        missing: leave what is empty or cannot be read as missing.
+        missing: whether a cell may be empty.
 
     Raises:
-        InputError: a date is missing or cannot be read, and `missing` is false.
+        InputError: a date cannot be read, or is missing and may not be.
     """
-    dates = pd.to_datetime(table["date"], errors="coerce", format="ISO8601", utc=True)
-    bad = dates.isna()
-    if bad.any() and not missing:
+    # pandas also takes "now" and "today"; and finer than microseconds it has no year before 1677 or after 2262.
+    text = table["date"].str.strip().str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
+    written = text.where(text.str.match(r"\d{4}"))
+    dates = pd.to_datetime(written, errors="coerce", format="ISO8601", utc=True)
+    bad = dates.isna() & ~((text == "") & missing)
+    if bad.any():
         row, date = next(table["date"][bad].items())
         raise InputError(
             f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "
-            f"{date!r}), and a chronological order needs one; name the column with "
+            f"{date[:40]!r}), and a chronological order needs one; name the column with "
             "data.date, or use data.selection=largest and data.split.method=random"
         )
     return dates

@@ -8,7 +8,7 @@ import pandas as pd
 from bora.data.selection import parse_dates
 from bora.errors import InputError
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")  # in the order in which they are used
 METHODS = ("random", "date", "reference")
 
 
@@ -74,3 +74,24 @@ def split(
         parts[order[len(order) - n_test :]] = "test"
         parts[order[len(order) - n_test - n_validation : len(order) - n_test]] = "validation"
     return parts
+
+
+def leakage(documents: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """How many documents of a split repeat, letter by letter, a text of a split that is used before it.
+
+    Args:
+        documents: columns task, text, split.
+
+    Returns:
+        For validation (which repeats training) and test (which repeats training or validation): `within_task`, a text
+        of the document's own task, and `in_all`, of whatever task.
+    """
+    found = {}
+    for i, part in enumerate(SPLITS[1:], start=1):
+        here, before = (documents[documents["split"].isin(s)] for s in ([part], SPLITS[:i]))
+        pairs, pairs_before = (pd.MultiIndex.from_frame(d[["task", "text"]]) for d in (here, before))
+        found[part] = {
+            "within_task": int(pairs.isin(pairs_before).sum()),
+            "in_all": int(here["text"].isin(before["text"]).sum()),
+        }
+    return found

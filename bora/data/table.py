@@ -4,44 +4,45 @@ Everything is read as text: a speaker may be called "NA", a task may be "007".
 """
 
 import csv
-import io
 import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import IO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet
 
 from bora.cache import digest, kept
 from bora.errors import InputError, first_line
+from bora.names import one_spelling
+from bora.streams import COMPRESSIONS, text_lines
 
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
 # Where data.task is not given, the first of these columns that the table has.
 TASK_COLUMNS = ("task", "rep_name")
 OPTIONAL = "\0optional"  # in the place of a column: one of these, if there is one; no column is called so
 # What the readers raise at a file that is not what its ending says. Arrow's and json's parsing errors
-# are ValueErrors, as are wrong encodings; zipfile raises RuntimeError at an encrypted member.
+# are ValueErrors; zipfile raises RuntimeError at an encrypted member, json at a thousand open brackets.
 UNREADABLE = (
     ValueError,
     OSError,
     EOFError,
     RuntimeError,
-    csv.Error,
     lzma.LZMAError,
     zlib.error,
     zipfile.BadZipFile,
     pa.ArrowException,
 )
-LAST_ROW = "\x1f"  # the control character "unit separator", alone in each cell
-BYTES_AT_A_TIME = 2**26  # of CSV; a row must fit
+CHARACTERS_AT_A_TIME = 2**26  # of a CSV file's needed columns, before Arrow has them
 LARGE = 2**26  # bytes of a CSV file whose needed columns are worth keeping
+NAMES_SHOWN, CHARACTERS_SHOWN = 30, 60  # in a message that lists columns
+csv.field_size_limit(2**31 - 1)  # a cell may be long; the module's own bound is 128 KiB
 
 
 def read(
@@ -68,12 +69,21 @@ def read(
     Raises:
         InputError: no such file or column, or a file that is not what its ending says.
     """
+    try:
+        return _read(path, OPTIONAL if task is None and not need_task else task, text, date)
+    except UNREADABLE as error:
+        raise InputError(
+            f"data.path={path} is not readable as {Path(path).name!r} says: {first_line(error)}; it is damaged, or not "
+            "what its ending says"
+        ) from error
+
+
+def _read(path: str, task: str | None, text: str, date: str | None) -> pd.DataFrame:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise InputError(f"data.path={path}: there is no such file (seen from {Path.cwd()})")
+        what = "that is a folder, not a file" if file.is_dir() else "there is no such file"
+        raise InputError(f"data.path={path}: {what} (seen from {Path.cwd()})")
     ending, compression = _format(file)
-    if task is None and not need_task:
-        task = OPTIONAL
     readers: dict[str, Callable] = {
         ".csv": lambda: read_csv(file, ",", compression, task, text, date),
         ".tsv": lambda: read_csv(file, "\t", compression, task, text, date),
@@ -86,15 +96,7 @@ def read(
             f"data.path={path}: the ending {ending or '(none)'!r} is not one of "
             f"{', '.join(readers)}, alone or before {', '.join(COMPRESSIONS)}"
         )
-    try:
-        table = readers[ending]()
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        raise InputError(
-            f"data.path={path} is not readable as {file.name!r} says: {first_line(error)}"
-        ) from error
-    return table
+    return readers[ending]()
 
 
 def columns_of(
@@ -103,15 +105,14 @@ def columns_of(
     """Which of the table's columns are task, text and date: {column in the table: our name}.
 
     Raises:
-        InputError: one that is needed is missing.
+        InputError: one that is needed is missing, or there twice.
     """
-    available = [str(a) for a in available]
 
     def need(option: str, name: str) -> str:
         if name not in available:
-            raise InputError(
-                f"data.{option}={name}: {path} has no such column; it has {', '.join(available)}"
-            )
+            raise InputError(f"data.{option}={name}: {path} has no such column; it has {_listed(available)}")
+        if available.count(name) > 1:
+            raise InputError(f"{path} has more than one column {name!r}; rename them")
         return name
 
     if task in (None, OPTIONAL):
@@ -119,7 +120,7 @@ def columns_of(
         if task is None and needed:
             raise InputError(
                 f"data.task is not given and {path} has no column {' or '.join(TASK_COLUMNS)}; "
-                f"name the column that holds the task: data.task=COLUMN, one of {', '.join(available)}"
+                f"name the column that holds the task: data.task=COLUMN, one of {_listed(available)}"
             )
     if date is None and "date" in available and "date" not in (task, text):
         date = "date"
@@ -133,6 +134,14 @@ def columns_of(
             + ", ".join(f"data.{option}={name}" for option, name in chosen.items())
         )
     return {name: ours for ours, name in chosen.items()}
+
+
+def _listed(names: list[str]) -> str:
+    """Column names as one short line, whatever they hold."""
+    shown = [n[:CHARACTERS_SHOWN] + "…" * (len(n) > CHARACTERS_SHOWN) for n in names[:NAMES_SHOWN]]
+    shown = [n if n.isprintable() else repr(n) for n in shown]
+    more = [f"{len(names) - NAMES_SHOWN} more"] * (len(names) > NAMES_SHOWN)
+    return ", ".join([*shown, *more])
 
 
 def read_csv(
@@ -149,110 +158,73 @@ def read_csv(
     Args:
         missing: a cell that stands for none; None if there is no such mark.
     """
-    names, batches = _csv_batches(file, separator, compression, task, text, date)
-
-    def make() -> pa.Table:
-        parts = []
-        for batch in batches:
-            columns = {names[c]: batch.column(c) for c in batch.schema.names}
-            if missing is not None:
-                columns = {
-                    ours: pa.compute.if_else(pa.compute.equal(c, missing), "", c)
-                    for ours, c in columns.items()
-                }
-            parts.append(pa.table(columns))
-        return pa.concat_tables(parts)
-
-    stat = file.stat()
-    if stat.st_size < LARGE:
-        table = make()
-    else:
-        about = ["table", 1, str(file.resolve()), stat.st_size, stat.st_mtime_ns, separator, names, missing]
-        table = kept("tables", digest(about), make)
-    if not len(table):
-        raise InputError(f"data.path={file} holds no rows")
-    return finish(table.to_pandas(), {})
-
-
-def _csv_batches(
-    file: Path, separator: str, compression: str | None, task: str | None, text: str, date: str | None
-) -> tuple[dict[str, str], Iterator[pa.RecordBatch]]:
-    """The needed columns of a CSV file, all as text, a part at a time.
-
-    Arrow reads only what is asked for and, unlike pandas with chosen columns, refuses a row with
-    more or fewer cells than the header.
-    """
-
-    def batches(columns: list[str], n_columns: int) -> Iterator[pa.RecordBatch]:
-        # Arrow takes a quote that is opened and never closed for the rest of the file. A row put
-        # behind the last one shows it: the open quote swallows it.
-        last_row = separator.join([LAST_ROW] * n_columns).encode()
-        reader = pa.csv.open_csv(
-            _Appended(open_stream(file, compression), b"\n" + last_row + b"\n"),
-            pa.csv.ReadOptions(block_size=BYTES_AT_A_TIME),
-            pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            pa.csv.ConvertOptions(
-                include_columns=columns, column_types={c: pa.large_string() for c in columns}
-            ),
-        )
-        last = None
-        for batch in reader:
-            if batch.num_rows:
-                if last is not None:
-                    yield last
-                last = batch
-        if last is None or last.column(0)[-1].as_py() != LAST_ROW:
-            raise InputError(f"data.path={file}: a quote is opened and never closed")
-        yield last.slice(0, last.num_rows - 1)
-
-    with open_stream(file, compression) as stream:
-        header = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        available = next(csv.reader(header, delimiter=separator), None)
-    if available is None:
-        raise InputError(f"data.path={file} is empty")
-    repeated = {c for c in available if available.count(c) > 1}
-    names = columns_of(available, file, task, text, date)
-    if repeated & set(names):
-        raise InputError(f"{file} has more than one column {sorted(repeated & set(names))[0]!r}; rename them")
-    return names, batches(list(names), len(available))
-
-
-class _Appended(io.RawIOBase):
-    """A stream with some bytes more at its end."""
-
-    def __init__(self, stream: IO[bytes], more: bytes):
-        self._streams = [stream, io.BytesIO(more)]
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while self._streams:
-            data = self._streams[0].read(size)
-            if data:
-                return data
-            self._streams.pop(0).close()
-        return b""
-
-
-def open_stream(file: Path, compression: str | None) -> IO[bytes]:
-    """The file's bytes, decompressed.
-
-    Raises:
-        InputError: a .zip that does not hold exactly one file.
-    """
-    if compression is None:
-        return file.open("rb")
-    if compression == "xz":  # Arrow has no codec for it
-        return lzma.open(file)
-    if compression == "zip":
-        archive = zipfile.ZipFile(file)
-        if len(archive.namelist()) != 1:
+    with closing(_csv_rows(file, separator, compression)) as rows:
+        available = next(rows, None)
+        if available is None:
+            raise InputError(f"data.path={file} is empty")
+        if any("\0" in column for column in available):
             raise InputError(
-                f"data.path={file} holds {len(archive.namelist())} files; it must hold one table"
+                f"data.path={file} is not readable: its header holds NUL characters, as UTF-16 does; save it as UTF-8"
             )
-        return archive.open(archive.namelist()[0])
-    return pa.CompressedInputStream(pa.OSFile(str(file)), compression)
+        names = columns_of(available, file, task, text, date)
+        places = [available.index(c) for c in names]
+
+        def make() -> pa.Table:
+            cells: list[list[str]] = [[] for _ in places]
+            parts, size = [], 0
+            for row in rows:
+                for place, column in zip(places, cells, strict=True):
+                    cell = row[place]
+                    column.append("" if cell == missing else cell)
+                    size += len(cell)
+                if size > CHARACTERS_AT_A_TIME:
+                    parts.append(_arrow(cells, names))
+                    cells, size = [[] for _ in places], 0
+            return pa.concat_tables([*parts, _arrow(cells, names)])
+
+        stat = file.stat()
+        if stat.st_size < LARGE:
+            table = make()
+        else:
+            about = ["table", 2, str(file.resolve()), stat.st_size, stat.st_mtime_ns, separator, names]
+            table = kept("tables", digest([*about, missing]), make)
+    return finish(table.to_pandas(), f"data.path={file}")
+
+
+def _arrow(columns: list[list[str]], names: Mapping[str, str]) -> pa.Table:
+    return pa.table([pa.array(c, pa.large_string()) for c in columns], list(names.values()))
+
+
+def _csv_rows(file: Path, separator: str, compression: str | None) -> Generator[list[str], None, None]:
+    """The header and then each row, as many cells in each; a blank line is no row.
+
+    Python's csv, since it can be strict: Arrow's and pandas' readers take `"one" two` for `one two`, and two rows
+    with a quote too many each for one row. It is as fast as Arrow's.
+    """
+    with text_lines(file, compression) as lines:
+        rows = csv.reader(lines, delimiter=separator, strict=True)
+        n_cells, line, unreadable = 0, 1, f"data.path={file} is not readable:"
+        try:
+            for row in rows:
+                if row:
+                    n_cells = n_cells or len(row)
+                    if len(row) != n_cells:
+                        raise InputError(
+                            f"{unreadable} line {line} has {len(row)} cells and the header {n_cells}; put a cell that "
+                            f"holds {separator!r} or a line break in quotes"
+                        )
+                    yield row
+                line = rows.line_num + 1
+        except csv.Error as error:
+            if "end of data" in str(error):
+                raise InputError(
+                    f"data.path={file}: a quote is opened and never closed, in the row that begins in line {line}; "
+                    "close it, or put the cell in quotes and write the quote within it twice"
+                ) from error
+            raise InputError(
+                f"{unreadable} in the row that begins in line {line} a quoted cell goes on behind its closing quote; "
+                "write a quote within a cell twice"
+            ) from error
 
 
 def _format(file: Path) -> tuple[str, str | None]:
@@ -267,11 +239,16 @@ def _format(file: Path) -> tuple[str, str | None]:
 def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:
     records: list[dict] = []
     available: dict[str, None] = {}
-    with open_stream(file, compression) as stream:
-        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8-sig"), start=1):
+    with text_lines(file, compression) as lines:
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            record = json.loads(line)
+            try:
+                record = _JSON.decode(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"data.path={file} is not readable: line {number} is no JSON ({getattr(error, 'msg', error)})"
+                ) from error
             if not isinstance(record, dict):
                 raise InputError(f"data.path={file}: line {number} is not a JSON object")
             available.update(dict.fromkeys(record))
@@ -279,23 +256,44 @@ def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:
     if not records:
         raise InputError(f"data.path={file} holds no rows")
     names = columns_of(list(available), file, task, text, date)
-    # A number keeps the form it has in the file; it is a name here, not a quantity.
-    columns = {c: [_as_text(record.get(c)) for record in records] for c in names}
-    return finish(pd.DataFrame(columns, dtype=str), names)
+    return from_values({c: [r.get(c) for r in records] for c in names}, names, f"data.path={file}")
 
 
-def _as_text(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; of a key that stands there twice Python's json would keep the last without a word."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        repeated = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {repeated[:CHARACTERS_SHOWN]!r} stands there more than once")
+    return record
+
+
+# A number keeps the form it has in the file; it is a name here, not a quantity.
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=str, parse_int=str,
+    parse_constant=lambda name: None if name == "NaN" else name,
+)  # fmt: skip
 
 
 def _read_parquet(file: Path, task, text, date) -> pd.DataFrame:
     names = columns_of(pa.parquet.read_schema(file).names, file, task, text, date)
     table = pa.parquet.read_table(file, columns=list(names))
-    # Arrow casts integers with gaps to text as they are; pandas would make them floats first.
-    columns = {c: table[c].cast(pa.large_string()).fill_null("").to_pandas() for c in names}
-    return finish(pd.DataFrame(columns), names)
+    columns = {}
+    for column, ours in names.items():
+        cells = table[column]
+        try:
+            if pa.types.is_floating(cells.type):
+                cells = pa.compute.if_else(pa.compute.is_nan(cells), None, cells)
+            # Arrow casts integers with gaps to text as they are; pandas would make them floats first.
+            cells = cells.cast(pa.large_string()).fill_null("")
+            cells.validate(full=True)  # that it is UTF-8, which nobody has looked at yet
+        except pa.ArrowException as error:
+            raise InputError(
+                f"data.path={file} is not readable: column {column!r} of type {cells.type} is no text "
+                f"({first_line(error)})"
+            ) from error
+        columns[ours] = cells.to_pandas()
+    return finish(pd.DataFrame(columns), f"data.path={file}")
 
 
 def in_hand(**names: str | None) -> pd.DataFrame:
@@ -307,10 +305,52 @@ def in_hand(**names: str | None) -> pd.DataFrame:
     raise InputError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
 
 
-def finish(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
-    """Our column names, and the empty string for a column that is not there."""
-    table = table.rename(columns=names)
+def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], source: str) -> pd.DataFrame:
+    """A table of any values as text: None, NaN and the like as the empty string, truth as JSON and Parquet write it.
+
+    Args:
+        columns: the values by column.
+        names: see `columns_of`.
+        source: where they are from, for messages.
+
+    Raises:
+        InputError: a value that is more than one (a list, an object), is bytes, or is no text that can be written
+            down; or no rows.
+    """
+    table = {}
+    for column, ours in names.items():
+        cells = []
+        for row, value in enumerate(columns[column]):
+            if not isinstance(value, str):
+                if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
+                    raise InputError(
+                        f"{source}: column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), "
+                        "not a text or a number"
+                    )
+                value = "" if pd.isna(value) else value
+                value = str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
+            cells.append(value)
+        try:
+            table[ours] = pa.array(cells, pa.large_string()).to_pandas()
+        except UnicodeEncodeError as error:
+            row = next(i for i, c in enumerate(cells) if any("\ud800" <= letter <= "\udfff" for letter in c))
+            raise InputError(
+                f"{source}: column {column!r} holds half a surrogate pair in row {row} (counted from 0), which is no "
+                "character; write the text anew"
+            ) from error
+    return finish(pd.DataFrame(table), source)
+
+
+def finish(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Columns task, text and date, the empty string for what is not there, and each task's name in one spelling.
+
+    Raises:
+        InputError: no rows, or a task's name that cannot be one.
+    """
+    if table.empty:
+        raise InputError(f"{source} holds no rows")
     for ours in ("task", "date"):
         if ours not in table:
             table[ours] = ""
+    table["task"] = one_spelling(table["task"], source)
     return table[["task", "text", "date"]]

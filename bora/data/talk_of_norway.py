@@ -6,8 +6,8 @@ Norwegian parliament, 1998–2016"; Norwegian Licence for Open Government Data.
 
 import shutil
 import tarfile
-import tempfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 from huggingface_hub.file_download import http_get
@@ -15,6 +15,10 @@ from huggingface_hub.file_download import http_get
 from bora.cache import cache_root
 from bora.data.table import UNREADABLE, read_csv
 from bora.errors import InputError, first_line
+from bora.files import whole
+
+LARGEST = 2**33  # bytes of a ton.csv
+MOST_UNPACKED = 2**37  # bytes of the archive up to it
 
 
 def read(
@@ -78,19 +82,39 @@ def download(url: str) -> Path:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Take the one file ton.csv out of the archive; the annotations beside it stay packed."""
+    """Take the one file ton.csv out of the archive; the annotations beside it stay packed.
+
+    No name in the archive decides where anything is written.
+
+    Raises:
+        InputError: it is no archive, or not the one that was expected: no ton.csv, or one that is a link, lies outside
+            the archive's folder or is too large.
+    """
     try:
         # A stream: the archive is read once, up to the file that is wanted.
         with tarfile.open(archive, "r|gz") as members:
             for member in members:
-                wanted = member.isfile() and Path(member.name).name == "ton.csv"
-                if wanted and (content := members.extractfile(member)) is not None:
-                    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as out:
+                if member.offset_data + member.size > MOST_UNPACKED:
+                    raise _refused(archive, f"unpacks to more than {MOST_UNPACKED / 2**30:g} GiB")
+                path = PurePosixPath(member.name)
+                if path.name != "ton.csv" or member.isdir():
+                    continue
+                if path.is_absolute() or ".." in path.parts:
+                    raise _refused(archive, f"has {member.name}, outside its own folder")
+                if not member.isfile():
+                    raise _refused(archive, "has a ton.csv that is a link or a device")
+                if member.size > LARGEST:
+                    raise _refused(archive, f"has a ton.csv of more than {LARGEST / 2**30:g} GiB")
+                if (content := members.extractfile(member)) is not None:
+                    with whole(target) as out:
                         shutil.copyfileobj(content, out)
-                    Path(out.name).replace(target)
                     return
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(
             f"{archive} is not a whole .tar.gz archive ({error}); delete it and run again"
         ) from error
     raise InputError(f"{archive} holds no ton.csv; delete it, or give data.path=/path/to/ton.csv")
+
+
+def _refused(archive: Path, why: str) -> InputError:
+    return InputError(f"{archive} {why}, so nothing is taken out of it; delete it, and see to data.url")

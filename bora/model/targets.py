@@ -48,7 +48,21 @@ DEFAULT_TARGETS: dict[str, str | list[str]] = {
 
 
 def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
-    """The linear layers to adapt, by name, in the backbone's own order.
+    """The linear layers to adapt, by name, in the backbone's own order; held to seeing the documents row by row.
+
+    Args:
+        backbone, patterns: see `named_targets`.
+
+    Raises:
+        InputError: see `named_targets`; or a layer does not see the documents row by row (see `_check_rows`).
+    """
+    found = named_targets(backbone, patterns)
+    _check_rows(backbone, found)
+    return found
+
+
+def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
+    """The linear layers to adapt, by name, in the backbone's own order; the backbone is not run.
 
     Args:
         backbone: a transformers causal language model.
@@ -57,8 +71,7 @@ def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) ->
             match a layer's whole name. The same reading as PEFT's `target_modules`.
 
     Raises:
-        InputError: nothing matches, or the head or an embedding does; the architecture has no default; or
-            a layer does not see the documents row by row (see `_check_rows`).
+        InputError: nothing matches, or the head or an embedding does; or the architecture has no default.
     """
     head = backbone.get_output_embeddings()
     linear = {
@@ -95,7 +108,6 @@ def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) ->
             f"lora.target_modules={patterns} matches no linear layer of the model; it has "
             f"{', '.join(_endings(linear))}"
         )
-    _check_rows(backbone, found)
     return found
 
 

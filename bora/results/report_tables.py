@@ -61,7 +61,9 @@ class ReportTable:
         """A table element; the caption stands beside it in the page."""
         from html import escape
 
-        table = self._marked(lambda cell: escape(cell), lambda cell: f"<strong>{cell}</strong>")
+        table = self._marked(
+            lambda cell: escape(escaping.one_line(cell)), lambda cell: f"<strong>{cell}</strong>"
+        )
         return table.to_html(index=False, escape=False, border=0)
 
     def _is_text(self, column: object) -> bool:

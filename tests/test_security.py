@@ -1,0 +1,339 @@
+"""Nothing that comes from elsewhere is run: not from a run directory, an export, the cache, a model or an archive."""
+
+import ast
+import io
+import json
+import pickle
+import shutil
+import tarfile
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import bora.run
+from bora import report
+from bora.cache import digest, kept
+from bora.data import talk_of_norway
+from bora.errors import InputError
+from bora.interop import generate
+from bora.model.backbone import from_pretrained
+from tests.conftest import table
+from tests.results.test_report import write_run
+
+PACKAGE = Path(bora.__file__).parent
+ASSET = PACKAGE / "assets/opt_mini"
+RUN = [
+    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=16", "data.drop_duplicates=false",
+    "trainer.max_epochs=1", "lora.rank=1", "logger=none", "tau=10",
+]  # fmt: skip
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with a table and a finished run `run` of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    table(folder / "t.csv", {"a": 20, "b": 20, "c": 20})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["bora.run", *RUN, "hydra.run.dir=run"])
+        GlobalHydra.instance().clear()
+        bora.run.main()
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch) -> Path:
+    """A copy of it, with the table beside."""
+    shutil.copy(finished / "t.csv", tmp_path / "t.csv")
+    shutil.copytree(finished / "run", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def mark(tmp_path) -> Path:
+    """What a bomb makes; at the end it must not be there."""
+    path = tmp_path / "it ran"
+    yield path
+    assert not path.exists()
+
+
+def test_a_bomb_goes_off_where_pickles_are_loaded(tmp_path):
+    file = io.BytesIO()
+    torch.save({"state_dict": Bomb(tmp_path / "it ran")}, file)
+    file.seek(0)
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "it ran").exists()
+
+
+def one_line(found: tuple[int, str, str], *words: str) -> None:
+    """The command ended as for any bad input."""
+    code, _, err = found
+    assert code == 2
+    assert (err[:6], err.count("\n")) == ("bora: ", 1)
+    assert all(word in err for word in words)
+
+
+def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
+    whole = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    for name, bomb in (("best", whole | {"x": Bomb(mark)}), ("last", Bomb(mark))):
+        torch.save(bomb, run / f"checkpoints/{name}.ckpt")
+    words = "best.ckpt is not a readable checkpoint: it holds more than tensors", "could run anything"
+    one_line(call(generate.main, run, "--task", "a", "--prompt", "the"), *words)
+    one_line(command(*RUN, "hydra.run.dir=other", "init_from=run"), *words)
+    (run / "summary.json").unlink()  # so that it is gone on with
+    one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint: it holds more")
+    for name in ("best", "last"):  # no zip archive, as torch's files are, but a bare pickle
+        (run / f"checkpoints/{name}.ckpt").write_bytes(pickle.dumps(Bomb(mark)))
+    one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint")
+
+
+def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for tau in (0.0, 10.0):
+        write_run(tmp_path / f"s/tau={tau:g}", tau)
+    (tmp_path / "s/tau=10/checkpoints").mkdir()
+    torch.save(Bomb(mark), tmp_path / "s/tau=10/checkpoints/best.ckpt")
+    code, _, err = call(report.main, "s")
+    told = [line for line in err.splitlines() if line.startswith("bora: ")]
+    assert (code, len(told)) == (0, 1)
+    assert "no figure 6" in told[0]
+    assert "best.ckpt is not a readable checkpoint: it holds more than tensors" in told[0]
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+@pytest.mark.parametrize("how", ["instead", "within", "in a list"])
+def test_a_run_directorys_config_can_have_nothing_called_but_boras_own(run, mark, call, group, how):
+    cfg = OmegaConf.load(run / "config.yaml")
+    bomb = {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": [str(mark)]}]}
+    node = cfg.model.loader if group == "model" else cfg.data.reader
+    OmegaConf.update(node, "x", [bomb] if how == "in a list" else bomb, force_add=True)
+    if how == "instead":
+        cfg[group]["loader" if group == "model" else "reader"] = bomb
+    OmegaConf.save(cfg, run / "config.yaml")
+    if group == "model":
+        one_line(call(generate.main, run, "--task", "a", "--prompt", "the"), "config.yaml: model.loader.")
+        return
+    code, _, err = call(report.main, run, "--color-by", "task")
+    assert code == 0
+    assert "no colours: config.yaml: data.reader." in err
+
+
+def test_a_run_directorys_config_cannot_read_the_environment(run, call, monkeypatch):
+    monkeypatch.setenv("SOMETHING", "of mine")
+    cfg = OmegaConf.load(run / "config.yaml")
+    cfg.model.loader.name = "${oc.env:SOMETHING}"
+    OmegaConf.save(cfg, run / "config.yaml")
+    found = call(generate.main, run, "--task", "a", "--prompt", "the")
+    one_line(found, "config.yaml: model.loader.name")
+    assert "of mine" not in found[2]
+
+
+def in_zip(file: Path, mark: Path) -> None:
+    torch.save({"x": Bomb(mark)}, file)
+
+
+def bare(file: Path, mark: Path) -> None:
+    file.write_bytes(pickle.dumps(Bomb(mark)))
+
+
+@pytest.mark.parametrize("write", [in_zip, bare])
+def test_a_pickle_as_a_models_weights_is_not_run(tmp_path, mark, command, write):
+    folder = tmp_path / "model"
+    shutil.copytree(ASSET, folder)
+    write(folder / "pytorch_model.bin", mark)
+    from_pretrained(str(folder))  # safetensors come first
+    (folder / "model.safetensors").unlink()
+    table(tmp_path / "t.csv", {"a": 20, "b": 20})
+    one_line(command(*RUN, "model=hub", "model.path=model"), "model.path=model", "safetensors")
+
+
+def test_tensors_in_a_bin_file_are_read(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(ASSET, folder)
+    weights = from_pretrained(str(folder)).model.state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    read = from_pretrained(str(folder)).model.state_dict()
+    assert all(torch.equal(read[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", ["unknown", "known", "tokenizer", "generate"])
+def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(tmp_path, mark, monkeypatch, kind):
+    # transformers' own default asks on the terminal.
+    monkeypatch.setattr("builtins.input", lambda *args: "y")
+    folder = tmp_path / "model"
+    shutil.copytree(ASSET, folder)
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+    name = "tokenizer_config.json" if kind == "tokenizer" else "config.json"
+    settings = json.loads((folder / name).read_text())
+    auto = {"AutoConfig": "its.Config", "AutoModelForCausalLM": "its.Model", "AutoTokenizer": ["its.T", None]}
+    settings["auto_map"] = auto
+    if kind == "unknown":
+        settings["model_type"] = "its own"
+    if kind == "generate":
+        (folder / "custom_generate").mkdir()
+        (folder / "custom_generate/generate.py").write_text(f"{code}def generate(*args, **more): pass")
+    (folder / name).write_text(json.dumps(settings))
+    (folder / "its.py").write_text(f"{code}class Config: pass\nclass Model: pass\nclass T: pass\n")
+    if kind == "unknown":
+        with pytest.raises(InputError, match="brings code of its own, which is not run"):
+            from_pretrained(str(folder))
+    else:  # transformers has classes for it
+        ids = torch.tensor([[5, 6]])
+        from_pretrained(str(folder)).model.generate(ids, max_new_tokens=1, do_sample=False)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
+def test_a_pickle_as_an_adapter_is_not_run(tmp_path, mark, command, name):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    about = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": str(ASSET)}))
+    in_zip(folder / name, mark)
+    table(tmp_path / "t.csv", {"a": 20, "b": 20})
+    one_line(command(*RUN, "init_from=adapter"), "adapter_model.safetensors is not readable")
+    # In the place of a model transformers would load it, onto the base that it names.
+    one_line(command(*RUN, "model=hub", "model.path=adapter"), "model.path=adapter")
+
+
+def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    made = pa.table({"x": [1, 2]})
+    key = digest("a table")
+    bomb = pickle.dumps(Bomb(mark))
+    # As the kind of Arrow's own types that was unpickled until its version 14; and alone.
+    about = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": bomb}
+    out = io.BytesIO()
+    schema = pa.schema([pa.field("x", pa.int64(), metadata=about)])
+    with pa.ipc.new_file(out, schema) as writer:
+        writer.write_table(pa.table([[3, 4]], schema=schema))
+    (tmp_path / "tokens").mkdir()
+    for content, expected in ((out.getvalue(), [3, 4]), (bomb, [1, 2])):
+        for old in (tmp_path / "tokens").iterdir():
+            old.unlink()
+        (tmp_path / f"tokens/{key}.{zlib.crc32(content):08x}.arrow").write_bytes(content)
+        assert kept("tokens", key, lambda: made)["x"].to_pylist() == expected
+
+
+def archive(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as out:
+        for info, content in members:
+            if info.isreg():
+                info.size = len(content)
+            out.addfile(info, io.BytesIO(content))
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (member("../../ton.csv"), "outside its own folder"),
+        (member("/tmp/ton.csv"), "outside its own folder"),
+        (member("data/ton.csv", tarfile.SYMTYPE, "/etc/passwd"), "a link"),
+        (member("data/ton.csv", tarfile.LNKTYPE, "data/other"), "a link"),
+        (member("data/ton.csv", tarfile.FIFOTYPE), "a link"),
+    ],
+    ids=["..", "absolute", "symbolic link", "hard link", "pipe"],
+)
+def test_an_archive_writes_nothing_outside_and_no_links(tmp_path, bad, why):
+    (tmp_path / "in/cache").mkdir(parents=True)
+    path = archive(tmp_path / "a.tar.gz", (member("data/other"), b"1"), (bad, b"evil"))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=why):
+        talk_of_norway._extract(path, tmp_path / "in/cache/ton.csv")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_other_members_stay_packed_whatever_their_names(tmp_path):
+    others = [member("../evil"), member("/tmp/evil"), member("x", tarfile.SYMTYPE, "/etc")]
+    content = b"rep_name,text\na,b\n"
+    path = archive(tmp_path / "a.tar.gz", *((o, b"1") for o in others), (member("ton/data/ton.csv"), content))
+    talk_of_norway._extract(path, tmp_path / "ton.csv")
+    assert (tmp_path / "ton.csv").read_bytes() == content
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a.tar.gz", "ton.csv"]
+
+
+@pytest.mark.parametrize(("limit", "before"), [("LARGEST", 0), ("MOST_UNPACKED", 2**22)])
+def test_an_archive_that_is_a_bomb_is_refused_before_it_goes_off(tmp_path, monkeypatch, limit, before):
+    monkeypatch.setattr(talk_of_norway, limit, 2**21)
+    content = bytes(2**22)  # 4 MiB of zeros, in 4 KB
+    path = archive(tmp_path / "a.tar.gz", (member("notes"), bytes(before)), (member("ton.csv"), content))
+    assert path.stat().st_size < 2**14
+    with pytest.raises(InputError, match="more than"):
+        talk_of_norway._extract(path, tmp_path / "ton.csv")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+# Calls that run what they read, by their last two names; the first of them may be any where it says so.
+UNSAFE = {
+    "pickle.load", "pickle.loads", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",
+    "marshal.load", "marshal.loads", "shelve.open", "pd.read_pickle", "pandas.read_pickle", "os.system", "os.popen",
+    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "shutil.unpack_archive", "any.extractall", "any.extract",
+    "any.Unpickler", "any.eval(", "any.exec(", "any.compile(",
+}  # fmt: skip
+NEEDED = {"load": ("torch", "weights_only", True), "from_pretrained": ("Auto", "trust_remote_code", False)}
+
+
+def unsafe_calls(source: str) -> list[str]:
+    """What in a module's source could run what it reads."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
+        last = name.rpartition(".")[2]
+        kind = f"any.{last}" + ("(" if isinstance(node.func, ast.Name) else "")
+        if {name, kind} & UNSAFE:
+            found.append(name)
+        for keyword, wanted in (("trust_remote_code", False), ("allow_pickle", False), ("shell", False)):
+            if keyword in given and getattr(given[keyword], "value", None) is not wanted:
+                found.append(f"{name}({keyword}=…)")
+        owner, keyword, wanted = NEEDED.get(last, ("\0", "", None))
+        if name.startswith(owner) and getattr(given.get(keyword), "value", None) is not wanted:
+            found.append(f"{name} without {keyword}={wanted}")
+        if last == "Environment" and getattr(given.get("autoescape"), "value", None) is not True:
+            found.append(f"{name} without autoescape=True")
+    return found
+
+
+def test_no_module_runs_what_it_reads():
+    sources = sorted(PACKAGE.rglob("*.py"))
+    assert len(sources) > 50
+    assert {
+        str(f.relative_to(PACKAGE)): found for f in sources if (found := unsafe_calls(f.read_text()))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=x)", "pickle.loads(b)",
+        "np.load(f, allow_pickle=True)", "yaml.load(f)", "eval(x)", "exec(x)", "AutoModel.from_pretrained(p)",
+        "f(trust_remote_code=True)", "archive.extractall()", "run(x, shell=True)", "jinja2.Environment(loader=l)",
+    ],
+)  # fmt: skip
+def test_what_runs_what_it_reads_is_found(line):
+    assert unsafe_calls(line)
+    assert not unsafe_calls("model.eval(); torch.load(f, weights_only=True); json.load(f); re.compile(p)")
