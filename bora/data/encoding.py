@@ -1,6 +1,5 @@
 """Texts to token ids: beginning, unscored prompt, scored text, end."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +21,10 @@ TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("n_prompt", pa.int32()), ("n
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document's tokens: `ids[:n_prompt]` are never scored, and the first token never is; `n_lost` were cut off."""
+    """One document's tokens: `ids[:n_prompt]` are never scored, and the first token never is."""
 
     ids: np.ndarray
     n_prompt: int
-    n_lost: int = 0
 
     @property
     def n_scored(self) -> int:
@@ -40,12 +38,6 @@ class Truncation:
 
     documents: int
     tokens: int
-
-    @classmethod
-    def of(cls, encoded: Sequence[Encoded]) -> "Truncation":
-        """What was cut off these documents."""
-        lost = [e.n_lost for e in encoded if e.n_lost]
-        return cls(len(lost), sum(lost))
 
 
 def encode(
@@ -94,9 +86,9 @@ def encode(
     ids = tokens["ids"].combine_chunks()
     # Views into one array (of our own: Arrow's may not be written to), a document each.
     documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
-    numbers = (tokens[name].to_pylist() for name in ("n_prompt", "n_lost"))
-    encoded = [Encoded(*one) for one in zip(documents, *numbers, strict=True)]
-    return encoded, Truncation.of(encoded)
+    lost = tokens["n_lost"].to_numpy()
+    encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
+    return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
 
 
 def _encode(

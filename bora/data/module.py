@@ -27,7 +27,7 @@ class Corpus:
         documents: one row a document kept: row (its number in the table as read), task, split,
             n_tokens, n_scored; and text.
         encoded: the tokens of each of those rows.
-        dropped, truncation: what was left out, and what was cut off the documents kept.
+        dropped, truncation: what was left out.
         sha256: of every kept document's row, task, split and text.
     """
 
@@ -106,7 +106,7 @@ def build_corpus(
     if "date" not in table:
         table = table.assign(date="")
     table, names, dropped = select(table, **selection)
-    encoded, _ = encode(table, tokenizer, **encoding)
+    encoded, truncation = encode(table, tokenizer, **encoding)
     scored = pd.Series([e.n_scored for e in encoded], index=table.index)
     dropped.add("without a token to score", (scored < 1).sum())
     _need_three(table["task"], scored > 0)
@@ -123,7 +123,7 @@ def build_corpus(
         documents["row"], documents["task"], documents["split"], documents["text"], strict=True
     ):
         digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
-    corpus = Corpus(names, documents, encoded, dropped, Truncation.of(encoded), digest.hexdigest())
+    corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
     counts = corpus.per_task()
     for column, part in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
         if (counts[column] == 0).any():
