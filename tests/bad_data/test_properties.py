@@ -119,11 +119,6 @@ def tokenizer():
     return packaged("opt_mini").tokenizer
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
-
-
 @contextmanager
 def one_line():
     """Within: an InputError is as good as none, if it is one line."""

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from bora.data.split import split
+from bora.data.split import leakage, split
 from bora.errors import InputError
 
 
@@ -73,3 +73,19 @@ def test_fractions_that_leave_nothing_are_refused(validation, test):
 def test_an_unknown_method_is_refused():
     with pytest.raises(InputError, match=r"data\.split\.method=luck"):
         split(table({"a": 9}), method="luck")
+
+
+def test_leakage_counts_what_repeats_a_text_of_an_earlier_split():
+    rows = [
+        ("a", "x", "train"), ("a", "y", "validation"), ("b", "z", "train"),
+        ("a", "x", "validation"),  # of its own task's training
+        ("b", "x", "validation"),  # of another's
+        ("a", "y", "test"),  # of its own task's validation
+        ("b", "y", "test"),
+        ("b", "X", "test"), ("b", "new", "test"), ("b", "new", "test"),  # only test has it
+    ]  # fmt: skip
+    found = leakage(pd.DataFrame(rows, columns=["task", "text", "split"]))
+    assert found == {
+        "validation": {"within_task": 1, "in_all": 2},
+        "test": {"within_task": 1, "in_all": 2},
+    }
