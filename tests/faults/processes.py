@@ -37,7 +37,9 @@ def start(folder: Path, name: str, *arguments: str, largest_file: int | None = N
     Args:
         largest_file: bytes after which writing to a file fails, as on a disk that is full.
     """
-    os.environ.pop("HYDRA_FULL_ERROR", None)  # a run in this process may have set it, and the server takes it over
+    os.environ.pop(
+        "HYDRA_FULL_ERROR", None
+    )  # a run in this process may have set it, and the server takes it over
     process = SERVER.Process(target=_run, args=(folder, name, list(arguments), largest_file))
     process.start()
     return process
