@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bora.config import check, config_folder
 from bora.errors import InputError
-from bora.run import told
+from bora.run import leave
 
 WHOLE = 0.9  # of what is free that a run may take before it is told
 
@@ -71,6 +70,7 @@ def machine(cfg: DictConfig, directory: Path) -> dict[str, Any]:
     from bora.cache import cache_root
     from bora.model.backbone import bfloat16_speed
     from bora.redaction import redacted
+    from bora.results.loggers import mlflow_uri
     from bora.results.run_directory import versions
 
     tracker, servers = wandb.Settings().base_url, {}
@@ -80,7 +80,7 @@ def machine(cfg: DictConfig, directory: Path) -> dict[str, Any]:
         servers["wandb"] = tracker
     mlflow = None
     if cfg.logger.kind == "mlflow":
-        mlflow = cfg.logger.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        mlflow = mlflow_uri(cfg.logger)
         parts = urlsplit(mlflow)
         if parts.scheme in ("http", "https"):
             servers["mlflow"] = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -253,13 +253,8 @@ def main() -> None:
             found["cost"] = examine(cfg, arguments.measure)
         found["look_out"] = warnings.lines + look_out(cfg, found["machine"], found["cost"])
     except Exception as error:
-        from bora.redaction import redacted_words
-
-        line = told(error)
-        if line is None:
-            raise
-        print("bora:", redacted_words(line[0]), file=sys.stderr)
-        sys.exit(line[1])
+        leave(error)
+        raise
     if arguments.json:
         print(json.dumps(json_safe(found), ensure_ascii=False))
         return

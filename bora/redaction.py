@@ -15,9 +15,8 @@ from bora.files import write_whole
 MARK = "__redacted__"
 # The last word of a key or of an environment variable that holds a secret. Not "tokens", which are counted here.
 SECRET = r"(?:api_?key|access_?key|secret|secret_?key|token|password|passwd)"
-SHORTEST = (
-    8  # characters of a secret that is looked for by itself; a shorter one would be found where it is none
-)
+# Characters of a secret that is looked for by itself: a shorter one would be found where it is none.
+SHORTEST = 8
 
 _PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@")  # user:password@host
 _BARE_TOKEN = re.compile(r"(?<=http://|ttps://)[^/?#\s:@]+@")  # token@host

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from bora.errors import InputError
+from bora.run import leave
 
 NEEDS = "bora report needs its extra: pip install 'bora[report]'"
 
@@ -87,9 +88,9 @@ def main() -> None:
     arguments = parser().parse_args()
     try:
         build(arguments.folders, arguments.output, arguments.color_by, arguments.wandb == "auto")
-    except InputError as error:
-        print(f"bora: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        leave(error)
+        raise
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             damaged = records.testzip()  # their checksums, which torch does not look at
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} was changed")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # whose own words advise to run what is in it
         raise InputError(
             f"{path} is not a readable checkpoint: it holds more than tensors and plain values, which could run anything"
@@ -98,7 +98,7 @@ class LastCheckpoint(Checkpoint):
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
         metrics: metrics.csv, of which a run that goes on keeps what is there now.
-        fingerprint: what tells this run from others, see `hold_to`.
+        fingerprint: hashes of what the run is of, beside the hyperparameters that Lightning keeps; see `hold_to`.
         stop: whether the run was asked to stop.
     """
 
@@ -169,13 +169,13 @@ def hold_to(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path)
 
     Args:
         checkpoint: last.ckpt, loaded.
-        fingerprint: of the run that would go on: plain values by what they are of.
+        fingerprint: of the run that would go on: plain values by what they are of, its hyperparameters among them.
         path: of the checkpoint.
 
     Raises:
         InputError: it is of other data, another backbone, tasks, rank or the like.
     """
-    theirs = checkpoint.get(FINGERPRINT, {})
+    theirs = checkpoint["hyper_parameters"] | checkpoint.get(FINGERPRINT, {})
     differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]
     if differing:
         raise InputError(

@@ -10,7 +10,6 @@ import hydra
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from bora.config import plain
@@ -19,6 +18,7 @@ from bora.errors import InputError
 from bora.interop.peft_in import has_adapters, start_from_adapters
 from bora.model.backbone import Pretrained, load_backbone, weights_sha256
 from bora.model.module import HierarchicalLoRA
+from bora.processes import is_first
 from bora.results.loggers import build_loggers, tracked
 from bora.results.run_directory import RunDirectory, versions
 from bora.results.tables import print_tasks
@@ -82,11 +82,11 @@ def _train(
             cfg.tau, model.parameterization, cfg.prior.parameterization,
         )  # fmt: skip
     about = identity(cfg, model, corpus) | {"backbone_sha256": backbone_sha256}
-    fingerprint = {"corpus": corpus.sha256, "backbone": about["backbone_sha256"]} | dict(model.hparams)
+    fingerprint = {"corpus": corpus.sha256, "backbone": backbone_sha256}
     checkpoint = {}
     if directory.resume_from is not None:
         checkpoint = load_own(directory.resume_from)
-        hold_to(checkpoint, fingerprint, directory.resume_from)
+        hold_to(checkpoint, fingerprint | dict(model.hparams), directory.resume_from)
     directory.write_documents(corpus.documents)
     loggers = build_loggers(cfg, directory, group, name, {"run": about}, checkpoint)
     del checkpoint  # Lightning reads it for itself
@@ -121,7 +121,7 @@ def tell(directory: RunDirectory) -> None:
 
 def quiet() -> None:
     """Silence what the libraries say about things that are meant to be as they are."""
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # one process speaks for all
+    if not is_first():
         logging.getLogger("bora").setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

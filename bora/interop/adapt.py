@@ -8,7 +8,6 @@ For each new task what is minimised is −Σ log p(documents | θ_new) + τ/2 �
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from bora.interop.restore import Restored, restore
 from bora.interop.texts import sha256
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
+from bora.resume import WholeCheckpoints
+from bora.run import leave
 from bora.training import encoding_options
 
 
@@ -131,7 +132,7 @@ def write(
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
     state = {f"adapters.{key}": value.cpu() for key, value in model.adapters.state_dict().items()}
     checkpoint = {"state_dict": state, "hyper_parameters": dict(model.hparams)}
-    torch.save(checkpoint, directory.checkpoints / "best.ckpt")
+    WholeCheckpoints().save_checkpoint(checkpoint, directory.checkpoints / "best.ckpt")
     per_task = pd.DataFrame(
         {
             "task": list(model.tasks), "n_train": model.task_documents.tolist(), "n_val": 0, "n_test": 0,
@@ -220,9 +221,9 @@ def main() -> None:
     arguments = parser().parse_args()
     try:
         run(arguments)
-    except InputError as error:
-        print(f"bora: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        leave(error)
+        raise
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from bora.interop.score import (
 from bora.interop.texts import read_texts, sha256
 from bora.results.run_directory import DOCUMENTS, PER_TASK, SUMMARY, RunDirectory, versions
 from bora.results.tables import plain_console
+from bora.run import leave
 
 PRIORS = ("uniform", "documents")
 SHOWN = 5  # unknown tasks that are named
@@ -291,9 +292,9 @@ def main() -> None:
             "seconds": round(time.perf_counter() - start, 1),
         }
         write(found, restored.model.adapters.task_names, about, arguments.out, arguments.likelihoods)
-    except InputError as error:
-        print(f"bora: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        leave(error)
+        raise
     tell(found, restored, arguments.prior)
     print(f"evaluation: {arguments.out.resolve()}")
 

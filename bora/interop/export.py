@@ -5,7 +5,6 @@ import difflib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
 from bora.names import safe_names
+from bora.run import leave
 
 NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
 
@@ -267,9 +267,9 @@ def main() -> None:
     arguments = parser().parse_args()
     try:
         export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
-    except InputError as error:
-        print(f"bora: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        leave(error)
+        raise
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ nothing), so that transformers' own `generate`, with its cache, samplers and sto
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
@@ -18,6 +17,7 @@ from bora.errors import InputError
 from bora.interop.common import before_text, check_tasks, names_task, restore_on, run_parser
 from bora.interop.restore import Restored
 from bora.interop.sampling import Options, add_options, options_of
+from bora.run import leave
 from bora.training import encoding_options
 
 
@@ -234,9 +234,9 @@ def main() -> None:
             base=arguments.base,
             **asdict(options),
         )
-    except InputError as error:
-        print(f"bora: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        leave(error)
+        raise
     if arguments.json:
         for answer in answers:
             print(json.dumps(answer.as_json(), ensure_ascii=False))

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import wandb
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from bora.config import flat, plain
 from bora.errors import InputError, first_line
+from bora.processes import is_first
 from bora.redaction import redacted, redacted_arguments
 from bora.results.metrics_file import METRICS_BYTES, MetricsFile
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
@@ -71,7 +71,7 @@ def build_loggers(
     config = redacted(json_safe(plain(cfg) | derived))
     run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
     loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint.get(METRICS_BYTES))]
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # one process speaks for all
+    if is_first():
         loggers += [Tracker(tracker) for tracker in TRACKERS[cfg.logger.kind](cfg.logger, run)]
     return loggers
 
@@ -109,9 +109,14 @@ def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
     return [WandbLogger(experiment=experiment)]
 
 
-def _mlflow(settings: DictConfig, run: Run) -> list[Logger]:
+def mlflow_uri(settings: DictConfig) -> str:
+    """Where MLflow logs to: as asked for here, else by $MLFLOW_TRACKING_URI, else a file where the command is started."""
     here = f"sqlite:///{Path('mlflow.db').resolve()}"  # absolute: MLflow keeps databases by their URI
-    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
+    return settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
+
+
+def _mlflow(settings: DictConfig, run: Run) -> list[Logger]:
+    uri = mlflow_uri(settings)
     try:
         from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as error:

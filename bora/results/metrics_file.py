@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from bora.processes import is_first
+
 METRICS_BYTES = "metrics_bytes"  # in a checkpoint: the file's length then
 OVERALL = ("nll", "perplexity", "perplexity_macro")
 COLUMNS = [
@@ -35,7 +37,7 @@ class MetricsFile(Logger):
     def __init__(self, path: Path, keep: int | None = None) -> None:
         super().__init__()
         self.path = path
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]  # one process writes
+        if not is_first():
             return
         if keep is None or not path.is_file() or path.stat().st_size < keep:
             path.write_text(_line(COLUMNS), "utf-8")

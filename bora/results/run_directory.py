@@ -17,12 +17,12 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from bora.config import flat
 from bora.errors import InputError
 from bora.files import PARTIAL, write_whole
+from bora.processes import is_first
 from bora.redaction import redacted, redacted_yaml
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class RunDirectory:
         Raises:
             InputError: another process works here.
         """
-        if not _writes():
+        if not is_first():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class RunDirectory:
                     "choose another folder with hydra.run.dir=…, or in a sweep name=… or hydra.sweep.dir=…"
                 )
             return summary
-        if not _writes():
+        if not is_first():
             return None
         (self.path / FAILED).unlink(missing_ok=True)
         for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):
@@ -202,11 +202,6 @@ class RunDirectory:
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(self.path / name, text + "\n")
-
-
-def _writes() -> bool:
-    """Whether this is the one process of several that writes files."""
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def versions() -> dict[str, str]:

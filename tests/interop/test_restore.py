@@ -1,8 +1,13 @@
 """A finished run is restored as the very model that was tested."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
+import bora
 from bora.errors import InputError
+from bora.interop import evaluate, export, generate
 from bora.interop.restore import restore
 from tests.conftest import assert_restores, table
 
@@ -23,3 +28,18 @@ def test_a_restored_model_has_the_runs_own_test_nll(command, tmp_path, tau, form
 def test_a_folder_without_a_finished_run_is_told(tmp_path):
     with pytest.raises(InputError, match="no finished run"):
         restore(tmp_path)
+
+
+@pytest.mark.parametrize("use", [export, generate, evaluate], ids=lambda use: use.__name__.rsplit(".", 1)[1])
+def test_a_model_that_is_gone_is_told_in_one_line(command, call, tmp_path, use):
+    path = table(tmp_path / "t.csv", {"a": 24, "b": 40})
+    shutil.copytree(Path(bora.__file__).parent / "assets/opt_mini", tmp_path / "model")
+    code, _, _ = command(
+        "data=table", f"data.path={path}", "data.min_documents=5", "data.max_tokens=20", "trainer.max_steps=1",
+        "model=hub", "model.path=./model", "hydra.run.dir=run", "logger=none",
+    )  # fmt: skip
+    assert code == 0
+    shutil.rmtree(tmp_path / "model")
+    more = {export: ["out"], generate: ["--task", "a", "--prompt", "x"], evaluate: ["--data", path]}[use]
+    code, _, err = call(use.main, "run", *more)
+    assert (code, err) == (2, "bora: model.path=./model: there is no such folder\n")
