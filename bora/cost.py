@@ -7,9 +7,7 @@ Its activations are not counted: they grow with data.batch_size · data.max_toke
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from bora.config import plain
 from bora.data.batches import Batches
@@ -17,7 +15,7 @@ from bora.data.module import Corpus
 from bora.model.adapters import SUFFIXES, Layout, disk_key, linear_shape
 from bora.model.likelihood import CHUNK_ELEMENTS
 from bora.model.module import effective_parameterization
-from bora.model.quantization import BLOCK
+from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets
 
 FLOAT = 4  # bytes of float32: θ, Θ, their gradients and moments, whatever the backbone computes in
@@ -147,19 +145,13 @@ def _backbone(model: PreTrainedModel, quantization: str | None) -> int:
     whole = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if quantization is None:
         return whole
-    head = model.get_output_embeddings()
-    for layer in model.modules():
-        if (
-            isinstance(layer, (nn.Linear, Conv1D))
-            and type(layer) in (nn.Linear, Conv1D)
-            and layer is not head
-        ):
-            weight = layer.weight
-            whole -= weight.numel() * weight.element_size()
-            if quantization == "int8":  # one scale an output
-                whole += weight.numel() + linear_shape(layer)[1] * weight.element_size()
-            else:  # half a byte, one scale a block, and what each byte means
-                whole += weight.numel() // 2 + -(-weight.numel() // BLOCK) * FLOAT + 256 * 2 * FLOAT
+    for layer in plain_layers(model).values():
+        weight = layer.weight
+        whole -= weight.numel() * weight.element_size()
+        if quantization == "int8":  # one scale an output
+            whole += weight.numel() + linear_shape(layer)[1] * weight.element_size()
+        else:  # half a byte, one scale a block, and what each byte means
+            whole += weight.numel() // 2 + -(-weight.numel() // BLOCK) * FLOAT + 256 * 2 * FLOAT
     return whole
 
 

@@ -86,6 +86,16 @@ class QuantisedLinear(nn.Linear):
         return _FrozenProduct.apply(x, self.dequantised, self.bias)
 
 
+def plain_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers that can be quantised, by name: all but the head, and those of subclasses, which may do more."""
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, Conv1D)) and type(layer) in (nn.Linear, Conv1D) and layer is not head
+    }
+
+
 def quantise(model: PreTrainedModel, kind: str) -> None:
     """Put a QuantisedLinear in place of each plain linear layer but the head.
 
@@ -98,9 +108,7 @@ def quantise(model: PreTrainedModel, kind: str) -> None:
     """
     if kind not in QUANTIZATIONS:
         raise InputError(f"model.quantization={kind}: choose one of null, {', '.join(QUANTIZATIONS)}")
-    head = model.get_output_embeddings()
-    # A subclass may do more than a product, and is left as it is.
-    plain = {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, Conv1D) and m is not head}
+    plain = plain_layers(model)
     if not plain:
         raise InputError(f"model.quantization={kind}: the model has no plain linear layers to quantise")
     package = QUANTIZATIONS[kind]

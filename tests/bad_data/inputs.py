@@ -7,14 +7,16 @@ import io
 import json
 import lzma
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -170,3 +172,11 @@ WITHOUT_NUMBERS = ("model=hub", "model.path=model", "model.dtype=float32")
 
 def frame(rows: list[tuple[str, str]] = GOOD) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "text"])
+
+
+def each(groups: Mapping[str, Sequence[Any]]) -> pytest.MarkDecorator:
+    """A test's parameter `case`, named by its group and its own name."""
+    cases = [
+        pytest.param(case, id=f"{group}: {case.name}") for group, some in groups.items() for case in some
+    ]
+    return pytest.mark.parametrize("case", cases)

@@ -16,7 +16,7 @@ import bora
 from bora.interop import export
 from tests.bad_data import accounted_cases as cases
 from tests.bad_data.accounted_cases import Accounted
-from tests.bad_data.inputs import GOOD, RUN, docs, frame, put, to_csv
+from tests.bad_data.inputs import GOOD, RUN, docs, each, frame, put, to_csv
 from tests.results.test_loggers import wandb_figures
 
 OPT_MINI = Path(bora.__file__).parent / "assets/opt_mini"
@@ -91,9 +91,7 @@ def leakage(kept: dict[int, tuple[str, str]], splits: dict[int, str]) -> dict[st
     return found
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=f"{group}: {case.name}") for group, some in GROUPS.items() for case in some]
-)  # fmt: skip
+@each(GROUPS)
 def test_every_row_is_kept_or_counted(case, command, capfd, tmp_path):
     put(case, tmp_path)
     capfd.readouterr()  # what writing a dataset shows

@@ -9,7 +9,7 @@ import bora
 from bora.errors import InputError
 from tests.bad_data import refused_contents as contents
 from tests.bad_data import refused_files as files
-from tests.bad_data.inputs import GOOD, RUN, frame, put
+from tests.bad_data.inputs import GOOD, RUN, each, frame, put
 
 LONGEST = 600  # characters that a person still reads, a path's not counted
 GROUPS = {
@@ -24,9 +24,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=f"{group}: {case.name}") for group, cases in GROUPS.items() for case in cases]
-)  # fmt: skip
+@each(GROUPS)
 def test_it_is_told_in_one_line(case, command, capfd, tmp_path):
     put(case, tmp_path)
     capfd.readouterr()  # what writing a dataset shows
