@@ -45,8 +45,9 @@ from bora.files import write_whole
 from bora.machine import forget_peak, processor
 from bora.machine import peak_memory as needed_at_most
 from bora.model.adapters import Layout, linear_shape
-from bora.model.backbone import Backbone, load_backbone
+from bora.model.backbone import Backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
+from bora.model.loading import load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
 from bora.results.run_directory import versions

@@ -15,6 +15,11 @@ from bora.model.posterior import ESTIMATORS, LIKELIHOODS, PENALTIES
 from bora.redaction import MARK
 
 ABSENT = object()
+# Where the loaders were when a run directory's config.yaml was written → where they are.
+MOVED = {
+    f"bora.model.backbone.{name}": f"bora.model.pretrained.{name}"
+    for name in ("from_pretrained", "packaged", "random_weights", "smollm2_135m")
+}
 
 
 def config_folder() -> Path:
@@ -50,7 +55,7 @@ def own_call(node: DictConfig, group: str, key: str) -> DictConfig:
         group, key: model and loader, or data and reader.
 
     Returns:
-        The same.
+        The same, with today's name of the function.
 
     Raises:
         InputError: it is not one of the functions that conf/ names there, called with plain values.
@@ -59,6 +64,7 @@ def own_call(node: DictConfig, group: str, key: str) -> DictConfig:
     known = {OmegaConf.select(OmegaConf.load(file), f"{key}._target_") for file in files} - {None}
     given = flat(OmegaConf.to_container(node))
     target = given.pop("_target_", None)
+    target = MOVED.get(target, target)
     # A `_target_` deeper down would be called too; an interpolation could read the environment.
     odd = [
         k for k, v in given.items()
@@ -70,7 +76,7 @@ def own_call(node: DictConfig, group: str, key: str) -> DictConfig:
             f"config.yaml: {group}.{key}.{what} is not what conf/{group} has, and a run directory may have nothing "
             "else called"
         )
-    return node
+    return cast(DictConfig, OmegaConf.merge(node, {"_target_": target}))
 
 
 def format_value(value: Any) -> str:

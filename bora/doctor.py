@@ -68,7 +68,7 @@ def machine(cfg: DictConfig, directory: Path) -> dict[str, Any]:
 
     from bora import machine
     from bora.cache import cache_root
-    from bora.model.backbone import bfloat16_speed
+    from bora.model.loading import bfloat16_speed
     from bora.redaction import redacted
     from bora.results.loggers import mlflow_uri
     from bora.results.run_directory import versions
@@ -185,7 +185,7 @@ def examine(cfg: DictConfig, measured: bool) -> dict[str, Any]:
     """
     from bora.cost import cost
     from bora.measure import measure
-    from bora.model.backbone import load_backbone
+    from bora.model.loading import load_backbone
     from bora.training import load_corpus, quiet
 
     quiet()
@@ -208,7 +208,7 @@ def examine(cfg: DictConfig, measured: bool) -> dict[str, Any]:
 
 def look_out(cfg: DictConfig, machine: dict[str, Any], cost: dict[str, Any]) -> list[str]:
     """What is likely to go wrong, a line each."""
-    from bora.model.backbone import on_gpu
+    from bora.model.loading import on_gpu
     from bora.results.show import size
 
     lines = []

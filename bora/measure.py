@@ -15,7 +15,7 @@ from bora.data.batches import Batch, on_device
 from bora.data.module import Corpus
 from bora.errors import InputError
 from bora.machine import forget_peak, peak_memory
-from bora.model.backbone import load_backbone, on_gpu
+from bora.model.loading import load_backbone, on_gpu
 from bora.training import build_data, build_model
 
 MEASURED, UNMEASURED = 20, 2  # batches that are timed, and those before them

@@ -16,8 +16,9 @@ from bora.config import plain
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.interop.peft_in import has_adapters, start_from_adapters
-from bora.model.backbone import Pretrained, load_backbone, weights_sha256
+from bora.model.loading import load_backbone, weights_sha256
 from bora.model.module import HierarchicalLoRA
+from bora.model.pretrained import Pretrained
 from bora.processes import is_first
 from bora.results.loggers import build_loggers, tracked
 from bora.results.run_directory import RunDirectory, versions

@@ -9,7 +9,7 @@ import torch
 
 import bora
 from bora.errors import InputError
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 from tests.conftest import table
 
 SMALL = ["data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]

@@ -18,7 +18,8 @@ from bora import doctor, machine
 from bora.cost import Cost, cost
 from bora.data.module import TaskDataModule
 from bora.interop.restore import restore
-from bora.model.backbone import load_backbone, packaged
+from bora.model.loading import load_backbone
+from bora.model.pretrained import packaged
 from bora.redaction import MARK
 from bora.results.show import duration, size
 from bora.training import build_data, build_model, load_corpus

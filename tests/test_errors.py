@@ -62,8 +62,12 @@ def test_a_diverged_run_is_told_and_leaves_no_summary(command, tmp_path, monkeyp
     assert not (tmp_path / "run/summary.json").exists()
 
 
-def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")],  # nothing listens there
+)
+def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, setting, value):
+    monkeypatch.setattr(f"huggingface_hub.constants.{setting}", value)
     code, _, err = command("model=opt_350m", "hydra.run.dir=run")
     assert code == 2
     assert err.count("\n") == 1

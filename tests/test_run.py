@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import bora.run
 from bora.model.adapters import LowRank
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 from tests.conftest import merged, table
 
 SMALL = [

@@ -21,7 +21,7 @@ from bora.cache import digest, kept
 from bora.data import talk_of_norway
 from bora.errors import InputError
 from bora.interop import generate
-from bora.model.backbone import from_pretrained
+from bora.model.pretrained import from_pretrained
 from tests.conftest import table
 from tests.results.test_report import write_run
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from bora.data.encoding import beginning
 from bora.errors import InputError
 from bora.interop.restore import Restored, restore
-from bora.model.backbone import DTYPES
+from bora.model.pretrained import DTYPES
 from bora.training import encoding_options
 
 DEVICES = ("cpu", "cuda")

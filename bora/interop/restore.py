@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bora.config import flat, own_call
 from bora.errors import InputError, first_line
-from bora.model.backbone import load_backbone
+from bora.model.loading import load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import CONFIG, EARLIER, RunDirectory
 from bora.resume import load_checkpoint
@@ -64,7 +64,7 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
         max_tokens = cfg.data.max_tokens
     except (OSError, KeyError, OmegaConfBaseException) as error:
         raise InputError(f"{run} is not a whole run directory: {CONFIG}: {first_line(error)}") from error
-    own_call(cfg.model.loader, "model", "loader")
+    cfg.model.loader = own_call(cfg.model.loader, "model", "loader")
     checkpoint = load_checkpoint(directory.checkpoints / "best.ckpt")
     pretrained = load_backbone(cfg.model, accelerator, max_tokens)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bora.model.backbone import FAST
+from bora.model.loading import FAST
 from bora.results.tables import plain_console
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 import bora.run  # noqa: F401  (its OmegaConf resolvers)
 from bora import training
 from bora.config import config_folder
-from bora.model.backbone import load_backbone
+from bora.model.loading import load_backbone
 
 
 def main() -> None:

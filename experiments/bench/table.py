@@ -42,7 +42,7 @@ def measure(file: str) -> None:
     import bora.run  # noqa: F401  (its OmegaConf resolvers)
     from bora import training
     from bora.config import config_folder
-    from bora.model.backbone import load_backbone
+    from bora.model.loading import load_backbone
 
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("config", overrides=["data=talk_of_norway", f"data.path={file}"])

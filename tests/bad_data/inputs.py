@@ -20,7 +20,7 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 
 Write = Callable[[Path], object]  # writes a case's input to the path
 # As little of a run as there is.

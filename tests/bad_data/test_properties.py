@@ -18,7 +18,7 @@ from bora.api import documents
 from bora.data.module import Corpus, build_corpus
 from bora.data.table import read
 from bora.errors import InputError
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 from tests.bad_data.inputs import to_csv, to_json
 
 COLUMNS = ("task", "text", "date")

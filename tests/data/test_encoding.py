@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 from bora.data import encoding
 from bora.data.encoding import beginning, encode
 from bora.errors import InputError
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 
 
 @pytest.fixture(scope="module")

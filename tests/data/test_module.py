@@ -3,7 +3,7 @@ import pytest
 
 from bora.data.module import build_corpus
 from bora.errors import InputError
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 
 SPLIT = {"validation": 0.25, "test": 0.25}
 

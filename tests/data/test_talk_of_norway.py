@@ -20,7 +20,7 @@ from bora.data import talk_of_norway
 from bora.data.selection import select
 from bora.data.split import split
 from bora.errors import InputError
-from bora.model.backbone import packaged
+from bora.model.pretrained import packaged
 
 # As Data.md of the corpus lists them.
 COLUMNS = """id url_rep_id rep_id rep_first_name rep_last_name rep_name rep_from rep_to rep_type county

@@ -17,7 +17,7 @@ from bora.interop.evaluate import evaluate
 from bora.interop.restore import restore
 from bora.interop.score import accuracy, likelihoods, log_prior, wilson
 from bora.interop.texts import read_texts
-from bora.model.backbone import load_backbone
+from bora.model.loading import load_backbone
 from tests.conftest import merged, table
 
 SIZES = {"a": 24, "a longer name": 40, "c/d": 30}

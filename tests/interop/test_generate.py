@@ -13,7 +13,7 @@ from bora.errors import InputError
 from bora.interop import generate as command_line
 from bora.interop.generate import generate
 from bora.interop.restore import Restored, restore
-from bora.model.backbone import load_backbone
+from bora.model.loading import load_backbone
 from tests.conftest import merged, table
 
 PROMPTS = ["the minister", "this law today and tomorrow asks for", "a vote"]

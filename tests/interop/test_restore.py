@@ -23,6 +23,11 @@ def test_a_restored_model_has_the_runs_own_test_nll(command, tmp_path, tau, form
     )  # fmt: skip
     assert code == 0
     assert_restores(tmp_path / "run", path)
+    config = tmp_path / "run/config.yaml"
+    earlier = config.read_text().replace("bora.model.pretrained.packaged", "bora.model.backbone.packaged")
+    assert earlier != config.read_text()
+    config.write_text(earlier)  # as runs of before the loaders moved have it
+    assert_restores(tmp_path / "run", path)
 
 
 def test_a_folder_without_a_finished_run_is_told(tmp_path):

@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from bora.config import config_folder
 from bora.errors import InputError
-from bora.model.backbone import Backbone, load_backbone
+from bora.model.backbone import Backbone
+from bora.model.loading import load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.model.quantization import QUANTIZATIONS, QuantisedLinear, quantise
 from tests.conftest import random_factors

