@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from bora.interop.restore import restore
 from bora.model.loading import load_backbone
 from bora.model.pretrained import packaged
 from bora.redaction import MARK
-from bora.results.show import duration, size
+from bora.results.show import duration, show_machine, size
 from bora.training import build_data, build_model, load_corpus
 from tests.conftest import table
 from tests.test_config import config
@@ -256,6 +257,28 @@ def test_what_will_go_wrong_is_told(told):
     assert ["GPU" in lines[0], "checkpoints" in lines[1], "wandb login" in lines[2]] == [True] * 3
     small = found["machine"] | {"gpus": [{"name": "x", "memory": 2**30, "free": 2**20, "bfloat16": True}]}
     assert "a step needs" in doctor.look_out(config(*SMALL, "trainer=gpu"), small, found["cost"])[0]
+
+
+def test_gpus_are_told_with_their_free_memory(monkeypatch, capfd, told):
+    found = told()["machine"]
+    cuda = {
+        "device_count": lambda: 2,
+        "mem_get_info": lambda i: ((i + 1) * 2**30, 80 * 2**30),
+        "device": lambda i: nullcontext(),
+        "is_bf16_supported": lambda including_emulation: True,
+        "get_device_name": lambda i: f"Card {i}",
+    }
+    for name, stand_in in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    cards = machine.gpus()
+    assert [(c["name"], c["free"], c["memory"]) for c in cards] == [
+        ("Card 0", 2**30, 80 * 2**30), ("Card 1", 2**31, 80 * 2**30),
+    ]  # fmt: skip
+    show_machine(found | {"gpus": cards})
+    lines = [line for line in capfd.readouterr().out.splitlines() if "Card" in line]
+    assert ["1.00 GiB are free" in lines[0], "2.00 GiB are free" in lines[1], "80.0 GiB" in lines[1]] == [
+        True
+    ] * 3
 
 
 class Server(http.server.BaseHTTPRequestHandler):

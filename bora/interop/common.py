@@ -1,6 +1,7 @@
 """What the commands that use a finished run share: where it is loaded, and what stands before a text."""
 
 import argparse
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,13 +46,15 @@ def restore_on(run: Path, device: str = "cpu", dtype: str | None = None) -> Rest
 def check_tasks(restored: Restored, tasks: Iterable[str]) -> None:
     """
     Raises:
-        InputError: the run has no such task.
+        InputError: the run has no such task; with the names that are near to it.
     """
     names = restored.model.adapters.task_names
     for task in tasks:
         if task not in names:
-            shown = ", ".join(names[:30]) + (f", … ({len(names)} in all)" if len(names) > 30 else "")
-            raise InputError(f"--task {task}: the run has no such task; it has {shown}")
+            close = difflib.get_close_matches(task, names, n=3, cutoff=0.5)
+            rest = f", … ({len(names)} in all)" if len(names) > 30 else ""
+            there = f"near to it: {', '.join(close)}" if close else f"it has {', '.join(names[:30])}{rest}"
+            raise InputError(f"--task {task}: the run has no such task; {there}")
 
 
 def names_task(cfg: DictConfig) -> bool:

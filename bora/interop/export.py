@@ -1,7 +1,6 @@
 """The command `python -m bora.interop.export RUN OUT`: a finished run as PEFT adapters, or as a merged model."""
 
 import argparse
-import difflib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from bora.errors import InputError, first_line
 from bora.files import write_whole
 from bora.interop.card import card
+from bora.interop.common import check_tasks
 from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
@@ -67,10 +67,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     if not merge:
         require_peft()
     restored = restore(run)
-    names = restored.model.adapters.task_names
-    for name in wanted or []:
-        if name not in names:
-            raise InputError(f"--task {name}: the run has no such task; {_alternatives(name, names)}")
+    check_tasks(restored, wanted or [])
     base = base_name(restored.cfg, restored.model.backbone.model)
     quantization = OmegaConf.select(restored.cfg, "model.quantization")
     if merge and quantization is not None:
@@ -116,14 +113,6 @@ def require_peft() -> None:
         import peft  # noqa: F401
     except ModuleNotFoundError as error:
         raise InputError(f"{NEEDS} (there is no {error.name})") from error
-
-
-def _alternatives(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return f"near to it: {', '.join(close)}"
-    rest = f", … ({len(names)} in all)" if len(names) > 5 else ""
-    return f"it has {', '.join(names[:5])}{rest}"
 
 
 def base_name(cfg: DictConfig, model: PreTrainedModel) -> str | None:
