@@ -18,7 +18,7 @@ from hydra.errors import HydraException, InstantiationException
 
 from bora.cache import digest
 from bora.config import check, config_folder, register_resolvers
-from bora.data.table import columns_of, from_values
+from bora.data.columns import columns_of, from_values
 from bora.errors import InputError
 from bora.interop.restore import Restored, restore
 from bora.results.run_directory import RunDirectory

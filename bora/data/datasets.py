@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bora.data.table import columns_of, from_values
+from bora.data.columns import columns_of, from_values
 from bora.errors import InputError, first_line
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # one of them is in what save_to_disk wrote

@@ -13,7 +13,8 @@ import pandas as pd
 from huggingface_hub.file_download import http_get
 
 from bora.cache import cache_root
-from bora.data.table import UNREADABLE, read_csv
+from bora.data.csv_file import read_csv
+from bora.data.table import UNREADABLE
 from bora.errors import InputError, first_line
 from bora.files import whole
 

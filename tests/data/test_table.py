@@ -7,7 +7,7 @@ import zipfile
 import pandas as pd
 import pytest
 
-from bora.data import table as reader
+from bora.data import csv_file
 from bora.data.table import read
 from bora.errors import InputError
 
@@ -166,7 +166,7 @@ def test_a_large_table_is_kept_and_read_the_same(tmp_path, monkeypatch):
     write(path, ".csv")
     small = read(str(path), **COLUMNS)
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(reader, "LARGE", 0)
+    monkeypatch.setattr(csv_file, "LARGE", 0)
     for _ in range(2):
         pd.testing.assert_frame_equal(read(str(path), **COLUMNS), small)
         (kept,) = (tmp_path / "cache").rglob("*.arrow")

@@ -15,8 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from bora.config import config_folder
-from bora.data import table as table_reader
-from bora.data import talk_of_norway
+from bora.data import csv_file, talk_of_norway
 from bora.data.selection import select
 from bora.data.split import split
 from bora.errors import InputError
@@ -69,7 +68,7 @@ def test_the_needed_columns_are_read_row_by_row(ton):
 
 
 def test_the_second_read_comes_from_the_cache_until_the_file_changes(ton, tmp_path, monkeypatch):
-    monkeypatch.setattr(table_reader, "LARGE", 0)
+    monkeypatch.setattr(csv_file, "LARGE", 0)
     copy = tmp_path / "ton.csv"
     copy.write_bytes(ton.read_bytes())
     first = talk_of_norway.read(str(tmp_path), url="")  # a folder will do

@@ -1,0 +1,115 @@
+"""The columns task, text and date of whatever table, and their cells as text.
+
+Everything is text: a speaker may be called "NA", a task may be "007".
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from bora.errors import InputError
+from bora.names import one_spelling
+
+# Where data.task is not given, the first of these columns that the table has.
+TASK_COLUMNS = ("task", "rep_name")
+OPTIONAL = "\0optional"  # in the place of a column: one of these, if there is one; no column is called so
+NAMES_SHOWN, CHARACTERS_SHOWN = 30, 60  # in a message that lists columns
+
+
+def columns_of(
+    available: list[str], path: Path | str, task: str | None, text: str, date: str | None
+) -> dict[str, str]:
+    """Which of the table's columns are task, text and date: {column in the table: our name}.
+
+    Raises:
+        InputError: one that is needed is missing, or there twice.
+    """
+
+    def need(option: str, name: str) -> str:
+        if name not in available:
+            raise InputError(f"data.{option}={name}: {path} has no such column; it has {_listed(available)}")
+        if available.count(name) > 1:
+            raise InputError(f"{path} has more than one column {name!r}; rename them")
+        return name
+
+    if task in (None, OPTIONAL):
+        needed, task = task is None, next((c for c in TASK_COLUMNS if c in available and c != text), None)
+        if task is None and needed:
+            raise InputError(
+                f"data.task is not given and {path} has no column {' or '.join(TASK_COLUMNS)}; "
+                f"name the column that holds the task: data.task=COLUMN, one of {_listed(available)}"
+            )
+    if date is None and "date" in available and "date" not in (task, text):
+        date = "date"
+    chosen = {} if task is None else {"task": need("task", task)}
+    chosen["text"] = need("text", text)
+    if date is not None:
+        chosen["date"] = need("date", date)
+    if len(set(chosen.values())) < len(chosen):
+        raise InputError(
+            "task, text and date must be different columns, not "
+            + ", ".join(f"data.{option}={name}" for option, name in chosen.items())
+        )
+    return {name: ours for ours, name in chosen.items()}
+
+
+def _listed(names: list[str]) -> str:
+    """Column names as one short line, whatever they hold."""
+    shown = [n[:CHARACTERS_SHOWN] + "…" * (len(n) > CHARACTERS_SHOWN) for n in names[:NAMES_SHOWN]]
+    shown = [n if n.isprintable() else repr(n) for n in shown]
+    more = [f"{len(names) - NAMES_SHOWN} more"] * (len(names) > NAMES_SHOWN)
+    return ", ".join([*shown, *more])
+
+
+def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], source: str) -> pd.DataFrame:
+    """A table of any values as text: None, NaN and the like as the empty string, truth as JSON and Parquet write it.
+
+    Args:
+        columns: the values by column.
+        names: see `columns_of`.
+        source: where they are from, for messages.
+
+    Raises:
+        InputError: a value that is more than one (a list, an object), is bytes, or is no text that can be written
+            down; or no rows.
+    """
+    table = {}
+    for column, ours in names.items():
+        cells = []
+        for row, value in enumerate(columns[column]):
+            if not isinstance(value, str):
+                if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
+                    raise InputError(
+                        f"{source}: column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), "
+                        "not a text or a number"
+                    )
+                value = "" if pd.isna(value) else value
+                value = str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
+            cells.append(value)
+        try:
+            table[ours] = pa.array(cells, pa.large_string()).to_pandas()
+        except UnicodeEncodeError as error:
+            row = next(i for i, c in enumerate(cells) if any("\ud800" <= letter <= "\udfff" for letter in c))
+            raise InputError(
+                f"{source}: column {column!r} holds half a surrogate pair in row {row} (counted from 0), which is no "
+                "character; write the text anew"
+            ) from error
+    return finish(pd.DataFrame(table), source)
+
+
+def finish(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Columns task, text and date, the empty string for what is not there, and each task's name in one spelling.
+
+    Raises:
+        InputError: no rows, or a task's name that cannot be one.
+    """
+    if table.empty:
+        raise InputError(f"{source} holds no rows")
+    for ours in ("task", "date"):
+        if ours not in table:
+            table[ours] = ""
+    table["task"] = one_spelling(table["task"], source)
+    return table[["task", "text", "date"]]
