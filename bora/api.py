@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 
 from bora.cache import digest
 from bora.config import check, config_folder, register_resolvers
-from bora.data.columns import columns_of, from_values
+from bora.data.columns import columns_of, from_arrow, from_values
 from bora.errors import InputError
 from bora.interop.restore import Restored, restore
 from bora.results.run_directory import RunDirectory
 from bora.stopping import Stopped
 from bora.training import train
+
+THE_FRAME = "the frame"  # in messages
 
 
 def fit(
@@ -56,6 +59,9 @@ def fit(
         InputError: a column, setting or document that cannot be used.
     """
     table = documents(frame, task, text, date)
+    for column in (task, text, date):
+        if column is not None and "${" in column:
+            raise InputError(f"a column named {column!r} would be taken for an interpolation; rename it")
     register_resolvers()
     known = (config_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
     chosen = [f"model={model}"] if known else ["model=hub", f"model.path={_quoted(model)}"]
@@ -71,6 +77,8 @@ def fit(
     check(cfg)
     now = datetime.now()
     folder = Path(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output).expanduser()
+    if folder.is_file():
+        raise InputError(f"output={folder} is a file; give a folder")
     try:
         train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, table=table)
         return restore(folder)
@@ -89,14 +97,30 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
         InputError: it is no frame, or a column is not there or holds what is no text.
     """
     if not isinstance(frame, pd.DataFrame):
-        if not hasattr(frame, "to_pandas"):
-            raise InputError(
-                f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}"
-            )
-        frame = frame.to_pandas()
+        # Not by their to_pandas, which makes floats of integers with gaps.
+        table = _arrow(frame)
+        names = columns_of(table.column_names, THE_FRAME, task, text, date)
+        return from_arrow(table, names, THE_FRAME)
     frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
-    names = columns_of(frame.columns.tolist(), "the frame", task, text, date)
-    return from_values({c: frame[c] for c in names}, names, "the frame")
+    names = columns_of(frame.columns.tolist(), THE_FRAME, task, text, date)
+    return from_values({c: frame[c] for c in names}, names, THE_FRAME)
+
+
+def _arrow(frame: Any) -> pa.Table:
+    """
+    Raises:
+        InputError: it is no frame.
+    """
+    if hasattr(frame, "with_format"):  # a dataset of the datasets library
+        frame = frame.with_format("arrow")[:]
+    try:
+        if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__arrow_c_array__"):
+            return pa.table(frame)
+    except (TypeError, ValueError, pa.ArrowException):
+        pass  # one column, say
+    raise InputError(
+        f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}"
+    )
 
 
 def _quoted(value: str) -> str:

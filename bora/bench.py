@@ -51,7 +51,7 @@ from bora.model.loading import load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
 from bora.results.run_directory import versions
-from bora.run import leave
+from bora.run import leaving
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -383,11 +383,8 @@ def main() -> None:
                 file=sys.stderr,
             )
             sys.exit(2)
-    try:
+    with leaving():
         job()
-    except Exception as error:
-        leave(error)
-        raise
 
 
 if __name__ == "__main__":

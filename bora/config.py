@@ -15,6 +15,15 @@ from bora.model.posterior import ESTIMATORS, LIKELIHOODS, PENALTIES
 from bora.redaction import MARK
 
 ABSENT = object()
+GROUPS = ("data", "model", "lora", "prior", "optim", "trainer", "logger")
+# Groups whose every setting has one meaning here; one too many would have none.
+CLOSED = {
+    "data.split": "data/_shared.yaml",
+    "lora": "lora/default.yaml",
+    "prior": "prior/default.yaml",
+    "optim": "optim/adamw.yaml",
+}
+MOST = 2**31 - 1  # documents in a batch
 # Where the loaders were when a run directory's config.yaml was written → where they are.
 MOVED = {
     f"bora.model.backbone.{name}": f"bora.model.pretrained.{name}"
@@ -124,6 +133,19 @@ def check(cfg: DictConfig) -> None:
     Raises:
         InputError: the first value that is out of range, with the range.
     """
+    for key in (*GROUPS, "data.reader", "model.loader"):
+        if not isinstance(OmegaConf.select(cfg, key), DictConfig):
+            raise InputError(
+                f"{key} is a group of settings, see conf/{key.split('.')[0]}; it cannot be a value"
+            )
+    for key, file in CLOSED.items():
+        known = OmegaConf.load(config_folder() / file)
+        known = known.split if key == "data.split" else known
+        for name in OmegaConf.select(cfg, key):
+            if name not in known:
+                raise InputError(
+                    f"{key}.{name}: there is no such setting; {key} has {', '.join(map(str, known))}"
+                )
     # Not by OmegaConf.missing_keys, which stops at what is made of a missing value.
     missing = sorted(k for k, v in flat(OmegaConf.to_container(cfg)).items() if v == "???")
     if missing:
@@ -206,8 +228,8 @@ def check(cfg: DictConfig) -> None:
         number("data.documents_per_task", 3, whole=True, null=True)
     number("data.min_characters", 0, whole=True)
     number("data.max_tokens", 2, whole=True)
-    number("data.batch_size", 1, whole=True)
-    number("data.eval_batch_size", 1, whole=True)
+    number("data.batch_size", 1, MOST, whole=True)
+    number("data.eval_batch_size", 1, MOST, whole=True)
     number("data.split.seed", 0, whole=True)
     number("data.split.validation", 0, 1, open_low=True)
     number("data.split.test", 0, 1, open_low=True)
@@ -221,13 +243,22 @@ def check(cfg: DictConfig) -> None:
     betas = plain(cfg.optim).get("betas")
     if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
         raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
+    for key in ("name", "data.name", "model.name"):
+        if not isinstance(OmegaConf.select(cfg, key), (str, int, float)):
+            raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be text")
     text("init_from", null=True)
     text("model.path")
     text("model.attention")
     text("model.quantization", null=True)
     text("data.template")
     text("data.prompt", null=True)
-    for key in ("data.path", "data.task", "data.text", "data.date"):
+    # Where none is given, Talk of Norway is downloaded; other corpora need theirs.
+    reader = str(OmegaConf.select(cfg, "data.reader._target_"))
+    text("data.path", null=reader.startswith("bora.data.talk_of_norway."))
+    ours = reader.startswith("bora.data.") and "path" in cfg.data.reader
+    if ours and cfg.data.reader.path != given("data.path"):
+        raise InputError("data.reader.path is data.path; give data.path=…")
+    for key in ("data.task", "data.text", "data.date"):
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)
     strings("data.modules")

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bora.config import check, config_folder
 from bora.errors import InputError
-from bora.run import leave
+from bora.run import leaving
 
 WHOLE = 0.9  # of what is free that a run may take before it is told
 
@@ -241,7 +241,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_intermixed_args()
     found: dict[str, Any] = {}
-    try:
+    with leaving():
         cfg, directory = composed(arguments.overrides)
         from bora.results.run_directory import json_safe
         from bora.results.show import show_cost, show_machine
@@ -252,9 +252,6 @@ def main() -> None:
         with Warnings() as warnings:
             found["cost"] = examine(cfg, arguments.measure)
         found["look_out"] = warnings.lines + look_out(cfg, found["machine"], found["cost"])
-    except Exception as error:
-        leave(error)
-        raise
     if arguments.json:
         print(json.dumps(json_safe(found), ensure_ascii=False))
         return

@@ -12,3 +12,8 @@ class InputError(Exception):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str) -> str:
+    """The text with each character that a terminal would obey, or not show, written as its code."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

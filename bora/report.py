@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bora.errors import InputError
-from bora.run import leave
+from bora.run import leaving
 
 NEEDS = "bora report needs its extra: pip install 'bora[report]'"
 
@@ -86,11 +86,8 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
-    try:
+    with leaving():
         build(arguments.folders, arguments.output, arguments.color_by, arguments.wandb == "auto")
-    except Exception as error:
-        leave(error)
-        raise
 
 
 if __name__ == "__main__":

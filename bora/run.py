@@ -2,9 +2,12 @@
 
 import errno
 import importlib.util
+import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import check, config_folder, register_resolvers
-from bora.errors import InputError
+from bora.errors import InputError, printable
 from bora.redaction import redacted_words
 from bora.stopping import Stopped
 
@@ -35,7 +38,7 @@ PLUGINS = {
 BAD_INPUT, DEFECT = 2, 1  # exit codes; a stopped run's are in bora.stopping
 # The system's errors that need no trace, and what to do about them.
 ELSEWHERE = "choose a folder that can be written to, with hydra.run.dir=… or hydra.sweep.dir=…"
-PLACE = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR), ELSEWHERE)
+PLACE = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST), ELSEWHERE)
 FULL = "make room; what was saved before is whole, and the same command goes on from it"
 DISK = PLACE | dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), FULL)
 
@@ -48,6 +51,7 @@ def job(cfg: DictConfig) -> float | None:
         Its validation perplexity, for sweepers to minimise; None for a failed job of a sweep, whose
         reason is then in its folder, so that the other jobs go on (bora.results.sweep tells of it).
     """
+    print_anything()  # a sweep's job may be a process of its own
     settings = HydraConfig.get()
     sweep = settings.mode == RunMode.MULTIRUN
     folder = Path(settings.runtime.output_dir)
@@ -92,8 +96,25 @@ def leave(error: Exception) -> None:
     found = told(error)
     if found is None or SHOW_TRACE:
         return
-    print("bora:", redacted_words(found[0]), file=sys.stderr)
+    print("bora:", printable(redacted_words(found[0])), file=sys.stderr)
     sys.exit(found[1])
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Within: what a command does, which ends as `leave` says."""
+    print_anything()
+    try:
+        yield
+    except Exception as error:
+        leave(error)
+        raise
+
+
+def print_anything() -> None:
+    """What a terminal's encoding has no letters for (τ in ASCII) is printed as ?, and is no reason to fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def told(error: Exception) -> tuple[str, int] | None:
@@ -124,14 +145,12 @@ def main() -> None:
     # Hydra would end the process with code 1 itself; with this set, errors reach us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        job()
+        with leaving():
+            job()
     except Stopped as stopped:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
             print("bora:", stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except Exception as error:
-        leave(error)
-        raise
 
 
 if __name__ == "__main__":

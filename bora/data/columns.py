@@ -4,13 +4,15 @@ Everything is text: a speaker may be called "NA", a task may be "007".
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 from bora.names import one_spelling
 
 # Where data.task is not given, the first of these columns that the table has.
@@ -67,6 +69,8 @@ def _listed(names: list[str]) -> str:
 def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], source: str) -> pd.DataFrame:
     """A table of any values as text: None, NaN and the like as the empty string, truth as JSON and Parquet write it.
 
+    A number is written as Python writes it, 1.0 or 0.1, in its own precision; a moment with a time zone in UTC.
+
     Args:
         columns: the values by column.
         names: see `columns_of`.
@@ -78,17 +82,21 @@ def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], sourc
     """
     table = {}
     for column, ours in names.items():
-        cells = []
-        for row, value in enumerate(columns[column]):
-            if not isinstance(value, str):
-                if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
-                    raise InputError(
-                        f"{source}: column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), "
-                        "not a text or a number"
-                    )
-                value = "" if pd.isna(value) else value
-                value = str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
-            cells.append(value)
+        values, cells = columns[column], []
+        if isinstance(values, pd.Series) and isinstance(values.dtype, np.dtype) and values.dtype.kind == "f":
+            values = values.to_numpy()  # whose numbers know their precision
+        for row, value in enumerate(values):
+            try:
+                cells.append(value if isinstance(value, str) else _written(value))
+            except (TypeError, ValueError, ArithmeticError) as error:
+                what = (
+                    "not a text or a number"
+                    if isinstance(error, TypeError)
+                    else "which cannot be written down"
+                )
+                raise InputError(
+                    f"{source}: column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), {what}"
+                ) from error
         try:
             table[ours] = pa.array(cells, pa.large_string()).to_pandas()
         except UnicodeEncodeError as error:
@@ -98,6 +106,48 @@ def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], sourc
                 "character; write the text anew"
             ) from error
     return finish(pd.DataFrame(table), source)
+
+
+def _written(value: Any) -> str:
+    """A value that is no text, as text.
+
+    Raises:
+        TypeError, ValueError, ArithmeticError: it cannot be.
+    """
+    if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
+        raise TypeError(value)
+    if pd.isna(value):
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        value = value.astimezone(UTC)
+    return str(value)
+
+
+def from_arrow(table: pa.Table, names: Mapping[str, str], source: str) -> pd.DataFrame:
+    """`from_values` for Arrow, which casts whole columns, and integers with gaps as they are.
+
+    Raises:
+        InputError: a column that is no text; or no rows.
+    """
+    columns = {}
+    for column, ours in names.items():
+        cells = table[column]
+        try:
+            if pa.types.is_floating(cells.type):  # as numpy writes it; Arrow would write 1 for 1.0
+                numbers = cells.to_numpy()
+                cells = pa.chunked_array(
+                    [pa.array(["" if np.isnan(n) else str(n) for n in numbers], pa.large_string())]
+                )
+            cells = cells.cast(pa.large_string()).fill_null("")
+            cells.validate(full=True)  # that it is UTF-8, which nobody has looked at yet
+        except (pa.ArrowException, ValueError) as error:
+            raise InputError(
+                f"{source} is not readable: column {column!r} of type {cells.type} is no text ({first_line(error)})"
+            ) from error
+        columns[ours] = cells.to_pandas()
+    return finish(pd.DataFrame(columns), source)
 
 
 def finish(table: pd.DataFrame, source: str) -> pd.DataFrame:

@@ -42,35 +42,42 @@ def read(
     except ModuleNotFoundError as error:
         raise InputError("data=datasets needs its extra: pip install 'bora[datasets]'") from error
     try:
-        with _bars_on_a_terminal_alone():
+        with _quiet():
             found = _load(path, subset)
             if isinstance(found, datasets.DatasetDict):
                 found = _of_splits(found, path, split)
+            names = columns_of(found.column_names, path, task, text, date)
+            values = {c: list(_values(found, c)) for c in names}
     except InputError:
         raise
     except (
         Exception
     ) as error:  # whatever the hub's client or a file's reader raises, the user can do the same about it
-        raise InputError(
-            f"data.path={path} could not be loaded as a dataset ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    names = columns_of(found.column_names, path, task, text, date)
-    return from_values({c: _values(found, c) for c in names}, names, f"data.path={path}")
+        raise InputError(f"data.path={path} could not be loaded as a dataset ({_reason(error)})") from error
+    return from_values(values, names, f"data.path={path}")
+
+
+def _reason(error: BaseException) -> str:
+    """An error and, where it only says that there was one, what it was."""
+    words = f"{type(error).__name__}: {first_line(error)}"
+    return words if error.__cause__ is None else f"{words}: {_reason(error.__cause__)}"
 
 
 @contextmanager
-def _bars_on_a_terminal_alone() -> Iterator[None]:
-    """Within: the library draws no progress bars into a log file."""
+def _quiet() -> Iterator[None]:
+    """Within: the library draws progress bars on a terminal only, and its errors are left to us to tell."""
     import datasets
 
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
+    level, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _load(path: str, subset: str | None) -> Any:
@@ -83,8 +90,20 @@ def _load(path: str, subset: str | None) -> Any:
     if folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir():
         if not folder.is_dir():
             raise InputError(f"data.path={path}: there is no such folder")
-        return datasets.load_dataset(str(folder), subset)
-    return datasets.load_dataset(path, subset)
+        path = str(folder)
+    return datasets.load_dataset(path, subset, **_as_text(path, subset))
+
+
+def _as_text(path: str, subset: str | None) -> dict[str, Any]:
+    """How CSV files are to be read: every cell as it stands. The library would make 7 of 007, and nothing of NA."""
+    import datasets
+
+    if datasets.load_dataset_builder(path, subset).name != "csv":
+        return {}
+    parts = datasets.load_dataset(path, subset, streaming=True)
+    columns: dict[str, Any] = next(iter(next(iter(parts.values()))), {})  # of the first row
+    text = datasets.Features({column: datasets.Value("string") for column in columns})
+    return {"features": text, "keep_default_na": False}
 
 
 def _of_splits(found: Any, path: str, split: str) -> Any:

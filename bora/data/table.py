@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
 
-from bora.data.columns import CHARACTERS_SHOWN, OPTIONAL, columns_of, finish, from_values
+from bora.data.columns import CHARACTERS_SHOWN, OPTIONAL, columns_of, from_arrow, from_values
 from bora.data.csv_file import read_csv
 from bora.errors import InputError, first_line
 from bora.streams import COMPRESSIONS, text_lines
@@ -56,20 +55,40 @@ def read(
     Raises:
         InputError: no such file or column, or a file that is not what its ending says.
     """
+    file = existing(path)
     try:
-        return _read(path, OPTIONAL if task is None and not need_task else task, text, date)
+        return _read(file, OPTIONAL if task is None and not need_task else task, text, date)
     except UNREADABLE as error:
+        if isinstance(error, PermissionError):
+            raise InputError(f"data.path={path}: {error.strerror}") from error
         raise InputError(
             f"data.path={path} is not readable as {Path(path).name!r} says: {first_line(error)}; it is damaged, or not "
             "what its ending says"
         ) from error
 
 
-def _read(path: str, task: str | None, text: str, date: str | None) -> pd.DataFrame:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        what = "that is a folder, not a file" if file.is_dir() else "there is no such file"
-        raise InputError(f"data.path={path}: {what} (seen from {Path.cwd()})")
+def existing(path: Path | str) -> Path:
+    """The file of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    seen_from = f"(seen from {Path.cwd()})"
+    try:
+        file = Path(path).expanduser()
+        if file.is_file():
+            return file
+        what = "there is no such file"
+        if file.exists():
+            what = "that is a folder, not a file" if file.is_dir() else "that is no ordinary file; give one"
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, ~nobody, a NUL
+        raise InputError(
+            f"data.path={path}: there is no such file {seen_from}: {first_line(error)}"
+        ) from error
+    raise InputError(f"data.path={path}: {what} {seen_from}")
+
+
+def _read(file: Path, task: str | None, text: str, date: str | None) -> pd.DataFrame:
     ending, compression = _format(file)
     readers: dict[str, Callable] = {
         ".csv": lambda: read_csv(file, ",", compression, task, text, date),
@@ -80,7 +99,7 @@ def _read(path: str, task: str | None, text: str, date: str | None) -> pd.DataFr
     }
     if ending not in readers:
         raise InputError(
-            f"data.path={path}: the ending {ending or '(none)'!r} is not one of "
+            f"data.path={file}: the ending {ending or '(none)'!r} is not one of "
             f"{', '.join(readers)}, alone or before {', '.join(COMPRESSIONS)}"
         )
     return readers[ending]()
@@ -136,23 +155,9 @@ _JSON = json.JSONDecoder(
 
 def _read_parquet(file: Path, task, text, date) -> pd.DataFrame:
     names = columns_of(pa.parquet.read_schema(file).names, file, task, text, date)
-    table = pa.parquet.read_table(file, columns=list(names))
-    columns = {}
-    for column, ours in names.items():
-        cells = table[column]
-        try:
-            if pa.types.is_floating(cells.type):
-                cells = pa.compute.if_else(pa.compute.is_nan(cells), None, cells)
-            # Arrow casts integers with gaps to text as they are; pandas would make them floats first.
-            cells = cells.cast(pa.large_string()).fill_null("")
-            cells.validate(full=True)  # that it is UTF-8, which nobody has looked at yet
-        except pa.ArrowException as error:
-            raise InputError(
-                f"data.path={file} is not readable: column {column!r} of type {cells.type} is no text "
-                f"({first_line(error)})"
-            ) from error
-        columns[ours] = cells.to_pandas()
-    return finish(pd.DataFrame(columns), f"data.path={file}")
+    # Checksums, where the file has them, are not looked at unless they are asked for.
+    table = pa.parquet.read_table(file, columns=list(names), page_checksum_verification=True)
+    return from_arrow(table, names, f"data.path={file}")
 
 
 def in_hand(**names: str | None) -> pd.DataFrame:

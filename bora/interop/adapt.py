@@ -7,6 +7,7 @@ For each new task what is minimised is −Σ log p(documents | θ_new) + τ/2 �
 """
 
 import argparse
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,14 +18,13 @@ import torch
 
 from bora.data.batches import Batches, Documents, loader, on_device
 from bora.data.encoding import Encoded, encode
-from bora.data.table import read
 from bora.errors import InputError
 from bora.interop.restore import Restored, restore
-from bora.interop.texts import sha256
+from bora.interop.texts import read_texts, sha256
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.resume import WholeCheckpoints
-from bora.run import leave
+from bora.run import leaving
 from bora.training import encoding_options
 
 
@@ -149,7 +149,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's directory")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to; it must not exist")
-    parser.add_argument("--data", required=True, metavar="FILE", help="the table of the new tasks' documents")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="the table of the new tasks' documents"
+    )
     parser.add_argument("--text", default="text", metavar="COLUMN", help="column with the document (text)")
     parser.add_argument("--task", metavar="COLUMN", help="column with the task; without, as data.task=null")
     parser.add_argument("--tau", type=float, help="precision of the prior (the run's)")
@@ -169,25 +171,24 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be 1 or more")
-    if not arguments.lr > 0:
-        raise InputError("--lr must be above 0")
+    if not 0 < arguments.lr < math.inf:
+        raise InputError(f"--lr {arguments.lr:g}: must be a number above 0")
     if arguments.out.exists():
         raise InputError(f"{arguments.out} is there already; give another folder")
-    table = read(arguments.data, task=arguments.task, text=arguments.text)
+    table = read_texts(arguments.data, arguments.text, arguments.task, need_task=True)
     restored = restore(arguments.run)
-    encoded, truncation = encode(table, restored.tokenizer, **encoding_options(restored.cfg))
-    names = table["task"].str.strip().tolist()
+    named = table[table["task"].str.strip() != ""]
+    names = named["task"].str.strip().tolist()
+    encoded, truncation = encode(named, restored.tokenizer, **encoding_options(restored.cfg))
+    kept = [(e, name) for e, name in zip(encoded, names, strict=True) if e.n_scored > 0]
     dropped = {
-        "without a task": names.count(""),
-        "without a token to score": sum(
-            e.n_scored < 1 for e, name in zip(encoded, names, strict=True) if name
-        ),
+        "without a task": len(table) - len(named),
+        "without a token to score": len(named) - len(kept),
     }
-    kept = [(e, name) for e, name in zip(encoded, names, strict=True) if name and e.n_scored > 0]
     if not kept:
         raise InputError(f"{arguments.data} has no document with a task and a token to score")
     encoded, tasks = map(list, zip(*kept, strict=True))
-    without = sorted(set(names) - {"", *tasks})
+    without = sorted(set(names) - set(tasks))
     if without:
         raise InputError(f"task {without[0]!r} has no document with a token to score")
     tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
@@ -219,11 +220,8 @@ def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
-    try:
+    with leaving():
         run(arguments)
-    except Exception as error:
-        leave(error)
-        raise
 
 
 if __name__ == "__main__":

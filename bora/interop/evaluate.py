@@ -31,10 +31,10 @@ from bora.interop.score import (
     log_prior,
     perplexities,
 )
-from bora.interop.texts import read_texts, sha256
+from bora.interop.texts import check_there, read_texts, sha256
 from bora.results.run_directory import DOCUMENTS, PER_TASK, SUMMARY, RunDirectory, versions
 from bora.results.tables import plain_console
-from bora.run import leave
+from bora.run import leaving
 
 PRIORS = ("uniform", "documents")
 SHOWN = 5  # unknown tasks that are named
@@ -268,11 +268,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
-    try:
+    with leaving():
         if arguments.batch_size < 1:
             raise InputError(f"--batch-size {arguments.batch_size}: must be 1 or more")
-        if not arguments.data.expanduser().is_file():  # told before a large model is loaded
-            raise InputError(f"--data {arguments.data}: there is no such file (seen from {Path.cwd()})")
+        check_there(arguments.data)
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         column = arguments.text or restored.cfg.data.get("text") or "text"
         table = read_texts(arguments.data, column, arguments.task)
@@ -292,9 +291,6 @@ def main() -> None:
             "seconds": round(time.perf_counter() - start, 1),
         }
         write(found, restored.model.adapters.task_names, about, arguments.out, arguments.likelihoods)
-    except Exception as error:
-        leave(error)
-        raise
     tell(found, restored, arguments.prior)
     print(f"evaluation: {arguments.out.resolve()}")
 

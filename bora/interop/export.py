@@ -24,7 +24,7 @@ from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
 from bora.names import safe_names
-from bora.run import leave
+from bora.run import leaving
 
 NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
 
@@ -254,11 +254,8 @@ def merge_into(model: PreTrainedModel, lora: Mapping[str, LowRank], scale: float
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
-    try:
+    with leaving():
         export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
-    except Exception as error:
-        leave(error)
-        raise
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from bora.errors import InputError
 from bora.interop.common import before_text, check_tasks, names_task, restore_on, run_parser
 from bora.interop.restore import Restored
 from bora.interop.sampling import Options, add_options, options_of
-from bora.run import leave
+from bora.run import leaving
 from bora.training import encoding_options
 
 
@@ -223,7 +223,7 @@ def main() -> None:
     add_options(parser)
     arguments = parser.parse_args()
     options = options_of(arguments)
-    try:
+    with leaving():
         options.check()
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         answers = generate(
@@ -234,9 +234,6 @@ def main() -> None:
             base=arguments.base,
             **asdict(options),
         )
-    except Exception as error:
-        leave(error)
-        raise
     if arguments.json:
         for answer in answers:
             print(json.dumps(answer.as_json(), ensure_ascii=False))

@@ -2,24 +2,48 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from bora.data.table import read
+from bora.data.table import existing, read
 from bora.errors import InputError
 
 # The reader's messages name the keys of a run's config; here they are flags.
 FLAGS = {"data.path=": "--data ", "data.task=": "--task ", "data.text=": "--text "}
 
 
-def read_texts(path: Path, text: str, task: str | None) -> pd.DataFrame:
+@contextmanager
+def _as_flags() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        for key, flag in FLAGS.items():
+            message = message.replace(key, flag)
+        raise InputError(message) from error
+
+
+def check_there(path: Path) -> None:
+    """Before a large model is loaded.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    with _as_flags():
+        existing(path)
+
+
+def read_texts(path: Path, text: str, task: str | None, need_task: bool = False) -> pd.DataFrame:
     """Read the texts and, where there is such a column, their tasks.
 
     Args:
         path: see bora.data.table.read.
         text: column that holds the document.
         task: column that names the task; None for the first of task and rep_name that is there, if any.
+        need_task: refuse a table without one.
 
     Returns:
         Columns `task` (empty where nothing is known) and `text`; the index counts the table's rows from 0.
@@ -27,13 +51,8 @@ def read_texts(path: Path, text: str, task: str | None) -> pd.DataFrame:
     Raises:
         InputError: see bora.data.table.read.
     """
-    try:
-        return read(str(path), task=task, text=text, need_task=False)[["task", "text"]]
-    except InputError as error:
-        message = str(error)
-        for key, flag in FLAGS.items():
-            message = message.replace(key, flag)
-        raise InputError(message) from error
+    with _as_flags():
+        return read(str(path), task=task, text=text, need_task=need_task)[["task", "text"]]
 
 
 def sha256(table: pd.DataFrame) -> str:

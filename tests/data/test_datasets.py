@@ -54,7 +54,9 @@ def test_a_folder_of_files_and_numbers_as_names(tmp_path, monkeypatch):
 
 def test_what_is_not_there_is_told(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda *a: (_ for _ in ()).throw(ConnectionError("no network\nat all"))
+        datasets,
+        "load_dataset_builder",
+        lambda *a: (_ for _ in ()).throw(ConnectionError("no network\nat all")),
     )
     with pytest.raises(InputError, match=r"could not be loaded as a dataset \(ConnectionError: no network\)"):
         read("someone/speeches")
