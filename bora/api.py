@@ -58,10 +58,10 @@ def fit(
     Raises:
         InputError: a column, setting or document that cannot be used.
     """
-    table = documents(frame, task, text, date)
     for column in (task, text, date):
         if column is not None and "${" in column:
             raise InputError(f"a column named {column!r} would be taken for an interpolation; rename it")
+    table = documents(frame, task, text, date)
     register_resolvers()
     known = (config_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
     chosen = [f"model={model}"] if known else ["model=hub", f"model.path={_quoted(model)}"]

@@ -1,13 +1,18 @@
 """bora.fit from Python gives what the command gives on the same table."""
 
 import logging
+from decimal import Decimal
 
+import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
 import bora
+from bora.api import documents
+from bora.data.table import read
 from bora.errors import InputError
 from bora.model.pretrained import packaged
 from tests.conftest import table
@@ -64,10 +69,43 @@ def test_another_frame_is_not_taken_for_a_finished_one(frame):
         bora.fit(frame.iloc[1:], *SMALL, **options)
 
 
+@pytest.mark.parametrize("value", [Decimal("sNaN"), 10**5000], ids=["no number", "too long a number"])
+def test_a_frame_that_holds_what_is_no_text_is_told(value):
+    cells = pd.DataFrame({"task": ["a", "b"], "text": pd.Series(["c", value], dtype=object)})
+    with pytest.raises(InputError, match=r"row 1 \(counted from 0\), which cannot be written down"):
+        bora.fit(cells)
+
+
+def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
+    tasks = pa.array([2**53, 2**53 + 1, None, 7])
+    arrow = pa.table({"task": tasks, "text": ["a", "b", "c", "d"], "n": pa.array([1.0, None, 0.1, 1e16])})
+    pa.parquet.write_table(arrow, tmp_path / "t.parquet")
+    for given in (arrow, arrow.combine_chunks().to_batches()[0], datasets.Dataset(arrow)):
+        found = documents(given, None, "text", None)
+        assert found["task"].tolist() == ["9007199254740992", "9007199254740993", "", "7"]
+        pd.testing.assert_frame_equal(found, read(str(tmp_path / "t.parquet")))
+    numbers = documents(arrow, "n", "text", None)["task"].tolist()
+    assert numbers == ["1.0", "", "0.1", "1e+16"]
+    assert numbers == documents(arrow.to_pandas(), "n", "text", None)["task"].tolist()
+    arrow.to_pandas().to_csv(tmp_path / "t.csv", index=False)
+    assert numbers == read(str(tmp_path / "t.csv"), task="n")["task"].tolist()
+    single = arrow.set_column(2, "n", arrow["n"].cast(pa.float32()))
+    assert documents(single, "n", "text", None)["task"].tolist() == numbers
+    assert documents(single.to_pandas(), "n", "text", None)["task"].tolist() == numbers
+
+
+def test_a_moment_is_told_in_utc():
+    when = pd.Timestamp("1880-06-01 12:00", tz="Europe/Berlin")  # local mean time, 53 min 28 s ahead
+    cells = pd.DataFrame({"task": ["a"], "text": ["b"], "date": [when]})
+    assert documents(cells, None, "text", None)["date"].tolist() == ["1880-06-01 11:06:32+00:00"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"text": "spoken"}, "no such column"),
+        ({"text": "${tau}"}, "interpolation; rename it"),
+        ({"output": "t.csv"}, "output=t.csv is a file"),
         ({"tau": -1}, "tau=-1"),
         ({"model": "no/such model"}, "no causal language model"),
     ],
@@ -77,6 +115,9 @@ def test_what_cannot_be_used_is_an_input_error(frame, change, said):
         bora.fit(frame, *SMALL, **({"task": "who", "text": "said"} | change))
     with pytest.raises(InputError, match="not list"):
         bora.fit([1, 2])
+    for column in (pa.array([1]), pa.chunked_array([[1]])):
+        with pytest.raises(InputError, match=r"an Arrow table, not \w*Array"):
+            bora.fit(column)
     with pytest.raises(InputError, match="rankk"):
         bora.fit(frame, "lora.rankk=3", task="who", text="said")
 

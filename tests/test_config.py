@@ -118,13 +118,15 @@ def test_every_models_loader_is_a_function_that_takes_its_keys(model):
         "data.split.test=0", "data.split.validation=x", "data.append_eos=1", "trainer.max_epochs=0",
         "trainer.max_steps=0", "trainer.max_steps=x", "trainer.log_every_n_steps=x", "optim.betas=0.9", "data.prompt=5",
         "data.template=null", "data.modules=null", "data.modules=[]", "lora.target_modules=3",
-        "model.path=5", "data.documents_per_task=2",
+        "model.path=5", "data.documents_per_task=2", "data.batch_size=99999999999999999999", "data.name=[1]", "name=null",
+        "+data.split.foo=1", "+lora.dropout=0.1", "+optim.weight_decay=0.1", "+prior.tau=1",
+        "data.reader=null",
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(override):
     with pytest.raises(InputError) as error:
         check(config(override))
-    assert str(error.value).startswith(override.split("=")[0])
+    assert str(error.value).startswith(override.split("=")[0].lstrip("+"))
     assert "\n" not in str(error.value)
 
 

@@ -26,6 +26,9 @@ from tests.conftest import table
         (["lora.target_modules='('"], "regular expression"),
         (["data=table"], "data.path"),
         (["data=table", "data.path=nowhere.csv"], "no such file"),
+        (["data=table", "data.path=null"], "data.path=None must be text"),
+        (["data=table", "data.path=t.csv", "data.reader.path=null"], "give data.path="),
+        (["data=datasets", "data.path=null"], "data.path=None must be text"),
         (["data=table", "data.path=t.csv", "data.task=who"], "data.task=who"),
         (["data=table", "data.path=t.csv", "data.min_documents=500"], "no task has between 500"),
         (["data=table", "data.path=t.csv", "data.min_documents=1"], "'tiny' has 2 document"),
@@ -49,6 +52,23 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
     assert err.startswith("bora: ")
     assert err.count("\n") == 1
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_run_directory_that_is_a_file_is_told(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = command("logger=none", "hydra.run.dir=file")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "file); choose a folder" in err
+
+
+def test_a_terminal_without_greek_letters_is_no_reason_to_fail(tmp_path):
+    small = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bora.run", *small, "trainer.max_steps=1", f"hydra.run.dir={tmp_path}"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "? = 100" in done.stdout
 
 
 def test_a_diverged_run_is_told_and_leaves_no_summary(command, tmp_path, monkeypatch):

@@ -103,6 +103,7 @@ WHITE = ["", " ", "\t", "\n", "\r\n", "\u00a0", "\u2003\u3000", "\x1c\x1f", "\x8
 INVISIBLE = ["\u200b", "\ufeff", "\u00ad", "\u2060\u200d", "\0"]
 WORDS = ["one two", "one 7", "7 8 9", "two", "two one", "1"]
 NOTHING = ["NA", "nan", "NaN", "null", "None", "true", "#N/A", "-"]
+FEW = ["7", "007", "NA"]
 NUMBERS = ["7", "007", "7.0", "1e3", "-0", "99999999999999999999"]
 NFC, NFD = "José Ångström", unicodedata.normalize("NFD", "José Ångström")
 ALIKE = "stay different tasks: 'Ann' and 'ann' and 'ANN'; where one is meant"
@@ -147,6 +148,8 @@ READING = [
     Accounted("all splits of a dataset", saved(train=dataset(task=["a"] * 4, text=[t for _, t in docs("a")]),
                                                test=dataset(task=["b"] * 4, text=[t for _, t in docs("b")])),
               file="./d", options=("data=datasets", "data.split_name=all")),
+    Accounted("a dataset's folder of CSV", in_folder("t.csv", to_csv([r for n in FEW for r in docs(n)])),
+              [r for n in FEW for r in docs(n)], "./d", ("data=datasets",)),
     Accounted("a dataset's folder of files", in_folder("t.jsonl", to_json([*named(), {"task": "a", "text": None}])),
               [*GOOD, EMPTY], "./d", ("data=datasets",)),
 ]  # fmt: skip

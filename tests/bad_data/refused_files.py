@@ -1,7 +1,14 @@
 """Files that cannot be read as a table; each with what is said of it."""
 
 import gzip
+import io
+import lzma
+import zipfile
 from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
 
 from tests.bad_data.inputs import (
     GOOD,
@@ -40,6 +47,28 @@ def half_a_saved_dataset(path: Path) -> None:
     saved(train=dataset(task=["a"] * 5000, text=["b"] * 5000))(path)
     (file,) = (path / "train").glob("*.arrow")
     file.write_bytes(half(file.read_bytes()))
+
+
+def changed_parquet(path: Path) -> None:
+    """A file with checksums, in which a text has another letter."""
+    table = pa.table({"task": [task for task, _ in GOOD], "text": [text for _, text in GOOD]})
+    pa.parquet.write_table(table, path, compression="NONE", use_dictionary=False, write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"return 2", b"return 4"))
+
+
+def damaged_zip() -> bytes:
+    """A stored table with a comma where a letter was: its checksum is wrong, and its second row has three cells."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("t.csv", to_csv())
+    return out.getvalue().replace(b"def a_1", b"def,a_1", 1)
+
+
+def odd_labels(path: Path) -> None:
+    labels = datasets.Features({"task": datasets.ClassLabel(names=["a"]), "text": datasets.Value("string")})
+    table = pa.table({"task": pa.array([0, 7]), "text": ["b", "c"]})
+    found = datasets.Dataset(table.cast(labels.arrow_schema), datasets.DatasetInfo(features=labels))
+    found.save_to_disk(path)
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -122,6 +151,7 @@ JSON_AND_PARQUET = [
             "column 'task' holds a dict in row 8", "t.jsonl"),
     Refused("100,000 brackets", b'{"task": ' + b"[" * 100_000 + b"\n", "line 1 is no JSON .*recursion", "t.jsonl"),
     Refused("no line of JSON", b"\n \n", "holds no rows$", "t.jsonl"),
+    Refused("Parquet with a letter changed", changed_parquet, "damaged", "t.parquet"),
     Refused("Parquet without rows", parquet(task=[], text=[]), "holds no rows$", "t.parquet"),
     Refused("lists in Parquet", parquet(task=["a"], text=[["b"]]), "'text' of type list.* is no text", "t.parquet"),
     Refused("structures in Parquet", parquet(task=[{"id": 1}], text=["b"]), "'task' of type struct", "t.parquet"),
@@ -139,6 +169,12 @@ ARCHIVES = [
       for end, pack in PACKED.items()),
     *(Refused(f"plain text called .{end}", to_csv(), DAMAGED, f"t.csv.{end}") for end in (*PACKED, "zip")),
     Refused(".gz with a bit changed", flipped(gzip.compress(to_csv()), 40), DAMAGED, "t.csv.gz"),
+    *(Refused(f".xz with {what} behind it", lzma.compress(to_csv()) + more, DAMAGED, "t.csv.xz")
+      for what, more in {
+          "a damaged stream": flipped(lzma.compress(b"c,d\n"), 20), "plain text": b"c,d\n",
+          "half a stream": half(lzma.compress(b"c,d\n" * 99)),
+      }.items()),
+    Refused(".zip whose damage makes a cell more", damaged_zip(), DAMAGED, "t.csv.zip"),
     Refused("half of .zip", half(zipped({"t.csv": to_csv()})), DAMAGED, "t.csv.zip"),
     Refused("an empty .zip", zipped({}), "holds 0 files; it must hold one table$", "t.csv.zip"),
     Refused("two tables in .zip", zipped({"a.csv": to_csv(), "b.csv": to_csv()}), "holds 2 files", "t.csv.zip"),
@@ -161,5 +197,8 @@ DATASETS = [
             "column 'text' holds a list in row 0", "./d", HF),
     Refused("a folder of files without such a column", in_folder("t.csv", to_csv()),
             "data.text=said: ./d has no such column; it has task, text$", "./d", (*HF, "data.text=said")),
-    Refused("a folder of a broken file", in_folder("t.parquet", to_csv()), NOT_LOADED, "./d", HF),
+    Refused("a folder of a broken file", in_folder("t.parquet", to_csv()), NOT_LOADED + ".*Parquet", "./d", HF),
+    Refused("a folder of a broken CSV", in_folder("t.csv", b"task,text\na,b\na,b,c,d\n"), NOT_LOADED + ".*line 3",
+            "./d", HF),
+    Refused("labels without a name", odd_labels, NOT_LOADED, "./d", HF),
 ]  # fmt: skip

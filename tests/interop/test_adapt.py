@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -95,6 +96,9 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, c
     assert "c: 3 documents" in out
     assert "dropped: 2 without a task" in out
     restored = restore(tmp_path / "out")
+    named = pd.read_csv(new, keep_default_na=False).query("task != ''")["text"].tolist()
+    lengths = [len(ids) for ids in restored.tokenizer(named).input_ids]
+    assert restored.summary["truncated_documents"] == sum(n > 20 for n in lengths)
     assert list(restored.model.tasks) == ["c", "d/e"]
     theirs = restore(tmp_path / "run").model
     assert torch.equal(restored.model.adapters.mean, theirs.adapters.mean)
@@ -113,7 +117,8 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, c
     for arguments, said in (
         (["run", "out", "--data", str(new)], "is there already"),
         (["nowhere", "other", "--data", str(new)], "no finished run"),
-        (["run", "other", "--data", "absent.csv"], "no such file"),
+        (["run", "other", "--data", "absent.csv"], "--data absent.csv: there is no such file"),
+        (["run", "other", "--data", str(new), "--lr", "inf"], "--lr inf"),
         (["run", "other", "--data", str(new), "--epochs", "0"], "--epochs"),
         (["run", "other", "--data", str(new), "--tau", "inf"], "τ"),
     ):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from functools import partial
 
 import numpy as np
@@ -255,11 +256,18 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path, content, message):
 def test_bad_input_gives_one_line_and_exit_code_2(run, line, tmp_path):
     run()
     (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo("pipe")
     (tmp_path / "new.txt").write_text("text\na\n")
     pd.DataFrame({"task": ["x"], "text": ["the house"]}).to_csv("unknown.csv", index=False)
     pd.DataFrame({"text": [" ", ""]}).to_json("empty.jsonl", orient="records", lines=True)
     for arguments, message in (
         (["run", "--data", "nowhere.csv"], "--data nowhere.csv: there is no such file"),
+        (["run", "--data", "~nobody-of-that-name/t.csv"], "there is no such file"),
+        (["run", "--data", "x" * 300 + ".csv"], "there is no such file"),
+        (["run", "--data", "folder"], "that is a folder, not a file"),
+        (["run", "--data", "pipe"], "that is no ordinary file"),
+        (["run", "--data", "\x1b[31m.csv"], r"--data \x1b[31m.csv: there is no such file"),
         (["run", "--data", "new.txt"], "the ending '.txt' is not one of"),
         (["run", "--data", "t.csv", "--text", "speech"], "--text speech: t.csv has no such column"),
         (["run", "--data", "t.csv", "--task", "who"], "--task who: t.csv has no such column"),
