@@ -24,11 +24,6 @@ CLOSED = {
     "optim": "optim/adamw.yaml",
 }
 MOST = 2**31 - 1  # documents in a batch
-# Where the loaders were when a run directory's config.yaml was written → where they are.
-MOVED = {
-    f"bora.model.backbone.{name}": f"bora.model.pretrained.{name}"
-    for name in ("from_pretrained", "packaged", "random_weights", "smollm2_135m")
-}
 
 
 def config_folder() -> Path:
@@ -54,38 +49,6 @@ def register_resolvers() -> None:
 def plain(group: DictConfig) -> dict[str, Any]:
     """A group of the config, or all of it, as plain values; interpolations are resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(group, resolve=True))
-
-
-def own_call(node: DictConfig, group: str, key: str) -> DictConfig:
-    """What a run directory's config would have Hydra call; it may come from anywhere, and a `_target_` can be anything.
-
-    Args:
-        node: the config's model.loader or data.reader.
-        group, key: model and loader, or data and reader.
-
-    Returns:
-        The same, with today's name of the function.
-
-    Raises:
-        InputError: it is not one of the functions that conf/ names there, called with plain values.
-    """
-    files = (config_folder() / group).glob("*.yaml")
-    known = {OmegaConf.select(OmegaConf.load(file), f"{key}._target_") for file in files} - {None}
-    given = flat(OmegaConf.to_container(node))
-    target = given.pop("_target_", None)
-    target = MOVED.get(target, target)
-    # A `_target_` deeper down would be called too; an interpolation could read the environment.
-    odd = [
-        k for k, v in given.items()
-        if k.startswith("_") or "._" in k or "_target_" in str(v) or "${" in str(v)
-    ]  # fmt: skip
-    if target not in known or odd:
-        what = odd[0] if target in known else f"_target_={target}"
-        raise InputError(
-            f"config.yaml: {group}.{key}.{what} is not what conf/{group} has, and a run directory may have nothing "
-            "else called"
-        )
-    return cast(DictConfig, OmegaConf.merge(node, {"_target_": target}))
 
 
 def format_value(value: Any) -> str:

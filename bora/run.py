@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError, printable
 from bora.redaction import redacted_words
+from bora.results.saved_config import again
 from bora.stopping import Stopped
 
 register_resolvers()
@@ -145,7 +146,7 @@ def main() -> None:
     # Hydra would end the process with code 1 itself; with this set, errors reach us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        with leaving():
+        with leaving(), again(sys.argv) as sys.argv:
             job()
     except Stopped as stopped:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all

@@ -16,7 +16,7 @@ from bora.config import plain
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.interop.peft_in import has_adapters, start_from_adapters
-from bora.model.loading import load_backbone, weights_sha256
+from bora.model.loading import backbone_sha256, load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.model.pretrained import Pretrained
 from bora.processes import is_first
@@ -72,7 +72,7 @@ def _train(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
-    backbone_sha256 = weights_sha256(pretrained.model)
+    backbone = backbone_sha256(pretrained.model)
     corpus = load_corpus(cfg, pretrained, table)
     log.info("%s", corpus.describe())
     data = build_data(cfg, pretrained, corpus)
@@ -82,8 +82,8 @@ def _train(
             "at tau=%g the %s form is trained (not %s)",
             cfg.tau, model.parameterization, cfg.prior.parameterization,
         )  # fmt: skip
-    about = identity(cfg, model, corpus) | {"backbone_sha256": backbone_sha256}
-    fingerprint = {"corpus": corpus.sha256, "backbone": backbone_sha256}
+    about = identity(cfg, model, corpus) | {"backbone_sha256": backbone}
+    fingerprint = {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
     checkpoint = {}
     if directory.resume_from is not None:
         checkpoint = load_own(directory.resume_from)
@@ -116,7 +116,8 @@ def _train(
 
 def tell(directory: RunDirectory) -> None:
     """Print a finished run's table, from its files, and where they are."""
-    print_tasks(directory.per_task(), directory.summary())
+    summary, per_task = directory.results()
+    print_tasks(per_task, summary)
     print(f"run directory: {directory.path.resolve()}")
 
 

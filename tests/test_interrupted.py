@@ -146,6 +146,25 @@ def test_an_interrupted_run_with_other_settings_is_refused_or_begun_anew(command
     same_files(tmp_path / "a", tmp_path / "b")
 
 
+def swap_two_words(model: Path) -> None:
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = "Ġthe", "Ġa"
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def change_the_activation(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"activation_function": "gelu"}))
+
+
+def change_one_weight(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    weights["model.decoder.layers.1.fc1.weight"][7, 5] += 1e-3
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+
+
 def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, tmp_path, monkeypatch):
     path = table(tmp_path / "t.csv", {"a": 24, "b": 30})
     shutil.copytree(Path(bora.__file__).parent / "assets/opt_mini", tmp_path / "model")
@@ -161,15 +180,17 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
     path.write_text(whole_text.replace("vote", "veto"))
     code, _, err = command(*arguments)
     assert code == 2
-    assert "checkpoints/last.ckpt is of a run with another corpus; give what that run had" in err
+    assert "checkpoints/last.ckpt is of a run with another corpus or tokenizer; give what that run had" in err
     path.write_text(whole_text)
-    weights = load_file(tmp_path / "model/model.safetensors")
-    save_file(
-        {k: v * 1.01 for k, v in weights.items()}, tmp_path / "model/model.safetensors", {"format": "pt"}
-    )
-    code, _, err = command(*arguments)
-    assert code == 2
-    assert "is of a run with another backbone;" in err
+    shutil.move(tmp_path / "model", tmp_path / "kept")
+    for change, what in (
+        (swap_two_words, "corpus or tokenizer"), (change_the_activation, "backbone"), (change_one_weight, "backbone"),
+    ):  # fmt: skip
+        shutil.copytree(tmp_path / "kept", tmp_path / "model", dirs_exist_ok=True)
+        change(tmp_path / "model")
+        code, _, err = command(*arguments)
+        assert code == 2
+        assert f"is of a run with another {what};" in err
     assert not (tmp_path / "a/summary.json").exists()
 
 

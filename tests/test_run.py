@@ -178,9 +178,17 @@ def test_the_same_seed_gives_the_same_numbers(command, tmp_path):
 
 def test_config_yaml_is_enough_to_run_it_again(command, tmp_path):
     assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
-    code, *_ = command("--config-path", str(tmp_path / "a"), "--config-name", "config", "hydra.run.dir=b")
-    assert code == 0
-    assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "b/per_task.csv").read_text()
+    config = tmp_path / "a/config.yaml"
+    config.write_text(
+        config.read_text().replace("bora.model.pretrained.", "bora.model.backbone.")
+    )  # an older one
+    hydras_own = ["--config-path", str(tmp_path / "b"), "--config-name", "config"]
+    for folder, arguments in (("b", ["--again", "a"]), ("c", hydras_own)):
+        assert command(*arguments, f"hydra.run.dir={folder}")[0] == 0
+        assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / folder / "per_task.csv").read_text()
+    assert (tmp_path / "b/run.log").is_file()
+    assert command("-m", "--again", "a", "tau=7,8", "hydra.sweep.dir=s")[0] == 0
+    assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "s/tau=7,seed=0/per_task.csv").read_text()
 
 
 def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):

@@ -20,7 +20,7 @@ from bora import report
 from bora.cache import digest, kept
 from bora.data import talk_of_norway
 from bora.errors import InputError
-from bora.interop import generate
+from bora.interop import export, generate
 from bora.model.pretrained import from_pretrained
 from tests.conftest import table
 from tests.results.test_report import write_run
@@ -134,14 +134,50 @@ def test_a_run_directorys_config_can_have_nothing_called_but_boras_own(run, mark
     assert "no colours: config.yaml: data.reader." in err
 
 
-def test_a_run_directorys_config_cannot_read_the_environment(run, call, monkeypatch):
+@pytest.mark.parametrize("key", ["model.loader.name", "data.prompt", "lora.init_std", "data.reader.path"])
+def test_a_run_directorys_config_cannot_read_the_environment(run, command, call, monkeypatch, key):
     monkeypatch.setenv("SOMETHING", "of mine")
     cfg = OmegaConf.load(run / "config.yaml")
-    cfg.model.loader.name = "${oc.env:SOMETHING}"
+    OmegaConf.update(cfg, key, "${oc.env:SOMETHING}")
     OmegaConf.save(cfg, run / "config.yaml")
-    found = call(generate.main, run, "--task", "a", "--prompt", "the")
-    one_line(found, "config.yaml: model.loader.name")
-    assert "of mine" not in found[2]
+    for found in (
+        call(generate.main, run, "--task", "a", "--prompt", "the"),
+        call(export.main, run, "out"),
+        call(report.main, run),
+        command("--again", str(run), "hydra.run.dir=again"),
+    ):
+        one_line(found, f"config.yaml: {key} is an interpolation")
+        assert "of mine" not in found[1] + found[2]
+
+
+@pytest.mark.parametrize(
+    "key", ["data.reader.date", "model.loader.x", "trainer.strategy", "trainer.x", "lora"]
+)
+def test_a_run_directorys_config_that_is_run_again_can_have_nothing_else_called(run, mark, command, key):
+    cfg = OmegaConf.load(run / "config.yaml")
+    bomb = {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": [str(mark)]}]}
+    OmegaConf.update(cfg, key, bomb, force_add=True)
+    OmegaConf.save(cfg, run / "config.yaml")
+    one_line(
+        command("--again", str(run), "hydra.run.dir=again"), f"config.yaml: {key}._target_ is not what conf/"
+    )
+
+
+def test_what_is_no_runs_config_is_not_run_again(run, mark, command, tmp_path):
+    good = (run / "config.yaml").read_text()
+    callback = f"hydra: {{callbacks: {{x: {{_target_: pathlib.Path.touch, self: {mark}}}}}}}\n"
+    for text, said in (
+        (good + callback, "is not what conf/hydra has"),
+        (good + "hydra: {verbose: true}\n", "hydra has no place in a run's config"),
+        (good + "defaults: [model: hub]\n", "defaults has no place"),
+        (good + "x: &x [1]\ny: [*x, *x]\n", "has no YAML aliases"),
+        (good + "x: !!python/name:os.system\n", "is not readable"),
+        ("- a\n", "is no config"), ("", "is no config"), ("a: [", "is not readable"), ("\0", "is not readable"),
+    ):  # fmt: skip
+        (run / "config.yaml").write_text(text)
+        one_line(command("--again", str(run), "hydra.run.dir=again"), said)
+    one_line(command("--again", str(tmp_path / "nowhere")), "config.yaml is not readable")
+    one_line(command("--again"), "--again needs a run directory")
 
 
 def in_zip(file: Path, mark: Path) -> None:

@@ -54,6 +54,13 @@ class Corpus:
             }
         )
 
+    def tokens_sha256(self) -> str:
+        """Of every kept document and its tokens, which another tokenizer makes others."""
+        found = hashlib.sha256(self.sha256.encode())
+        for document in self.encoded:
+            found.update(f"{len(document.ids)} {document.n_prompt}\n".encode() + document.ids.tobytes())
+        return found.hexdigest()
+
     def leakage(self) -> dict[str, dict[str, int]]:
         """Documents of validation and test whose text has been seen before; see `bora.data.split.leakage`."""
         return leakage(self.documents)

@@ -22,7 +22,8 @@ from bora.errors import InputError
 from bora.interop.restore import Restored, restore
 from bora.interop.texts import read_texts, sha256
 from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
+from bora.results.run_directory import PER_TASK_COLUMNS, RunDirectory, versions
+from bora.results.saved_config import CONFIG
 from bora.resume import WholeCheckpoints
 from bora.run import leaving
 from bora.training import encoding_options

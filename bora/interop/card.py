@@ -1,6 +1,7 @@
 """The model card, README.md, of an exported adapter or model: what it is, how good, how to load it."""
 
 import json
+import math
 import shlex
 from typing import cast
 
@@ -103,9 +104,8 @@ def _documents(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _perplexity(value: float | str) -> str:
-    # A task without a held-out scored token has an empty field, which makes text of the whole column.
-    return "not measured, no held-out scored token" if value == "" else f"{float(value):.3f}"
+def _perplexity(value: float) -> str:
+    return "not measured, no held-out scored token" if math.isnan(value) else f"{value:.3f}"
 
 
 def _table(facts: dict[str, str]) -> str:

@@ -1,18 +1,19 @@
 """A finished run as a model again: what every command that uses a run begins with."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from bora.config import flat, own_call
+from bora.config import flat
 from bora.errors import InputError, first_line
 from bora.model.loading import load_backbone
 from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import CONFIG, EARLIER, RunDirectory
+from bora.results.run_directory import RunDirectory
+from bora.results.saved_config import CONFIG, EARLIER, check_calls, read_config
 from bora.resume import load_checkpoint
 
 
@@ -55,7 +56,7 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
     if summary is None:
         raise InputError(f"{run}: there is no finished run in that folder (no summary.json)")
     try:
-        cfg = cast(DictConfig, OmegaConf.load(directory.path / CONFIG))
+        cfg = read_config(directory.path / CONFIG)
         cfg.model.dtype = dtype or summary["dtype"]
         known = flat(OmegaConf.to_container(cfg))
         for key, value in (EARLIER | {"model.attention": "auto", "model.compile": False}).items():
@@ -64,7 +65,7 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
         max_tokens = cfg.data.max_tokens
     except (OSError, KeyError, OmegaConfBaseException) as error:
         raise InputError(f"{run} is not a whole run directory: {CONFIG}: {first_line(error)}") from error
-    cfg.model.loader = own_call(cfg.model.loader, "model", "loader")
+    check_calls(cfg, "model.loader")
     checkpoint = load_checkpoint(directory.checkpoints / "best.ckpt")
     pretrained = load_backbone(cfg.model, accelerator, max_tokens)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])

@@ -20,10 +20,11 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from bora.config import flat
-from bora.errors import InputError
+from bora.errors import InputError, first_line, printable
 from bora.files import PARTIAL, write_whole
 from bora.processes import is_first
 from bora.redaction import redacted, redacted_yaml
+from bora.results.saved_config import CONFIG, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +54,21 @@ LIBRARIES = (
     "pandas",
     "wandb",
 )
-CONFIG, DOCUMENTS, PER_TASK, SUMMARY = "config.yaml", "documents.csv", "per_task.csv", "summary.json"
-# What was done before there was a key for it.
-EARLIER = {
-    "data.order": "shuffled",
-    "data.prepend_bos": True,
-    "data.score_padding": False,
-    "init_from": None,
-    "likelihood": "sum",
-    "model.quantization": None,
-    "prior.estimator": "dense",
-}
+DOCUMENTS, PER_TASK, SUMMARY = "documents.csv", "per_task.csv", "summary.json"
 METRICS, FAILED, LOCK = "metrics.csv", "failed.json", ".lock"
+# Keys of a trained run's summary that are shown or compared.
+RESULTS = (
+    "tau",
+    "seed",
+    "lr",
+    "val_perplexity",
+    "val_perplexity_macro",
+    "test_perplexity",
+    "test_perplexity_macro",
+    "base_test_perplexity",
+    "data_sha256",
+)
+DAMAGED = "it is damaged; take another copy, or run again in another folder"
 # What decides how a run goes on, not what comes of it.
 HOW_IT_RUNS = {"resume", "checkpoint_minutes"}
 
@@ -118,12 +122,41 @@ class RunDirectory:
         return self.summary() if (self.path / SUMMARY).is_file() else None
 
     def summary(self) -> dict[str, Any]:
-        """summary.json as written, of a run that finished."""
-        return json.loads((self.path / SUMMARY).read_text("utf-8"))
+        """summary.json as written, of a run that finished.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        return self._read_json(SUMMARY)
 
     def per_task(self) -> pd.DataFrame:
-        """per_task.csv as written."""
-        return pd.read_csv(self.path / PER_TASK, dtype={"task": str}, keep_default_na=False)
+        """per_task.csv as written.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        with readable(self.path / PER_TASK) as file:
+            per_task = pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
+            lacking = [c for c in PER_TASK_COLUMNS if c not in per_task]
+            if lacking:
+                raise ValueError(f"it has no column {lacking[0]}")
+            for column in PER_TASK_COLUMNS[1:]:
+                per_task[column] = pd.to_numeric(per_task[column])
+            if not all(name.isprintable() for name in per_task["task"]):
+                raise ValueError("it names a task with control characters")
+            return per_task
+
+    def results(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """The summary and per_task.csv of a run that finished.
+
+        Raises:
+            InputError: one of them is damaged.
+        """
+        summary = self.summary()
+        lacking = [key for key in RESULTS if key not in summary]
+        if lacking:
+            raise InputError(f"{self.path / SUMMARY} has no {lacking[0]}; {DAMAGED}")
+        return summary, self.per_task()
 
     def claim(self, cfg: DictConfig, given: Collection[str] = ()) -> dict[str, Any] | None:
         """Take the folder for this run: the summary if the same run is finished here already.
@@ -169,10 +202,10 @@ class RunDirectory:
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
         """Keys whose value in config.yaml is not cfg's.
 
-        A key that config.yaml does not have, and EARLIER does not know, differs only if it is among the keys
-        that are `given`. The keys in HOW_IT_RUNS never differ.
+        A key that config.yaml does not have, and EARLIER does not know, differs only if it is among the keys that
+        are `given`. The keys in HOW_IT_RUNS never differ.
         """
-        theirs = redacted(read_config(self.path / CONFIG))
+        theirs = redacted(read_settings(self.path / CONFIG))
         ours = redacted(flat(OmegaConf.to_container(cfg, resolve=True)))
         known = (theirs.keys() | (ours.keys() & set(given))) - HOW_IT_RUNS
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
@@ -197,11 +230,35 @@ class RunDirectory:
 
     def failure(self) -> dict[str, Any]:
         """failed.json as written: error (one line) and exit_code of a failed job."""
-        return json.loads((self.path / FAILED).read_text("utf-8"))
+        found = self._read_json(FAILED)
+        return found | {
+            "error": printable(str(found.get("error"))),
+            "exit_code": int(found.get("exit_code", 1)),
+        }
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        with readable(self.path / name) as file:
+            found = json.loads(file.read_text("utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+            return found
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(self.path / name, text + "\n")
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[Path]:
+    """Within: a run's file is read.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    try:
+        yield file
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not readable: {first_line(error)}; {DAMAGED}") from error
 
 
 def versions() -> dict[str, str]:
@@ -218,8 +275,3 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """A config.yaml, flat: {"prior.penalty": "gaussian", …}; what it is too old to say is filled in."""
-    return EARLIER | flat(OmegaConf.to_container(OmegaConf.load(file), resolve=True))

@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf.errors import OmegaConfBaseException
 
-from bora.errors import InputError, first_line
-from bora.results.run_directory import (
-    CONFIG,
-    FAILED,
-    PER_TASK,
-    PER_TASK_COLUMNS,
-    SUMMARY,
-    RunDirectory,
-    read_config,
-)
+from bora.errors import InputError
+from bora.results.run_directory import FAILED, SUMMARY, RunDirectory
+from bora.results.saved_config import CONFIG, read_settings
 
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = (
@@ -75,18 +67,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: one of its files is missing or not readable.
     """
-    directory = RunDirectory(folder)
-    try:
-        summary = {k: _number(v) for k, v in directory.summary().items()}
-        config = read_config(folder / CONFIG)
-        per_task = directory.per_task()
-        lacking = [c for c in PER_TASK_COLUMNS if c not in per_task]
-        lacking += [k for k in ("tau", "seed", "lr", "val_perplexity", "data_sha256") if k not in summary]
-        if lacking:
-            raise InputError(f"{folder}: {PER_TASK} or {SUMMARY} lacks {lacking[0]}")
-        return Run(folder, config, summary, per_task.set_index("task"))
-    except (OSError, ValueError, AttributeError, json.JSONDecodeError, OmegaConfBaseException) as error:
-        raise InputError(f"{folder} is not a whole run directory: {first_line(error)}") from error
+    summary, per_task = RunDirectory(folder).results()
+    summary = {k: _number(v) for k, v in summary.items()}
+    return Run(folder, read_settings(folder / CONFIG), summary, per_task.set_index("task"))
 
 
 def _number(value: Any) -> Any:

@@ -7,12 +7,11 @@ import hydra
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 
-from bora.config import own_call
 from bora.errors import InputError
-from bora.results.run_directory import CONFIG, DOCUMENTS
+from bora.results.run_directory import DOCUMENTS
 from bora.results.runs import Run
+from bora.results.saved_config import CONFIG, check_calls, read_config
 from bora.resume import load_checkpoint
 
 PERMUTATIONS = 2_000
@@ -126,11 +125,12 @@ def attribute(run: Run, column: str) -> pd.Series:
     Raises:
         InputError: the corpus is no table, the file has moved, or it has no such column.
     """
-    cfg = OmegaConf.load(run.folder / CONFIG)
+    cfg = read_config(run.folder / CONFIG)
     if "text" not in cfg.data:
         raise InputError(f"data={cfg.data.name} has no columns to colour the tasks by")
+    check_calls(cfg, "data.reader")
     try:
-        table = hydra.utils.instantiate(own_call(cfg.data.reader, "data", "reader"), text=column)
+        table = hydra.utils.instantiate(cfg.data.reader, text=column)
     except hydra.errors.InstantiationException as error:
         if not isinstance(error.__cause__, InputError):
             raise

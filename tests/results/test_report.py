@@ -57,6 +57,7 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
     summary = {
         "tau": "inf" if math.isinf(tau) else tau, "seed": seed, "model": "opt_mini", "data": settings["data"]["name"],
         "lr": lr, "val_perplexity": val + shift, "test_perplexity": test + shift, "base_test_perplexity": 99.0,
+        "val_perplexity_macro": val + shift, "test_perplexity_macro": test + shift,
         "best_epoch": 3, "data_sha256": "abc", "versions": {"bora": "0"},
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -240,9 +241,9 @@ def test_broken_partial_and_failed_runs_are_told_of_and_the_rest_reported(sweep,
     code, _, err = report(sweep)
     assert code == 0
     assert "tau=0,seed=0 is not finished" in err
-    assert "tau=0,seed=1: per_task.csv or summary.json lacks n_val" in err
-    assert "tau=10,seed=0 is not a whole run directory" in err
-    assert "tau=10,seed=1 is not a whole run directory" in err
+    assert "tau=0,seed=1/per_task.csv is not readable: it has no column n_val" in err
+    assert "tau=10,seed=0/summary.json is not readable" in err
+    assert "tau=10,seed=1/config.yaml is not readable" in err
     assert "tau=1e6,seed=0 failed: training diverged" in err
     assert pd.read_csv(tmp_path / "report/table1.csv")["tau"].tolist() == [100, math.inf]
     assert "training diverged" in (tmp_path / "report/index.html").read_text()
