@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import InputError, first_line
 from bora.files import whole
-from bora.results.metrics_file import METRICS_BYTES, MetricsFile
+from bora.results.metrics_file import MetricsFile
 from bora.results.training_log import ends_epoch, ends_step
 from bora.stopping import SIGNALS, Stop
 
@@ -99,7 +99,7 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
-        metrics: metrics.csv, of which a run that goes on keeps what is there now.
+        metrics: metrics.csv, of which a run that goes on keeps what is there now; see MetricsFile.saved.
         fingerprint: hashes of what the run is of, beside the hyperparameters that Lightning keeps; see `hold_to`.
         stop: whether the run was asked to stop.
     """
@@ -151,7 +151,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
         checkpoint[FINGERPRINT] = self.fingerprint
         if trainer.is_global_zero:
-            checkpoint[METRICS_BYTES] = self.metrics.size
+            checkpoint |= self.metrics.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
         lost = next((n for n, p in module.adapters.named_parameters() if not _is_finite(p)), None)

@@ -201,6 +201,39 @@ def test_no_validation_in_the_middle_of_an_epoch_is_left_out(command, tmp_path, 
     same_files(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda rows: None, "is gone, to which the interrupted run would add"),
+        (lambda rows: rows[:-20], " bytes, where the last checkpoint was made after "),
+        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed since the last checkpoint"),
+    ],
+    ids=["gone", "cut", "changed"],
+)
+def test_rows_that_are_lost_are_told(command, tmp_path, monkeypatch, damage, told):
+    arguments = ["logger=none", *SMALL, "hydra.run.dir=a"]
+    mend = stop_at(monkeypatch, "test_step", 1)
+    with pytest.raises(Stop):
+        command(*arguments)
+    mend()
+    metrics = tmp_path / "a/metrics.csv"
+    saved = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["metrics_bytes"]
+    rows = damage(metrics.read_bytes()[:saved])
+    metrics.unlink()
+    if rows is not None:
+        metrics.write_bytes(rows)
+    code, _, err = command(*arguments)
+    assert code == 2
+    line = err.splitlines()[-1]
+    assert line.startswith(f"bora: {metrics} ")
+    assert told in line
+    assert line.endswith("; put it back as it was, or begin anew with resume=never")
+    assert not metrics.exists() if rows is None else metrics.read_bytes() == rows
+    assert command(*arguments, "resume=never")[0] == 0
+    assert command("logger=none", *SMALL, "hydra.run.dir=b")[0] == 0
+    same_files(tmp_path / "a", tmp_path / "b")
+
+
 def test_an_interrupted_run_with_other_settings_is_refused_or_begun_anew(command, tmp_path, monkeypatch):
     mend = stop_at(monkeypatch, "training_step", 5)
     with pytest.raises(Stop):

@@ -15,7 +15,7 @@ from bora.config import flat, plain
 from bora.errors import InputError, first_line
 from bora.processes import is_first
 from bora.redaction import redacted, redacted_arguments
-from bora.results.metrics_file import METRICS_BYTES, MetricsFile
+from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
 from bora.results.tracker import Tracker
 
@@ -64,13 +64,14 @@ def build_loggers(
         checkpoint: last.ckpt of an interrupted run that goes on, loaded; empty for a new run.
 
     Raises:
-        InputError: an unknown kind or setting, a package that is not installed, or a server that is not reached.
+        InputError: an unknown kind or setting, a package that is not installed, a server that is not reached, or a
+            metrics.csv that is not what it was.
     """
     if cfg.logger.kind not in TRACKERS:
         raise InputError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
     config = redacted(json_safe(plain(cfg) | derived))
     run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
-    loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint.get(METRICS_BYTES))]
+    loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint)]
     if is_first():
         loggers += [Tracker(tracker) for tracker in TRACKERS[cfg.logger.kind](cfg.logger, run)]
     return loggers
