@@ -61,7 +61,8 @@ class TaskLines(Callback):
             ]:
                 name = task if logger.keeps_names else safe[task]
                 figures |= {f"{split}_perplexity/{name}": perplexity, f"distance/{name}": distance}
-            logger.log_metrics(figures, step=trainer.global_step)
+            # As Lightning counts the others': an epoch's figures stand at its last step, counted from 0.
+            logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @staticmethod
     def _trackers(trainer: L.Trainer) -> list[Tracker]:
