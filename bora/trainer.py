@@ -134,4 +134,6 @@ def build_fitter(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise InputError(f"trainer: Lightning refuses these settings: {error}") from error
+    # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, training_log, best, last)

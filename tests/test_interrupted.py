@@ -147,11 +147,18 @@ def test_within_an_epoch_it_goes_on_between_two_steps_of_accumulated_batches(com
     ("more", "last"),
     [
         (["trainer.max_steps=2"], 2),
+        (["trainer.max_steps=4"], 4),
         (["trainer.max_steps=5"], 5),
         (["trainer.max_steps=6"], 6),
         (["trainer.max_steps=5", "data.batch_size=2", "trainer.accumulate_grad_batches=3"], 14),
     ],
-    ids=["in the first epoch", "in the second epoch", "at its end", "of accumulated batches"],
+    ids=[
+        "in the first epoch",
+        "from an epoch's end",
+        "in the second epoch",
+        "at its end",
+        "of accumulated batches",
+    ],
 )
 @pytest.mark.parametrize("what", ["training_step", "validation_step", "test_step"])
 def test_a_run_of_so_many_steps_goes_on(command, tmp_path, monkeypatch, more, last, what):

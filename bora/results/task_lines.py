@@ -42,8 +42,9 @@ class TaskLines(Callback):
         self._log(trainer, module, "test")
 
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
-        """Note the tracker's run, for one that goes on."""
+        """Note the tracker's run, for one that goes on, and have it write what it holds back: it is not logged again."""
         for logger in self._trackers(trainer):
+            logger.save()
             checkpoint[RUN_ID] = logger.version
 
     def _log(self, trainer: L.Trainer, module: HierarchicalLoRA, split: str) -> None:
