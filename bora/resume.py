@@ -11,11 +11,13 @@ from typing import Any, BinaryIO, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import InputError, first_line
 from bora.files import whole
-from bora.results.metrics_file import METRICS_BYTES, MetricsFile
+from bora.results.metrics_file import MetricsFile
 from bora.results.training_log import ends_epoch, ends_step
 from bora.stopping import SIGNALS, Stop
 
@@ -92,12 +94,12 @@ class _Told:
 class LastCheckpoint(Checkpoint):
     """Saves last.ckpt at every epoch's end, within an epoch every so many seconds, and when the run is asked to stop.
 
-    Within an epoch it is saved between two optimiser steps, but not after the last one, which validation follows.
+    Within an epoch it is saved between two optimiser steps, but not where validation or the epoch's end comes first.
 
     Args:
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
-        metrics: metrics.csv, of which a run that goes on keeps what is there now.
+        metrics: metrics.csv, of which a run that goes on keeps what is there now; see MetricsFile.saved.
         fingerprint: hashes of what the run is of, beside the hyperparameters that Lightning keeps; see `hold_to`.
         stop: whether the run was asked to stop.
     """
@@ -115,13 +117,16 @@ class LastCheckpoint(Checkpoint):
             for signum in SIGNALS:
                 signal.signal(signum, self.stop)
         self.stop.waits = True
+        # A run that ended early has nothing left to train, or as much as trainer.min_epochs asks for.
+        for stopping in trainer.early_stopping_callbacks:
+            trainer.should_stop |= stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED
 
     def on_fit_end(self, trainer: L.Trainer, module) -> None:
         self.stop.waits = False
         self.stop.obey()
 
     def on_train_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx: int) -> None:
-        if not ends_step(trainer, batch_idx) or ends_epoch(trainer, batch_idx):
+        if not _goes_on_from(trainer, batch_idx):
             return
         asked = self.stop.signum is not None
         due = asked or time.monotonic() - self._saved >= self.seconds
@@ -146,7 +151,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
         checkpoint[FINGERPRINT] = self.fingerprint
         if trainer.is_global_zero:
-            checkpoint[METRICS_BYTES] = self.metrics.size
+            checkpoint |= self.metrics.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
         lost = next((n for n, p in module.adapters.named_parameters() if not _is_finite(p)), None)
@@ -157,6 +162,17 @@ class LastCheckpoint(Checkpoint):
             )
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
+
+
+def _goes_on_from(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether this batch ended a step, and the next one follows at once: Lightning would leave out what came between."""
+    loop = trainer.fit_loop
+    return (
+        ends_step(trainer, batch_idx)
+        and not ends_epoch(trainer, batch_idx)
+        and trainer.global_step != trainer.max_steps
+        and not loop.epoch_loop._should_check_val_fx(cast(_DataFetcher, loop._data_fetcher))
+    )
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -1,4 +1,7 @@
-"""Signals that ask a run to stop: it finishes the step, saves, and leaves with a code that says so."""
+"""Signals that ask a run to stop: it finishes the step, saves, and leaves with a code that says so.
+
+Where validation follows the step it leaves in that, with what was saved before: to save it would have to be through.
+"""
 
 import logging
 import signal

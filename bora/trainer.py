@@ -9,6 +9,7 @@ import hydra
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -65,6 +66,9 @@ class Fitter:
                 f"training diverged: {error}; give a lower optim.lr, or optim.nonfinite=skip. Last good checkpoint: "
                 f"{saved}"
             ) from error
+        # With trainer.max_steps a run that goes on from its end has, to Lightning, its last epoch still to finish.
+        epochs = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
+        epochs.completed = epochs.processed
         score = self.best.best_model_score
         if score is None or not score.isfinite():
             raise InputError(
@@ -95,15 +99,19 @@ def build_fitter(
         InputError: settings that Lightning refuses.
     """
     metrics = cast(MetricsFile, loggers[0])
-    training_log = TrainingLog(monitor, cfg.optim.patience, cfg.trainer.log_every_n_steps)
+    training_log = TrainingLog(monitor, cfg.trainer.log_every_n_steps)
+    # Both ask where a validation ends: an epoch need not have one (trainer.max_steps), and they would ask an old one's.
     best = BestCheckpoint(
-        directory.checkpoints, filename="best", monitor=monitor, enable_version_counter=False
+        directory.checkpoints,
+        filename="best",
+        monitor=monitor,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
     )
+    stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, metrics, fingerprint, stop)
     lines = TaskLines(cfg.logger.task_lines)
-    callbacks: list[Callback] = [
-        training_log, EarlyStopping(monitor, patience=cfg.optim.patience), lines, best, last
-    ]  # fmt: skip
+    callbacks: list[Callback] = [training_log, stopping, lines, best, last]
     options = plain(cfg.trainer)
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
@@ -126,4 +134,6 @@ def build_fitter(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise InputError(f"trainer: Lightning refuses these settings: {error}") from error
+    # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, training_log, best, last)

@@ -68,7 +68,7 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
     module = build_data(cfg, pretrained, corpus)
     assert isinstance(build_model(cfg, pretrained, corpus.task_names, module), HierarchicalLoRA)
     if trainer != "gpu":  # Lightning looks for the device when it is built
-        metrics = MetricsFile(tmp_path / "metrics.csv")
+        metrics = MetricsFile(tmp_path / "metrics.csv", {})
         built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [metrics], "val/nll", {}, Stop())
         assert isinstance(built.trainer, L.Trainer)
 

@@ -74,6 +74,20 @@ def test_a_run_that_stopped_early_trains_no_further_epoch_when_resumed(command, 
     same_files(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_not_even_where_an_epoch_that_it_had_to_do_was_better(command, tmp_path, monkeypatch):
+    arguments = ["tau=0", "optim.lr=0.01", "optim.patience=1", "logger=none", *SMALL, "trainer.max_epochs=9"]
+    arguments.append("+trainer.min_epochs=4")  # the third is worse, the fourth the best
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert summary["epochs"] == summary["best_epoch"] == 4
+    mend = stop_at(monkeypatch, "test_step", 1)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_stopped_run_goes_on_in_a_folder_that_was_moved(command, tmp_path, monkeypatch):
     arguments = ["logger=none", *SMALL]
     assert command(*arguments, "hydra.run.dir=whole")[0] == 0
@@ -127,6 +141,104 @@ def test_within_an_epoch_it_goes_on_between_two_steps_of_accumulated_batches(com
     assert last["global_step"] == 1
     assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
     same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("more", "last"),
+    [
+        (["trainer.max_steps=2"], 2),
+        (["trainer.max_steps=4"], 4),
+        (["trainer.max_steps=5"], 5),
+        (["trainer.max_steps=6"], 6),
+        (["trainer.max_steps=5", "data.batch_size=2", "trainer.accumulate_grad_batches=3"], 14),
+    ],
+    ids=[
+        "in the first epoch",
+        "from an epoch's end",
+        "in the second epoch",
+        "at its end",
+        "of accumulated batches",
+    ],
+)
+@pytest.mark.parametrize("what", ["training_step", "validation_step", "test_step"])
+def test_a_run_of_so_many_steps_goes_on(command, tmp_path, monkeypatch, more, last, what):
+    arguments = ["logger=none", *SMALL, "checkpoint_minutes=0", "trainer.log_every_n_steps=1", *more]
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, what, last if what == "training_step" else 1)
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+    # Its last steps, after which nothing was validated, are no epoch without a better one.
+    state = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    assert {s["wait_count"] for s in state.values() if "wait_count" in s} == {0}
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_step_ends_training_first(command, tmp_path, monkeypatch):
+    arguments = ["logger=none", *SMALL, "trainer.max_steps=5"]
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    step = HierarchicalLoRA.training_step
+
+    def asked(self, batch, batch_idx):
+        if self.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(HierarchicalLoRA, "training_step", asked)
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 143
+    assert torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_no_validation_in_the_middle_of_an_epoch_is_left_out(command, tmp_path, monkeypatch, count):
+    arguments = [
+        "logger=none", *SMALL, "data.batch_size=3", "+trainer.val_check_interval=0.5", "checkpoint_minutes=0"
+    ]  # fmt: skip
+    assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    mend = stop_at(monkeypatch, "training_step", count)  # validation follows the third
+    with pytest.raises(Stop):
+        command(*arguments, "hydra.run.dir=stopped")
+    mend()
+    last = torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == {3: 2, 4: 2, 5: 4}[count]
+    assert command(*arguments, "hydra.run.dir=stopped")[0] == 0
+    same_files(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda rows: None, "is gone, to which the interrupted run would add"),
+        (lambda rows: rows[:-20], " bytes, where the last checkpoint was made after "),
+        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed since the last checkpoint"),
+    ],
+    ids=["gone", "cut", "changed"],
+)
+def test_rows_that_are_lost_are_told(command, tmp_path, monkeypatch, damage, told):
+    arguments = ["logger=none", *SMALL, "hydra.run.dir=a"]
+    mend = stop_at(monkeypatch, "test_step", 1)
+    with pytest.raises(Stop):
+        command(*arguments)
+    mend()
+    metrics = tmp_path / "a/metrics.csv"
+    saved = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["metrics_bytes"]
+    rows = damage(metrics.read_bytes()[:saved])
+    metrics.unlink()
+    if rows is not None:
+        metrics.write_bytes(rows)
+    code, _, err = command(*arguments)
+    assert code == 2
+    line = err.splitlines()[-1]
+    assert line.startswith(f"bora: {metrics} ")
+    assert told in line
+    assert line.endswith("; put it back as it was, or begin anew with resume=never")
+    assert not metrics.exists() if rows is None else metrics.read_bytes() == rows
+    assert command(*arguments, "resume=never")[0] == 0
+    assert command("logger=none", *SMALL, "hydra.run.dir=b")[0] == 0
+    same_files(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_interrupted_run_with_other_settings_is_refused_or_begun_anew(command, tmp_path, monkeypatch):

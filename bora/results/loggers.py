@@ -15,7 +15,7 @@ from bora.config import flat, plain
 from bora.errors import InputError, first_line
 from bora.processes import is_first
 from bora.redaction import redacted, redacted_arguments
-from bora.results.metrics_file import METRICS_BYTES, MetricsFile
+from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
 from bora.results.tracker import Tracker
 
@@ -64,19 +64,20 @@ def build_loggers(
         checkpoint: last.ckpt of an interrupted run that goes on, loaded; empty for a new run.
 
     Raises:
-        InputError: an unknown kind or setting, a package that is not installed, or a server that is not reached.
+        InputError: an unknown kind or setting, a package that is not installed, a server that is not reached, or a
+            metrics.csv that is not what it was.
     """
     if cfg.logger.kind not in TRACKERS:
         raise InputError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
     config = redacted(json_safe(plain(cfg) | derived))
     run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
-    loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint.get(METRICS_BYTES))]
+    loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint)]
     if is_first():
-        loggers += [Tracker(tracker) for tracker in TRACKERS[cfg.logger.kind](cfg.logger, run)]
+        loggers += TRACKERS[cfg.logger.kind](cfg.logger, run)
     return loggers
 
 
-def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
+def _wandb(settings: DictConfig, run: Run) -> list[Tracker]:
     if settings.mode not in MODES:
         raise InputError(f"logger.mode={settings.mode} must be one of {', '.join(MODES)}")
     mode = wandb_mode(settings.mode)
@@ -106,7 +107,7 @@ def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
         with redacted_arguments():
             experiment = wandb.init(**arguments, mode="offline")
-    return [WandbLogger(experiment=experiment)]
+    return [Tracker(WandbLogger(experiment=experiment))]
 
 
 def mlflow_uri(settings: DictConfig) -> str:
@@ -115,7 +116,7 @@ def mlflow_uri(settings: DictConfig) -> str:
     return settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
 
 
-def _mlflow(settings: DictConfig, run: Run) -> list[Logger]:
+def _mlflow(settings: DictConfig, run: Run) -> list[Tracker]:
     uri = mlflow_uri(settings)
     try:
         from mlflow.exceptions import MlflowException
@@ -123,34 +124,36 @@ def _mlflow(settings: DictConfig, run: Run) -> list[Logger]:
         raise InputError(f"logger=mlflow needs its extra: pip install 'bora[mlflow]' ({error})") from error
     for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)  # they warn of what is new: an experiment, tables
+    logged: set[tuple[str, int]] = set()
     try:
         tracker = MLFlowLogger(run.group, run_name=run.name, tracking_uri=uri, run_id=run.id)
         if run.id is None:  # MLflow refuses to have a run's parameters set anew
             tracker.log_hyperparams(flat(run.config))
         else:
-            tracker.experiment  # noqa: B018  looks the run up
+            client = tracker.experiment
+            names = client.get_run(run.id).data.metrics
+            logged = {(name, m.step) for name in names for m in client.get_metric_history(run.id, name)}
     except (MlflowException, OSError) as error:
         raise InputError(
             f"logger.tracking_uri={uri}: MLflow cannot log there ({first_line(error)}); give another, or start "
             "the server"
         ) from error
-    return [tracker]
+    return [Tracker(tracker, logged)]
 
 
-def _tensorboard(settings: DictConfig, run: Run) -> list[Logger]:
+def _tensorboard(settings: DictConfig, run: Run) -> list[Tracker]:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ModuleNotFoundError as error:
         raise InputError(
             f"logger=tensorboard needs its extra: pip install 'bora[tensorboard]' ({error})"
         ) from error
-    # What was logged after the checkpoint that the run goes on from is logged again.
-    purge = None if run.step is None else run.step + 1
+    # What is logged again hides what is there from that step on. The first step is 0, so that after n steps it is n.
     tracker = TensorBoardLogger(
-        run.directory.path, name="tensorboard", version="", default_hp_metric=False, purge_step=purge
+        run.directory.path, name="tensorboard", version="", default_hp_metric=False, purge_step=run.step or 0
     )
     tracker.log_hyperparams(flat(run.config))
-    return [tracker]
+    return [Tracker(tracker)]
 
 
 TRACKERS = {"none": lambda settings, run: [], "wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from bora.errors import InputError
+from bora.files import write_whole
 from bora.processes import is_first
 
-METRICS_BYTES = "metrics_bytes"  # in a checkpoint: the file's length then
+METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file then
 OVERALL = ("nll", "perplexity", "perplexity_macro")
 COLUMNS = [
     "epoch",
@@ -26,23 +29,34 @@ COLUMNS = [
 ]
 
 
+MEND = "put it back as it was, or begin anew with resume=never"
+
+
 class MetricsFile(Logger):
     """A Lightning logger.
 
     Args:
         path: metrics.csv.
-        keep: bytes to keep of a file that is there: its `size` when the checkpoint was made that a run goes on from.
+        checkpoint: that a run goes on from: what was written since it was made is cut off. Empty for a new run.
+
+    Raises:
+        InputError: the file is not what it was when the checkpoint was made.
     """
 
-    def __init__(self, path: Path, keep: int | None = None) -> None:
+    def __init__(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         super().__init__()
         self.path = path
         if not is_first():
             return
-        if keep is None or not path.is_file() or path.stat().st_size < keep:
-            path.write_text(_line(COLUMNS), "utf-8")
+        if METRICS_BYTES in checkpoint:
+            kept = _read(path, checkpoint[METRICS_BYTES])
+            self.crc32 = zlib.crc32(kept)
+            if self.crc32 != checkpoint.get(METRICS_CRC32, self.crc32):
+                raise InputError(f"{path} was changed since the last checkpoint; {MEND}")
+            os.truncate(path, len(kept))
         else:
-            os.truncate(path, keep)
+            write_whole(path, _line(COLUMNS))
+            self.crc32 = zlib.crc32(path.read_bytes())
 
     @property
     def name(self) -> str:
@@ -52,10 +66,11 @@ class MetricsFile(Logger):
     def version(self) -> str:
         return ""
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+    def saved(self) -> dict[str, int]:
+        """For a checkpoint: what was written so far, now on the disk."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return {METRICS_BYTES: os.fstat(file.fileno()).st_size, METRICS_CRC32: self.crc32}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -68,11 +83,31 @@ class MetricsFile(Logger):
         unknown = row.keys() - set(COLUMNS)
         if unknown:
             raise ValueError(f"metrics.csv has no column {min(unknown)}")
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(_line([row.get(column, "") for column in COLUMNS]))
+        line = _line([row.get(column, "") for column in COLUMNS]).encode("utf-8")
+        with self.path.open("ab") as out:
+            out.write(line)
+        self.crc32 = zlib.crc32(line, self.crc32)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """They stand in config.yaml."""
+
+
+def _read(path: Path, size: int) -> bytes:
+    """The file's first so many bytes.
+
+    Raises:
+        InputError: there are not as many.
+    """
+    try:
+        with path.open("rb") as file:
+            kept = file.read(size)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is gone, to which the interrupted run would add; {MEND}") from error
+    if len(kept) < size:
+        raise InputError(
+            f"{path} has {len(kept)} bytes, where the last checkpoint was made after {size}; {MEND}"
+        )
+    return kept
 
 
 def _line(values: Sequence[object]) -> str:

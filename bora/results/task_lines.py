@@ -42,8 +42,9 @@ class TaskLines(Callback):
         self._log(trainer, module, "test")
 
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
-        """Note the tracker's run, for one that goes on."""
+        """Note the tracker's run, for one that goes on, and have it write what it holds back: it is not logged again."""
         for logger in self._trackers(trainer):
+            logger.save()
             checkpoint[RUN_ID] = logger.version
 
     def _log(self, trainer: L.Trainer, module: HierarchicalLoRA, split: str) -> None:
@@ -61,7 +62,8 @@ class TaskLines(Callback):
             ]:
                 name = task if logger.keeps_names else safe[task]
                 figures |= {f"{split}_perplexity/{name}": perplexity, f"distance/{name}": distance}
-            logger.log_metrics(figures, step=trainer.global_step)
+            # As Lightning counts the others': an epoch's figures stand at its last step, counted from 0.
+            logger.log_metrics(figures, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @staticmethod
     def _trackers(trainer: L.Trainer) -> list[Tracker]:

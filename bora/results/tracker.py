@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import wandb
@@ -19,11 +19,12 @@ class Tracker(Logger):
 
     Args:
         inner: Lightning's logger of W&B, MLflow or TensorBoard.
+        logged: names and steps of what it has already, of a run that goes on: they are not logged a second time.
     """
 
-    def __init__(self, inner: Logger) -> None:
+    def __init__(self, inner: Logger, logged: Set[tuple[str, int | None]] = frozenset()) -> None:
         super().__init__()
-        self.inner, self.failed = inner, False
+        self.inner, self.logged, self.failed = inner, logged, False
         self.id = inner.version  # asked for now: a service that died cannot say it
 
     @property
@@ -41,7 +42,8 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(self.inner.log_metrics, metrics, step)
+        new = {name: value for name, value in metrics.items() if (name, step) not in self.logged}
+        self._try(self.inner.log_metrics, new, step)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """They were logged when the tracker began."""

@@ -19,12 +19,11 @@ class TrainingLog(Callback):
 
     Args:
         monitor: the logged figure that chooses the epoch.
-        patience: epochs without a better one after which training stops.
         every: steps between rows.
     """
 
-    def __init__(self, monitor: str, patience: int, every: int) -> None:
-        self.monitor, self.patience, self.every = monitor, patience, every
+    def __init__(self, monitor: str, every: int) -> None:
+        self.monitor, self.every = monitor, every
         self.history: list[float] = []  # the monitored NLL, an epoch each
         self.tokens, self.seconds, self._since = 0, 0.0, 0.0
         self._started, self._before = time.perf_counter(), 0.0
@@ -60,11 +59,6 @@ class TrainingLog(Callback):
         self.history, self.tokens, self.seconds = list(state["history"]), state["tokens"], state["seconds"]
         self._before, self._started = state["wall_seconds"], time.perf_counter()
         self.loss = state["loss"]
-
-    def on_train_start(self, trainer, module) -> None:
-        # A run that was stopped after its last epoch has nothing left to train.
-        if self.history and len(self.history) - self.best_epoch >= self.patience:
-            trainer.should_stop = True
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self._since = time.perf_counter()

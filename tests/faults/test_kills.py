@@ -26,6 +26,7 @@ FORMS = [
     ["tau=inf"],
     ["tau=100", "prior.parameterization=centered", "prior.estimator=dense", "lora.init_std=0.01"],
     ["tau=10", "trainer.accumulate_grad_batches=3", "data.order=shuffled"],
+    ["tau=10", "trainer.max_steps=14", "+trainer.val_check_interval=0.5"],
 ]
 
 

@@ -58,23 +58,24 @@ def wandb_figures(folder: Path) -> dict[str, list[float]]:
     return figures
 
 
-def mlflow_figures(uri: str) -> tuple[dict[str, list[float]], dict[str, str], str]:
-    """Figures, parameters and status of the one run of the experiment."""
+def mlflow_figures(uri: str, what: str = "value") -> tuple[dict[str, list[float]], dict[str, str], str]:
+    """Figures (or their steps), parameters and status of the one run of the experiment."""
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("sweep").experiment_id])
     figures = {
-        name: [m.value for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+        name: [getattr(m, what) for m in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
     }
     return figures, run.data.params, run.info.status
 
 
-def tensorboard_figures(folder: Path) -> dict[str, list[float]]:
+def tensorboard_figures(folder: Path, what: str = "value") -> dict[str, list[float]]:
     # The reader goes by name; of files made in one second the last part of the name, a count, must sort as a number.
     for file in folder.glob("events.*"):
         file.rename(file.with_suffix(f".{int(file.suffix[1:]):06d}"))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: [getattr(e, what) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.mark.parametrize(
@@ -130,33 +131,64 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("tracker", ["mlflow", "tensorboard"])
-def test_a_resumed_run_goes_on_as_the_same_run(command, tmp_path, monkeypatch, tracker):
+@pytest.mark.parametrize("where", ["training_step", "validation_step", "test_step"])
+def test_a_resumed_run_goes_on_as_the_same_run_and_has_no_figure_twice(
+    command, tmp_path, monkeypatch, tracker, where
+):
     table(tmp_path / "t.csv", TASKS)
     arguments = [*SMALL, f"logger={tracker}", "trainer.log_every_n_steps=1", "data.batch_size=3"]
 
     def stop(self, batch, batch_idx):
-        if self.global_step == 9:  # in the second epoch
+        if self.global_step >= 9:  # in the second epoch
             raise Stop
         return step(self, batch, batch_idx)
 
-    step = bora.trainer.HierarchicalLoRA.training_step
-    monkeypatch.setattr(bora.trainer.HierarchicalLoRA, "training_step", stop)
+    step = getattr(bora.trainer.HierarchicalLoRA, where)
+    monkeypatch.setattr(bora.trainer.HierarchicalLoRA, where, stop)
     with pytest.raises(Stop):
         command(*arguments)
-    monkeypatch.setattr(bora.trainer.HierarchicalLoRA, "training_step", step)
-    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    monkeypatch.setattr(bora.trainer.HierarchicalLoRA, where, step)
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == (12 if where == "test_step" else 6)
     if tracker == "mlflow":
         assert mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")[2] == "FAILED"
     assert command(*arguments)[0] == 0
     if tracker == "mlflow":
-        figures, _, status = mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")
+        steps, _, status = mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db", "step")
         assert status == "FINISHED"
     else:
-        figures = tensorboard_figures(tmp_path / "run/tensorboard")
-    assert len(figures[f"val_perplexity/{SAFE[0]}"]) == 3
-    if tracker == "tensorboard":
-        assert len(set(figures["train/loss"])) == 12  # 2 epochs of 6 steps
-        assert len(figures["train/loss"]) <= 13  # of what was logged after the checkpoint one may stay
+        steps = tensorboard_figures(tmp_path / "run/tensorboard", "step")
+    check_steps(steps, tmp_path / "run/metrics.csv")
+
+
+def check_steps(steps: dict[str, list[int]], metrics: Path) -> None:
+    """Each figure is there at the steps at which metrics.csv has it, once."""
+    rows = pd.read_csv(metrics)
+    expected = {
+        name: rows["step"][rows[name].notna()].tolist() for name in rows if name not in ("epoch", "step")
+    }
+    expected = {name: found for name, found in expected.items() if found}
+    assert expected["train/loss"] == list(range(12))  # 2 epochs of 6 steps
+    assert expected["val/perplexity"] == [5, 11, 12]
+    for split in ("val", "test"):
+        expected |= {f"{split}_perplexity/{task}": expected[f"{split}/perplexity"] for task in SAFE}
+    assert {name: steps[name] for name in expected} == expected
+
+
+def test_tensorboard_has_nothing_twice_of_a_run_that_is_begun_anew(command, tmp_path, monkeypatch):
+    table(tmp_path / "t.csv", TASKS)
+    arguments = [*SMALL, "logger=tensorboard", "trainer.log_every_n_steps=1", "data.batch_size=3"]
+    with monkeypatch.context() as patch:
+
+        def stop(self, batch, batch_idx):
+            raise Stop
+
+        patch.setattr(bora.trainer.HierarchicalLoRA, "validation_step", stop)
+        with pytest.raises(Stop):
+            command(*arguments)
+    assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
+    assert command(*arguments)[0] == 0
+    check_steps(tensorboard_figures(tmp_path / "run/tensorboard", "step"), tmp_path / "run/metrics.csv")
 
 
 def test_a_tracker_that_cannot_be_used_is_told(command, tmp_path, monkeypatch):
