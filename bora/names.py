@@ -39,7 +39,7 @@ def one_spelling(tasks: pd.Series, source: str) -> pd.Series:
     names = {raw: " ".join(unicodedata.normalize("NFC", raw).split()) for raw in tasks.unique()}
     spellings: dict[str, list[str]] = {}
     for raw, name in names.items():
-        if any(unicodedata.category(letter) == "Cc" for letter in name):
+        if has_control(name):
             row = tasks.index[tasks == raw][0]
             raise InputError(
                 f"{source}: the task's name {name[:LONGEST]!r} in row {row} (counted from 0) holds a control "
@@ -54,6 +54,11 @@ def one_spelling(tasks: pd.Series, source: str) -> pd.Series:
             len(merged), " and ".join(ascii(raw) for raw in merged[0][:2]),
         )  # fmt: skip
     return tasks.map(names)
+
+
+def has_control(name: str) -> bool:
+    """Whether a character is none but a command, white space apart."""
+    return any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in name)
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from bora.config import flat
 from bora.errors import InputError, first_line, printable
 from bora.files import PARTIAL, write_whole
+from bora.names import has_control
 from bora.processes import is_first
 from bora.redaction import redacted, redacted_yaml
 from bora.results.saved_config import CONFIG, read_settings
@@ -66,6 +67,7 @@ RESULTS = (
     "test_perplexity",
     "test_perplexity_macro",
     "base_test_perplexity",
+    "best_epoch",
     "data_sha256",
 )
 DAMAGED = "it is damaged; take another copy, or run again in another folder"
@@ -142,7 +144,7 @@ class RunDirectory:
                 raise ValueError(f"it has no column {lacking[0]}")
             for column in PER_TASK_COLUMNS[1:]:
                 per_task[column] = pd.to_numeric(per_task[column])
-            if not all(name.isprintable() for name in per_task["task"]):
+            if per_task["task"].map(has_control).any():  # a terminal would obey them
                 raise ValueError("it names a task with control characters")
             return per_task
 

@@ -11,9 +11,18 @@ from typing import Any
 import pandas as pd
 
 from bora.errors import InputError
-from bora.results.run_directory import FAILED, SUMMARY, RunDirectory
+from bora.results.run_directory import DAMAGED, FAILED, SUMMARY, RunDirectory
 from bora.results.saved_config import CONFIG, read_settings
 
+SETTINGS = (
+    "name",
+    "tau",
+    "seed",
+    "data.name",
+    "model.name",
+    "trainer.max_epochs",
+    "logger.kind",
+)  # what is shown
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = (
     "tau", "seed", "name", "init_from", "data.path", "logger.", "model.loader.", "data.reader.",
@@ -69,7 +78,11 @@ def read_run(folder: Path) -> Run:
     """
     summary, per_task = RunDirectory(folder).results()
     summary = {k: _number(v) for k, v in summary.items()}
-    return Run(folder, read_settings(folder / CONFIG), summary, per_task.set_index("task"))
+    config = read_settings(folder / CONFIG)
+    lacking = [key for key in SETTINGS if key not in config]
+    if lacking:
+        raise InputError(f"{folder / CONFIG} has no {lacking[0]}; {DAMAGED}")
+    return Run(folder, config, summary, per_task.set_index("task"))
 
 
 def _number(value: Any) -> Any:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bora import report
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import RunDirectory
 from tests.conftest import same_files, table
@@ -198,3 +199,31 @@ def test_a_clock_that_jumps_changes_nothing(command, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
     assert command(*SMALL_TABLE)[0] == 0
     same_files(tmp_path / "b", tmp_path / "a")
+
+
+DAMAGES = {
+    "gone": lambda data: None,
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "not text": lambda data: b"\xff\xfe" + data,
+    "something else": lambda data: b"[1, 2]\n",
+    "deep": lambda data: b"[" * 100_000,
+    "without its first line": lambda data: data.split(b"\n", 1)[1],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_finished_run_is_told_in_one_line(command, call, tmp_path, damage):
+    assert command(*RUN, "hydra.run.dir=run")[0] == 0
+    for name in ("config.yaml", "per_task.csv", "summary.json"):
+        file = tmp_path / "run" / name
+        whole = file.read_bytes()
+        data = DAMAGES[damage](whole)
+        file.unlink() if data is None else file.write_bytes(data)
+        if name == "summary.json" and data is None:
+            continue  # an unfinished run: not told, but done again
+        code, _, err = command(*RUN, "hydra.run.dir=run")
+        assert (code, err.count("\n"), err[:6]) == (2, 1, "bora: "), (name, err)
+        code, _, err = call(report.main, "run")
+        assert (code, err.count("\n"), err[:6]) == (2, 1, "bora: "), (name, err)
+        file.write_bytes(whole)
