@@ -4,6 +4,7 @@ The files are the source of truth. summary.json is written last and atomically: 
 only if the run finished.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -158,7 +159,14 @@ class RunDirectory:
         lacking = [key for key in RESULTS if key not in summary]
         if lacking:
             raise InputError(f"{self.path / SUMMARY} has no {lacking[0]}; {DAMAGED}")
+        with readable(self.path / PER_TASK):
+            known = summary.get("per_task_sha256")  # which runs of before do not have
+            if known is not None and known != self._per_task_sha256():
+                raise ValueError("it is not what the run wrote")
         return summary, self.per_task()
+
+    def _per_task_sha256(self) -> str:
+        return hashlib.sha256((self.path / PER_TASK).read_bytes()).hexdigest()
 
     def claim(self, cfg: DictConfig, given: Collection[str] = ()) -> dict[str, Any] | None:
         """Take the folder for this run: the summary if the same run is finished here already.
@@ -222,8 +230,8 @@ class RunDirectory:
         write_whole(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json; the last file of a run. An infinite τ is written as "inf"."""
-        self._write_json(SUMMARY, summary)
+        """summary.json; the last file of a run, with a hash of per_task.csv. An infinite τ is written as "inf"."""
+        self._write_json(SUMMARY, summary | {"per_task_sha256": self._per_task_sha256()})
 
     def write_failure(self, failure: dict[str, Any]) -> None:
         """failed.json: why a sweep's job failed, until the next attempt; see `failure`."""
