@@ -209,7 +209,13 @@ def check(cfg: DictConfig) -> None:
     for key in ("name", "data.name", "model.name"):
         if not isinstance(OmegaConf.select(cfg, key), (str, int, float)):
             raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be text")
+    choice("trainer.accelerator", ("cpu", "gpu", "cuda", "auto"))
+    if given("trainer.precision") not in (ABSENT, 32, "32", "32-true"):
+        raise InputError(
+            f"trainer.precision={cfg.trainer.precision}: adapters are trained in float32; the backbone's is model.dtype"
+        )
     text("init_from", null=True)
+    text("logger.tracking_uri", null=True)
     text("model.path")
     text("model.attention")
     text("model.quantization", null=True)

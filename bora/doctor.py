@@ -177,6 +177,23 @@ def nothing_kept(cfg: DictConfig) -> Iterator[None]:
                     setattr(module, name, value)
 
 
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Within: what libraries keep for their next start (fonts, compiled code) goes where it is removed again."""
+    names = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(dict.fromkeys(names, folder))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
 def examine(cfg: DictConfig, measured: bool) -> dict[str, Any]:
     """What the config's run costs; see bora.cost and bora.measure.
 
@@ -186,11 +203,11 @@ def examine(cfg: DictConfig, measured: bool) -> dict[str, Any]:
     from bora.cost import cost
     from bora.measure import measure
     from bora.model.loading import load_backbone
-    from bora.training import load_corpus, quiet
+    from bora.training import load_corpus, quiet, start_of
 
     quiet()
-    if cfg.init_from is not None and not Path(cfg.init_from).expanduser().is_dir():
-        raise InputError(f"init_from={cfg.init_from}: there is no such folder")
+    if cfg.init_from is not None:
+        start_of(cfg.init_from)
     with nothing_kept(cfg):
         pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
         corpus = load_corpus(cfg, pretrained)
@@ -241,7 +258,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_intermixed_args()
     found: dict[str, Any] = {}
-    with leaving():
+    with leaving(), scratch():
         cfg, directory = composed(arguments.overrides)
         from bora.results.run_directory import json_safe
         from bora.results.show import show_cost, show_machine

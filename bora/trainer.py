@@ -20,7 +20,7 @@ from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import RunDirectory
 from bora.results.task_lines import TaskLines
 from bora.results.training_log import TrainingLog
-from bora.resume import LastCheckpoint, WholeCheckpoints, load_own
+from bora.resume import LastCheckpoint, WholeCheckpoints, hold_to, load_own
 from bora.stopping import Stop
 
 
@@ -76,7 +76,10 @@ class Fitter:
                 f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
             )
         # Not by ckpt_path=…: that would set the counts back to the best epoch too.
-        model.load_factors(load_own(Path(self.best.best_model_path)))
+        best = Path(self.best.best_model_path)
+        checkpoint = load_own(best)
+        hold_to(checkpoint, self.last.fingerprint | dict(model.hparams), best)
+        model.load_factors(checkpoint)
         self.trainer.validate(model, data, verbose=False)
 
 

@@ -209,16 +209,26 @@ def build_model(
         nonfinite=cfg.optim.nonfinite,
     )
     if cfg.init_from is not None:
-        source = RunDirectory(Path(cfg.init_from).expanduser())
+        source = start_of(cfg.init_from)
         if source.finished() is not None:
             model.start_from(load_checkpoint(source.checkpoints / "best.ckpt"))
-        elif has_adapters(source.path):
-            start_from_adapters(model.adapters, source.path)
         else:
-            raise InputError(
-                f"init_from={cfg.init_from}: there is no finished run in that folder, and no PEFT adapter"
-            )
+            start_from_adapters(model.adapters, source.path)
     return model
+
+
+def start_of(init_from: str) -> RunDirectory:
+    """The folder of a finished run, or of adapters, that a run starts from.
+
+    Raises:
+        InputError: it is neither.
+    """
+    source = RunDirectory(Path(init_from).expanduser())
+    if source.finished() is None and not has_adapters(source.path):
+        raise InputError(
+            f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter"
+        )
+    return source
 
 
 def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:

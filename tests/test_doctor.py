@@ -4,6 +4,8 @@ import http.server
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -179,6 +181,20 @@ def test_nothing_is_written(call, tmp_path, monkeypatch, data):
     assert files(tmp_path) == before
 
 
+def test_not_even_what_libraries_keep_is_written(tmp_path):
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    home.mkdir()
+    scratch.mkdir()
+    named = {"HOME": str(home), "TMPDIR": str(scratch), "BORA_CACHE": str(home / "bora")}
+    apart = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
+    done = subprocess.run(
+        [sys.executable, "-m", "bora.doctor", *SMALL, "--measure", "--json"], check=False, capture_output=True,
+        env={k: v for k, v in os.environ.items() if k not in apart} | named, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [*home.rglob("*"), *scratch.rglob("*")] == []
+
+
 def test_measuring_leaves_the_test_documents_alone(told, monkeypatch):
     monkeypatch.setattr(
         TaskDataModule, "test_dataloader", lambda self: pytest.fail("the test split was read")
@@ -228,7 +244,7 @@ def test_what_is_printed_can_be_read(call):
         ("tau=-1", "tau=-1 must be"), ("data.pth=x", "data.pth"), ("tau=0,1", "tau=0,1"), ("model=none", "model/none"),
         ("data.path=nowhere.csv", "no such file"), ("lora.target_modules=[x]", "matches no linear layer"),
         ("model=opt_125m", "model.path=facebook/opt-125m: it is no folder, and not in the hub's cache"),
-        ("data=talk_of_norway", "once bora run has downloaded it"), ("init_from=nowhere", "no such folder"),
+        ("data=talk_of_norway", "once bora run has downloaded it"), ("init_from=nowhere", "no finished run in"),
         ("model.dtype=float16", "model.dtype=float16"), ("data.text=speech", "data.text=speech"),
     ],
 )  # fmt: skip

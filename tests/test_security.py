@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -180,6 +181,15 @@ def test_what_is_no_runs_config_is_not_run_again(run, mark, command, tmp_path):
     one_line(command("--again"), "--again needs a run directory")
 
 
+def test_a_checkpoint_of_another_run_is_told(run, command, call, tmp_path):
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    del checkpoint["hyper_parameters"]
+    torch.save(checkpoint, run / "checkpoints/best.ckpt")
+    one_line(
+        call(generate.main, run, "--task", "a", "--prompt", "the"), "best.ckpt is not a run's checkpoint"
+    )
+
+
 def in_zip(file: Path, mark: Path) -> None:
     torch.save({"x": Bomb(mark)}, file)
 
@@ -309,6 +319,22 @@ def test_other_members_stay_packed_whatever_their_names(tmp_path):
     talk_of_norway._extract(path, tmp_path / "ton.csv")
     assert (tmp_path / "ton.csv").read_bytes() == content
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.tar.gz", "ton.csv"]
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_a_name_that_fills_the_memory_is_refused_before_it_is_read(tmp_path, kind):
+    header = member("x", kind)
+    header.size = 2**28
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as out:
+        out.fileobj.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**24))
+        out.offset = 512 + 2**24
+    tracemalloc.start()
+    with pytest.raises(InputError, match="a header of 268,435,456 bytes"):
+        talk_of_norway._extract(tmp_path / "a.tar.gz", tmp_path / "ton.csv")
+    assert tracemalloc.get_traced_memory()[1] < 2**26  # some packed blocks, unpacked
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("limit", "before"), [("LARGEST", 0), ("MOST_UNPACKED", 2**22)])

@@ -20,6 +20,15 @@ from bora.files import whole
 
 LARGEST = 2**33  # bytes of a ton.csv
 MOST_UNPACKED = 2**37  # bytes of the archive up to it
+# Members of an archive that tell the next one's name, or more of it, and how long they may be, bytes.
+NAMES = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+LONGEST_NAME = 2**20
 
 
 def read(
@@ -82,6 +91,17 @@ def download(url: str) -> Path:
     return target
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header. Those that only hold a longer name are read whole, so that their size is looked at first."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in NAMES and header.size > LONGEST_NAME:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
+
+
 def _extract(archive: Path, target: Path) -> None:
     """Take the one file ton.csv out of the archive; the annotations beside it stay packed.
 
@@ -93,7 +113,7 @@ def _extract(archive: Path, target: Path) -> None:
     """
     try:
         # A stream: the archive is read once, up to the file that is wanted.
-        with tarfile.open(archive, "r|gz") as members:
+        with tarfile.open(archive, "r|gz", tarinfo=_Header) as members:
             for member in members:
                 if member.offset_data + member.size > MOST_UNPACKED:
                     raise _refused(archive, f"unpacks to more than {MOST_UNPACKED / 2**30:g} GiB")

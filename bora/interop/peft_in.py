@@ -222,7 +222,7 @@ def _state(adapters: Adapters, mean: Tensor, rows: Tensor | None) -> dict[str, T
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} is not a JSON object")

@@ -68,6 +68,10 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
     check_calls(cfg, "model.loader")
     checkpoint = load_checkpoint(directory.checkpoints / "best.ckpt")
     pretrained = load_backbone(cfg.model, accelerator, max_tokens)
+    if "hyper_parameters" not in checkpoint:
+        raise InputError(
+            f"{directory.checkpoints / 'best.ckpt'} is not a run's checkpoint: it has no hyper_parameters"
+        )
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
     model.load_factors(checkpoint)
     return Restored(model.eval(), pretrained.tokenizer, cfg, summary, directory)

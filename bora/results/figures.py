@@ -240,13 +240,19 @@ def task_map(projection: TaskMap) -> Figure:
                 color=GROUPS[i],
                 marker=MARKERS[i],
                 linewidth=0,
-                label=shorten(group, 28),
+                # Matplotlib leaves out what begins with an underscore.
+                label=f" {shorten(group, 28)}" if group.startswith("_") else shorten(group, 28),
             )
         if rest.any():
             ax.scatter(
                 x[rest], y[rest], s=26, color=LIGHT, linewidth=0, label=f"{len(counts) - len(shown)} others"
             )
-        ax.legend(title=projection.column, loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left")
+        ax.legend(
+            title=shorten(str(projection.column)),
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+            alignment="left",
+        )
     for axis, i in ((ax.xaxis, 0), (ax.yaxis, 1)):
         axis.set_label_text(f"component {i + 1} ({projection.shares[i]:.0%} of the variance)")
     ax.set_title(f"Map of the tasks at τ = {format_tau(projection.tau)}")

@@ -195,6 +195,7 @@ def test_spoiled_files_are_told_in_one_line(tmp_path):
         (missing, "adapter_model.safetensors is not readable"),
         (changed("cut", tensors="x"), "adapter_model.safetensors is not readable"),
         (changed("no-json", config="{"), "adapter_config.json is not readable"),
+        (changed("deep", config="[" * 200_000), "adapter_config.json is not readable"),
         (changed("list", config="[]"), "not a JSON object"),
         (changed("ia3", config={"peft_type": "IA3"}), "type IA3"),
         (changed("no-r", config={"r": None}), "no r and lora_alpha"),

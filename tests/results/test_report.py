@@ -312,7 +312,7 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
     rows = [("ann", "left"), ("bo", "right"), ("cy", "left")]
     table = pd.DataFrame(
         [(t, p, f"speech {i}") for t, p in rows for i in range(4)], columns=["task", "party", "text"]
-    )
+    ).assign(**{"$\\frac$": "_under"})
     table.to_csv(tmp_path / "t.csv", index=False)
     reader = {
         "_target_": "bora.data.table.read", "path": str(tmp_path / "t.csv"), "task": "task", "text": "text", "date": None,
@@ -328,6 +328,7 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
     assert code == 0
     assert "bora:" not in err
     assert "party explains" in (tmp_path / "report/index.html").read_text()
+    assert report("s", "--color-by", "$\\frac$")[0] == 0
     code, _, err = report("s", "--color-by", "planet")
     assert code == 0
     assert "figure 6 for" in err
