@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError, printable
-from bora.redaction import redacted_words
+from bora.redaction import print_trace, redact_hydra, redacted_words, set_aside
 from bora.stopping import Stopped
 
 register_resolvers()
@@ -55,6 +55,7 @@ def job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     sweep = settings.mode == RunMode.MULTIRUN
     folder = Path(settings.runtime.output_dir)
+    redact_hydra(settings)
     try:
         # A mistake in the config is told before the imports below, which take seconds.
         check(cfg)
@@ -102,8 +103,9 @@ def leave(error: Exception) -> None:
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """Within: what a command does, which ends as `leave` says."""
+    """Within: what a command does, which ends as `leave` says, and prints no secret."""
     print_anything()
+    sys.excepthook = print_trace
     try:
         yield
     except Exception as error:
@@ -146,6 +148,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         with leaving():
+            set_aside()
             job()
     except Stopped as stopped:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from bora.config import flat, plain
 from bora.errors import InputError, first_line
 from bora.processes import is_first
-from bora.redaction import redacted, redacted_arguments
+from bora.redaction import redacted
 from bora.results.metrics_file import METRICS_BYTES, MetricsFile
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
 from bora.results.tracker import Tracker
@@ -95,8 +95,7 @@ def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
     }
     # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
     try:
-        with redacted_arguments():
-            experiment = wandb.init(**arguments, mode=mode)
+        experiment = wandb.init(**arguments, mode=mode)
     except wandb.errors.Error as error:
         if settings.mode == "online":
             raise InputError(
@@ -104,8 +103,7 @@ def _wandb(settings: DictConfig, run: Run) -> list[Logger]:
                 "wandb login, or use logger.mode=offline"
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
-        with redacted_arguments():
-            experiment = wandb.init(**arguments, mode="offline")
+        experiment = wandb.init(**arguments, mode="offline")
     return [WandbLogger(experiment=experiment)]
 
 
@@ -129,6 +127,11 @@ def _mlflow(settings: DictConfig, run: Run) -> list[Logger]:
             tracker.log_hyperparams(flat(run.config))
         else:
             tracker.experiment  # noqa: B018  looks the run up
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"logger.tracking_uri={uri}: MLflow lacks a package for it ({first_line(error)}); install that, or "
+            "give another"
+        ) from error
     except (MlflowException, OSError) as error:
         raise InputError(
             f"logger.tracking_uri={uri}: MLflow cannot log there ({first_line(error)}); give another, or start "

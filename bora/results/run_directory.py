@@ -19,11 +19,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from bora.config import flat
+from bora.config import flat, plain
 from bora.errors import InputError
 from bora.files import PARTIAL, write_whole
 from bora.processes import is_first
-from bora.redaction import redacted, redacted_yaml
+from bora.redaction import as_yaml, redacted
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class RunDirectory:
             log.info("going on from %s", self.resume_from)
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_whole(self.path / CONFIG, redacted_yaml(OmegaConf.to_yaml(cfg, resolve=True)))
+        write_whole(self.path / CONFIG, as_yaml(redacted(plain(cfg))))
         return None
 
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
@@ -173,7 +173,7 @@ class RunDirectory:
         that are `given`. The keys in HOW_IT_RUNS never differ.
         """
         theirs = redacted(read_config(self.path / CONFIG))
-        ours = redacted(flat(OmegaConf.to_container(cfg, resolve=True)))
+        ours = flat(redacted(plain(cfg)))
         known = (theirs.keys() | (ours.keys() & set(given))) - HOW_IT_RUNS
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
 
