@@ -188,7 +188,7 @@ def test_passwords_in_urls(url, shown):
 
 
 @pytest.mark.parametrize(
-    "text", ["+logger.api_key=[one,two]", "+logger.x={user:me,api_key:one}", "{'password': 'one', 'b': 2}"]
+    "text", ["+logger.api_key=[one,two]", "+logger.x={user:me,api_key:one}", "{'passphrase': 'one', 'b': 2}"]
 )
 def test_errors_that_repeat_a_config(text):
     assert not any(secret in redacted_words(f"cannot read {text}") for secret in ("one", "two"))
@@ -198,7 +198,7 @@ HIDDEN = 2 * "hidden-7"  # stands in each of these, and in no file
 FORMS = [
     f"+logger.x={{api_key:{HIDDEN},user:me}}",
     f"+logger.api_key=[{HIDDEN},b{HIDDEN}]",
-    f"+logger.password='long: {10 * 'word '}{10 * HIDDEN}'",
+    f"+logger.passphrase='long: {10 * 'word '}{10 * HIDDEN}'",
     f"+logger.private_key='-----BEGIN\n{HIDDEN}\n-----END'",
     f"+logger.db='postgresql://me:pa/ss {HIDDEN}@db'",
     f"+logger.mail='https://me@corp.com:{HIDDEN}@host'",
@@ -231,7 +231,7 @@ def test_secrets_of_a_config_file_stay_there(command, tmp_path, tmp_path_factory
     """None of them came by the command line, and a saved config has no settings of Hydra's."""
     assert command(*SMALL, "logger=none", "hydra.run.dir=run")[0] == 0
     config = OmegaConf.load(tmp_path / "run/config.yaml")
-    config.logger = {**config.logger, "api_key": HIDDEN, "url": f"https://me:{HIDDEN}@host"}
+    config.logger = {**config.logger, "api_key": HIDDEN, "url": f"https://{HIDDEN}@host"}
     mine = tmp_path_factory.mktemp("mine")
     OmegaConf.save(config, mine / "config.yaml")
     for how in (["hydra.run.dir=again"], ["-m", "hydra.sweep.dir=s", "tau=1,2"]):
@@ -242,7 +242,7 @@ def test_secrets_of_a_config_file_stay_there(command, tmp_path, tmp_path_factory
 
 
 @pytest.mark.parametrize(
-    "swept", ["+logger.api_key=KEY,other", "+logger.url='https://me:KEY@h',b", "+x={token:KEY},1"]
+    "swept", ["+logger.api_key=KEY,other", "+logger.url='https://KEY@h',b", "+x={token:KEY},1"]
 )
 def test_secrets_are_not_swept(command, tmp_path, swept):
     code, out, err = command("-m", *SMALL, "tau=1", "name=s", swept.replace("KEY", IN_CONFIG["key"]))
@@ -265,7 +265,7 @@ def test_texts_of_the_experiment_are_kept_to_the_letter(command, tmp_path):
 def test_a_secret_that_is_also_a_harmless_word(command, tmp_path, monkeypatch):
     """Keys, numbers and what names the model and the data are no place for secrets."""
     for name, value in {
-        "DB_PASSWORD": "template",
+        "GPG_PASSPHRASE": "template",
         "JUPYTER_TOKEN": "opt_mini",
         "HF_TOKEN": "12345678",
     }.items():
