@@ -50,6 +50,7 @@ from bora.model.likelihood import IGNORE, document_nll, n_scored
 from bora.model.loading import load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
+from bora.redaction import set_aside
 from bora.results.run_directory import versions
 from bora.run import leaving
 
@@ -384,6 +385,7 @@ def main() -> None:
             )
             sys.exit(2)
     with leaving():
+        set_aside()
         job()
 
 

@@ -82,9 +82,12 @@ def _swept_keys(multirun: Path) -> set[str]:
     if not multirun.is_file():
         return set()
     sweep = OmegaConf.load(multirun).hydra
+    task = cast(
+        list[str], OmegaConf.to_container(sweep.overrides.task)
+    )  # not resolved: what comes in may have quotes
     keys = {
         override.get_key_element().lstrip("+~")
-        for override in OverridesParser.create().parse_overrides(list(sweep.overrides.task))
+        for override in OverridesParser.create().parse_overrides(task)
         if override.is_sweep_override()
     }
     return keys | set(OmegaConf.select(sweep, "sweeper.params") or {})

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bora.config import check, config_folder
 from bora.errors import InputError
+from bora.redaction import set_aside
 from bora.run import leaving
 
 WHOLE = 0.9  # of what is free that a run may take before it is told
@@ -256,9 +257,10 @@ def look_out(cfg: DictConfig, machine: dict[str, Any], cost: dict[str, Any]) -> 
 
 def main() -> None:
     """Run the command line."""
-    arguments = parser().parse_intermixed_args()
     found: dict[str, Any] = {}
     with leaving(), scratch():
+        set_aside()
+        arguments = parser().parse_intermixed_args()
         cfg, directory = composed(arguments.overrides)
         from bora.results.run_directory import json_safe
         from bora.results.show import show_cost, show_machine

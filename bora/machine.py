@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 import torch
 from packaging.requirements import Requirement
 
+from bora.redaction import redacted_words
+
 # Extras for working on this project, not with it.
 OURS = {"test", "docs", "audit"}
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container's bound on memory
@@ -116,7 +118,11 @@ def reach(urls: Mapping[str, str], seconds: float = 4.0) -> dict[str, str]:
 
     def ask(name: str, url: str) -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "bora"})
+            parts = urlsplit(url)
+            bare = parts._replace(
+                netloc=parts.netloc.rpartition("@")[2]
+            ).geturl()  # whether it answers, not to whom
+            request = urllib.request.Request(bare, method="HEAD", headers={"User-Agent": "bora"})
             urllib.request.urlopen(request, timeout=seconds).close()
             found[name] = "reached"
         except urllib.error.HTTPError as error:  # an answer; that to the root may be anything
@@ -124,7 +130,7 @@ def reach(urls: Mapping[str, str], seconds: float = 4.0) -> dict[str, str]:
             found[name] = f"not reached (answer {error.code})" if blocked else "reached"
         except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", error)
-            found[name] = f"not reached ({getattr(reason, 'strerror', None) or reason})"
+            found[name] = redacted_words(f"not reached ({getattr(reason, 'strerror', None) or reason})")
 
     # Daemons: looking up a name takes no timeout, and must not keep the command from ending.
     threads = [threading.Thread(target=ask, args=item, daemon=True) for item in urls.items()]

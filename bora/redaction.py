@@ -1,98 +1,228 @@
-"""Secrets kept out of what is written and printed: passwords in URLs, keys of the environment and of the config."""
+"""Secrets kept out of what is written and printed: passwords in URLs, keys of the environment and of the config.
+
+The command line's own are put into the environment before Hydra reads it (`set_aside`), so that nothing that repeats
+the command line has any. What has keys is redacted by its keys and written anew (`redacted`). Only free text, the lines
+of logs and errors, is searched for what looks like a secret (`redacted_words`).
+"""
 
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
+import yaml
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, Transformer
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
+
+from bora.errors import InputError
 from bora.files import write_whole
 
 # Stands where a secret stood. Plain letters: it must be a value to YAML, to Hydra's command line and in a URL alike.
 MARK = "__redacted__"
 # The last word of a key or of an environment variable that holds a secret. Not "tokens", which are counted here.
-SECRET = r"(?:api_?key|access_?key|secret|secret_?key|token|password|passwd)"
+WORD = r"(?:api_?key|access_?key|private_?key|secret_?key|secret|token|credentials?)"
+PASSWORD = r"(?:password|passwd|passphrase)"  # also without anything between: PGPASSWORD
+SECRET = rf"(?:{WORD}|{PASSWORD})"
 # Characters of a secret that is looked for by itself: a shorter one would be found where it is none.
 SHORTEST = 8
-
-_PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):[^/?#\s]*@")  # user:password@host
-_BARE_TOKEN = re.compile(r"(?<=http://|ttps://)[^/?#\s:@]+@")  # token@host
-_QUERY = re.compile(rf"([?&][\w.-]*{SECRET}=)[^&#\s'\"]+", re.IGNORECASE)
-# `key=value` on a command line, `key: value` on a line of YAML.
-_OVERRIDE = re.compile(
-    rf"((?:^|[\s'\",\[])[+~]*[\w./@-]*{SECRET}=)(?:'[^']*'|\"[^\"]*\"|[^\s'\",\]]+)", re.IGNORECASE
+# Texts of the experiment, which decide its tokens: kept to the letter.
+TEXTS = {"data.prompt", "data.template"}
+# What the experiment is made of, where a secret of the environment can only be found by chance; options of groups too.
+NAMES = re.compile(
+    r"name|init_from|likelihood|data|model|lora|prior|optim|trainer|logger|experiment|sweep|.*/.*"
+    r"|(?:data|model)\.(?:name|path)|data\.reader\.(?:path|_target_)|model\.loader\..*"
 )
-_YAML = re.compile(rf"^([ -]*[\w-]*{SECRET}: )(?!null$).+$", re.IGNORECASE | re.MULTILINE)
-_KEY = re.compile(rf"(?:^|.*[_.+~-]){SECRET}$", re.IGNORECASE)
+OVERRIDES = "hydra.overrides.task", "hydra.overrides.hydra"  # where Hydra keeps the command line
+
+_KEY = re.compile(rf"(?:.*[_.+~-])?{WORD}|.*{PASSWORD}", re.IGNORECASE)
+_ASIDE = re.compile(r"\$\{(?:oc\.decode:\$\{)?oc\.env:BORA_\d+_SECRET\}+")  # as set_aside writes it
+# user:password@host. In a database's URL a password may have any character: it ends with the last @ of the value, or of
+# the word where the URL stands in a text. Elsewhere a / ends the host, and a:b@c may come after it.
+_DATABASE = re.compile(r"\A((?!https?:)[\w+.-]+://[^/?#\s:'\"]*):.*@", re.DOTALL | re.IGNORECASE)
+_PASSWORD = re.compile(r"((?<!http)(?<!https)://[^/?#\s:'\"]*):[^\s'\"]*@", re.IGNORECASE)
+_HTTP_PASSWORD = re.compile(r"(?<=://)([^/?#\s:]*):[^/?#\s]*@")
+_BARE_TOKEN = re.compile(r"(?<=http://|ttps://)[^/?#\s:@]+@", re.IGNORECASE)  # token@host
+_QUERY = re.compile(rf"([?&][\w.-]*(?:{SECRET}|signature|\bsig)=)[^&#\s'\"]+", re.IGNORECASE)
+# key=value, {key:value} and {'key': 'value'}, as command lines and errors have it.
+_PAIR = re.compile(
+    rf"((?:^|[\s'\",\[{{(])[+~]*[\w./@-]*{SECRET}(?:=|:(?=\S)|['\"]: ?))(?!null\b|None\b)"
+    r"(?:'[^']*'|\"[^\"]*\"|\[[^\]]*\]?|\{[^}]*\}?|[^\s'\",\]})]+)",
+    re.IGNORECASE,
+)
 
 T = TypeVar("T")
 
 
-def redacted(value: T) -> T:
+def redacted(value: T, key: str = "") -> T:
     """The same with MARK in the place of secrets: in texts; in lists; in dictionaries, whose keys tell of some, too.
 
-    A text that holds no secret stays as it is, and a second time nothing changes.
+    Keys and numbers stay; so does a text that holds no secret, and a second time nothing changes.
+
+    Args:
+        key: where in the config the value stands; some values there are no place for secrets.
     """
     found: Any = value
-    if isinstance(value, str):
-        found = _QUERY.sub(rf"\1{MARK}", _BARE_TOKEN.sub(f"{MARK}@", _PASSWORD.sub(rf"\1:{MARK}@", value)))
-        for secret in _known():
-            found = found.replace(secret, MARK)
-    elif isinstance(value, Mapping):
+    if isinstance(value, Mapping):
         found = {
-            key: MARK if isinstance(child, (str, int)) and _KEY.match(str(key)) else redacted(child)
-            for key, child in value.items()
+            name: MARK
+            if child is not None and _KEY.fullmatch(str(name))
+            else redacted(child, f"{key}.{name}".lstrip("."))
+            for name, child in value.items()
         }
     elif isinstance(value, (list, tuple)):
-        found = type(value)(redacted(child) for child in value)
+        each = _override if key in OVERRIDES else redacted
+        found = type(value)(each(child, key) for child in value)
+    elif isinstance(value, str) and key not in TEXTS:
+        found = _without_passwords(value)
+        if not NAMES.fullmatch(key):
+            found = _without_known(found)
     return found
 
 
-def redacted_yaml(text: str) -> str:
-    """`redacted` for the text of a YAML file, by its keys too."""
-    return _YAML.sub(rf"\1{MARK}", redacted(text))
-
-
 def redacted_words(text: str) -> str:
-    """`redacted` for what may repeat a command line: by the keys of its overrides too."""
-    return _OVERRIDE.sub(rf"\1{MARK}", redacted(text))
+    """`redacted` for free text, which may repeat a command line: by the keys that it seems to have, too."""
+    return _PAIR.sub(rf"\1{MARK}", _without_known(_without_passwords(text)))
 
 
-def _known() -> list[str]:
-    """Values that were given under a secret's name: WANDB_API_KEY, HF_TOKEN, logger.api_key=…; the longest first."""
-    named = [*os.environ.items(), *(word.split("=", 1) for word in sys.argv if "=" in word)]
-    values = {value.strip("'\"") for name, value in named if _KEY.match(name)}
-    # A path is where a secret lies, not the secret.
-    found = {v for v in values if len(v) >= SHORTEST and v[0] not in "/~." and "${" not in v}
-    return sorted(found, key=len, reverse=True)
+def _override(line: str, key: str) -> str:
+    """`redacted` for one of Hydra's overrides."""
+    name, equals, value = line.partition("=")
+    plain = name.lstrip("+~")
+    return name + equals + redacted({plain: value})[plain] if equals else line
+
+
+def _without_passwords(text: str) -> str:
+    text = _ASIDE.sub(MARK, text)
+    for pattern in (_DATABASE, _PASSWORD, _HTTP_PASSWORD):
+        text = pattern.sub(rf"\1:{MARK}@", text)
+    return _QUERY.sub(rf"\1{MARK}", _BARE_TOKEN.sub(f"{MARK}@", text))
+
+
+def _without_known(text: str) -> str:
+    """Without what the environment has under a secret's name, WANDB_API_KEY or HF_TOKEN, whatever stands around it."""
+    values = {value.strip() for name, value in os.environ.items() if _KEY.fullmatch(name)}
+    secrets = {v for v in values if len(v) >= SHORTEST and not _is_file(v)}
+    for secret in sorted(secrets | {repr(s)[1:-1] for s in secrets}, key=len, reverse=True):
+        text = text.replace(secret, MARK)
+    return text
+
+
+def _is_file(value: str) -> bool:
+    """Whether it says where a secret lies, and is none itself. One in 64 random keys begins with /, too."""
+    return value[0] in "/~." and os.path.exists(os.path.expanduser(value))
+
+
+def set_aside() -> None:
+    """Put the command line's secrets into the environment, and have its overrides say where they are.
+
+    What repeats the command line then has none: Hydra's files, its messages and a sweep's list of jobs, what W&B notes of
+    the command, processes that are started by it.
+
+    Raises:
+        InputError: a sweep over secrets, whose folders would be named by them; or one that cannot be read.
+    """
+    sys.argv[1:] = [_set_aside(word) for word in sys.argv[1:]]
+
+
+def _set_aside(word: str) -> str:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        safe = redacted_words(word)
+        if safe == word or word.startswith("-"):
+            return word  # an option, or Hydra will say what is wrong with it, and repeat some of it
+        raise InputError(f"{safe} cannot be read, and holds a secret; put its value in quotes") from error
+    key, value = override.key_or_group, override._value
+    choices = value.list if isinstance(value, ChoiceSweep) else value
+    given = _aside(choices, key, bool(_KEY.fullmatch(key)))
+    if given == choices:
+        return word
+    if override.is_sweep_override() or key.startswith("hydra.sweeper.params"):
+        raise InputError(
+            f"{override.get_key_element()} holds a secret, and the folders of a sweep are named by what it varies; "
+            "give one value, and vary something else"
+        )
+    return f"{override.get_key_element()}={Transformer.str(given)}"
+
+
+def _aside(value: Any, key: str, secret: bool) -> Any:
+    """A value of an override with its secrets in the environment; `secret`: all that it has is one."""
+    if isinstance(value, dict):
+        return {
+            name: _aside(child, f"{key}.{_plain(name)}", secret or bool(_KEY.fullmatch(str(_plain(name)))))
+            for name, child in value.items()
+        }
+    if isinstance(value, list):
+        return [_aside(child, key, secret) for child in value]
+    plain = _plain(value)
+    # An interpolation is not the secret, but where it lies.
+    if plain is None or "${" in str(plain) or not (secret or redacted(plain, key) != plain):
+        return value
+    number = 0
+    while f"BORA_{number}_SECRET" in os.environ:
+        number += 1
+    os.environ[f"BORA_{number}_SECRET"] = str(plain)
+    where = f"${{oc.env:BORA_{number}_SECRET}}"
+    return QuotedString(where if isinstance(plain, str) else f"${{oc.decode:{where}}}", Quote.single)
+
+
+def _plain(value: Any) -> Any:
+    """A value of an override as the config will have it."""
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def as_yaml(config: Any) -> str:
+    """Plain values as OmegaConf writes a config, and reads it again."""
+    return yaml.dump(
+        config, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=get_omega_conf_dumper()
+    )
 
 
 def redact_file(path: Path) -> None:
     """Take the secrets out of a YAML file that holds a config or overrides, if it is there and has any."""
     if not path.is_file():
         return
-    text = path.read_text("utf-8")
-    safe = redacted_words(redacted_yaml(text))
-    if safe != text:
-        write_whole(path, safe)
+    found = OmegaConf.to_container(OmegaConf.load(path))
+    safe = redacted(found, OVERRIDES[0] if isinstance(found, list) else "")
+    if safe != found:
+        write_whole(path, as_yaml(safe))
+
+
+def redact_hydra(settings: HydraConf) -> None:
+    """Take the secrets out of what Hydra wrote before a job, and of what the job will log.
+
+    Not by Hydra's own config of callbacks and logs: a saved config that is run again has none.
+    """
+    if settings.output_subdir is not None:
+        for file in (Path(settings.runtime.output_dir) / settings.output_subdir).glob("*.yaml"):
+            redact_file(file)
+    if settings.mode == RunMode.MULTIRUN:
+        redact_file(Path(settings.sweep.dir) / "multirun.yaml")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter(handler.formatter or logging.Formatter()))
 
 
 class Formatter(logging.Formatter):
-    """A log's lines, errors and their traces without secrets."""
+    """A log's lines, errors and their traces without secrets, formatted as another does."""
+
+    def __init__(self, other: logging.Formatter):
+        super().__init__()
+        self.other = other
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted_words(super().format(record))
+        return redacted_words(self.other.format(record))
 
 
-@contextmanager
-def redacted_arguments() -> Iterator[None]:
-    """Within: the command line that libraries see, and keep with a run, has no secrets."""
-    given = sys.argv
-    sys.argv = [redacted_words(word) for word in given]
-    try:
-        yield
-    finally:
-        sys.argv = given
+def print_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an error that nobody caught, without secrets."""
+    print(redacted_words("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError, printable
-from bora.redaction import redacted_words
+from bora.redaction import print_trace, redact_hydra, redacted_words, set_aside
 from bora.results.saved_config import again
 from bora.stopping import Stopped
 
@@ -56,6 +56,7 @@ def job(cfg: DictConfig) -> float | None:
     settings = HydraConfig.get()
     sweep = settings.mode == RunMode.MULTIRUN
     folder = Path(settings.runtime.output_dir)
+    redact_hydra(settings)
     try:
         # A mistake in the config is told before the imports below, which take seconds.
         check(cfg)
@@ -103,8 +104,9 @@ def leave(error: Exception) -> None:
 
 @contextmanager
 def leaving() -> Iterator[None]:
-    """Within: what a command does, which ends as `leave` says."""
+    """Within: what a command does, which ends as `leave` says, and prints no secret."""
     print_anything()
+    sys.excepthook = print_trace
     try:
         yield
     except Exception as error:
@@ -146,8 +148,10 @@ def main() -> None:
     # Hydra would end the process with code 1 itself; with this set, errors reach us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        with leaving(), again(sys.argv) as sys.argv:
-            job()
+        with leaving():
+            set_aside()
+            with again(sys.argv) as sys.argv:
+                job()
     except Stopped as stopped:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
             print("bora:", stopped, file=sys.stderr)

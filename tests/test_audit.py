@@ -21,11 +21,16 @@ NO_NETWORK = "Traceback …\nrequests.exceptions.ConnectionError: no such host\n
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The audit with what pip-audit and detect-secrets would say: exit code, and lines."""
+def audit():
     spec = importlib.util.spec_from_file_location("audit", FILE)
     audit = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(audit)
+    return audit
+
+
+@pytest.fixture
+def run(audit, monkeypatch, capsys):
+    """The audit with what pip-audit and detect-secrets would say: exit code, and lines."""
 
     def with_answers(pypi, osv=None, secrets: str = "", *arguments: str) -> tuple[int, list[str]]:
         def call(tool: str, *words: str) -> tuple[int, str, str]:
@@ -73,6 +78,22 @@ def test_a_secret_fails_whatever_the_network(run):
         code, lines = run(pypi, None, "Secret Type: AWS Access Key\nLocation: x:1")
         assert code == 1
         assert "Location: x:1" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"Log in with hf_{'aB3' * 11}x.", "Hugging Face token: notes.md:2"),
+        (f"machine api.wandb.ai\n  login user\n  password {'0a1b2c3d' * 5}", "W&B key, as ~/.netrc has it: notes.md:4"),
+        (f"hf_hub_download hf_token password {'0a' * 32}", None),
+    ],
+)  # fmt: skip
+def test_what_our_users_log_in_with_is_found_bare(audit, monkeypatch, tmp_path, text, told):
+    monkeypatch.setattr(audit, "ROOT", tmp_path)
+    monkeypatch.setattr(audit, "call", lambda *words: (0, "", ""))
+    (tmp_path / "notes.md").write_text(f"# Notes\n{text}\n")
+    code, lines = audit.audit_secrets(["notes.md"])
+    assert (code, lines[0]) == ((1, told) if told else (0, "audit: no secret in 1 tracked files"))
 
 
 def test_ci_runs_it_with_pinned_tools_last():

@@ -1,13 +1,17 @@
 """No secret of the environment or the config reaches a file of a run, or the terminal."""
 
+import importlib.util
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from bora.redaction import MARK, redacted, redacted_words, redacted_yaml
+from bora.machine import reach
+from bora.redaction import MARK, redacted, redacted_words
 from bora.results.run_directory import RunDirectory
 from tests.conftest import table
 
@@ -74,7 +78,8 @@ def test_no_secret_reaches_a_file_or_the_terminal(command, tmp_path, logger):
     assert kept.url == f"https://me:{MARK}@127.0.0.1:9/x"
     assert kept.signed == f"http://127.0.0.1:9/x?a=1&api_key={MARK}&b=2"
     assert (kept.api_key, list(kept.list), kept.note) == (MARK, [MARK], f"sent by {MARK}")
-    assert f"api_key={MARK}" in (tmp_path / "run/.hydra/overrides.yaml").read_text()
+    overrides = OmegaConf.load(tmp_path / "run/.hydra/overrides.yaml")
+    assert {f"+logger.api_key={MARK}", f"+logger.url='{MARK}'"} <= set(overrides)
     # The same command finds its run again; another user, password kept, is another setting.
     code, out, err = command(*run)
     assert (code, "finished already" in out + (tmp_path / "run/run.log").read_text()) == (0, True)
@@ -142,18 +147,176 @@ def test_a_config_without_its_secrets_asks_for_them(command, tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text):
-    assert redacted(text) == redacted_yaml(text) == redacted_words(text) == text
+    assert redacted(text) == redacted_words(text) == text
 
 
 def test_a_second_time_changes_nothing():
-    for text in [*OVERRIDES, "  password: a b c", *SECRETS]:
-        once = redacted_words(redacted_yaml(text))
-        assert redacted_words(redacted_yaml(once)) == once
+    for text in [*OVERRIDES, *SECRETS]:
+        once = redacted_words(text)
+        assert redacted_words(once) == once
     assert redacted({"a": {"api_key": 5, "tokens": 5}, "b": [OVERRIDES[0]], "password": None}) == {
         "a": {"api_key": MARK, "tokens": 5},
         "b": [f"+logger.url='https://me:{MARK}@127.0.0.1:9/x'"],
         "password": None,
     }
+
+
+@pytest.mark.parametrize(
+    "key", ["api_key", "private_key", "passphrase", "credentials", "token", "PGPASSWORD"]
+)
+@pytest.mark.parametrize("value", ["a: b", 3.5, True, ["a", "b"], {"a": "b"}])
+def test_all_that_stands_under_a_secrets_key_is_one(key, value):
+    assert redacted({"x": {key: value}}) == {"x": {key: MARK}}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:pa/ss#w?rd@db/x", f"postgresql://me:{MARK}@db/x"),
+        ("mysql://me:pa ss@db", f"mysql://me:{MARK}@db"),
+        ("redis://:p@ss@db", f"redis://:{MARK}@db"),
+        ("https://me@corp.com:word@host/x", f"https://{MARK}@corp.com:{MARK}@host/x"),
+        ("HTTPS://word@host", f"HTTPS://{MARK}@host"),
+        ("https://host/x?sv=1&sig=ab%3D&b=2", f"https://host/x?sv=1&sig={MARK}&b=2"),
+        ("https://host/x?X-Amz-Signature=ab", f"https://host/x?X-Amz-Signature={MARK}"),
+    ],
+)
+def test_passwords_in_urls(url, shown):
+    assert redacted({"uri": url}) == {"uri": shown}
+    if " " not in url:
+        assert redacted_words(f"cannot reach '{url}' now") == f"cannot reach '{shown}' now"
+
+
+@pytest.mark.parametrize(
+    "text", ["+logger.api_key=[one,two]", "+logger.x={user:me,api_key:one}", "{'passphrase': 'one', 'b': 2}"]
+)
+def test_errors_that_repeat_a_config(text):
+    assert not any(secret in redacted_words(f"cannot read {text}") for secret in ("one", "two"))
+
+
+HIDDEN = 2 * "hidden-7"  # stands in each of these, and in no file
+FORMS = [
+    f"+logger.x={{api_key:{HIDDEN},user:me}}",
+    f"+logger.api_key=[{HIDDEN},b{HIDDEN}]",
+    f"+logger.passphrase='long: {10 * 'word '}{10 * HIDDEN}'",
+    f"+logger.private_key='-----BEGIN\n{HIDDEN}\n-----END'",
+    f"+logger.db='postgresql://me:pa/ss {HIDDEN}@db'",
+    f"+logger.mail='https://me@corp.com:{HIDDEN}@host'",
+    "+logger.note='by ${oc.env:AWS_SECRET_ACCESS_KEY} and ${oc.env:HF_TOKEN} and ${oc.env:PGPASSWORD}'",
+]
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"/{HIDDEN}")  # not the name of a file
+    monkeypatch.setenv("HF_TOKEN", f"it's: {HIDDEN}\n")
+    monkeypatch.setenv("PGPASSWORD", f"C{HIDDEN}")
+    monkeypatch.setattr("tests.test_redaction.SECRETS", [HIDDEN])
+
+
+@pytest.mark.parametrize(
+    "how", [["logger=wandb", "hydra.run.dir=run"], ["-m", "sweep=joblib", "logger=none", "name=s"]]
+)
+def test_whatever_form_a_secret_has(command, tmp_path, hidden, how):
+    code, out, err = command(*how, *SMALL, "tau=1", *FORMS)
+    assert code == 0
+    assert without_secrets(tmp_path, out, err) > 8
+    (kept,) = tmp_path.rglob("tau=1*/config.yaml" if "-m" in how else "run/config.yaml")
+    logger = OmegaConf.load(kept).logger
+    assert logger.x == {"api_key": MARK, "user": "me"}
+    assert (logger.db, logger.private_key) == (f"postgresql://me:{MARK}@db", MARK)
+
+
+def test_secrets_of_a_config_file_stay_there(command, tmp_path, tmp_path_factory, hidden):
+    """None of them came by the command line, and a saved config has no settings of Hydra's."""
+    assert command(*SMALL, "logger=none", "hydra.run.dir=run")[0] == 0
+    config = OmegaConf.load(tmp_path / "run/config.yaml")
+    config.logger = {**config.logger, "api_key": HIDDEN, "url": f"https://{HIDDEN}@host"}
+    mine = tmp_path_factory.mktemp("mine")
+    OmegaConf.save(config, mine / "config.yaml")
+    for how in (["hydra.run.dir=again"], ["-m", "hydra.sweep.dir=s", "tau=1,2"]):
+        code, out, err = command("--config-path", str(mine), "--config-name", "config", *how)
+        assert code == 0
+        assert without_secrets(tmp_path, out, err) > 8
+    assert MARK in (tmp_path / "s/multirun.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "swept", ["+logger.api_key=KEY,other", "+logger.url='https://KEY@h',b", "+x={token:KEY},1"]
+)
+def test_secrets_are_not_swept(command, tmp_path, swept):
+    code, out, err = command("-m", *SMALL, "tau=1", "name=s", swept.replace("KEY", IN_CONFIG["key"]))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"bora: {swept.split('=')[0]} holds a secret, and the folders of a sweep")
+    assert not (tmp_path / "multirun").exists()
+    without_secrets(tmp_path, err)
+
+
+def test_texts_of_the_experiment_are_kept_to_the_letter(command, tmp_path):
+    template, prompt = "user: x\ntoken: {text}", "see https://x:y@z/?token={task} "
+    texts = [f"data.template='{template}'", f"data.prompt='{prompt}'"]
+    run = [*SMALL, "data.max_tokens=48", "logger=none", *texts, "hydra.run.dir=a"]
+    assert command(*run)[0] == 0
+    kept = OmegaConf.load(tmp_path / "a/config.yaml").data
+    assert (kept.template, kept.prompt) == (template, prompt)
+    assert set(texts) <= set(OmegaConf.load(tmp_path / "a/.hydra/overrides.yaml"))
+
+
+def test_a_secret_that_is_also_a_harmless_word(command, tmp_path, monkeypatch):
+    """Keys, numbers and what names the model and the data are no place for secrets."""
+    for name, value in {
+        "GPG_PASSPHRASE": "template",
+        "JUPYTER_TOKEN": "opt_mini",
+        "HF_TOKEN": "12345678",
+    }.items():
+        monkeypatch.setenv(name, value)
+    run = [*SMALL, "logger=none", "seed=12345678", "model=opt_mini", "hydra.run.dir=a"]
+    assert command(*run)[0] == 0
+    kept = OmegaConf.load(tmp_path / "a/config.yaml")
+    assert (kept.model.path, kept.data.template, kept.seed) == ("opt_mini", "{text}", 12345678)
+    assert command(*run)[0] == 0
+    assert "finished already" in (tmp_path / "a/run.log").read_text()
+
+
+def test_a_trace_tells_none(tmp_path):
+    secret = IN_CONFIG["key"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bora.run", *SMALL, f"data.path='https://me:{secret}@h/x'", f"+logger.api_key={secret}"],
+        cwd=tmp_path, env=os.environ | {"HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error executing job with overrides: ")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert f"https://me:{MARK}@h/x" in done.stderr
+    without_secrets(tmp_path, done.stdout, done.stderr)
+
+
+def test_an_option_that_there_is_not(command, tmp_path):
+    code, out, err = command("--nosuch", *SMALL, OVERRIDES[3])
+    assert code == 2
+    assert "unrecognized arguments: --nosuch" in err
+    without_secrets(tmp_path, out, err)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is not None, reason="psycopg is installed")
+def test_a_database_without_its_package(command, tmp_path):
+    code, out, err = command(
+        *SMALL, "logger=mlflow", f"logger.tracking_uri='postgresql+psycopg://me:{IN_CONFIG['key']}@h/x'"
+    )
+    assert code == 2
+    assert (
+        f"bora: logger.tracking_uri=postgresql+psycopg://me:{MARK}@h/x: MLflow lacks a package for it (No mod"
+        in err
+    )
+    without_secrets(tmp_path, out, err)
+
+
+def test_servers_are_asked_without_a_password():
+    """urllib would take it for the port, and say so."""
+    assert (
+        reach({"hub": f"https://me:{IN_CONFIG['key']}@127.0.0.1:9/x"})["hub"]
+        == "not reached (Connection refused)"
+    )
 
 
 def test_a_prompt_is_no_command_line(command, tmp_path):

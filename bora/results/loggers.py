@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from bora.config import flat, plain
 from bora.errors import InputError, first_line
 from bora.processes import is_first
-from bora.redaction import redacted, redacted_arguments
+from bora.redaction import redacted
 from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import METRICS, RunDirectory, json_safe
 from bora.results.tracker import Tracker
@@ -96,8 +96,7 @@ def _wandb(settings: DictConfig, run: Run) -> list[Tracker]:
     }
     # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
     try:
-        with redacted_arguments():
-            experiment = wandb.init(**arguments, mode=mode)
+        experiment = wandb.init(**arguments, mode=mode)
     except wandb.errors.Error as error:
         if settings.mode == "online":
             raise InputError(
@@ -105,8 +104,7 @@ def _wandb(settings: DictConfig, run: Run) -> list[Tracker]:
                 "wandb login, or use logger.mode=offline"
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
-        with redacted_arguments():
-            experiment = wandb.init(**arguments, mode="offline")
+        experiment = wandb.init(**arguments, mode="offline")
     return [Tracker(WandbLogger(experiment=experiment))]
 
 
@@ -133,6 +131,11 @@ def _mlflow(settings: DictConfig, run: Run) -> list[Tracker]:
             client = tracker.experiment
             names = client.get_run(run.id).data.metrics
             logged = {(name, m.step) for name in names for m in client.get_metric_history(run.id, name)}
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"logger.tracking_uri={uri}: MLflow lacks a package for it ({first_line(error)}); install that, or "
+            "give another"
+        ) from error
     except (MlflowException, OSError) as error:
         raise InputError(
             f"logger.tracking_uri={uri}: MLflow cannot log there ({first_line(error)}); give another, or start "

@@ -18,14 +18,14 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from bora.config import flat
+from bora.config import flat, plain
 from bora.errors import InputError, first_line, printable
 from bora.files import PARTIAL, write_whole
 from bora.names import has_control
 from bora.processes import is_first
-from bora.redaction import redacted, redacted_yaml
+from bora.redaction import as_yaml, redacted
 from bora.results.saved_config import CONFIG, read_settings
 
 log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class RunDirectory:
             log.info("going on from %s", self.resume_from)
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_whole(self.path / CONFIG, redacted_yaml(OmegaConf.to_yaml(cfg, resolve=True)))
+        write_whole(self.path / CONFIG, as_yaml(redacted(plain(cfg))))
         return None
 
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
@@ -216,7 +216,7 @@ class RunDirectory:
         are `given`. The keys in HOW_IT_RUNS never differ.
         """
         theirs = redacted(read_settings(self.path / CONFIG))
-        ours = redacted(flat(OmegaConf.to_container(cfg, resolve=True)))
+        ours = flat(redacted(plain(cfg)))
         known = (theirs.keys() | (ours.keys() & set(given))) - HOW_IT_RUNS
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
 

@@ -7,26 +7,22 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bora.redaction import redact_file
+from bora.files import write_whole
+from bora.redaction import as_yaml, redacted
 from bora.results.run_directory import FAILED, SUMMARY, RunDirectory
 from bora.results.tables import print_sweep
 
 
 class Sweep(Callback):
-    """Keeps secrets out of Hydra's files; notes what a sweep varies before its first job, and tells how it went."""
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # Hydra has written what it was given, word for word: these files, and a sweep's with the first job.
-        if config.hydra.output_subdir is not None:
-            for file in (Path(config.hydra.runtime.output_dir) / config.hydra.output_subdir).glob("*.yaml"):
-                redact_file(file)
-        redact_file(Path(config.hydra.sweep.dir) / "multirun.yaml")
+    """Notes what a sweep varies before its first job, and tells how it went."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Hydra's basic sweeper writes this file, others do not; the jobs' folders are named by it.
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "multirun.yaml")
+        write_whole(
+            folder / "multirun.yaml", as_yaml(redacted(OmegaConf.to_container(config, enum_to_str=True)))
+        )
         # The folder may hold failures of an earlier sweep with other values; they are not this one's.
         self.earlier = failed_runs(folder)
 
