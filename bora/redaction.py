@@ -137,11 +137,12 @@ def set_aside() -> None:
 def _set_aside(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
-    except HydraException as error:
+    except HydraException:
         safe = redacted_words(word)
         if safe == word or word.startswith("-"):
             return word  # an option, or Hydra will say what is wrong with it, and repeat some of it
-        raise InputError(f"{safe} cannot be read, and holds a secret; put its value in quotes") from error
+        # Not from Hydra's error, which has pieces of it.
+        raise InputError(f"{safe} cannot be read, and holds a secret; put its value in quotes") from None
     key, value = override.key_or_group, override._value
     choices = value.list if isinstance(value, ChoiceSweep) else value
     given = _aside(choices, key, bool(_KEY.fullmatch(key)))
