@@ -5,6 +5,7 @@ import importlib.util
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,9 @@ def leaving() -> Iterator[None]:
     sys.excepthook = print_trace
     try:
         yield
+    except KeyboardInterrupt:  # outside training, where bora.stopping sees to it
+        print("bora: stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         leave(error)
         raise

@@ -54,6 +54,15 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_ctrl_c_before_training_is_one_line(command, monkeypatch):
+    def interrupt(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bora.run.check", interrupt)
+    code, _, err = command("logger=none")
+    assert (code, err) == (130, "bora: stopped by SIGINT\n")
+
+
 def test_a_run_directory_that_is_a_file_is_told(command, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = command("logger=none", "hydra.run.dir=file")

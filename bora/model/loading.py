@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 FAST = 1.5  # so many times as fast as float32, or it is not worth its rounding
 # Tokens up to which torch's fused attention, whose backward is slow in bfloat16 on a CPU, loses to plain products.
 EAGER_UP_TO = 256
-BLOCK = 1024
 # Keys of transformers' configs that say where a model is from and how it is run, not what it is.
 NOT_THE_MODEL = {"_name_or_path", "transformers_version", "_attn_implementation", "dtype", "use_cache"}
 
@@ -68,27 +67,14 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights:
 
 
 def backbone_sha256(model: PreTrainedModel) -> str:
-    """A hash that tells a model from others: of its config, and of its tensors' names, shapes, dtypes and values.
-
-    Of the values it takes the sums of each BLOCK's bits, which is as fast as memory is; a checksum, no seal.
-    """
+    """A hash that tells a model from others: of its config, and of its tensors' names, shapes, dtypes and values."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOT_THE_MODEL}
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if type(tensor) is Tensor:  # not a quantised one's own type
-            found.update(_bit_sums(tensor).cpu().numpy().tobytes())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _bit_sums(tensor: Tensor) -> Tensor:
-    """[ceil(n / BLOCK)] sums of a tensor's numbers, their bits read as integers."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.detach().contiguous().flatten().view(integers)
-    whole = len(bits) // BLOCK * BLOCK
-    return torch.cat(
-        [bits[:whole].view(-1, BLOCK).sum(1, dtype=torch.int64), bits[whole:].sum(dtype=torch.int64)[None]]
-    )
 
 
 def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
