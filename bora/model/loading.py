@@ -73,7 +73,7 @@ def backbone_sha256(model: PreTrainedModel) -> str:
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if type(tensor) is Tensor:  # not a quantised one's own type
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
