@@ -231,7 +231,9 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json; the last file of a run, with a hash of per_task.csv. An infinite τ is written as "inf"."""
-        self._write_json(SUMMARY, summary | {"per_task_sha256": self._per_task_sha256()})
+        if (self.path / PER_TASK).is_file():  # where texts without labels were evaluated there is none
+            summary = summary | {"per_task_sha256": self._per_task_sha256()}
+        self._write_json(SUMMARY, summary)
 
     def write_failure(self, failure: dict[str, Any]) -> None:
         """failed.json: why a sweep's job failed, until the next attempt; see `failure`."""
