@@ -1,0 +1,51 @@
+"""What the package imports is what pyproject.toml names: nothing comes along only because another package asks for it."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+def canonical(requirement: str) -> str:
+    """The name in `requirement`, as PEP 503 compares names."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name, requirement
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def imported(source: Path, everywhere: bool) -> set[str]:
+    """Top-level modules that `source` imports: `everywhere`, or only where importing the file reaches them."""
+    tree = ast.parse(source.read_text())
+    names = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bora"}
+
+
+def undeclared(modules: set[str], requirements: set[str]) -> set[str]:
+    """`modules` of which no distribution is among `requirements`."""
+    distributions = packages_distributions()
+    return {m for m in modules if not {canonical(d) for d in distributions.get(m, [m])} & requirements}
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = {canonical(r) for r in PROJECT["dependencies"]}
+    for extra in PROJECT["optional-dependencies"].values():
+        declared |= {canonical(r) for r in extra}
+    sources = sorted((REPOSITORY / "bora").rglob("*.py"))
+    assert {str(s): u for s in sources if (u := undeclared(imported(s, everywhere=True), declared))} == {}
+
+
+def test_no_extra_is_needed_to_import_a_command():
+    core = {canonical(r) for r in PROJECT["dependencies"]}
+    drawing = {"evidence.py", "figures.py", "page.py"}  # of the report extra, imported where a report is asked for
+    sources = [s for s in sorted((REPOSITORY / "bora").rglob("*.py")) if s.name not in drawing]
+    assert {str(s): u for s in sources if (u := undeclared(imported(s, everywhere=False), core))} == {}
