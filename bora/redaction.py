@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, Transformer
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 
 from bora.errors import InputError
@@ -199,8 +199,22 @@ def redact_file(path: Path) -> None:
         write_whole(path, as_yaml(safe))
 
 
+def hydra_files(cfg: DictConfig, settings: HydraConf) -> dict[str, str]:
+    """What Hydra would write of a job into .hydra/, without secrets: file → YAML.
+
+    Hydra writes it before a job starts, into whatever folder: also into one that another run is in, or that holds a run
+    with other settings. So conf/config.yaml has it write none, and the run writes these when the folder is its own.
+    """
+    found = {
+        "config.yaml": redacted(OmegaConf.to_container(cfg)),
+        "hydra.yaml": redacted({"hydra": OmegaConf.to_container(settings, enum_to_str=True)}),
+        "overrides.yaml": redacted(OmegaConf.to_container(settings.overrides.task), OVERRIDES[0]),
+    }
+    return {file: as_yaml(content) for file, content in found.items()}
+
+
 def redact_hydra(settings: HydraConf) -> None:
-    """Take the secrets out of what Hydra wrote before a job, and of what the job will log.
+    """Take the secrets out of what Hydra wrote before a job where it was asked to, and of what the job will log.
 
     Not by Hydra's own config of callbacks and logs: a saved config that is run again has none.
     """

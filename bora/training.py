@@ -100,7 +100,7 @@ def _train(
         per_task, summary = results(model, corpus)
         summary |= {
             "best_epoch": training_log.best_epoch,
-            "epochs": len(training_log.history),
+            "epochs": training_log.epochs,
             "steps": trainer.fit_loop.epoch_loop.global_step,
             "train_tokens_per_second": round(training_log.tokens_per_second, 1),
             "seconds": round(training_log.wall_seconds, 1),

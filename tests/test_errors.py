@@ -19,6 +19,8 @@ from tests.conftest import table
     [
         (["tua=1"], "tua"),
         (["model=gpt9"], "gpt9"),
+        (["data=null"], "a group, such as data=, takes a name"),
+        (["lora=8"], "a group, such as data=, takes a name"),
         (["tau=-1"], "tau=-1 must be a number from 0"),
         (["tau=nan"], "tau=nan"),
         (["lora.rank=0"], "lora.rank=0"),

@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import bora.trainer
 from bora.model.module import HierarchicalLoRA
+from bora.results.run_directory import RunDirectory
 from tests.conftest import same_files, table
 
 SMALL = [
@@ -198,6 +200,10 @@ def test_no_validation_in_the_middle_of_an_epoch_is_left_out(command, tmp_path, 
         "logger=none", *SMALL, "data.batch_size=3", "+trainer.val_check_interval=0.5", "checkpoint_minutes=0"
     ]  # fmt: skip
     assert command(*arguments, "hydra.run.dir=whole")[0] == 0
+    summary, rows = RunDirectory(tmp_path / "whole").summary(), pd.read_csv(tmp_path / "whole/metrics.csv")
+    figures = rows.dropna(subset="val/nll").iloc[:-1]  # two an epoch; the last are the chosen epoch's again
+    assert list(figures["epoch"] + 1) == sorted([*range(1, summary["epochs"] + 1)] * 2)
+    assert summary["best_epoch"] == figures["epoch"][figures["val/nll"].idxmin()] + 1
     mend = stop_at(monkeypatch, "training_step", count)  # validation follows the third
     with pytest.raises(Stop):
         command(*arguments, "hydra.run.dir=stopped")

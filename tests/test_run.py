@@ -151,9 +151,13 @@ def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, 
     assert command(*sweep)[0] == 0
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")} == stamps
     # Other settings in the same folder would mix two sweeps.
+    (overrides,) = tmp_path.glob("multirun/s/tau=inf,seed=0/.hydra/overrides.yaml")
+    before = overrides.read_text()
     code, _, err = command(*sweep, "lora.rank=2")
     assert code == 2
     assert "finished run with other settings (lora.rank)" in err
+    assert overrides.read_text() == before  # what was refused leaves no word of itself there
+    assert "tau=inf" in before
 
 
 def test_a_sweep_over_other_keys_is_named_by_them(command, tmp_path):

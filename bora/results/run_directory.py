@@ -10,7 +10,7 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +57,7 @@ LIBRARIES = (
     "wandb",
 )
 DOCUMENTS, PER_TASK, SUMMARY = "documents.csv", "per_task.csv", "summary.json"
-METRICS, FAILED, LOCK = "metrics.csv", "failed.json", ".lock"
+METRICS, FAILED, LOCK, HYDRA = "metrics.csv", "failed.json", ".lock", ".hydra"
 # Keys of a trained run's summary that are shown or compared.
 RESULTS = (
     "tau",
@@ -79,8 +79,10 @@ HOW_IT_RUNS = {"resume", "checkpoint_minutes"}
 class RunDirectory:
     """One run's folder."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, hydra_files: Mapping[str, str] | None = None):
+        """hydra_files: what goes into .hydra/ once the folder is this run's, file → text."""
         self.path = path
+        self.hydra_files = hydra_files or {}
 
     @property
     def checkpoints(self) -> Path:
@@ -207,6 +209,9 @@ class RunDirectory:
         else:
             (self.path / METRICS).unlink(missing_ok=True)
         write_whole(self.path / CONFIG, as_yaml(redacted(plain(cfg))))
+        for file, text in self.hydra_files.items():
+            (self.path / HYDRA).mkdir(exist_ok=True)
+            write_whole(self.path / HYDRA / file, text)
         return None
 
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
@@ -234,6 +239,9 @@ class RunDirectory:
         if (self.path / PER_TASK).is_file():  # where texts without labels were evaluated there is none
             summary = summary | {"per_task_sha256": self._per_task_sha256()}
         self._write_json(SUMMARY, summary)
+        (self.path / FAILED).unlink(
+            missing_ok=True
+        )  # of a sweep's job that was refused while this run was at work
 
     def write_failure(self, failure: dict[str, Any]) -> None:
         """failed.json: why a sweep's job failed, until the next attempt; see `failure`."""

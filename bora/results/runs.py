@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bora.errors import InputError
-from bora.results.run_directory import DAMAGED, FAILED, SUMMARY, RunDirectory
+from bora.results.run_directory import DAMAGED, FAILED, HYDRA, SUMMARY, RunDirectory
 from bora.results.saved_config import CONFIG, read_settings
 
 SETTINGS = (
@@ -101,7 +101,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if not top.is_dir():
             raise InputError(f"{top}: there is no such folder")
         for folder in sorted({file.parent for name in (CONFIG, SUMMARY) for file in top.rglob(name)}):
-            if folder.name == ".hydra" or folder.resolve() in seen:
+            if folder.name == HYDRA or folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
             if (folder / SUMMARY).is_file():

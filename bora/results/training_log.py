@@ -24,7 +24,9 @@ class TrainingLog(Callback):
 
     def __init__(self, monitor: str, every: int) -> None:
         self.monitor, self.every = monitor, every
-        self.history: list[float] = []  # the monitored NLL, an epoch each
+        self.history: list[
+            tuple[int, float]
+        ] = []  # of each validation: the epoch, from 1, and the monitored NLL
         self.tokens, self.seconds, self._since = 0, 0.0, 0.0
         self._started, self._before = time.perf_counter(), 0.0
         self._step: list[dict[str, float]] = []  # the batches of the step that is being taken
@@ -43,8 +45,14 @@ class TrainingLog(Callback):
     @property
     def best_epoch(self) -> int:
         """Counted from 1; the first of equals."""
-        finite = [math.inf if math.isnan(nll) else nll for nll in self.history]
-        return finite.index(min(finite)) + 1
+        return min(
+            self.history, key=lambda validated: math.inf if math.isnan(validated[1]) else validated[1]
+        )[0]
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch that was validated, counted from 1."""
+        return self.history[-1][0]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -56,7 +64,8 @@ class TrainingLog(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history, self.tokens, self.seconds = list(state["history"]), state["tokens"], state["seconds"]
+        self.history = [(epoch, nll) for epoch, nll in state["history"]]
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
         self._before, self._started = state["wall_seconds"], time.perf_counter()
         self.loss = state["loss"]
 
@@ -94,11 +103,11 @@ class TrainingLog(Callback):
         if trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
-        self.history.append(metrics[self.monitor].item())
+        self.history.append((trainer.current_epoch + 1, metrics[self.monitor].item()))
         if trainer.is_global_zero:
             log.info(
                 "epoch %d: validation perplexity %.3f, training loss %.4f nats/token, %.0f tokens/s",
-                len(self.history), metrics["val/perplexity"], self.loss, self.tokens_per_second,
+                self.epochs, metrics["val/perplexity"], self.loss, self.tokens_per_second,
             )  # fmt: skip
 
 

@@ -65,7 +65,10 @@ def test_a_second_process_in_the_same_folder_is_refused(whole, tmp_path):
     run = [*RUN, "hydra.run.dir=a"]
     process = start(tmp_path, "first", *run)
     wait_for((tmp_path / "a/checkpoints/last.ckpt").is_file, process)
-    process_stopped(process.pid, lambda: refused(tmp_path, run))
+    before = {file: file.read_text() for file in [tmp_path / "a/config.yaml", *tmp_path.glob("a/.hydra/*")]}
+    assert len(before) == 4
+    process_stopped(process.pid, lambda: refused(tmp_path, [*run, "seed=1"]))
+    assert {file: file.read_text() for file in before} == before
     process.join(60)
     assert process.exitcode == 0
     same_files(whole, tmp_path / "a")
