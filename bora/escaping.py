@@ -2,7 +2,7 @@
 
 import re
 
-_MARKUP = re.compile(r"([!#$&()*+<=>\[\\\]^_`{|}~])")
+_MARKUP = re.compile(r"([!#$&*<>\\^_`{|}~]|\](?=[(\[:]))")  # brackets alone, as around intervals, make no link
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
 # At the start of a table's row these would be arguments of the line break before it.
@@ -17,7 +17,7 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Any text as one line of Markdown that shows it as it is."""
+    """Any text as one line of Markdown that shows it as it is; not to begin a line with, where + and = mean something."""
     return _MARKUP.sub(r"\\\1", one_line(text))
 
 

@@ -21,6 +21,7 @@ NASTY = [
     "<script>alert(1)</script>", "--><img src=x onerror=alert(1)>", "a|b", "`x` ``` y", "two\nlines\r\nand <b>",
     "[x](javascript:alert(1))", "![x](http://127.0.0.1/x)", "<javascript:alert(1)>", "$\\frac{1}$ $", "\\input{x}",
     "[5cm] a", "* b", "# c #", "{{ 7 * 7 }}", "&lt;i&gt;", "**bold** _it_ ~~gone~~", "100 % & more ^ ~",
+    "[x]: http://127.0.0.1/x", "[a][x]",
 ]  # fmt: skip
 
 

@@ -111,13 +111,13 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
     if np.isfinite(low).any():
         ax.errorbar(
             x, y, yerr=np.vstack([y - low, high - y]), fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3,
-            label="95 % t interval over seeds",
+            label="95 %, over seeds",
         )  # fmt: skip
     best = evidence.best_tau
     place = x[taus.index(best)]
     ax.plot(
         place, y[taus.index(best)], marker="o", markersize=12, markerfacecolor="none", markeredgecolor=VERMILION,
-        markeredgewidth=1.8, linestyle="none", label=f"τ = {format_tau(best)}, chosen by validation",
+        markeredgewidth=1.8, linestyle="none", label=f"τ = {format_tau(best)}, by validation",
     )  # fmt: skip
     ax.set_xscale("symlog", linthresh=smallest, linscale=0.6)
     ax.set_xlim(-0.12 * smallest, x.max() * 1.6 if x.max() > smallest else smallest * 1.6)
