@@ -2,7 +2,9 @@
 
 import re
 
-_MARKUP = re.compile(r"([!#$&*<>\\^_`{|}~]|\](?=[(\[:]))")  # brackets alone, as around intervals, make no link
+_MARKUP = re.compile(
+    r"([!#$&*<>\\^_`{|}~]|\](?=[(\[:]))"
+)  # brackets alone, as around intervals, make no link
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
 # At the start of a table's row these would be arguments of the line break before it.
