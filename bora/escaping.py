@@ -2,9 +2,8 @@
 
 import re
 
-_MARKUP = re.compile(
-    r"([!#$&*<>\\^_`{|}~]|\](?=[(\[:]))"
-)  # brackets alone, as around intervals, make no link
+# An interval's brackets, as of [1.2, 3.4], are let stand: they make no link.
+_MARKUP = re.compile(r"([!#$&*<>\\^_`{|}~]|\[(?![\d−-])|\](?=[(\[:]))")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
 # At the start of a table's row these would be arguments of the line break before it.
