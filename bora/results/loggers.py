@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,9 @@ def _mlflow(settings: DictConfig, run: Run) -> list[Tracker]:
     try:
         tracker = MLFlowLogger(run.group, run_name=run.name, tracking_uri=uri, run_id=run.id)
         if run.id is None:  # MLflow refuses to have a run's parameters set anew
-            tracker.log_hyperparams(flat(run.config))
+            # A reason for which documents were left out is a key too, and MLflow takes few letters in a key.
+            parameters = {re.sub(r"[^\w/.\- ]+", "", k): value for k, value in flat(run.config).items()}
+            tracker.log_hyperparams(parameters)
         else:
             client = tracker.experiment
             names = client.get_run(run.id).data.metrics

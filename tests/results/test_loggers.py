@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -106,6 +107,17 @@ def test_a_tracker_has_every_tasks_figures(command, tmp_path, monkeypatch, track
     metrics = pd.read_csv(tmp_path / "run/metrics.csv")
     assert figures["test/perplexity"] == pytest.approx(metrics["test/perplexity"].dropna().tolist(), rel=1e-6)
     assert not any(name.startswith("val_perplexity/") for name in metrics)
+
+
+def test_mlflow_takes_any_reason_for_what_was_left_out(command, tmp_path):
+    table(tmp_path / "t.csv", TASKS)
+    code, _, err = command(*SMALL, "logger=mlflow", "data.n_tasks=2", "data.min_characters=12")
+    assert (code, err) == (0, "")
+    _, parameters, _ = mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")
+    reasons = json.loads((tmp_path / "run/summary.json").read_text())["dropped"]
+    assert any("(data.n_tasks)" in reason for reason in reasons)
+    kept = {k.removeprefix("run.dropped."): v for k, v in parameters.items() if k.startswith("run.dropped.")}
+    assert kept == {re.sub(r"[()]", "", reason): str(count) for reason, count in reasons.items()}
 
 
 def test_only_so_many_tasks_have_lines(command, tmp_path):
