@@ -290,6 +290,31 @@ class HierarchicalLoRA(L.LightningModule):
         if stored.grad.is_sparse:
             stored.grad = sum_over_processes(stored.grad) / self.trainer.world_size
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's trainer.gradient_clip_val: over all tasks' gradients and Θ's together, by norm or by value."""
+        if not gradient_clip_val:
+            return
+        parts = []
+        for parameter in self.adapters.parameters():
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:  # which torch's own clipping cannot do
+                gradient = parameter.grad = gradient.coalesce()
+                gradient = gradient._values()  # in which changes are the gradient's
+            if gradient is not None:
+                parts.append(gradient)
+        if gradient_clip_algorithm == "value":
+            for part in parts:
+                part.clamp_(-gradient_clip_val, gradient_clip_val)
+        else:
+            norm = torch.nn.utils.get_total_norm(parts)
+            for part in parts:
+                part.mul_((gradient_clip_val / (norm + 1e-6)).clamp(max=1))
+
     def metric(self, name: str) -> Metric:
         """One of the perplexities that are kept: val, test, base_test, val_by_batch."""
         return cast(Metric, self.metrics[name])

@@ -80,6 +80,35 @@ FORMS = {
 }
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("estimator", ["by_document", "dense"])
+@pytest.mark.parametrize("bound", [1e-3, 1e3])
+def test_gradients_are_clipped_as_torch_clips_dense_ones(algorithm, estimator, bound):
+    data = tiny_data({"a": 5, "b": 3, "c": 3}, 2)
+    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, global_rank=0)
+    torch.manual_seed(0)
+    model = HierarchicalLoRA(
+        tiny_opt(), ["a", "b", "c"], data.task_documents, data.n_tokens, 5.0, rank=2, estimator=estimator
+    )
+    random_factors(model)
+    objective = model.objective(next(iter(data.train_dataloader())))
+    (objective.likelihood + objective.prior).backward()
+    parameters = list(model.adapters.parameters())
+    assert any(p.grad.is_sparse for p in parameters) == (estimator == "by_document")
+    expected = [torch.nn.Parameter(torch.zeros_like(p)) for p in parameters]
+    for dense, parameter in zip(expected, parameters, strict=True):
+        dense.grad = parameter.grad.to_dense().clone()
+    before = torch.cat([p.grad.flatten() for p in expected])
+    if algorithm == "norm":
+        torch.nn.utils.clip_grad_norm_(expected, bound)
+    else:
+        torch.nn.utils.clip_grad_value_(expected, bound)
+    after = torch.cat([p.grad.flatten() for p in expected])
+    assert torch.equal(before, after) == (bound > 1)
+    model.configure_gradient_clipping(None, bound, algorithm)
+    torch.testing.assert_close(torch.cat([p.grad.to_dense().flatten() for p in parameters]), after)
+
+
 @pytest.mark.parametrize(("source", "target"), list(product(FORMS, FORMS)))
 def test_any_form_starts_from_any_other(source, target):
     data = tiny_data(SIZES)
