@@ -95,15 +95,21 @@ def _load(path: str, subset: str | None) -> Any:
 
 
 def _as_text(path: str, subset: str | None) -> dict[str, Any]:
-    """How CSV files are to be read: every cell as it stands. The library would make 7 of 007, and nothing of NA."""
+    """How CSV files are to be read: every cell as it stands. The library would make 7 of 007, and nothing of NA.
+
+    Class labels, which a dataset's card may declare, stay labels.
+    """
     import datasets
 
-    if datasets.load_dataset_builder(path, subset).name != "csv":
+    builder = datasets.load_dataset_builder(path, subset)
+    if builder.name != "csv":
         return {}
     parts = datasets.load_dataset(path, subset, streaming=True)
     columns: dict[str, Any] = next(iter(next(iter(parts.values()))), {})  # of the first row
-    text = datasets.Features({column: datasets.Value("string") for column in columns})
-    return {"features": text, "keep_default_na": False}
+    declared = builder.info.features or {}
+    labels = {c: f for c, f in declared.items() if isinstance(f, datasets.ClassLabel)}
+    text = {column: labels.get(column, datasets.Value("string")) for column in columns}
+    return {"features": datasets.Features(text), "keep_default_na": False}
 
 
 def _of_splits(found: Any, path: str, split: str) -> Any:

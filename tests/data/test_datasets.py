@@ -52,6 +52,37 @@ def test_a_folder_of_files_and_numbers_as_names(tmp_path, monkeypatch):
     assert found["text"].tolist() == list("abcd")
 
 
+CARD = """---
+dataset_info:
+  features:
+  - name: who
+    dtype:
+      class_label:
+        names:
+          '0': Zoë
+          '1': b/c
+  - name: said
+    dtype: string
+  - name: id
+    dtype: string
+---
+"""
+
+
+def test_the_labels_that_a_card_declares_name_the_tasks_of_csv_files_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/README.md").write_text(CARD, "utf-8")
+    (tmp_path / "files/data.csv").write_text("who,said,id\n0,one,007\n1,NA,2\n", "utf-8")
+    found = read(str(tmp_path / "files"), task="who", text="said")
+    assert found["task"].tolist() == ["Zoë", "b/c"]
+    assert found["text"].tolist() == ["one", "NA"]
+    assert read(str(tmp_path / "files"), task="id", text="said")["task"].tolist() == ["007", "2"]
+    (tmp_path / "files/data.csv").write_text("who,said,id\n0,one,007\n,two,2\n", "utf-8")
+    with pytest.raises(InputError, match="Invalid string class label"):
+        read(str(tmp_path / "files"), task="who", text="said")
+
+
 def test_what_is_not_there_is_told(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(
         datasets,
