@@ -104,11 +104,6 @@ class Evidence:
         middle = [t for t in self.series.taus if 0 < t < math.inf]
         return min(middle, key=self.validation, default=None)
 
-    @property
-    def one_model_tau(self) -> float:
-        """The one-model limit: ∞, or the largest τ there is."""
-        return self.series.taus[-1]
-
     def over_seeds(self, tau: float, split: str = "test") -> Interval:
         """Mean perplexity over seeds with its t interval."""
         values = self.perplexities(tau, split)
@@ -131,7 +126,9 @@ class Evidence:
         return pd.DataFrame({run.seed: run.per_task["distance"] for run in self.series.at(tau)}).mean(axis=1)
 
     def difference(self, tau: float, other: float) -> Difference | None:
-        """τ against another τ over the seeds that both have; None where they share none."""
+        """τ against another τ over the seeds that both have; None where they share none, as where one has no run."""
+        if not {tau, other} <= set(self.series.taus):
+            return None
         a, b = self.by_task(tau).apply(np.log), self.by_task(other).apply(np.log)
         seeds = a.columns.intersection(b.columns)
         if seeds.empty or tau == other:
@@ -194,14 +191,11 @@ def claims(evidence: Evidence) -> list[Claim]:
     middle = evidence.best_middle_tau
     if middle is None or len(evidence.series.taus) < 2:
         return []
-    name = format_tau
-    zero = evidence.difference(middle, 0.0) if 0.0 in evidence.series.taus else None
-    limit = evidence.one_model_tau
-    one = evidence.difference(middle, limit) if limit != middle else None
+    zero, one = (evidence.difference(middle, limit) for limit in (0.0, math.inf))
     found = [_best_in_the_middle(evidence, middle, zero, one)]
     for difference, what in (
         (zero, "every task is better than on its own (τ = 0)"),
-        (one, f"every task is better than under one model (τ = {name(limit)})"),
+        (one, "every task is better than under one model (τ = ∞)"),
     ):
         found.append(_every_task(difference, what))
     sizes = evidence.tasks()["n_train"].to_numpy()
@@ -239,7 +233,7 @@ def _best_in_the_middle(
                 f"τ = {name(middle)} against τ = {name(difference.other)}: {difference.overall:+.4f} nats a token"
             )
     if zero is None or one is None:
-        return Claim(claim, UNDECIDED, "; ".join(parts) + "; both limits are needed")
+        return Claim(claim, UNDECIDED, "; ".join(parts) + "; both limits, τ = 0 and τ = ∞, are needed")
     signs = {zero.overall.sign, one.overall.sign}
     if signs == {-1} and chosen == middle:
         verdict = CONFIRMED

@@ -163,14 +163,11 @@ def improvement(evidence: Evidence) -> Figure | None:
     if tau is None:
         return None
     figure, ax = canvas()
-    limits = [(0.0, "separate models (τ = 0)", BLUE, "o")]
-    limits.append(
-        (evidence.one_model_tau, f"one model (τ = {format_tau(evidence.one_model_tau)})", VERMILION, "D")
-    )
+    limits = [(0.0, "separate models (τ = 0)", BLUE, "o"), (math.inf, "one model (τ = ∞)", VERMILION, "D")]
     points: list[tuple[str, float, float]] = []
     n = evidence.tasks()["n_train"]
     for other, words, color, marker in limits:
-        difference = evidence.difference(tau, other) if other in evidence.series.taus else None
+        difference = evidence.difference(tau, other)
         if difference is None:
             continue
         y = difference.improvement

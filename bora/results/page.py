@@ -91,11 +91,11 @@ def build_section(series: Series, projection: TaskMap | None) -> Section:
 
 def headline(evidence: Evidence) -> str:
     """One sentence: which τ, how good, against the limits."""
-    best, taus = evidence.best_tau, evidence.series.taus
+    best = evidence.best_tau
     sentence = f"τ = {format_tau(best)} is best on validation; {evidence.measure} {evidence.over_seeds(best).value:.2f}"
     parts = []
-    for other, words in ((0.0, "separate models"), (evidence.one_model_tau, "one model")):
-        difference = evidence.difference(best, other) if other in taus else None
+    for other, words in ((0.0, "separate models"), (math.inf, "one model")):
+        difference = evidence.difference(best, other)
         if difference is not None:
             words += f" (τ = {format_tau(other)})"
             parts.append(f"{difference.percent:+.1f} % against {words}")

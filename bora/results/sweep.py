@@ -43,15 +43,16 @@ class Sweep(Callback):
 
 
 def finished_runs(folder: Path) -> list[dict[str, Any]]:
-    """The summaries below a sweep's folder, each with its run's name as `run`."""
+    """The summaries below a sweep's folder, at any depth, each with its run's place there as `run`."""
     return [
-        {**RunDirectory(file.parent).summary(), "run": file.parent.name}
-        for file in sorted(folder.glob(f"*/{SUMMARY}"))
+        {**RunDirectory(file.parent).summary(), "run": file.parent.relative_to(folder).as_posix()}
+        for file in sorted(folder.glob(f"*/**/{SUMMARY}"))
     ]
 
 
 def failed_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Failed jobs below a sweep's folder: name → failed.json."""
+    """Failed jobs below a sweep's folder: their place there → failed.json."""
     return {
-        file.parent.name: RunDirectory(file.parent).failure() for file in sorted(folder.glob(f"*/{FAILED}"))
+        file.parent.relative_to(folder).as_posix(): RunDirectory(file.parent).failure()
+        for file in sorted(folder.glob(f"*/**/{FAILED}"))
     }

@@ -143,7 +143,20 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
 
 def test_the_best_tau_is_validations_choice_alone(tmp_path):
     evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
-    assert (evidence.best_tau, evidence.best_middle_tau, evidence.one_model_tau) == (100, 100, math.inf)
+    assert (evidence.best_tau, evidence.best_middle_tau) == (100, 100)
+
+
+def test_a_large_tau_is_not_called_one_model(tmp_path, report):
+    folders = [write_run(tmp_path / f"{t}", t) for t in KNOWN if math.isfinite(t)]
+    best, alone, one, *_ = claims(evidence_of(*folders))
+    assert best.numbers.endswith("both limits, τ = 0 and τ = ∞, are needed")
+    assert alone.verdict == "confirmed"
+    assert (one.verdict, one.numbers) == ("undecided", "there is no run to compare with")
+    code, *_ = report(*folders)
+    assert code == 0
+    page = (tmp_path / "report/index.html").read_text()
+    assert "against separate models (τ = 0)" in page
+    assert "against one model" not in page
 
 
 def test_differences_are_paired_and_weighted_by_tokens(tmp_path):
