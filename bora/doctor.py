@@ -2,7 +2,7 @@
 
     bora doctor model=smollm2_135m data=table data.path=letters.csv tau=100
 
-It takes what `bora run` takes. Nothing is written and nothing downloaded.
+It takes what `bora run` takes, of one run. Nothing is written and nothing downloaded.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from bora.config import check, config_folder
 from bora.errors import InputError
 from bora.redaction import set_aside
+from bora.results.saved_config import AGAIN, as_configs
 from bora.run import leaving
 
 WHOLE = 0.9  # of what is free that a run may take before it is told
@@ -37,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
     parser.add_argument(
+        AGAIN, type=Path, metavar="RUN", help="as for bora run: begin at a run directory's config"
+    )
+    parser.add_argument(
         "--measure",
         action="store_true",
         help="load the model and take a few real steps, for seconds an epoch and memory",
@@ -45,14 +49,20 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def composed(overrides: list[str]) -> tuple[DictConfig, Path]:
+def composed(overrides: list[str], again: Path | None) -> tuple[DictConfig, Path]:
     """The config that `bora run` would be given, checked, and its run directory.
+
+    Args:
+        again: run directory whose config is begun at; None for conf/config.yaml.
 
     Raises:
         HydraException, OmegaConfBaseException, InputError: what `bora run` would end with.
     """
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with (
+        nullcontext(config_folder()) if again is None else as_configs(again) as folder,
+        initialize_config_dir(str(folder), version_base="1.3"),
+    ):
         cfg = compose("config", overrides, return_hydra_config=True)
     directory = Path(str(OmegaConf.select(cfg, "hydra.run.dir")))
     with open_dict(cfg):
@@ -261,7 +271,7 @@ def main() -> None:
     with leaving(), scratch():
         set_aside()
         arguments = parser().parse_intermixed_args()
-        cfg, directory = composed(arguments.overrides)
+        cfg, directory = composed(arguments.overrides, arguments.again)
         from bora.results.run_directory import json_safe
         from bora.results.show import show_cost, show_machine
 

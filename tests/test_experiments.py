@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bora.doctor import composed
+from bora.results.saved_config import read_config
+
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
@@ -17,3 +20,21 @@ def test_imports_exist(script):
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bora"):
             exec(ast.unparse(node), {})
+
+
+FOLDERS = sorted(
+    {str(p.parent.parent.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.rglob("tau=*/config.yaml")}
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_run_of_any_age_can_be_done_again(folder):
+    config = min((EXPERIMENTS / folder).glob("*/config.yaml"))
+    then = read_config(config)
+    cfg, _ = composed([], config.parent)
+    for group in then:
+        if group in ("tau", "seed", "trainer", "likelihood", "lora"):
+            assert cfg[group] == then[group]
+    assert cfg.prior.estimator == then.prior.get("estimator", "dense")
+    assert cfg.data.max_tokens == then.data.max_tokens
+    assert composed(["data=stdlib", "logger=none", "resume=never"], config.parent)[0].resume == "never"

@@ -171,6 +171,8 @@ def test_what_is_no_runs_config_is_not_run_again(run, mark, command, tmp_path):
         (good + callback, "is not what conf/hydra has"),
         (good + "hydra: {verbose: true}\n", "hydra has no place in a run's config"),
         (good + "defaults: [model: hub]\n", "defaults has no place"),
+        (good.replace("data:\n", "data:\n  defaults: [/hydra/launcher: joblib]\n"), "data.defaults has no place"),
+        (good.replace("model:\n", "model:\n  hydra: {verbose: true}\n"), "model.hydra has no place"),
         (good + "x: &x [1]\ny: [*x, *x]\n", "has no YAML aliases"),
         (good + "x: !!python/name:os.system\n", "is not readable"),
         ("- a\n", "is no config"), ("", "is no config"), ("a: [", "is not readable"), ("\0", "is not readable"),

@@ -59,7 +59,7 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
         cfg = read_config(directory.path / CONFIG)
         cfg.model.dtype = dtype or summary["dtype"]
         known = flat(OmegaConf.to_container(cfg))
-        for key, value in (EARLIER | {"model.attention": "auto", "model.compile": False}).items():
+        for key, value in EARLIER.items():
             if key not in known:  # the run is of before there was such a key
                 OmegaConf.update(cfg, key, value, force_add=True)
         max_tokens = cfg.data.max_tokens

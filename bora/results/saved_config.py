@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bora.config import config_folder, flat
+from bora.config import CLOSED, GROUPS, config_folder, flat, plain
 from bora.errors import InputError, first_line
 
 CONFIG = "config.yaml"
@@ -26,8 +26,15 @@ EARLIER = {
     "data.score_padding": False,
     "init_from": None,
     "likelihood": "sum",
+    "model.attention": "auto",
+    "model.compile": False,
     "model.quantization": None,
     "prior.estimator": "dense",
+}
+# What every run has, whatever else its group has → where today's values stand.
+SHARED = {
+    **{group: f"{group}/_shared.yaml" for group in ("data", "model", "logger")},
+    **{group: file for group, file in CLOSED.items() if group in GROUPS},
 }
 AGAIN = "--again"
 
@@ -87,28 +94,72 @@ def check_calls(cfg: DictConfig, part: str = "") -> None:
             )
 
 
+def up_to_date(cfg: DictConfig) -> None:
+    """Fill in what a config is too old to say: what was done before there was a key for it, else today's value."""
+    known = flat(OmegaConf.to_container(cfg))
+    files = {"": CONFIG} | {f"{key}.": file for key, file in SHARED.items()}
+    today = {
+        prefix + key: value
+        for prefix, file in files.items()
+        for key, value in flat(OmegaConf.to_container(OmegaConf.load(config_folder() / file))).items()
+        if prefix or key.split(".")[0] not in ("defaults", "hydra")
+    }
+    for key, value in (today | EARLIER).items():
+        if key not in known and isinstance(OmegaConf.select(cfg, key.rpartition(".")[0]), DictConfig):
+            OmegaConf.update(cfg, key, value, force_add=True)
+
+
+@contextmanager
+def as_configs(run: Path) -> Iterator[Path]:
+    """Within: a folder for Hydra like conf/, which composes the run's config, and any group of it otherwise (data=…).
+
+    Raises:
+        InputError: its config cannot be read, or would have anything called but bora's own functions.
+    """
+    cfg = read_config(run.expanduser() / CONFIG)
+    check_calls(cfg)
+    groups = {group: cfg[group] for group in GROUPS if isinstance(cfg.get(group), DictConfig)}
+    for prefix, part in {"": cfg, **{f"{group}.": part for group, part in groups.items()}}.items():
+        for key in ("hydra", "defaults"):
+            if key in part:
+                raise InputError(f"{CONFIG}: {prefix}{key} has no place in a run's config")
+    up_to_date(cfg)
+    whole = cast(DictConfig, OmegaConf.load(config_folder() / CONFIG))
+    if cfg.get("name") == f"{OmegaConf.select(cfg, 'data.name')}-{OmegaConf.select(cfg, 'model.name')}":
+        cfg["name"] = plain(whole, resolve=False)["name"]  # it follows what is chosen anew
+    defaults = [*({group: "again"} for group in groups), "_self_", {"experiment": None}, {"sweep": None}]
+    # Folders, logs and what a sweep does at its end are as in any run.
+    hydras = OmegaConf.merge(whole.hydra, {"searchpath": [f"file://{config_folder().as_posix()}"]})
+    rest = {key: value for key, value in plain(cfg, resolve=False).items() if key not in groups}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for group, part in groups.items():
+            (folder / group).mkdir()
+            OmegaConf.save(part, folder / group / "again.yaml")
+        OmegaConf.save({"defaults": defaults, **rest, "hydra": hydras}, folder / CONFIG)
+        yield folder
+
+
 @contextmanager
 def again(arguments: list[str]) -> Iterator[list[str]]:
     """The command line `--again RUN …` as Hydra knows it; any other as it is.
 
     Raises:
-        InputError: RUN's config cannot be read, or would have anything called but bora's own functions.
+        InputError: see `as_configs`.
     """
-    if AGAIN not in arguments:
+    program, *words = arguments
+    words = [
+        part for word in words for part in (word.split("=", 1) if word.startswith(f"{AGAIN}=") else [word])
+    ]
+    if AGAIN not in words:
         yield arguments
         return
-    place = arguments.index(AGAIN)
-    if place + 1 == len(arguments):
+    place = words.index(AGAIN)
+    if place + 1 == len(words):
         raise InputError(f"{AGAIN} needs a run directory: {AGAIN} RUN")
-    cfg = read_config(Path(arguments[place + 1]).expanduser() / CONFIG)
-    check_calls(cfg)
-    for key in ("hydra", "defaults"):
-        if key in cfg:
-            raise InputError(f"{CONFIG}: {key} has no place in a run's config")
-    # Folders, logs and what a sweep does at its end are as in any run.
-    cfg["hydra"] = cast(DictConfig, OmegaConf.load(config_folder() / CONFIG)).hydra
-    with tempfile.TemporaryDirectory() as folder:
-        OmegaConf.save(cfg, Path(folder) / CONFIG)
-        yield [
-            *arguments[:place], "--config-path", folder, "--config-name", "config", *arguments[place + 2 :],
-        ]  # fmt: skip
+    run = Path(words[place + 1])
+    del words[place : place + 2]
+    if AGAIN in words:
+        raise InputError(f"{AGAIN} is given twice; one run can be done again")
+    with as_configs(run) as folder:
+        yield [program, "--config-path", str(folder), "--config-name", "config", *words]
