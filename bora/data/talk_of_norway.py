@@ -17,6 +17,7 @@ from bora.data.csv_file import read_csv
 from bora.data.table import UNREADABLE
 from bora.errors import InputError, first_line
 from bora.files import whole
+from bora.streams import COMPRESSIONS
 
 LARGEST = 2**33  # bytes of a ton.csv
 MOST_UNPACKED = 2**37  # bytes of the archive up to it
@@ -39,8 +40,8 @@ def read(
     What is missing there (a president's name), R wrote as NA: it is read as empty.
 
     Args:
-        path: ton.csv, or a folder that holds it or data/ton.csv; None to use the downloaded one,
-            fetching it on first use.
+        path: ton.csv, plain or compressed (.gz, .bz2, .xz, .zst, .zip), or a folder that holds it or data/ton.csv;
+            None to use the downloaded one, fetching it on first use.
         url: the corpus archive (.tar.gz) that holds data/ton.csv.
         task, text, date: the columns.
 
@@ -49,7 +50,7 @@ def read(
     """
     file = _find(Path(path).expanduser()) if path is not None else download(url)
     try:
-        return read_csv(file, task=task, text=text, date=date, missing="NA")
+        return read_csv(file, ",", COMPRESSIONS.get(file.suffix.lower()), task, text, date, missing="NA")
     except UNREADABLE as error:
         raise InputError(f"data.path={file} is not a table like ton.csv: {first_line(error)}") from error
 

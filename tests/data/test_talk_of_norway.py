@@ -1,8 +1,11 @@
 """The reader on a generated ton.csv of the real file's columns."""
 
+import bz2
 import csv
+import gzip
 import http.server
 import io
+import lzma
 import os
 import re
 import tarfile
@@ -65,6 +68,15 @@ def test_the_needed_columns_are_read_row_by_row(ton):
     with ton.open(newline="", encoding="utf-8") as source:
         expected = [(r["rep_name"].replace("NA", ""), r["text"], r["date"]) for r in csv.DictReader(source)]
     assert list(table.itertuples(index=False, name=None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("XZ", lzma.compress), ("bz2", bz2.compress)]
+)
+def test_a_compressed_file_is_read_as_the_plain_one(ton, tmp_path, ending, pack):
+    packed = tmp_path / f"ton.csv.{ending}"
+    packed.write_bytes(pack(ton.read_bytes()))
+    assert talk_of_norway.read(str(packed), url="").equals(talk_of_norway.read(str(ton), url=""))
 
 
 def test_the_second_read_comes_from_the_cache_until_the_file_changes(ton, tmp_path, monkeypatch):
