@@ -1,5 +1,7 @@
 """The one exception for what a user can put right, and how other errors are told in one line."""
 
+import traceback
+
 
 class InputError(Exception):
     """Bad input: a value, file, column or model that the user named and that cannot be used.
@@ -17,3 +19,11 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """The text with each character that a terminal would obey, or not show, written as its code."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def raised_in(error: Exception) -> str:
+    """The module whose line raised the error."""
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+    return module

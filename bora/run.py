@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import check, config_folder, register_resolvers
-from bora.errors import InputError, first_line, printable
+from bora.errors import InputError, first_line, printable, raised_in
 from bora.redaction import hydra_files, print_trace, redact_hydra, redacted_words, set_aside
 from bora.results.saved_config import again
 from bora.stopping import Stopped
@@ -40,6 +39,11 @@ PLUGINS = {
 
 BAD_INPUT, DEFECT = 2, 1  # exit codes; a stopped run's are in bora.stopping
 UNUSABLE = "Hydra cannot use an override (a group, such as data=, takes a name, of those in conf/data)"
+# The Optuna that Hydra's sweeper needs (< 3) never commits what it asks SQLAlchemy 2 to write.
+STORAGE = (
+    "hydra.sweeper.storage: Optuna cannot use this storage; leave it null: the same command proposes the same again, and "
+    "finished runs are not run anew"
+)
 # The system's errors that need no trace, and what to do about them.
 ELSEWHERE = "choose a folder that can be written to, with hydra.run.dir=… or hydra.sweep.dir=…"
 PLACE = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST), ELSEWHERE)
@@ -138,6 +142,8 @@ def told(error: Exception) -> tuple[str, int] | None:
         return " ".join(str(link).split()), BAD_INPUT
     if isinstance(error, (TypeError, ValueError)) and raised_in(error).startswith("hydra."):
         return f"{UNUSABLE}: {first_line(error)}", BAD_INPUT
+    if raised_in(error).startswith("optuna.storages."):
+        return STORAGE, BAD_INPUT
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -149,14 +155,6 @@ def told(error: Exception) -> tuple[str, int] | None:
     if isinstance(error.__cause__, OmegaConfBaseException):
         words += str(error.__cause__).split()
     return " ".join(words), BAD_INPUT
-
-
-def raised_in(error: Exception) -> str:
-    """The module whose line raised the error."""
-    module = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = frame.f_globals.get("__name__", "")
-    return module
 
 
 def main() -> None:

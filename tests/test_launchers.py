@@ -58,10 +58,12 @@ def test_a_failed_job_of_another_process_is_told_at_the_end(tmp_path):
 
 
 def test_optuna_minimises_the_validation_perplexity(tmp_path):
-    done = sweep(
-        tmp_path, "sweep=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.params.tau='tag(log, interval(1, 1e4))'",
-        "logger=none",
-    )  # fmt: skip
+    search = [
+        "sweep=optuna",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.params.tau='tag(log, interval(1, 1e4))'",
+    ]
+    done = sweep(tmp_path, *search, "logger=none")
     assert done.returncode == 0, done.stderr
     summaries = [json.loads(f.read_text()) for f in (tmp_path / "multirun/s").glob("*/summary.json")]
     assert len(summaries) == 3
@@ -70,6 +72,23 @@ def test_optuna_minimises_the_validation_perplexity(tmp_path):
     found = OmegaConf.load(tmp_path / "multirun/s/optimization_results.yaml")
     assert found.best_value == pytest.approx(best["val_perplexity"])
     assert found.best_params.tau == pytest.approx(best["tau"])
+    # The same command proposes the same, and what has finished is not run again.
+    again = sweep(tmp_path, *search, "logger=none")
+    assert again.returncode == 0, again.stderr
+    after = [json.loads(f.read_text()) for f in (tmp_path / "multirun/s").glob("*/summary.json")]
+    assert sorted(after, key=lambda s: s["tau"]) == sorted(summaries, key=lambda s: s["tau"])
+
+
+def test_optuna_draws_by_another_sampler_and_keeps_no_database(tmp_path):
+    search = ["sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none"]
+    done = sweep(tmp_path, *search, "hydra/sweeper/sampler=random")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "multirun/s").glob("*/summary.json"))) == 2
+    done = sweep(tmp_path, *search, "hydra.sweeper.storage='sqlite:///o.db'")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "bora: hydra.sweeper.storage: Optuna cannot use this storage"
+    )
 
 
 def test_a_missing_extra_is_told_in_one_line(tmp_path):
