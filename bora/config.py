@@ -46,9 +46,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("bora.short", format_value, replace=True)
 
 
-def plain(group: DictConfig) -> dict[str, Any]:
-    """A group of the config, or all of it, as plain values; interpolations are resolved."""
-    return cast(dict[str, Any], OmegaConf.to_container(group, resolve=True))
+def plain(group: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """A group of the config, or all of it, as plain values; interpolations are resolved, or stand as they are."""
+    return cast(dict[str, Any], OmegaConf.to_container(group, resolve=resolve))
 
 
 def format_value(value: Any) -> str:
@@ -163,7 +163,11 @@ def check(cfg: DictConfig) -> None:
         if value is ABSENT or (value is None and null) or (isinstance(value, str) and one):
             return
         if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-            forms = ["a list of names, [a,b], with at least one", *["one name"] * one, *["null"] * null]
+            forms = [
+                "a list of names, [a,b], with at least one",
+                *["a regular expression"] * one,
+                *["null"] * null,
+            ]
             raise InputError(f"{key}={value} must be {', or '.join(forms)}")
 
     number("tau", 0)
@@ -206,6 +210,31 @@ def check(cfg: DictConfig) -> None:
     number("trainer.log_every_n_steps", 1, whole=True)
     if cfg.trainer.max_steps == 0:
         raise InputError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
+    every = given("trainer.check_val_every_n_epoch")
+    if isinstance(every, int) and every > cfg.trainer.max_epochs:
+        raise InputError(
+            f"trainer.check_val_every_n_epoch={every}: no epoch would be validated, and validation chooses one; give at "
+            f"most trainer.max_epochs={cfg.trainer.max_epochs}"
+        )
+    if not _is_all(given("trainer.limit_train_batches")):
+        number("trainer.limit_train_batches", 1, whole=True)
+    for key in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
+        if not _is_all(given(key)):
+            raise InputError(
+                f"{key}={given(key)}: validation and test are of all their documents; for fewer, give "
+                "data.documents_per_task"
+            )
+    for key in ("trainer.fast_dev_run", "trainer.overfit_batches"):
+        if given(key) not in (ABSENT, None, 0):
+            raise InputError(
+                f"{key}={given(key)} would leave out validation, which chooses the epoch; for a short run give "
+                "trainer.max_steps and data.documents_per_task"
+            )
+    strategy = given("trainer.strategy")
+    if not isinstance(strategy, dict) and strategy not in (ABSENT, "auto", "ddp"):
+        raise InputError(
+            f"trainer.strategy={strategy} must be auto or ddp; give trainer=ddp, or trainer=fsdp for a sharded backbone"
+        )
     betas = plain(cfg.optim).get("betas")
     if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
         raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
@@ -252,6 +281,17 @@ def check(cfg: DictConfig) -> None:
     ):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+
+
+def batches_limit(cfg: DictConfig) -> int | None:
+    """Batches of an epoch that are trained on (trainer.limit_train_batches); None for all."""
+    limit = cfg.trainer.get("limit_train_batches")
+    return None if _is_all(limit) else limit
+
+
+def _is_all(limit: Any) -> bool:
+    """Whether it leaves all batches to Lightning, for whom 1 is a batch and 1.0 is all of them."""
+    return limit in (ABSENT, None) or (isinstance(limit, float) and limit == 1)
 
 
 def _has_compiler() -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from bora.config import plain
+from bora.config import batches_limit, plain
 from bora.data.batches import Batches
 from bora.data.module import Corpus
 from bora.model.adapters import SUFFIXES, Layout, disk_key, linear_shape
@@ -33,7 +33,7 @@ class Cost:
         params_per_task: P.
         n_tasks: D.
         documents: by split.
-        scored_tokens: of the training documents, which an epoch sees once.
+        scored_tokens: of the training documents, which an epoch sees once (trainer.limit_train_batches apart).
         truncated_tokens: cut off by data.max_tokens, of all documents.
         batches, steps: of an epoch; a step may take several batches.
         max_steps: of the whole run, at most.
@@ -94,7 +94,9 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
         accumulate=cfg.trainer.accumulate_grad_batches,
         n_processes=max(1, devices),
     )
-    bound = cfg.trainer.max_steps if cfg.trainer.max_steps > 0 else batches.n_steps * cfg.trainer.max_epochs
+    in_epoch = min(len(batches), batches_limit(cfg) or len(batches))
+    steps = -(-in_epoch // cfg.trainer.accumulate_grad_batches)
+    in_all = steps * cfg.trainer.max_epochs
     return Cost(
         model=cfg.model.name,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -110,9 +112,9 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
         },
         scored_tokens=int(counts["train_tokens"].sum()),
         truncated_tokens=corpus.truncation.tokens,
-        batches=len(batches),
-        steps=batches.n_steps,
-        max_steps=min(bound, batches.n_steps * cfg.trainer.max_epochs),
+        batches=in_epoch,
+        steps=steps,
+        max_steps=min(cfg.trainer.max_steps, in_all) if cfg.trainer.max_steps > 0 else in_all,
         memory=_memory(cfg, model, P, stored),
         checkpoint=3 * FLOAT * trainable + FLOAT * stored + _around(layout, form, corpus.task_names),
     )

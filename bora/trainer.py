@@ -13,8 +13,8 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from bora.config import plain
-from bora.errors import InputError
+from bora.config import batches_limit, plain
+from bora.errors import InputError, first_line, raised_in
 from bora.model.module import HierarchicalLoRA, NonFiniteLoss
 from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import RunDirectory
@@ -22,6 +22,8 @@ from bora.results.task_lines import TaskLines
 from bora.results.training_log import TrainingLog
 from bora.resume import LastCheckpoint, WholeCheckpoints, hold_to, load_own
 from bora.stopping import Stop
+
+REFUSED = "trainer: Lightning refuses these settings"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -56,7 +58,8 @@ class Fitter:
             resume_from: the last.ckpt of an interrupted run, or None to start.
 
         Raises:
-            InputError: training diverged: a loss is not finite, or no epoch had a finite validation NLL.
+            InputError: training diverged: a loss is not finite, or no epoch had a finite validation NLL; or Lightning
+                refuses the settings, which it says of some only when it has the data.
         """
         try:
             self.trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
@@ -66,9 +69,18 @@ class Fitter:
                 f"training diverged: {error}; give a lower optim.lr, or optim.nonfinite=skip. Last good checkpoint: "
                 f"{saved}"
             ) from error
+        except (MisconfigurationException, ValueError) as error:
+            if not raised_in(error).startswith("lightning."):
+                raise
+            raise InputError(f"{REFUSED}: {first_line(error).strip()}") from error
         # With trainer.max_steps a run that goes on from its end has, to Lightning, its last epoch still to finish.
         epochs = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         epochs.completed = epochs.processed
+        if not self.log.history:
+            raise InputError(
+                "training ended before any validation (by trainer.max_time or trainer.val_check_interval?), so that "
+                "there is no epoch to choose"
+            )
         score = self.best.best_model_score
         if score is None or not score.isfinite():
             raise InputError(
@@ -118,8 +130,9 @@ def build_fitter(
     options = plain(cfg.trainer)
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
-        options["limit_train_batches"] = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-    if "strategy" in cfg.trainer:
+        batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
+        options["limit_train_batches"] = min(batches, batches_limit(cfg) or batches)
+    if isinstance(cfg.trainer.get("strategy"), DictConfig):
         options["strategy"] = hydra.utils.instantiate(cfg.trainer.strategy)
     if sys.stdout.isatty():  # where tqdm writes
         callbacks.append(TQDMProgressBar())
@@ -136,7 +149,7 @@ def build_fitter(
             enable_model_summary=False,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        raise InputError(f"trainer: Lightning refuses these settings: {error}") from error
+        raise InputError(f"{REFUSED}: {first_line(error)}") from error
     # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, training_log, best, last)

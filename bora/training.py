@@ -16,7 +16,7 @@ from bora.config import plain
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import InputError
 from bora.interop.peft_in import has_adapters, start_from_adapters
-from bora.model.loading import backbone_sha256, load_backbone
+from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.model.module import HierarchicalLoRA
 from bora.model.pretrained import Pretrained
 from bora.processes import is_first
@@ -71,6 +71,10 @@ def _train(
         return finished
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
+    if cfg.init_from is not None:
+        start_of(cfg.init_from)  # that it is there is seen before the model and the documents are read
+    if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
+        raise InputError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
     backbone = backbone_sha256(pretrained.model)
     corpus = load_corpus(cfg, pretrained, table)

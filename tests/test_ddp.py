@@ -74,6 +74,11 @@ def test_two_processes_reach_the_numbers_of_one(runs):
         assert math.isclose(summaries[0][key], summaries[1][key], rel_tol=runs.rtol)
 
 
+def test_lightnings_own_name_for_the_strategy(runs):
+    alone = run(runs.one.parent, "named", "tau=100", "+trainer.strategy=ddp", "trainer.accelerator=cpu")
+    assert (alone / "summary.json").exists()
+
+
 def test_their_losses_are_those_of_one_on_the_same_global_batches(runs):
     one, two = (pd.read_csv(folder / "metrics.csv").filter(like="train/") for folder in runs[:2])
     assert one["train/loss"].notna().sum() == 8  # 4 steps of an epoch

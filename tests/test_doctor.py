@@ -82,6 +82,12 @@ def told(call):
         ["tau=100"],
         ["tau=0", "prior.estimator=dense", "lora.rank=2", "lora.target_modules=all-linear"],
         ["tau=inf", "lora.rank=3", "trainer.accumulate_grad_batches=2", "data.batch_size=4"],
+        [
+            "tau=10",
+            "+trainer.limit_train_batches=3",
+            "trainer.accumulate_grad_batches=2",
+            "data.batch_size=4",
+        ],
         ["tau=1", "prior.parameterization=centered", "trainer.max_steps=3", "model.dtype=bfloat16", "llama"],
     ],
     ids=lambda settings: settings[0],
@@ -110,6 +116,17 @@ def test_a_run_is_as_it_was_told(told, command, settings):
         assert found["checkpoint"] == pytest.approx(file.stat().st_size, rel=0.02)
     state = torch.load(files[0], weights_only=True)["optimizer_states"][0]["state"].values()
     assert found["memory"]["moments"] == sum(s[m].nbytes for s in state for m in ("exp_avg", "exp_avg_sq"))
+
+
+def test_a_run_that_would_be_done_again_is_told(told, command, call):
+    table(Path("t.csv"), {"a": 12, "b": 15})
+    assert command(*SMALL, "tau=inf", "hydra.run.dir=run")[0] == 0
+    code, out, err = call(doctor.main, "--json", "--again", "run", "tau=3", "lora.rank=2")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["cost"] == told(*SMALL, "tau=3", "lora.rank=2")["cost"]
+    code, _, err = call(doctor.main, "--again", "nowhere")
+    assert code == 2
+    assert err.startswith("bora: nowhere/config.yaml is not readable")
 
 
 @pytest.mark.parametrize(("names", "rank"), [(3, 1), (120, 1), (120, 16)])

@@ -26,6 +26,11 @@ from tests.conftest import table
         (["lora.rank=0"], "lora.rank=0"),
         (["lora.target_modules=[nothing]"], "matches no linear layer of the model; it has"),
         (["lora.target_modules='('"], "regular expression"),
+        (["lora.target_modules=q_proj"], "give names in brackets"),
+        (
+            ["lora.target_modules=3"],
+            "a list of names, [a,b], with at least one, or a regular expression, or null",
+        ),
         (["data=table"], "data.path"),
         (["data=table", "data.path=nowhere.csv"], "no such file"),
         (["data=table", "data.path=null"], "data.path=None must be text"),
@@ -42,6 +47,24 @@ from tests.conftest import table
         (["model.dtype=int3"], "model.dtype=int3"),
         (["logger=none", "logger.kind=paper"], "logger.kind=paper"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+        (["+trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"], "no epoch would be validated"),
+        (["+trainer.check_val_every_n_epoch=a"], "Lightning refuses these settings"),
+        (["+trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 must be a whole number from 1"),
+        (
+            ["+trainer.limit_train_batches=0.5"],
+            "trainer.limit_train_batches=0.5 must be a whole number from 1",
+        ),
+        (["+trainer.limit_val_batches=2"], "for fewer, give data.documents_per_task"),
+        (["+trainer.limit_test_batches=0.5"], "for fewer, give data.documents_per_task"),
+        (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run=True would leave out validation"),
+        (["+trainer.overfit_batches=2"], "trainer.overfit_batches=2 would leave out validation"),
+        (["+trainer.strategy=fsdp"], "give trainer=ddp, or trainer=fsdp"),
+        (
+            ["+trainer.val_check_interval=9999"],
+            "Lightning refuses these settings: `val_check_interval` (9999)",
+        ),
+        (["init_from=nowhere"], "nowhere"),
+        (["model.attention=flex_attention"], "trains on a GPU only; give auto, sdpa or eager"),
     ],
 )
 def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, message):

@@ -195,6 +195,28 @@ def test_config_yaml_is_enough_to_run_it_again(command, tmp_path):
     assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "s/tau=7,seed=0/per_task.csv").read_text()
 
 
+def test_a_run_is_done_again_with_other_groups(command, tmp_path):
+    assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
+    corpus = [
+        "data=table",
+        f"data.path={table(tmp_path / 't.csv', {'a': 9, 'b': 9})}",
+        "data.min_documents=5",
+    ]
+    code, _, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "b/tensorboard").is_dir()
+    cfg = OmegaConf.load(tmp_path / "b/config.yaml")
+    assert (cfg.tau, cfg.seed, cfg.data.name, cfg.name) == (7, 1, "table", "table-opt_mini")
+    assert cfg.trainer.max_epochs == 2  # of the run that is done again
+    assert "modules" not in cfg.data.reader
+    code, _, err = command("--again", "a", "data=nonsense")
+    assert code == 2
+    assert err.startswith("bora: In 'config': Could not find 'data/nonsense'")
+    assert err.count("\n") == 1
+    code, _, err = command("--again", "a", "--again", "b")
+    assert (code, err) == (2, "bora: --again is given twice; one run can be done again\n")
+
+
 def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
     assert (
         command(
@@ -203,6 +225,46 @@ def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
         == 0
     )
     assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [([], 4), (["trainer.max_steps=3"], 3), (["trainer.max_steps=1"], 1)]
+)
+def test_an_epoch_may_be_of_fewer_batches(command, tmp_path, settings, steps):
+    limit = "+trainer.limit_train_batches=2"
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "data.batch_size=5", limit, *settings)
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == steps
+
+
+def test_a_run_without_any_validation_is_refused_when_it_ends(command):
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "+trainer.max_time=00:00:00:00")
+    assert code == 2
+    assert err.startswith("bora: training ended before any validation (by trainer.max_time")
+
+
+@pytest.mark.parametrize("logging", ["default", "stdout", "none", "disabled"])
+def test_hydras_own_forms_of_logging(command, tmp_path, logging):
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, f"hydra/job_logging={logging}")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "a/run.log").exists() == (logging == "default")
+
+
+def test_a_sweeps_folders_may_be_nested(command, tmp_path):
+    nested = [
+        "-m",
+        "tau=1,inf,-1",
+        "hydra.sweep.dir=s",
+        "hydra.sweep.subdir=${seed}/${tau}",
+        "logger=none",
+    ]
+    code, out, err = command(*nested, *SMALL, "trainer.max_steps=1")
+    assert (tmp_path / "s/0/inf/summary.json").exists()
+    assert "0/1 " in out[out.index("τ → perplexity") :]
+    assert code == 2
+    assert err.splitlines()[-2:] == [
+        "bora: 1 of the sweep's jobs failed:", "bora: 0/-1: tau=-1 must be a number from 0",
+    ]  # fmt: skip
 
 
 def test_a_bfloat16_backbone_trains(command, tmp_path):

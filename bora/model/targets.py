@@ -107,6 +107,8 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
         raise InputError(
             f"lora.target_modules={patterns} matches no linear layer of the model; it has "
             f"{', '.join(_endings(linear))}"
+            + ". Text is a regular expression of a whole name; give names in brackets, [a,b]"
+            * isinstance(patterns, str)
         )
     return found
 
