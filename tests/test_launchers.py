@@ -50,6 +50,18 @@ def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
         assert run.stat().st_size > 0
 
 
+def test_a_run_is_done_again_in_other_processes(serial, tmp_path):
+    saved = ["--again", str(serial / "tau=1,seed=0")]
+    done = run(tmp_path, "-m", "bora.run", "-m", *saved, "sweep=submitit_local", "tau=1,inf", "logger=none")
+    assert done.returncode == 0, done.stderr
+    for name in ("tau=1,seed=0", "tau=inf,seed=0"):
+        ours, theirs = (
+            json.loads((f / name / "summary.json").read_text()) for f in (tmp_path / "multirun/s", serial)
+        )
+        assert ours["test_perplexity"] == pytest.approx(theirs["test_perplexity"], rel=1e-5)
+        assert ours["data_sha256"] == theirs["data_sha256"]
+
+
 def test_a_failed_job_of_another_process_is_told_at_the_end(tmp_path):
     done = sweep(tmp_path, "sweep=joblib", "tau=-1,1", "logger=none")
     assert done.returncode == 2

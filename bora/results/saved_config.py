@@ -1,5 +1,6 @@
 """A run directory's config.yaml, which may come from anywhere: plain values, of which none does anything by itself."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,8 +111,12 @@ def up_to_date(cfg: DictConfig) -> None:
 
 
 @contextmanager
-def as_configs(run: Path) -> Iterator[Path]:
+def as_configs(run: Path, place: Path | None = None) -> Iterator[Path]:
     """Within: a folder for Hydra like conf/, which composes the run's config, and any group of it otherwise (data=…).
+
+    Args:
+        run: a run directory.
+        place: where the folder is made; None for the system's own place.
 
     Raises:
         InputError: its config cannot be read, or would have anything called but bora's own functions.
@@ -131,7 +136,7 @@ def as_configs(run: Path) -> Iterator[Path]:
     # Folders, logs and what a sweep does at its end are as in any run.
     hydras = OmegaConf.merge(whole.hydra, {"searchpath": [f"file://{config_folder().as_posix()}"]})
     rest = {key: value for key, value in plain(cfg, resolve=False).items() if key not in groups}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="again-", dir=place) as name:
         folder = Path(name)
         for group, part in groups.items():
             (folder / group).mkdir()
@@ -161,5 +166,20 @@ def again(arguments: list[str]) -> Iterator[list[str]]:
     del words[place : place + 2]
     if AGAIN in words:
         raise InputError(f"{AGAIN} is given twice; one run can be done again")
-    with as_configs(run) as folder:
+    with as_configs(run, _seen_by_all()) as folder:
         yield [program, "--config-path", str(folder), "--config-name", "config", *words]
+
+
+def _seen_by_all() -> Path | None:
+    """The cache folder, which a cluster's machines share more likely than their /tmp; None if it cannot be used.
+
+    A sweep's jobs compose their config where they run.
+    """
+    from bora.cache import cache_root  # which brings Arrow
+
+    place = cache_root()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return place if os.access(place, os.W_OK) else None

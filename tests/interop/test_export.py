@@ -184,7 +184,7 @@ def test_the_card_says_what_it_is(command, exported, tmp_path):
         "| τ | 100 |",
         "| rank r | 3 |",
         summary["data_sha256"],
-        r'| data.prompt | "\[x\] " |',
+        r'| data.prompt | "\[x] " |',
         "--enable-lora --max-lora-rank 8 --lora-modules b-i-x=./b-i-x",
     ):
         assert line in card.content
