@@ -23,7 +23,8 @@ CLOSED = {
     "prior": "prior/default.yaml",
     "optim": "optim/adamw.yaml",
 }
-MOST = 2**31 - 1  # documents in a batch
+MOST = 2**31 - 1  # of what is counted: documents in a batch, epochs, a LoRA's rank
+SEEDS = 2**32 - 1  # the largest seed
 
 
 def config_folder() -> Path:
@@ -171,10 +172,10 @@ def check(cfg: DictConfig) -> None:
             raise InputError(f"{key}={value} must be {', or '.join(forms)}")
 
     number("tau", 0)
-    number("seed", 0, 2**32 - 1, whole=True)
+    number("seed", 0, SEEDS, whole=True)
     choice("resume", ("auto", "never"))
     number("checkpoint_minutes", 0)
-    number("lora.rank", 1, whole=True)
+    number("lora.rank", 1, MOST, whole=True)
     number("lora.alpha", 0, 1e9, open_low=True)
     number("lora.init_std", 0, 1e9)
     choice("prior.parameterization", ("centered", "noncentered"))
@@ -205,9 +206,11 @@ def check(cfg: DictConfig) -> None:
     number("data.split.test", 0, 1, open_low=True)
     number("logger.task_lines", 0, whole=True)
     number("trainer.max_epochs", 1, whole=True)
-    number("trainer.accumulate_grad_batches", 1, whole=True)
+    number("trainer.accumulate_grad_batches", 1, MOST, whole=True)
     number("trainer.max_steps", -1, whole=True)
     number("trainer.log_every_n_steps", 1, whole=True)
+    number("trainer.gradient_clip_val", 0, null=True)
+    number("trainer.check_val_every_n_epoch", 1, whole=True, null=True)
     if cfg.trainer.max_steps == 0:
         raise InputError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
     every = given("trainer.check_val_every_n_epoch")
@@ -230,6 +233,16 @@ def check(cfg: DictConfig) -> None:
                 f"{key}={given(key)} would leave out validation, which chooses the epoch; for a short run give "
                 "trainer.max_steps and data.documents_per_task"
             )
+    interval = given("trainer.val_check_interval")
+    if isinstance(interval, (int, float)) and not interval > 0:
+        raise InputError(
+            f"trainer.val_check_interval={interval} must be a number of batches, or a share of an epoch above 0"
+        )
+    if given("trainer.num_nodes") not in (ABSENT, 1):
+        raise InputError(
+            f"trainer.num_nodes={given('trainer.num_nodes')}: a run is of one machine; give trainer.devices for more "
+            "devices of it"
+        )
     strategy = given("trainer.strategy")
     if not isinstance(strategy, dict) and strategy not in (ABSENT, "auto", "ddp"):
         raise InputError(

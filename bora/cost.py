@@ -94,6 +94,7 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
         accumulate=cfg.trainer.accumulate_grad_batches,
         n_processes=max(1, devices),
     )
+    batches.check_trainable()
     in_epoch = min(len(batches), batches_limit(cfg) or len(batches))
     steps = -(-in_epoch // cfg.trainer.accumulate_grad_batches)
     in_all = steps * cfg.trainer.max_epochs

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bora.config import check, config_folder
 from bora.errors import InputError
-from bora.redaction import set_aside
+from bora.redaction import Parser, set_aside
 from bora.results.saved_config import AGAIN, as_configs
 from bora.run import leaving
 
@@ -33,7 +33,7 @@ WHOLE = 0.9  # of what is free that a run may take before it is told
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bora doctor", description="This machine, and what a config costs on it, before it is run."
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")

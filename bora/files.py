@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from bora.errors import InputError
+
 PARTIAL = ".partial"  # how the name of a file ends that is being written
 
 
@@ -29,6 +31,33 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def ordinary(path: Path) -> Path:
+    """The path, unless a pipe or a device is there, which could be waited for forever.
+
+    Raises:
+        OSError: there is.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError("it is no ordinary file")
+    return path
+
+
+def output_folder(out: Path) -> None:
+    """Make the folder that a command writes to.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out}: nothing can be written there ({error.strerror}); give another folder"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise InputError(f"{out}: nothing can be written there; give another folder")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -5,6 +5,8 @@ the command line has any. What has keys is redacted by its keys and written anew
 of logs and errors, is searched for what looks like a secret (`redacted_words`).
 """
 
+import argparse
+import itertools
 import logging
 import os
 import re
@@ -13,7 +15,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from hydra.conf import HydraConf
@@ -29,10 +31,25 @@ from bora.files import write_whole
 
 # Stands where a secret stood. Plain letters: it must be a value to YAML, to Hydra's command line and in a URL alike.
 MARK = "__redacted__"
-# The last word of a key or of an environment variable that holds a secret. Not "tokens", which are counted here.
-WORD = r"(?:api_?key|access_?key|private_?key|secret_?key|secret|token|credentials?)"
-PASSWORD = r"(?:password|passwd|passphrase)"  # also without anything between: PGPASSWORD
-SECRET = rf"(?:{WORD}|{PASSWORD})"
+# What a word in a key or an environment variable ends with that holds a secret, with anything before it: PGPASSWORD.
+ENDINGS = (
+    "password", "passwords", "passwd", "passphrase", "apikey", "apikeys", "accesskey", "privatekey", "secretkey",
+    "apitoken", "accesstoken", "authtoken",
+)  # fmt: skip
+# Its last word: clientSecret, ssh.private-key, db_pass. Not "tokens", which are counted here, but where they are texts.
+LAST = {
+    "secret", "secrets", "token", "credential", "credentials", "auth", "authorization", "bearer", "pass", "pwd", "pat",
+    "jwt", "cookie", "cookies",
+}  # fmt: skip
+# A key is one, but for these.
+NO_SECRET_KEYS = {"public", "primary", "foreign", "sort", "group", "cache", "index", "unique", "join"}
+# Where a secret lies is none.
+PLACES = {"file", "path", "dir", "folder", "command", "url", "uri"}
+# The same in free text.
+SECRET = (
+    r"(?:(?:api|access|private|secret|auth|\w)[_-]?key|secret|token|credential|password|passwd|passphrase|authorization|bearer"
+    r"|(?<![A-Za-z0-9])(?:pass|pwd|pat|jwt|auth))"
+)
 # Characters of a secret that is looked for by itself: a shorter one would be found where it is none.
 SHORTEST = 8
 # Texts of the experiment, which decide its tokens: kept to the letter.
@@ -44,21 +61,31 @@ NAMES = re.compile(
 )
 OVERRIDES = "hydra.overrides.task", "hydra.overrides.hydra"  # where Hydra keeps the command line
 
-_KEY = re.compile(rf"(?:.*[_.+~-])?{WORD}|.*{PASSWORD}", re.IGNORECASE)
+_WORD = re.compile(
+    r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+"
+)  # accessToken is two, WANDB_API_KEY three
 _ASIDE = re.compile(r"\$\{(?:oc\.decode:\$\{)?oc\.env:BORA_\d+_SECRET\}+")  # as set_aside writes it
 # user:password@host. In a database's URL a password may have any character: it ends with the last @ of the value, or of
 # the word where the URL stands in a text. Elsewhere a / ends the host, and a:b@c may come after it.
 _DATABASE = re.compile(r"\A((?!https?:)[\w+.-]+://[^/?#\s:'\"]*):.*@", re.DOTALL | re.IGNORECASE)
 _PASSWORD = re.compile(r"((?<!http)(?<!https)://[^/?#\s:'\"]*):[^\s'\"]*@", re.IGNORECASE)
 _HTTP_PASSWORD = re.compile(r"(?<=://)([^/?#\s:]*):[^/?#\s]*@")
+_ODD_PASSWORD = re.compile(
+    r"(?<=://)([^/?#\s:@]*):(?!\d+[/?#])[^@\s]*@"
+)  # with a / that should have been %2F
 _BARE_TOKEN = re.compile(r"(?<=http://|ttps://)[^/?#\s:@]+@", re.IGNORECASE)  # token@host
-_QUERY = re.compile(rf"([?&][\w.-]*(?:{SECRET}|signature|\bsig)=)[^&#\s'\"]+", re.IGNORECASE)
+# Also in a fragment, in a database's options, and in what stands in a query with its signs as codes.
+_QUERY = re.compile(
+    rf"((?:[?&#;]|%3B|%26|%3F)[\w.-]*(?:{SECRET}|pwd|signature|\bsig)(?:=|%3D))(?:(?!%3B|%26)[^&#;\s'\"])+",
+    re.IGNORECASE,
+)
 # key=value, {key:value} and {'key': 'value'}, as command lines and errors have it.
 _PAIR = re.compile(
     rf"((?:^|[\s'\",\[{{(])[+~]*[\w./@-]*{SECRET}(?:=|:(?=\S)|['\"]: ?))(?!null\b|None\b)"
     r"(?:'[^']*'|\"[^\"]*\"|\[[^\]]*\]?|\{[^}]*\}?|[^\s'\",\]})]+)",
     re.IGNORECASE,
 )
+_OPTION = re.compile(rf"(--[\w-]*{SECRET}s?\s+)(?!-)[^\s'\"]+", re.IGNORECASE)  # --password 1234
 
 T = TypeVar("T")
 
@@ -75,7 +102,7 @@ def redacted(value: T, key: str = "") -> T:
     if isinstance(value, Mapping):
         found = {
             name: MARK
-            if child is not None and _KEY.fullmatch(str(name))
+            if child is not None and holds_secret(str(name), child)
             else redacted(child, f"{key}.{name}".lstrip("."))
             for name, child in value.items()
         }
@@ -89,9 +116,34 @@ def redacted(value: T, key: str = "") -> T:
     return found
 
 
+def holds_secret(key: str, value: Any = None) -> bool:
+    """Whether a key, or the name of an environment variable, is one of a secret, or lies below one that is.
+
+    Args:
+        value: what stands there; tokens that are no number may be secret ones.
+    """
+    return any(_names_secret(part, value) for part in key.lstrip("+~").split("."))
+
+
+def _names_secret(name: str, value: Any) -> bool:
+    words = [word.lower() for word in _WORD.findall(name)]
+    if not words or name in ("PWD", "OLDPWD") or words[-1] in PLACES:
+        return False
+    pairs = {" ".join(pair) for pair in itertools.pairwise(words)}
+    return (
+        any(word.endswith(ENDINGS) for word in words)
+        or words[-1] in LAST
+        or (words == ["tokens"] and not isinstance(value, (int, float)))
+        or (words[-1] == "key" and len(words) > 1 and words[-2] not in NO_SECRET_KEYS)
+        or any(
+            f"{kind} key{s}" in pairs for kind in ("private", "secret", "api", "access") for s in ("", "s")
+        )
+    )
+
+
 def redacted_words(text: str) -> str:
     """`redacted` for free text, which may repeat a command line: by the keys that it seems to have, too."""
-    return _PAIR.sub(rf"\1{MARK}", _without_known(_without_passwords(text)))
+    return _OPTION.sub(rf"\1{MARK}", _PAIR.sub(rf"\1{MARK}", _without_known(_without_passwords(text))))
 
 
 def _override(line: str, key: str) -> str:
@@ -103,14 +155,14 @@ def _override(line: str, key: str) -> str:
 
 def _without_passwords(text: str) -> str:
     text = _ASIDE.sub(MARK, text)
-    for pattern in (_DATABASE, _PASSWORD, _HTTP_PASSWORD):
+    for pattern in (_DATABASE, _PASSWORD, _HTTP_PASSWORD, _ODD_PASSWORD):
         text = pattern.sub(rf"\1:{MARK}@", text)
     return _QUERY.sub(rf"\1{MARK}", _BARE_TOKEN.sub(f"{MARK}@", text))
 
 
 def _without_known(text: str) -> str:
     """Without what the environment has under a secret's name, WANDB_API_KEY or HF_TOKEN, whatever stands around it."""
-    values = {value.strip() for name, value in os.environ.items() if _KEY.fullmatch(name)}
+    values = {value.strip() for name, value in os.environ.items() if holds_secret(name)}
     secrets = {v for v in values if len(v) >= SHORTEST and not _is_file(v)}
     for secret in sorted(secrets | {repr(s)[1:-1] for s in secrets}, key=len, reverse=True):
         text = text.replace(secret, MARK)
@@ -135,17 +187,22 @@ def set_aside() -> None:
 
 
 def _set_aside(word: str) -> str:
+    option = re.match(r"-+([^\s=]+)", word)
+    if option and holds_secret(
+        option[1]
+    ):  # whoever reads options would say that it knows none such, and its value
+        raise InputError(f"there is no option --{option[1]}")
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
         safe = redacted_words(word)
-        if safe == word or word.startswith("-"):
+        if safe == word:
             return word  # an option, or Hydra will say what is wrong with it, and repeat some of it
         # Not from Hydra's error, which has pieces of it.
         raise InputError(f"{safe} cannot be read, and holds a secret; put its value in quotes") from None
     key, value = override.key_or_group, override._value
     choices = value.list if isinstance(value, ChoiceSweep) else value
-    given = _aside(choices, key, bool(_KEY.fullmatch(key)))
+    given = _aside(choices, key, holds_secret(key, _plain(value)))
     if given == choices:
         return word
     if override.is_sweep_override() or key.startswith("hydra.sweeper.params"):
@@ -160,7 +217,9 @@ def _aside(value: Any, key: str, secret: bool) -> Any:
     """A value of an override with its secrets in the environment; `secret`: all that it has is one."""
     if isinstance(value, dict):
         return {
-            name: _aside(child, f"{key}.{_plain(name)}", secret or bool(_KEY.fullmatch(str(_plain(name)))))
+            name: _aside(
+                child, f"{key}.{_plain(name)}", secret or holds_secret(str(_plain(name)), _plain(child))
+            )
             for name, child in value.items()
         }
     if isinstance(value, list):
@@ -225,6 +284,13 @@ def redact_hydra(settings: HydraConf) -> None:
         redact_file(Path(settings.sweep.dir) / "multirun.yaml")
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Formatter(handler.formatter or logging.Formatter()))
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line; what it says of one that is wrong repeats no secret."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted_words(message))
 
 
 class Formatter(logging.Formatter):

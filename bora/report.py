@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from bora.errors import InputError
+from bora.redaction import Parser
 from bora.run import leaving
 
 NEEDS = "bora report needs its extra: pip install 'bora[report]'"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bora report",
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
     )
@@ -43,12 +44,13 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
         from bora.results.page import build_section, page
     except ModuleNotFoundError as error:
         raise InputError(f"{NEEDS} (there is no {error.name})") from error
-    from bora.files import write_whole
+    from bora.files import output_folder, write_whole
     from bora.results.evidence import Evidence
     from bora.results.runs import read_runs, series_of
     from bora.results.task_map import build_task_map
 
     runs, problems = read_runs(folders)
+    output_folder(output)
     all_series, left_out = series_of(runs)
     problems += left_out
     sections = []
@@ -66,7 +68,6 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
                 except InputError as error:
                     problems.append(f"figure 6 for {series.label} has no colours: {error}")
         sections.append(build_section(series, projection))
-    output.mkdir(parents=True, exist_ok=True)
     for section in sections:
         section.write(output if len(sections) == 1 else output / section.slug)
     write_whole(output / "index.html", page(sections, problems, len(runs)))

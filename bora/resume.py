@@ -1,5 +1,6 @@
 """last.ckpt: from where a run goes on that was stopped, wherever it was, to the very numbers of one that was not."""
 
+import hashlib
 import logging
 import pickle
 import signal
@@ -16,14 +17,17 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import InputError, first_line
-from bora.files import whole
+from bora.files import ordinary, whole
 from bora.results.metrics_file import MetricsFile
+from bora.results.run_directory import DAMAGED, SUMMARY, RunDirectory
 from bora.results.training_log import ends_epoch, ends_step
 from bora.stopping import SIGNALS, Stop
 
 log = logging.getLogger(__name__)
 
 FINGERPRINT = "fingerprint"  # in a checkpoint: what its run is of
+SETTINGS = "settings"  # in the fingerprint: the config; see run_directory.settings
+WEIGHTS = "weights_sha256"  # in the summary: of best.ckpt's
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -33,17 +37,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: there is no such file, or it is not a checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as records:
+        with zipfile.ZipFile(ordinary(path)) as records:
             damaged = records.testzip()  # their checksums, which torch does not look at
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} was changed")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # whose own words advise to run what is in it
         raise InputError(
             f"{path} is not a readable checkpoint: it holds more than tensors and plain values, which could run anything"
         ) from error
     except (OSError, RuntimeError, zipfile.BadZipFile, KeyError) as error:
         raise InputError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
+    for key in ("hyper_parameters", "state_dict"):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
+            raise InputError(f"{path} is not a run's checkpoint: it has no {key}")
+    return checkpoint
 
 
 def load_own(path: Path) -> dict[str, Any]:
@@ -100,7 +108,8 @@ class LastCheckpoint(Checkpoint):
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
         metrics: metrics.csv, of which a run that goes on keeps what is there now; see MetricsFile.saved.
-        fingerprint: hashes of what the run is of, beside the hyperparameters that Lightning keeps; see `hold_to`.
+        fingerprint: the settings, and hashes of what the run is of, beside the hyperparameters that Lightning keeps;
+            see `hold_to`.
         stop: whether the run was asked to stop.
     """
 
@@ -154,7 +163,7 @@ class LastCheckpoint(Checkpoint):
             checkpoint |= self.metrics.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
-        lost = next((n for n, p in module.adapters.named_parameters() if not _is_finite(p)), None)
+        lost = not_finite(module.adapters)
         if lost is not None:  # the file that is there stays
             raise InputError(
                 f"training diverged: after step {trainer.global_step} not all of {lost} is finite; give a lower "
@@ -175,9 +184,13 @@ def _goes_on_from(trainer: L.Trainer, batch_idx: int) -> bool:
     )
 
 
-def _is_finite(values: torch.Tensor) -> bool:
-    # A sum is finite only if everything in it is; it needs no tensor of the same size. (Float64: no overflow.)
-    return bool(values.detach().sum(dtype=torch.float64).isfinite())
+def not_finite(module: torch.nn.Module) -> str | None:
+    """The first parameter that has a value that is infinite or undefined, by name; None if there is none."""
+    for name, values in module.named_parameters():
+        # A sum is finite only if everything in it is; it needs no tensor of the same size. (Float64: no overflow.)
+        if not values.detach().sum(dtype=torch.float64).isfinite():
+            return name
+    return None
 
 
 def hold_to(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
@@ -192,9 +205,35 @@ def hold_to(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path)
         InputError: it is of other data, another backbone, tasks, rank or the like.
     """
     theirs = checkpoint["hyper_parameters"] | checkpoint.get(FINGERPRINT, {})
-    differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]
+    differing = [what for what, ours in fingerprint.items() if what != SETTINGS and theirs.get(what) != ours]
+    # What the hyperparameters have is named by them. Checkpoints of before have no settings.
+    settings, their_settings = fingerprint[SETTINGS], theirs.get(SETTINGS, {})
+    differing = differing or [key for key, value in their_settings.items() if settings.get(key) != value]
     if differing:
         raise InputError(
             f"{path} is of a run with another {' and another '.join(differing)}; give what that run had, choose "
             "another folder, or begin anew with resume=never"
         )
+
+
+def weights_sha256(checkpoint: dict[str, Any]) -> str:
+    """Of a checkpoint's weights: their names, shapes, dtypes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(checkpoint["state_dict"].items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def load_best(directory: RunDirectory) -> dict[str, Any]:
+    """best.ckpt of a finished run, held to its summary.
+
+    Raises:
+        InputError: it is not a readable checkpoint, or not this run's.
+    """
+    path = directory.checkpoints / "best.ckpt"
+    checkpoint = load_checkpoint(path)
+    known = directory.summary().get(WEIGHTS)  # which runs of before do not have
+    if known is not None and known != weights_sha256(checkpoint):
+        raise InputError(f"{path} is not the one of which {directory.path / SUMMARY} tells; {DAMAGED}")
+    return checkpoint

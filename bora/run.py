@@ -46,8 +46,13 @@ STORAGE = (
 )
 # The system's errors that need no trace, and what to do about them.
 ELSEWHERE = "choose a folder that can be written to, with hydra.run.dir=… or hydra.sweep.dir=…"
-PLACE = dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST), ELSEWHERE)
+PLACE = dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    ELSEWHERE,
+)
 FULL = "make room; what was saved before is whole, and the same command goes on from it"
+NO_MEMORY = "OutOfMemoryError", "can't allocate memory"
+MEMORY = "give a smaller lora.rank, data.batch_size or data.max_tokens; bora doctor says what a run costs"
 DISK = PLACE | dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), FULL)
 
 
@@ -115,6 +120,9 @@ def leaving() -> Iterator[None]:
     print_anything()
     sys.excepthook = print_trace
     try:
+        for word in sys.argv[1:]:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):  # Python's sign of a byte that is none
+                raise InputError(f"an argument is not in UTF-8: {word}")
         yield
     except KeyboardInterrupt:  # outside training, where bora.stopping sees to it
         print("bora: stopped by SIGINT", file=sys.stderr)
@@ -140,6 +148,11 @@ def told(error: Exception) -> tuple[str, int] | None:
         link = link.__cause__  # Hydra wraps what a reader or loader raises
     if link is not None:
         return " ".join(str(link).split()), BAD_INPUT
+    # torch's own error for a GPU's memory has no module that is loaded yet; for the machine's it has no type.
+    if isinstance(error, MemoryError) or any(
+        said in f"{type(error).__name__}: {error}" for said in NO_MEMORY
+    ):
+        return f"not enough memory ({first_line(error)}); {MEMORY}", DEFECT
     if isinstance(error, (TypeError, ValueError)) and raised_in(error).startswith("hydra."):
         return f"{UNUSABLE}: {first_line(error)}", BAD_INPUT
     if raised_in(error).startswith("optuna.storages."):

@@ -1,5 +1,6 @@
 """The Lightning Trainer of a run: checkpoints, early stopping, progress, and going on after a stop."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import RunDirectory
 from bora.results.task_lines import TaskLines
 from bora.results.training_log import TrainingLog
-from bora.resume import LastCheckpoint, WholeCheckpoints, hold_to, load_own
+from bora.resume import LastCheckpoint, WholeCheckpoints, hold_to, load_own, weights_sha256
 from bora.stopping import Stop
 
+ROUNDING = 1e-3  # by which a validation NLL may be another elsewhere: a run may go on on other hardware
 REFUSED = "trainer: Lightning refuses these settings"
 
 
@@ -51,11 +53,14 @@ class Fitter:
     best: BestCheckpoint
     last: LastCheckpoint
 
-    def fit(self, model: HierarchicalLoRA, data: L.LightningDataModule, resume_from: Path | None) -> None:
+    def fit(self, model: HierarchicalLoRA, data: L.LightningDataModule, resume_from: Path | None) -> str:
         """Train to the end, and leave the epoch that validation prefers in the model, and its metrics.
 
         Args:
             resume_from: the last.ckpt of an interrupted run, or None to start.
+
+        Returns:
+            The hash of that epoch's weights; see weights_sha256.
 
         Raises:
             InputError: training diverged: a loss is not finite, or no epoch had a finite validation NLL; or Lightning
@@ -93,6 +98,13 @@ class Fitter:
         hold_to(checkpoint, self.last.fingerprint | dict(model.hparams), best)
         model.load_factors(checkpoint)
         self.trainer.validate(model, data, verbose=False)
+        found = float(self.trainer.callback_metrics[model.monitor])
+        if not math.isclose(found, score.item(), rel_tol=ROUNDING):
+            raise InputError(
+                f"{best} is not of this run's best epoch: its validation NLL is {found:.6g} nats a token, not "
+                f"{score.item():.6g}; put it back as it was, or begin anew with resume=never"
+            )
+        return weights_sha256(checkpoint)
 
 
 def build_fitter(

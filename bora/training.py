@@ -21,9 +21,9 @@ from bora.model.module import HierarchicalLoRA
 from bora.model.pretrained import Pretrained
 from bora.processes import is_first
 from bora.results.loggers import build_loggers, tracked
-from bora.results.run_directory import RunDirectory, versions
+from bora.results.run_directory import RunDirectory, settings, versions
 from bora.results.tables import print_tasks
-from bora.resume import hold_to, load_checkpoint, load_own
+from bora.resume import SETTINGS, WEIGHTS, hold_to, load_best, load_own
 from bora.stopping import Stop, stopping
 from bora.trainer import build_fitter
 
@@ -87,7 +87,11 @@ def _train(
             cfg.tau, model.parameterization, cfg.prior.parameterization,
         )  # fmt: skip
     about = identity(cfg, model, corpus) | {"backbone_sha256": backbone}
-    fingerprint = {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
+    fingerprint = {
+        SETTINGS: settings(cfg),
+        "corpus or tokenizer": corpus.tokens_sha256(),
+        "backbone": backbone,
+    }
     checkpoint = {}
     if directory.resume_from is not None:
         checkpoint = load_own(directory.resume_from)
@@ -98,7 +102,7 @@ def _train(
     with tracked(loggers):
         fitter = build_fitter(cfg, directory, loggers, model.monitor, fingerprint, stop)
         trainer, training_log = fitter.trainer, fitter.log
-        fitter.fit(model, data, directory.resume_from)
+        weights = fitter.fit(model, data, directory.resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
@@ -109,7 +113,7 @@ def _train(
             "train_tokens_per_second": round(training_log.tokens_per_second, 1),
             "seconds": round(training_log.wall_seconds, 1),
         }
-        summary = about | summary
+        summary = about | summary | {WEIGHTS: weights}
         if trainer.is_global_zero:
             directory.write_per_task(per_task)
             directory.write_summary(summary)
@@ -215,7 +219,7 @@ def build_model(
     if cfg.init_from is not None:
         source = start_of(cfg.init_from)
         if source.finished() is not None:
-            model.start_from(load_checkpoint(source.checkpoints / "best.ckpt"))
+            model.start_from(load_best(source))
         else:
             start_from_adapters(model.adapters, source.path)
     return model

@@ -13,6 +13,8 @@ import bora
 from bora.model.module import HierarchicalLoRA
 from tests.conftest import table
 
+TABLE = ["data=table", "data.path=t.csv", "data.min_documents=5"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -48,7 +50,22 @@ from tests.conftest import table
         (["logger=none", "logger.kind=paper"], "logger.kind=paper"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
         (["+trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"], "no epoch would be validated"),
-        (["+trainer.check_val_every_n_epoch=a"], "Lightning refuses these settings"),
+        (["+trainer.check_val_every_n_epoch=a"], "check_val_every_n_epoch=a must be a whole number from 1"),
+        (["+trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch=0 must be a whole number from 1"),
+        (
+            ["+trainer.val_check_interval=0"],
+            "trainer.val_check_interval=0 must be a number of batches, or a share",
+        ),
+        (["+trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1 must be a number from 0"),
+        (["+trainer.gradient_clip_val=nan"], "trainer.gradient_clip_val=nan must be a number from 0"),
+        (["+trainer.num_nodes=2"], "trainer.num_nodes=2: a run is of one machine"),
+        ([f"trainer.accumulate_grad_batches={10**20}"], "must be a whole number from 1 to"),
+        (
+            [*TABLE, "trainer.accumulate_grad_batches=99"],
+            "needs as many training documents, and there are 14",
+        ),
+        (["data.prompt='\udcff{task}'"], "an argument is not in UTF-8: data.prompt='\\udcff{task}'"),
+        (["--password=1234"], "there is no option --password"),
         (["+trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 must be a whole number from 1"),
         (
             ["+trainer.limit_train_batches=0.5"],
@@ -79,6 +96,14 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_too_little_memory_is_told_in_one_line(command, tmp_path):
+    table(tmp_path / "t.csv", {"big": 30})
+    code, _, err = command(*TABLE, "lora.rank=1000000000", "hydra.run.dir=run")  # of terabytes
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("bora: not enough memory (")
+    assert "give a smaller lora.rank" in err
+
+
 def test_ctrl_c_before_training_is_one_line(command, monkeypatch):
     def interrupt(cfg):
         raise KeyboardInterrupt
@@ -93,6 +118,8 @@ def test_a_run_directory_that_is_a_file_is_told(command, tmp_path):
     code, _, err = command("logger=none", "hydra.run.dir=file")
     assert (code, err.count("\n")) == (2, 1)
     assert "file); choose a folder" in err
+    code, _, err = command("logger=none", f"hydra.run.dir={300 * 'x'}")
+    assert (code, err.count("\n"), "; choose a folder" in err) == (2, 1, True)
 
 
 def test_a_terminal_without_greek_letters_is_no_reason_to_fail(tmp_path):

@@ -312,6 +312,42 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
     assert not (tmp_path / "a/summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    "other", ["seed=1", "data.batch_size=5", "optim.eps=1e-6", "+trainer.gradient_clip_val=9"]
+)
+@pytest.mark.parametrize("files", [["best.ckpt"], ["last.ckpt", "../metrics.csv"]])
+def test_checkpoints_of_a_run_with_other_settings_are_refused(command, tmp_path, monkeypatch, other, files):
+    arguments = ["tau=10", "logger=none", *SMALL]
+    for more, folder in (([], "a"), ([other], "b")):
+        mend = stop_at(monkeypatch, "test_step", 1)
+        with pytest.raises(Stop):
+            command(*arguments, *more, f"hydra.run.dir={folder}")
+        mend()
+    for file in files:
+        shutil.copy(tmp_path / "b/checkpoints" / file, tmp_path / "a/checkpoints" / file)
+    code, _, err = command(*arguments, "hydra.run.dir=a")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"checkpoints/{files[0]} is of a run with another {other.lstrip('+').split('=')[0]};" in err
+    assert not (tmp_path / "a/summary.json").exists()
+
+
+def test_a_best_checkpoint_that_is_not_the_best_is_refused(command, tmp_path, monkeypatch):
+    arguments = ["tau=10", "optim.lr=0.01", "logger=none", *SMALL]
+    for steps in (7, 99):  # within the second epoch, and after the last
+        mend = stop_at(
+            monkeypatch, "training_step" if steps == 7 else "test_step", steps if steps == 7 else 1
+        )
+        with pytest.raises(Stop):
+            command(*arguments, "hydra.run.dir=a")
+        mend()
+        if steps == 7:
+            shutil.copy(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "first.ckpt")
+    shutil.copy(tmp_path / "first.ckpt", tmp_path / "a/checkpoints/best.ckpt")
+    code, _, err = command(*arguments, "hydra.run.dir=a")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "checkpoints/best.ckpt is not of this run's best epoch: its validation NLL is" in err
+
+
 def test_a_key_of_a_later_version_does_not_undo_what_is_finished(command, tmp_path):
     assert command("logger=none", *SMALL, "hydra.run.dir=a")[0] == 0
     config = tmp_path / "a/config.yaml"

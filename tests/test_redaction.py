@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from bora import doctor, report
+from bora.interop import adapt, evaluate, export, generate
 from bora.machine import reach
 from bora.redaction import MARK, redacted, redacted_words
 from bora.results.run_directory import RunDirectory
@@ -162,11 +164,56 @@ def test_a_second_time_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "key", ["api_key", "private_key", "passphrase", "credentials", "token", "PGPASSWORD"]
+    "key",
+    [
+        "api_key",
+        "private_key",
+        "passphrase",
+        "credentials",
+        "token",
+        "PGPASSWORD",
+        "accessToken",
+        "clientSecret",
+        "api-key",
+        "passwords",
+        "secrets",
+        "tokens",
+        "auth",
+        "Authorization",
+        "db_pass",
+        "pwd",
+        "wandb_key",
+        "github_pat",
+        "private_key_pem",
+        "password_hash",
+        "secrets.a",
+        "OPENAI_KEY",
+    ],
 )
 @pytest.mark.parametrize("value", ["a: b", 3.5, True, ["a", "b"], {"a": "b"}])
 def test_all_that_stands_under_a_secrets_key_is_one(key, value):
+    if key == "tokens" and isinstance(value, (int, float)):
+        return  # they are counted
     assert redacted({"x": {key: value}}) == {"x": {key: MARK}}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["key", "sort_key", "n_tokens", "max_tokens", "password_file", "token_path", "exclude_keys", "compass"],
+)
+def test_what_stands_under_others_is_none(key):
+    assert redacted({"x": {key: "a b"}}) == {"x": {key: "a b"}}
+
+
+@pytest.mark.parametrize("option", [["--password=SECRET"], ["--password SECRET"], ["--password", "SECRET"]])
+@pytest.mark.parametrize(
+    "main", [evaluate.main, export.main, adapt.main, report.main, doctor.main, generate.main]
+)
+def test_an_option_that_there_is_not_is_told_without_what_it_was_given(call, command, main, option):
+    option = [word.replace("SECRET", IN_CONFIG["key"]) for word in option]
+    for code, out, err in (call(main, "run", *option), command(*option)):
+        assert code == 2
+        without_secrets(Path.cwd(), out, err)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +226,10 @@ def test_all_that_stands_under_a_secrets_key_is_one(key, value):
         ("HTTPS://word@host", f"HTTPS://{MARK}@host"),
         ("https://host/x?sv=1&sig=ab%3D&b=2", f"https://host/x?sv=1&sig={MARK}&b=2"),
         ("https://host/x?X-Amz-Signature=ab", f"https://host/x?X-Amz-Signature={MARK}"),
+        ("https://host/x#access_token=ab", f"https://host/x#access_token={MARK}"),
+        ("https://me:a/b#c@host/x@y", f"https://me:{MARK}@host/x@y"),
+        ("jdbc:x://host;user=me;password=ab", f"jdbc:x://host;user=me;password={MARK}"),
+        ("mssql:///?odbc=UID%3Dme%3BPWD%3Dab%3BX%3D1", f"mssql:///?odbc=UID%3Dme%3BPWD%3D{MARK}%3BX%3D1"),
     ],
 )
 def test_passwords_in_urls(url, shown):
@@ -202,6 +253,11 @@ FORMS = [
     f"+logger.private_key='-----BEGIN\n{HIDDEN}\n-----END'",
     f"+logger.db='postgresql://me:pa/ss {HIDDEN}@db'",
     f"+logger.mail='https://me@corp.com:{HIDDEN}@host'",
+    f"+logger.accessToken={HIDDEN}",
+    f"+secrets.of.mine={HIDDEN}",
+    f"+tokens=[{HIDDEN},b{HIDDEN}]",
+    f"+logger.headers={{Authorization:'Bearer {HIDDEN}'}}",
+    "+logger.pass='${oc.env:DB_PASS}'",
     "+logger.note='by ${oc.env:AWS_SECRET_ACCESS_KEY} and ${oc.env:HF_TOKEN} and ${oc.env:PGPASSWORD}'",
 ]
 
@@ -211,6 +267,7 @@ def hidden(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"/{HIDDEN}")  # not the name of a file
     monkeypatch.setenv("HF_TOKEN", f"it's: {HIDDEN}\n")
     monkeypatch.setenv("PGPASSWORD", f"C{HIDDEN}")
+    monkeypatch.setenv("DB_PASS", f"{HIDDEN} of a database")
     monkeypatch.setattr("tests.test_redaction.SECRETS", [HIDDEN])
 
 

@@ -3,7 +3,9 @@
 import ast
 import io
 import json
+import os
 import pickle
+import re
 import shutil
 import tarfile
 import tracemalloc
@@ -181,6 +183,49 @@ def test_what_is_no_runs_config_is_not_run_again(run, mark, command, tmp_path):
         one_line(command("--again", str(run), "hydra.run.dir=again"), said)
     one_line(command("--again", str(tmp_path / "nowhere")), "config.yaml is not readable")
     one_line(command("--again"), "--again needs a run directory")
+
+
+def test_a_finished_runs_files_are_held_to_each_other(run, command, call, tmp_path):
+    """One of another run in its place, or another number, is told by whatever reads it."""
+    new = "hydra.run.dir=other", "init_from=run"
+    ask = "--task", "a", "--prompt", "the"
+    assert command(*RUN, "tau=0", "hydra.run.dir=zero")[0] == 0
+    best, config, summary = run / "checkpoints/best.ckpt", run / "config.yaml", run / "summary.json"
+    whole = {file: file.read_bytes() for file in (best, config, summary)}
+    shutil.copy(tmp_path / "zero/checkpoints/best.ckpt", best)
+    for found in (call(generate.main, run, *ask), command(*RUN, *new)):
+        one_line(found, "best.ckpt is not the one of which", "run/summary.json tells")
+    best.unlink()
+    os.mkfifo(best)
+    for found in (call(generate.main, run, *ask), command(*RUN, *new)):
+        one_line(found, "best.ckpt is not a readable checkpoint: it is no ordinary file")
+    best.unlink()
+    best.write_bytes(whole[best])
+    config.write_text(re.sub(r"max_tokens: \d+", "max_tokens: 9", config.read_text()))
+    one_line(call(generate.main, run, *ask), "config.yaml is not what the run wrote")
+    config.write_bytes(whole[config])
+    config.write_text(config.read_text().replace("path: t.csv", "path: elsewhere.csv"))  # the table was moved
+    assert call(generate.main, run, *ask)[0] == 0
+    config.write_bytes(whole[config])
+    summary.write_text(re.sub(r'"tau": .*,', '"tau": 7,', summary.read_text()))
+    one_line(call(generate.main, run, *ask), "summary.json is not what the run wrote")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("tau", "abc", "tau is no number"), ("tau", None, "tau is no number"), ("tau", [1], "tau is no number"),
+        ("tau", "nan", "tau is nan"), ("tau", -1, "tau is -1"), ("model", 3, "model is no text"),
+        ("data_sha256", "gone", "has no data_sha256"), ("dtype", "int3", "model.dtype=int3"),
+    ],
+)  # fmt: skip
+def test_a_summary_of_another_form_is_told(run, call, key, value, told):
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["sha256"], summary[key]  # who forges one can leave its hash out
+    (run / "summary.json").write_text(json.dumps(summary | ({} if value == "gone" else {key: value})))
+    one_line(call(generate.main, run, "--task", "a", "--prompt", "the"), told)
+    if key != "dtype":
+        one_line(call(report.main, run), told)
 
 
 def test_a_checkpoint_of_another_run_is_told(run, command, call, tmp_path):

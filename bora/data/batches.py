@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bora.data.encoding import Encoded
+from bora.errors import InputError
 from bora.model.likelihood import IGNORE
 
 
@@ -122,6 +123,17 @@ class Batches(Sampler):
         self.documents_a_step = max(batch_size * accumulate, self.least)
         n_spare = len(self.lengths) + self.documents_a_step - self.least
         self.n_steps = max(1, n_spare // self.documents_a_step)
+
+    def check_trainable(self) -> None:
+        """
+        Raises:
+            InputError: a step's batches, a share of each for every process, are more than there are documents.
+        """
+        if len(self.lengths) < self.least:
+            raise InputError(
+                f"trainer.accumulate_grad_batches={self.accumulate} on {self.n_processes} device(s) needs as many "
+                f"training documents, and there are {len(self.lengths)}; give fewer"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""

@@ -223,4 +223,7 @@ class TaskDataModule(L.LightningDataModule):
         if self.trainer:
             shares = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
             shares["accumulate"] = self.trainer.accumulate_grad_batches if training else 1
-        return loader(documents, Batches(lengths, batch_size, order, self.seed, **shares))
+        batches = Batches(lengths, batch_size, order, self.seed, **shares)
+        if training:
+            batches.check_trainable()
+        return loader(documents, batches)

@@ -16,17 +16,32 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bora.config import MOST, SEEDS
 from bora.data.batches import Batches, Documents, loader, on_device
 from bora.data.encoding import Encoded, encode
 from bora.errors import InputError
+from bora.files import output_folder
+from bora.interop.common import destination
 from bora.interop.restore import Restored, restore
 from bora.interop.texts import read_texts, sha256
 from bora.model.module import HierarchicalLoRA
+from bora.redaction import Parser
 from bora.results.run_directory import PER_TASK_COLUMNS, RunDirectory, versions
 from bora.results.saved_config import CONFIG
-from bora.resume import WholeCheckpoints
+from bora.resume import WEIGHTS, WholeCheckpoints, not_finite, weights_sha256
 from bora.run import leaving
 from bora.training import encoding_options
+
+
+def check_tau(tau: float) -> None:
+    """
+    Raises:
+        InputError: there is nothing to fit with such a prior.
+    """
+    if not 0 < tau < math.inf:
+        raise InputError(
+            f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau"
+        )
 
 
 def new_tasks(
@@ -43,10 +58,7 @@ def new_tasks(
     Raises:
         InputError: τ is out of range.
     """
-    if not 0 < tau < float("inf"):
-        raise InputError(
-            f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau"
-        )
+    check_tau(tau)
     known = dict(restored.model.hparams) | {
         "task_names": list(names), "task_documents": list(task_documents), "n_tokens": n_tokens, "tau": tau,
         "parameterization": "noncentered", "estimator": "by_document", "likelihood": "sum", "lr": None,
@@ -107,7 +119,7 @@ def adapt(
         epochs, lr, batch_size, seed: see `fit`.
 
     Raises:
-        InputError: τ is out of range.
+        InputError: τ is out of range, or training diverged.
     """
     names = list(dict.fromkeys(tasks))
     index = [names.index(t) for t in tasks]
@@ -116,6 +128,9 @@ def adapt(
     model.lr = lr
     pad = restored.tokenizer.pad_token_id or 0
     fit(model, Documents(encoded, index, pad), epochs, batch_size, seed)
+    lost = not_finite(model.adapters)
+    if lost is not None:
+        raise InputError(f"training diverged: not all of {lost} is finite; give a learning rate below {lr:g}")
     return model.eval()
 
 
@@ -129,7 +144,7 @@ def write(
         about: for summary.json.
     """
     directory = RunDirectory(out)
-    directory.checkpoints.mkdir(parents=True)
+    directory.checkpoints.mkdir()
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
     state = {f"adapters.{key}": value.cpu() for key, value in model.adapters.state_dict().items()}
     checkpoint = {"state_dict": state, "hyper_parameters": dict(model.hparams)}
@@ -141,15 +156,13 @@ def write(
         }
     )  # fmt: skip
     directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
-    directory.write_summary(about)
+    directory.write_summary(about | {WEIGHTS: weights_sha256(checkpoint)})
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bora adapt", description="Fit new tasks from a finished run's prior, its Θ fixed."
-    )
+    parser = Parser(prog="bora adapt", description="Fit new tasks from a finished run's prior, its Θ fixed.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's directory")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to; it must not exist")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
     parser.add_argument(
         "--data", required=True, type=Path, metavar="FILE", help="the table of the new tasks' documents"
     )
@@ -169,13 +182,12 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: for whatever in the input cannot be used, before anything is trained.
     """
-    for name in ("epochs", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be 1 or more")
+    for name, low, high in (("epochs", 1, MOST), ("batch_size", 1, MOST), ("seed", 0, SEEDS)):
+        if not low <= getattr(arguments, name) <= high:
+            raise InputError(f"--{name.replace('_', '-')} must be a whole number from {low} to {high}")
     if not 0 < arguments.lr < math.inf:
         raise InputError(f"--lr {arguments.lr:g}: must be a number above 0")
-    if arguments.out.exists():
-        raise InputError(f"{arguments.out} is there already; give another folder")
+    out = destination(arguments.out)
     table = read_texts(arguments.data, arguments.text, arguments.task, need_task=True)
     restored = restore(arguments.run)
     named = table[table["task"].str.strip() != ""]
@@ -193,6 +205,8 @@ def run(arguments: argparse.Namespace) -> None:
     if without:
         raise InputError(f"task {without[0]!r} has no document with a token to score")
     tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
+    check_tau(tau)
+    output_folder(out)
     model = adapt(
         restored, encoded, tasks, tau, arguments.epochs, arguments.lr, arguments.batch_size, arguments.seed
     )
@@ -209,13 +223,13 @@ def run(arguments: argparse.Namespace) -> None:
     for e, name in zip(encoded, tasks, strict=True):
         tokens[name] += e.n_scored
     about |= {"data_sha256": sha256(table), "versions": versions()}
-    write(model, restored, arguments.out, list(tokens.values()), about | shared)
+    write(model, restored, out, list(tokens.values()), about | shared)
     for name, n, distance in zip(
         model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True
     ):
         print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
     print("dropped:", ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "nothing")
-    print(f"adapted: {arguments.out.resolve()}")
+    print(f"adapted: {out}")
 
 
 def main() -> None:

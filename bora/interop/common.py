@@ -9,9 +9,10 @@ import torch
 from omegaconf import DictConfig
 
 from bora.data.encoding import beginning
-from bora.errors import InputError
+from bora.errors import InputError, first_line
 from bora.interop.restore import Restored, restore
 from bora.model.pretrained import DTYPES
+from bora.redaction import Parser
 from bora.training import encoding_options
 
 DEVICES = ("cpu", "cuda")
@@ -19,11 +20,28 @@ DEVICES = ("cpu", "cuda")
 
 def run_parser(command: str, description: str) -> argparse.ArgumentParser:
     """A parser that knows RUN, --device and --dtype."""
-    parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
+    parser = Parser(prog=f"bora {command}", description=description)
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where it is computed (cpu)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the backbone (the run's own)")
     return parser
+
+
+def destination(out: Path) -> Path:
+    """The folder to write, as an absolute path.
+
+    Raises:
+        InputError: there is something in it.
+    """
+    out = out.expanduser().resolve()
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty; give a folder that is, or a new one")
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file; give a folder that is empty, or a new one")
+    except OSError as error:
+        raise InputError(f"{out} cannot be used: {first_line(error)}") from error
+    return out
 
 
 def restore_on(run: Path, device: str = "cpu", dtype: str | None = None) -> Restored:

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bora.config import MOST
 from bora.errors import InputError
-from bora.files import write_whole
+from bora.files import output_folder, write_whole
 from bora.interop.common import restore_on, run_parser
 from bora.interop.restore import Restored
 from bora.interop.score import (
@@ -32,7 +33,8 @@ from bora.interop.score import (
     perplexities,
 )
 from bora.interop.texts import check_there, read_texts, sha256
-from bora.results.run_directory import DOCUMENTS, PER_TASK, SUMMARY, RunDirectory, versions
+from bora.results.run_directory import DOCUMENTS, METRICS, PER_TASK, SUMMARY, RunDirectory, versions
+from bora.results.saved_config import CONFIG
 from bora.results.tables import plain_console
 from bora.run import leaving
 
@@ -137,20 +139,14 @@ def evaluate(
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder for the files, and take away what would not be written anew in it.
+    """Make the folder for the files.
 
     Raises:
-        InputError: no files can be written there.
+        InputError: no files can be written there, or a run's are there, of the same names.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, PER_TASK, "likelihoods.csv", "likelihoods.parquet"):
-            (out / name).unlink(missing_ok=True)
-        writable = os.access(out, os.W_OK)
-    except OSError as error:
-        raise InputError(f"--out {out}: nothing can be written there ({error.strerror})") from error
-    if not writable:
-        raise InputError(f"--out {out}: nothing can be written there")
+    if any((out / name).exists() for name in (CONFIG, METRICS, "checkpoints")):
+        raise InputError(f"--out {out}: a run is in that folder; give another one")
+    output_folder(out)
 
 
 def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
@@ -159,9 +155,11 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
     Args:
         names: the run's tasks.
         about: what was evaluated: the summary's first part.
-        out: from make_folder.
+        out: from make_folder; an earlier evaluation there is taken away.
         form: of likelihoods.FORM, csv or parquet; None for no such file.
     """
+    for name in (SUMMARY, PER_TASK, "likelihoods.csv", "likelihoods.parquet"):
+        (out / name).unlink(missing_ok=True)
     write_whole(out / DOCUMENTS, found.documents.to_csv(index=False))
     if found.per_task is not None:
         write_whole(out / PER_TASK, found.per_task.to_csv(index=False))
@@ -269,8 +267,8 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.perf_counter()
     with leaving():
-        if arguments.batch_size < 1:
-            raise InputError(f"--batch-size {arguments.batch_size}: must be 1 or more")
+        if not 1 <= arguments.batch_size <= MOST:
+            raise InputError(f"--batch-size {arguments.batch_size}: must be a whole number from 1 to {MOST}")
         check_there(arguments.data)
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         column = arguments.text or restored.cfg.data.get("text") or "text"

@@ -19,18 +19,19 @@ from transformers.pytorch_utils import Conv1D
 from bora.errors import InputError, first_line
 from bora.files import write_whole
 from bora.interop.card import card
-from bora.interop.common import check_tasks
+from bora.interop.common import check_tasks, destination
 from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
 from bora.names import safe_names
+from bora.redaction import Parser
 from bora.run import leaving
 
 NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bora export",
         description="A finished run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean as one more.",
     )
@@ -88,23 +89,6 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     with whole(out) as folder:
         n = write_adapters(folder, restored, base, wanted)
     print(f"{n} PEFT adapters: {out}")
-
-
-def destination(out: Path) -> Path:
-    """The folder to write, as an absolute path.
-
-    Raises:
-        InputError: there is something in it.
-    """
-    out = out.expanduser().resolve()
-    try:
-        if out.is_dir() and any(out.iterdir()):
-            raise InputError(f"{out} is not empty; give a folder that is, or a new one")
-        if out.exists() and not out.is_dir():
-            raise InputError(f"{out} is a file; give a folder that is empty, or a new one")
-    except OSError as error:
-        raise InputError(f"{out} cannot be used: {first_line(error)}") from error
-    return out
 
 
 def require_peft() -> None:

@@ -1,5 +1,6 @@
 """A finished run as a model again: what every command that uses a run begins with."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from bora.config import flat
 from bora.errors import InputError, first_line
-from bora.model.loading import load_backbone
+from bora.model.loading import backbone_sha256, load_backbone
 from bora.model.module import HierarchicalLoRA
 from bora.results.run_directory import RunDirectory
-from bora.results.saved_config import CONFIG, EARLIER, check_calls, read_config
-from bora.resume import load_checkpoint
+from bora.results.saved_config import CONFIG, EARLIER, check_calls
+from bora.resume import load_best
+
+log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
@@ -52,11 +55,11 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
         InputError: there is no finished run in that folder, its files are not whole, or its backbone cannot be loaded.
     """
     directory = RunDirectory(Path(run).expanduser())
-    summary = directory.finished()
-    if summary is None:
+    if directory.finished() is None:
         raise InputError(f"{run}: there is no finished run in that folder (no summary.json)")
+    summary = directory.summary_with(["tau"], ["data_sha256", "dtype", "model"])
     try:
-        cfg = read_config(directory.path / CONFIG)
+        cfg = directory.config()
         cfg.model.dtype = dtype or summary["dtype"]
         known = flat(OmegaConf.to_container(cfg))
         for key, value in EARLIER.items():
@@ -66,12 +69,12 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
     except (OSError, KeyError, OmegaConfBaseException) as error:
         raise InputError(f"{run} is not a whole run directory: {CONFIG}: {first_line(error)}") from error
     check_calls(cfg, "model.loader")
-    checkpoint = load_checkpoint(directory.checkpoints / "best.ckpt")
+    checkpoint = load_best(directory)
     pretrained = load_backbone(cfg.model, accelerator, max_tokens)
-    if "hyper_parameters" not in checkpoint:
-        raise InputError(
-            f"{directory.checkpoints / 'best.ckpt'} is not a run's checkpoint: it has no hyper_parameters"
-        )
+    trained_on = summary.get("backbone_sha256")  # which runs of before do not have
+    same_dtype = dtype in (None, summary["dtype"])
+    if trained_on is not None and same_dtype and trained_on != backbone_sha256(pretrained.model):
+        log.warning("the backbone is not to the bit the one that %s was trained on", run)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
     model.load_factors(checkpoint)
     return Restored(model.eval(), pretrained.tokenizer, cfg, summary, directory)

@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from bora.errors import InputError
-from bora.files import write_whole
+from bora.errors import InputError, first_line
+from bora.files import ordinary, write_whole
 from bora.processes import is_first
 
 METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file then
@@ -99,10 +99,12 @@ def _read(path: Path, size: int) -> bytes:
         InputError: there are not as many.
     """
     try:
-        with path.open("rb") as file:
+        with ordinary(path).open("rb") as file:
             kept = file.read(size)
     except FileNotFoundError as error:
         raise InputError(f"{path} is gone, to which the interrupted run would add; {MEND}") from error
+    except OSError as error:
+        raise InputError(f"{path} is not readable: {first_line(error)}; {MEND}") from error
     if len(kept) < size:
         raise InputError(
             f"{path} has {len(kept)} bytes, where the last checkpoint was made after {size}; {MEND}"

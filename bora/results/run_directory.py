@@ -22,11 +22,11 @@ from omegaconf import DictConfig
 
 from bora.config import flat, plain
 from bora.errors import InputError, first_line, printable
-from bora.files import PARTIAL, write_whole
+from bora.files import PARTIAL, ordinary, write_whole
 from bora.names import has_control
 from bora.processes import is_first
 from bora.redaction import as_yaml, redacted
-from bora.results.saved_config import CONFIG, read_settings
+from bora.results.saved_config import CONFIG, read_config, with_earlier
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ LIBRARIES = (
 )
 DOCUMENTS, PER_TASK, SUMMARY = "documents.csv", "per_task.csv", "summary.json"
 METRICS, FAILED, LOCK, HYDRA = "metrics.csv", "failed.json", ".lock", ".hydra"
-# Keys of a trained run's summary that are shown or compared.
+# Keys of a trained run's summary that are shown or compared: numbers, and texts.
 RESULTS = (
     "tau",
     "seed",
@@ -69,8 +69,12 @@ RESULTS = (
     "test_perplexity_macro",
     "base_test_perplexity",
     "best_epoch",
-    "data_sha256",
 )
+NAMES = ("data", "data_sha256", "model")
+SHA256 = "sha256"  # in the summary: of the rest of it
+# Settings that say where something lies, not what it is: they may be put right in a finished run that was moved.
+PLACES = ("data.path", "data.reader.", "model.path", "model.loader.", "init_from", "logger.")
+SECONDS = ("seconds", "train_tokens_per_second")  # the summary's figures that are another each time
 DAMAGED = "it is damaged; take another copy, or run again in another folder"
 # What decides how a run goes on, not what comes of it.
 HOW_IT_RUNS = {"resume", "checkpoint_minutes"}
@@ -132,7 +136,39 @@ class RunDirectory:
         Raises:
             InputError: it is damaged.
         """
-        return self._read_json(SUMMARY)
+        summary = self._read_json(SUMMARY)
+        if summary.get(SHA256, SHA256) not in (SHA256, _sha256(summary)):  # runs of before do not have it
+            raise InputError(f"{self.path / SUMMARY} is not what the run wrote; {DAMAGED}")
+        return summary
+
+    def summary_with(self, numbers: Collection[str], texts: Collection[str]) -> dict[str, Any]:
+        """The same, which has these keys.
+
+        Raises:
+            InputError: it is damaged, or one is missing or of another type.
+        """
+        summary = self.summary()
+        for key in (*numbers, *texts):
+            if key not in summary:
+                raise InputError(f"{self.path / SUMMARY} has no {key}; {DAMAGED}")
+            value = summary[key]
+            if not (_is_number(value) if key in numbers else isinstance(value, str)):
+                kind = "number" if key in numbers else "text"
+                raise InputError(f"{self.path / SUMMARY}: {key} is no {kind}; {DAMAGED}")
+        if "tau" in numbers and not float(summary["tau"]) >= 0:
+            raise InputError(f"{self.path / SUMMARY}: tau is {summary['tau']}; {DAMAGED}")
+        return summary
+
+    def config(self) -> DictConfig:
+        """config.yaml of a run that finished, as written.
+
+        Raises:
+            InputError: it is damaged, or changed since (but for PLACES).
+        """
+        found = read_config(self.path / CONFIG)
+        if self.summary().get("config_sha256", _config_sha256(found)) != _config_sha256(found):
+            raise InputError(f"{self.path / CONFIG} is not what the run wrote; {DAMAGED}")
+        return found
 
     def per_task(self) -> pd.DataFrame:
         """per_task.csv as written.
@@ -157,10 +193,7 @@ class RunDirectory:
         Raises:
             InputError: one of them is damaged.
         """
-        summary = self.summary()
-        lacking = [key for key in RESULTS if key not in summary]
-        if lacking:
-            raise InputError(f"{self.path / SUMMARY} has no {lacking[0]}; {DAMAGED}")
+        summary = self.summary_with(RESULTS, NAMES)
         with readable(self.path / PER_TASK):
             known = summary.get("per_task_sha256")  # which runs of before do not have
             if known is not None and known != self._per_task_sha256():
@@ -220,9 +253,9 @@ class RunDirectory:
         A key that config.yaml does not have, and EARLIER does not know, differs only if it is among the keys that
         are `given`. The keys in HOW_IT_RUNS never differ.
         """
-        theirs = redacted(read_settings(self.path / CONFIG))
-        ours = flat(redacted(plain(cfg)))
-        known = (theirs.keys() | (ours.keys() & set(given))) - HOW_IT_RUNS
+        theirs = redacted(with_earlier(read_config(self.path / CONFIG)))
+        ours = settings(cfg)
+        known = (theirs.keys() - HOW_IT_RUNS) | (ours.keys() & set(given))
         return sorted(k for k in known if theirs.get(k) != ours.get(k))
 
     def write_documents(self, documents: pd.DataFrame) -> None:
@@ -235,10 +268,13 @@ class RunDirectory:
         write_whole(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """summary.json; the last file of a run, with a hash of per_task.csv. An infinite τ is written as "inf"."""
+        """summary.json; the last file of a run, with hashes of itself and of others. An infinite τ is "inf"."""
+        if (self.path / CONFIG).is_file():
+            config = read_config(self.path / CONFIG)
+            summary = summary | {"config_sha256": _config_sha256(config)}
         if (self.path / PER_TASK).is_file():  # where texts without labels were evaluated there is none
             summary = summary | {"per_task_sha256": self._per_task_sha256()}
-        self._write_json(SUMMARY, summary)
+        self._write_json(SUMMARY, summary | {SHA256: _sha256(summary)})
         (self.path / FAILED).unlink(
             missing_ok=True
         )  # of a sweep's job that was refused while this run was at work
@@ -251,10 +287,11 @@ class RunDirectory:
     def failure(self) -> dict[str, Any]:
         """failed.json as written: error (one line) and exit_code of a failed job."""
         found = self._read_json(FAILED)
-        return found | {
-            "error": printable(str(found.get("error"))),
-            "exit_code": int(found.get("exit_code", 1)),
-        }
+        with readable(self.path / FAILED):
+            code = found.get("exit_code", 1)
+            if not isinstance(code, int):
+                raise ValueError("exit_code is no whole number")
+            return found | {"error": printable(str(found.get("error"))), "exit_code": code}
 
     def _read_json(self, name: str) -> dict[str, Any]:
         with readable(self.path / name) as file:
@@ -276,9 +313,31 @@ def readable(file: Path) -> Iterator[Path]:
         InputError: it cannot be.
     """
     try:
-        yield file
+        yield ordinary(file)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not readable: {first_line(error)}; {DAMAGED}") from error
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """What decides a run's numbers, flat and without secrets: {"prior.penalty": "gaussian", …}."""
+    return {key: value for key, value in flat(redacted(plain(cfg))).items() if key not in HOW_IT_RUNS}
+
+
+def _is_number(value: Any) -> bool:
+    return value in ("inf", "-inf", "nan") or (
+        isinstance(value, (int, float)) and not isinstance(value, bool)
+    )
+
+
+def _sha256(summary: Mapping[str, Any]) -> str:
+    """Of a summary as JSON, but for itself and for what is another each time."""
+    kept = {key: value for key, value in summary.items() if key not in (SHA256, *SECONDS)}
+    return hashlib.sha256(json.dumps(json_safe(kept), sort_keys=True).encode()).hexdigest()
+
+
+def _config_sha256(cfg: DictConfig) -> str:
+    kept = {key: value for key, value in settings(cfg).items() if not key.startswith(PLACES)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bora.errors import InputError
 from bora.results.run_directory import DAMAGED, FAILED, HYDRA, SUMMARY, RunDirectory
-from bora.results.saved_config import CONFIG, read_settings
+from bora.results.saved_config import CONFIG, with_earlier
 
 SETTINGS = (
     "name",
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Run:
     """
     summary, per_task = RunDirectory(folder).results()
     summary = {k: _number(v) for k, v in summary.items()}
-    config = read_settings(folder / CONFIG)
+    config = with_earlier(RunDirectory(folder).config())
     lacking = [key for key in SETTINGS if key not in config]
     if lacking:
         raise InputError(f"{folder / CONFIG} has no {lacking[0]}; {DAMAGED}")

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import CLOSED, GROUPS, config_folder, flat, plain
 from bora.errors import InputError, first_line
+from bora.files import ordinary
 
 CONFIG = "config.yaml"
 # Where the loaders were when an older config.yaml was written → where they are.
@@ -47,7 +48,7 @@ def read_config(file: Path) -> DictConfig:
         InputError: there is no such file, it is no config, or it holds what would be looked up when it is read.
     """
     try:
-        text = file.read_text("utf-8")
+        text = ordinary(file).read_text("utf-8")
         # Aliases let a few lines stand for more than memory holds; a config that was written has none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise InputError(f"{file}: a run's config has no YAML aliases")
@@ -64,9 +65,9 @@ def read_config(file: Path) -> DictConfig:
     return cfg
 
 
-def read_settings(file: Path) -> dict[str, Any]:
-    """The same, flat: {"prior.penalty": "gaussian", …}; what it is too old to say is filled in."""
-    return EARLIER | flat(OmegaConf.to_container(read_config(file)))
+def with_earlier(cfg: DictConfig) -> dict[str, Any]:
+    """A config that was read, flat: {"prior.penalty": "gaussian", …}; what it is too old to say is filled in."""
+    return EARLIER | flat(OmegaConf.to_container(cfg))
 
 
 def check_calls(cfg: DictConfig, part: str = "") -> None:

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 
 from bora.errors import InputError
-from bora.results.run_directory import DOCUMENTS
+from bora.results.run_directory import DOCUMENTS, RunDirectory
 from bora.results.runs import Run
 from bora.results.saved_config import CONFIG, check_calls, read_config
-from bora.resume import load_checkpoint
+from bora.resume import load_best
 
 PERMUTATIONS = 2_000
 
@@ -72,7 +72,7 @@ def build_task_map(run: Run, column: str | None = None) -> TaskMap:
     path = run.folder / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise InputError(f"the map of tasks needs {path}, which is not there")
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_best(RunDirectory(run.folder))
     tasks = checkpoint["hyper_parameters"]["task_names"]
     if len(tasks) < 3:
         raise InputError(f"the map of tasks needs three tasks or more; {run.folder} has {len(tasks)}")

@@ -2,9 +2,12 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import zipfile
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from bora.data import csv_file
@@ -180,3 +183,23 @@ def test_a_large_table_is_kept_and_read_the_same(tmp_path, monkeypatch):
         )[list(small)],
         small,
     )
+
+
+def test_a_parquet_file_whose_rows_were_miscounted_is_refused(tmp_path):
+    file = tmp_path / "t.parquet"
+    pa.parquet.write_table(pa.table({"task": ["a"] * 1000, "text": [f"text {i}" for i in range(1000)]}), file)
+    whole, thousand, fewer = file.read_bytes(), b"\xd0\x0f", b"\xd0\x0b"  # as Thrift writes 1000 and 744
+    seen = set()
+    for place in re.finditer(re.escape(thousand), whole):
+        file.write_bytes(whole[: place.start()] + fewer + whole[place.end() :])
+        try:
+            plainly = len(pa.parquet.read_table(file))
+        except (OSError, pa.ArrowInvalid):
+            plainly = None
+        try:
+            ours = len(read(file))
+        except InputError:
+            ours = None
+        seen.add((plainly, ours))
+    assert (744, None) in seen
+    assert all(ours in (None, 1000) for _, ours in seen)

@@ -1,5 +1,7 @@
 """What clusters do: signals, full disks, two processes in a folder, damaged files, losses that are not finite."""
 
+import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -44,7 +46,6 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(whole, tmp_path, signum, 
 
 
 def signal_to(pid: int, name: str) -> None:
-    import os
 
     os.kill(pid, getattr(signal, name))
 
@@ -212,6 +213,8 @@ DAMAGES = {
     "something else": lambda data: b"[1, 2]\n",
     "deep": lambda data: b"[" * 100_000,
     "without its first line": lambda data: data.split(b"\n", 1)[1],
+    "another number": lambda data: re.sub(rb"(?m)(max_tokens: |perplexity\": |pickle,)\d", rb"\g<1>7", data),
+    "a pipe": lambda data: "a pipe",
 }
 
 
@@ -222,11 +225,17 @@ def test_a_damaged_file_of_a_finished_run_is_told_in_one_line(command, call, tmp
         file = tmp_path / "run" / name
         whole = file.read_bytes()
         data = DAMAGES[damage](whole)
-        file.unlink() if data is None else file.write_bytes(data)
-        if name == "summary.json" and data is None:
+        assert data != whole
+        file.unlink()
+        if data == "a pipe":
+            os.mkfifo(file)
+        elif data is not None:
+            file.write_bytes(data)
+        if name == "summary.json" and not file.is_file():
             continue  # an unfinished run: not told, but done again
         code, _, err = command(*RUN, "hydra.run.dir=run")
         assert (code, err.count("\n"), err[:6]) == (2, 1, "bora: "), (name, err)
         code, _, err = call(report.main, "run")
         assert (code, err.count("\n"), err[:6]) == (2, 1, "bora: "), (name, err)
+        file.unlink(missing_ok=True)
         file.write_bytes(whole)

@@ -115,7 +115,13 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, c
     assert "not measured" in card
     assert restored.summary["data_sha256"] in card
     for arguments, said in (
-        (["run", "out", "--data", str(new)], "is there already"),
+        (["run", "out", "--data", str(new)], "is not empty"),
+        (["run", "/proc/other", "--data", str(new)], "/proc/other: nothing can be written there"),
+        (["run", "other", "--data", str(new), "--seed", "-1"], "--seed must be a whole number from 0"),
+        (
+            ["run", "other", "--data", str(new), "--batch-size", str(10**20)],
+            "--batch-size must be a whole number",
+        ),
         (["nowhere", "other", "--data", str(new)], "no finished run"),
         (["run", "other", "--data", "absent.csv"], "--data absent.csv: there is no such file"),
         (["run", "other", "--data", str(new), "--lr", "inf"], "--lr inf"),
@@ -127,3 +133,7 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, c
         assert said in err
         assert len(err.splitlines()) == 1
         assert not (tmp_path / "other").exists()
+    code, _, err = run("run", "other", "--data", str(new), "--lr", "1e30")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "training diverged" in err
+    assert not list((tmp_path / "other").iterdir())

@@ -258,6 +258,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(run, line, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     os.mkfifo("pipe")
+    before = {f: f.read_bytes() for f in tmp_path.glob("run/*.*") if f.is_file()}
     (tmp_path / "new.txt").write_text("text\na\n")
     pd.DataFrame({"task": ["x"], "text": ["the house"]}).to_csv("unknown.csv", index=False)
     pd.DataFrame({"text": [" ", ""]}).to_json("empty.jsonl", orient="records", lines=True)
@@ -273,7 +274,8 @@ def test_bad_input_gives_one_line_and_exit_code_2(run, line, tmp_path):
         (["run", "--data", "t.csv", "--task", "who"], "--task who: t.csv has no such column"),
         (["run", "--data", "unknown.csv"], "no row is of a task that the run has: there is 'x'"),
         (["run", "--data", "t.csv", "--batch-size", "0"], "--batch-size 0"),
-        (["run", "--data", "t.csv", "--out", "file"], "--out file"),
+        (["run", "--data", "t.csv", "--out", "file"], "file: nothing can be written there"),
+        (["run", "--data", "t.csv", "--out", "run"], "--out run: a run is in that folder"),
         (["nowhere", "--data", "t.csv"], "no finished run"),
     ):
         code, out, err = line(*arguments)
@@ -281,3 +283,13 @@ def test_bad_input_gives_one_line_and_exit_code_2(run, line, tmp_path):
         assert err.startswith("bora: ")
         assert message in err
     assert not list(tmp_path.glob("evaluation/*.csv"))
+    assert {f: f.read_bytes() for f in tmp_path.glob("run/*.*") if f.is_file()} == before
+
+
+def test_an_evaluation_that_is_refused_leaves_the_one_before(run, line, tmp_path):
+    run()
+    assert line("run", "--data", "t.csv")[0] == 0
+    before = {f: f.read_bytes() for f in tmp_path.glob("evaluation/*")}
+    pd.DataFrame({"task": ["x"], "text": ["the house"]}).to_csv("unknown.csv", index=False)
+    assert line("run", "--data", "unknown.csv")[0] == 2
+    assert {f: f.read_bytes() for f in tmp_path.glob("evaluation/*")} == before
