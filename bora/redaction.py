@@ -61,18 +61,15 @@ NAMES = re.compile(
 )
 OVERRIDES = "hydra.overrides.task", "hydra.overrides.hydra"  # where Hydra keeps the command line
 
-_WORD = re.compile(
-    r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+"
-)  # accessToken is two, WANDB_API_KEY three
+# accessToken is two words, WANDB_API_KEY three.
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _ASIDE = re.compile(r"\$\{(?:oc\.decode:\$\{)?oc\.env:BORA_\d+_SECRET\}+")  # as set_aside writes it
 # user:password@host. In a database's URL a password may have any character: it ends with the last @ of the value, or of
 # the word where the URL stands in a text. Elsewhere a / ends the host, and a:b@c may come after it.
 _DATABASE = re.compile(r"\A((?!https?:)[\w+.-]+://[^/?#\s:'\"]*):.*@", re.DOTALL | re.IGNORECASE)
 _PASSWORD = re.compile(r"((?<!http)(?<!https)://[^/?#\s:'\"]*):[^\s'\"]*@", re.IGNORECASE)
 _HTTP_PASSWORD = re.compile(r"(?<=://)([^/?#\s:]*):[^/?#\s]*@")
-_ODD_PASSWORD = re.compile(
-    r"(?<=://)([^/?#\s:@]*):(?!\d+[/?#])[^@\s]*@"
-)  # with a / that should have been %2F
+_ODD_PASSWORD = re.compile(r"(?<=://)([^/?#\s:@]*):(?!\d+[/?#])[^@\s]*@")  # with a / that should be %2F
 _BARE_TOKEN = re.compile(r"(?<=http://|ttps://)[^/?#\s:@]+@", re.IGNORECASE)  # token@host
 # Also in a fragment, in a database's options, and in what stands in a query with its signs as codes.
 _QUERY = re.compile(
@@ -188,9 +185,8 @@ def set_aside() -> None:
 
 def _set_aside(word: str) -> str:
     option = re.match(r"-+([^\s=]+)", word)
-    if option and holds_secret(
-        option[1]
-    ):  # whoever reads options would say that it knows none such, and its value
+    if option and holds_secret(option[1]):
+        # Hydra would say that it does not know it, and repeat its value.
         raise InputError(f"there is no option --{option[1]}")
     try:
         override = OverridesParser.create().parse_override(word)
