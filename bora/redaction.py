@@ -57,7 +57,8 @@ TEXTS = {"data.prompt", "data.template"}
 # What the experiment is made of, where a secret of the environment can only be found by chance; options of groups too.
 NAMES = re.compile(
     r"name|init_from|likelihood|data|model|lora|prior|optim|trainer|logger|experiment|sweep|.*/.*"
-    r"|(?:data|model)\.(?:name|path)|data\.reader\.(?:path|_target_)|model\.loader\..*"
+    r"|(?:data|model)\.(?:name|path)|data\.(?:reader\.)?(?:path|task|text|date|_target_)|model\.loader\..*"
+    r"|data\.(?:order|selection|modules|split\..*)|model\.(?:dtype|attention|quantization)|(?:lora|prior|optim)\..*"
 )
 OVERRIDES = "hydra.overrides.task", "hydra.overrides.hydra"  # where Hydra keeps the command line
 
@@ -82,7 +83,9 @@ _PAIR = re.compile(
     r"(?:'[^']*'|\"[^\"]*\"|\[[^\]]*\]?|\{[^}]*\}?|[^\s'\",\]})]+)",
     re.IGNORECASE,
 )
-_OPTION = re.compile(rf"(--[\w-]*{SECRET}s?\s+)(?!-)[^\s'\"]+", re.IGNORECASE)  # --password 1234
+_OPTION = re.compile(
+    rf"(--[\w-]*(?:{SECRET}|passwords|secrets|credentials)\s+)(?!-)[^\s'\"]+", re.IGNORECASE
+)  # --password 1234
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from bora.config import check, config_folder, register_resolvers
 from bora.errors import InputError, first_line, printable, raised_in
 from bora.redaction import hydra_files, print_trace, redact_hydra, redacted_words, set_aside
 from bora.results.saved_config import again
-from bora.stopping import Stopped
+from bora.stopping import Stopped, passed_on
 
 register_resolvers()
 log = logging.getLogger(__name__)
@@ -128,6 +128,8 @@ def leaving() -> Iterator[None]:
         print("bora: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        if passed_on.signum is not None:  # the launcher says in its own way that its jobs have stopped
+            raise Stopped(passed_on.signum) from error
         leave(error)
         raise
 
@@ -160,6 +162,14 @@ def told(error: Exception) -> tuple[str, int] | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        cause = error.__cause__
+        if isinstance(cause, TypeError) and raised_in(cause).startswith(
+            "hydra."
+        ):  # an argument that it has not
+            return (
+                f"{first_line(cause)}; in {str(error).split()[-1]} there is a setting too many or too few",
+                BAD_INPUT,
+            )
         return None  # something went wrong inside what was instantiated
     words = str(error).split()  # Hydra's own messages take several lines
     for plugin, extra in PLUGINS.items():

@@ -4,10 +4,11 @@ Where validation follows the step it leaves in that, with what was saved before:
 """
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,13 @@ class Stopped(BaseException):
     """
 
     def __init__(self, signum: int) -> None:
-        self.exit_code = 128 + signum
+        self.signum, self.exit_code = signum, 128 + signum
         super().__init__(
             f"stopped by {signal.Signals(signum).name}; the same command goes on from the last save"
         )
+
+    def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
+        return Stopped, (self.signum,)  # a sweep's job may tell of it from another process
 
 
 class Stop:
@@ -55,6 +59,39 @@ class Stop:
         if again or not self.waits:
             raise Stopped(signum)
         log.info("%s: stopping after this step", signal.Signals(signum).name)
+
+
+class PassOn:
+    """Hands a signal on to the processes below this one, a sweep's jobs, which stop as a run does.
+
+    Attributes:
+        signum: the first signal there was, else None.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def begin(self) -> None:
+        """From now on. Not Ctrl-C, which a terminal sends to all of them."""
+        import psutil  # which comes with the launchers that have processes
+
+        self.processes_below = psutil.Process().children
+        for signum in SIGNALS:
+            if signum != signal.SIGINT:
+                signal.signal(signum, self)
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        below = self.processes_below(recursive=True)
+        if self.signum is not None or not below:
+            raise Stopped(signum)
+        self.signum = signum
+        for process in below:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signum)
+        log.info("%s: the sweep's jobs are stopped", signal.Signals(signum).name)
+
+
+passed_on = PassOn()  # of this process
 
 
 @contextmanager

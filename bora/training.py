@@ -268,10 +268,10 @@ def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[s
     return {
         "tau": model.tau,
         "seed": cfg.seed,
-        "model": cfg.model.name,
+        "model": str(cfg.model.name),
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
         "attention": model.backbone.model.config._attn_implementation,
-        "data": cfg.data.name,
+        "data": str(cfg.data.name),
         "n_tasks": len(corpus.task_names),
         "parameterization": model.parameterization,
         "penalty": model.penalty,

@@ -65,6 +65,10 @@ TABLE = ["data=table", "data.path=t.csv", "data.min_documents=5"]
             "needs as many training documents, and there are 14",
         ),
         (["data.prompt='\udcff{task}'"], "an argument is not in UTF-8: data.prompt='\\udcff{task}'"),
+        (
+            [*TABLE, "+data.reader.x=1"],
+            "unexpected keyword argument 'x'; in data.reader there is a setting too many",
+        ),
         (["--password=1234"], "there is no option --password"),
         (["+trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 must be a whole number from 1"),
         (

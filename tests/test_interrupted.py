@@ -326,7 +326,7 @@ def test_checkpoints_of_a_run_with_other_settings_are_refused(command, tmp_path,
     for file in files:
         shutil.copy(tmp_path / "b/checkpoints" / file, tmp_path / "a/checkpoints" / file)
     code, _, err = command(*arguments, "hydra.run.dir=a")
-    assert (code, err.count("\n")) == (2, 1)
+    assert code == 2
     assert f"checkpoints/{files[0]} is of a run with another {other.lstrip('+').split('=')[0]};" in err
     assert not (tmp_path / "a/summary.json").exists()
 
@@ -344,7 +344,7 @@ def test_a_best_checkpoint_that_is_not_the_best_is_refused(command, tmp_path, mo
             shutil.copy(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "first.ckpt")
     shutil.copy(tmp_path / "first.ckpt", tmp_path / "a/checkpoints/best.ckpt")
     code, _, err = command(*arguments, "hydra.run.dir=a")
-    assert (code, err.count("\n")) == (2, 1)
+    assert code == 2
     assert "checkpoints/best.ckpt is not of this run's best epoch: its validation NLL is" in err
 
 

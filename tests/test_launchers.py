@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
+
+from tests.faults.processes import wait_for
 
 SMALL = [
     "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
@@ -60,6 +64,48 @@ def test_a_run_is_done_again_in_other_processes(serial, tmp_path):
         )
         assert ours["test_perplexity"] == pytest.approx(theirs["test_perplexity"], rel=1e-5)
         assert ours["data_sha256"] == theirs["data_sha256"]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, launcher):
+    long = [f"sweep={launcher}", "tau=1,inf", "logger=none", "trainer.max_epochs=5000", "optim.patience=5000"]
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bora.run", "-m", *SMALL, *long], cwd=tmp_path, stdout=out, stderr=err
+        )
+    last = [tmp_path / f"multirun/s/tau={tau},seed=0/checkpoints/last.ckpt" for tau in ("1", "inf")]
+    wait_for(lambda: all(file.is_file() for file in last), process, seconds=180)
+    jobs = psutil.Process(process.pid).children(recursive=True)
+    assert len(jobs) >= 2
+    process.terminate()
+    assert process.wait(120) == 143
+    assert (
+        "bora: stopped by SIGTERM; the same command goes on from the last save\n"
+        in (tmp_path / "err").read_text()
+    )
+    assert not psutil.wait_procs(jobs, timeout=60)[1]  # none trains on
+    assert not list(tmp_path.glob("multirun/s/*/failed.json"))
+    done = sweep(tmp_path, *long[:3], "trainer.max_epochs=5000", "optim.patience=5000", "resume=never", "name=other",
+                 "trainer.max_steps=1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_damaged_in_a_sweeps_folder_is_told_and_hides_nothing(serial, tmp_path):
+    shutil.copytree(serial, tmp_path / "multirun/s")
+    first = tmp_path / "multirun/s/tau=1,seed=0"
+    (first / "evaluation").mkdir()
+    (first / "evaluation/summary.json").write_text('{"perplexity": 3}')  # passed over
+    done = sweep(tmp_path, "tau=1,inf", "logger=none")
+    assert (done.returncode, "τ → perplexity" in done.stdout) == (0, True), done.stderr
+    (first / "summary.json").write_text(
+        (first / "summary.json").read_text().replace('"seed": 0', '"seed": 1')
+    )
+    (tmp_path / "multirun/s/tau=9,seed=0").mkdir()
+    (tmp_path / "multirun/s/tau=9,seed=0/failed.json").write_text("{")
+    done = sweep(tmp_path, "tau=1,inf", "logger=none")
+    assert (done.returncode, "τ → perplexity" in done.stdout, "Traceback" in done.stderr) == (2, True, False)
+    assert "tau=1,seed=0/summary.json is not what the run wrote" in done.stderr
+    assert "bora: 1 of the sweep's jobs failed:" in done.stderr
 
 
 def test_a_failed_job_of_another_process_is_told_at_the_end(tmp_path):

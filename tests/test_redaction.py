@@ -144,6 +144,7 @@ def test_a_config_without_its_secrets_asks_for_them(command, tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
+        "--max-new-tokens 0",
         "tokens/s: 33, n_tokens: 4", "data.max_tokens=24", "max_tokens: 24", "https://host:8080/a@b", "ssh://git@host/x",
         "me@host.no", "a: b:c@d", "sqlite:////tmp/mlflow.db", "token: null", "https://host/x?page=2", "",
     ],
@@ -203,6 +204,16 @@ def test_all_that_stands_under_a_secrets_key_is_one(key, value):
 )
 def test_what_stands_under_others_is_none(key):
     assert redacted({"x": {key: "a b"}}) == {"x": {key: "a b"}}
+
+
+def test_what_an_experiment_is_made_of_stays_whatever_the_environment_has(monkeypatch):
+    for name, value in (("DB_PASS", "document"), ("X_AUTH", "noncentered"), ("Y_TOKEN", "bucketed")):
+        monkeypatch.setenv(name, value)
+    kept = {
+        "data": {"text": "document", "order": "bucketed", "reader": {"text": "document"}},
+        "prior": {"estimator": "by_document", "parameterization": "noncentered"},
+    }
+    assert redacted(kept) == kept
 
 
 @pytest.mark.parametrize("option", [["--password=SECRET"], ["--password SECRET"], ["--password", "SECRET"]])

@@ -21,7 +21,7 @@ from bora.data.batches import Batches, Documents, loader, on_device
 from bora.data.encoding import Encoded, encode
 from bora.errors import InputError
 from bora.files import output_folder
-from bora.interop.common import destination
+from bora.interop.common import destination, whole_folder
 from bora.interop.restore import Restored, restore
 from bora.interop.texts import read_texts, sha256
 from bora.model.module import HierarchicalLoRA
@@ -223,7 +223,8 @@ def run(arguments: argparse.Namespace) -> None:
     for e, name in zip(encoded, tasks, strict=True):
         tokens[name] += e.n_scored
     about |= {"data_sha256": sha256(table), "versions": versions()}
-    write(model, restored, out, list(tokens.values()), about | shared)
+    with whole_folder(out) as folder:
+        write(model, restored, folder, list(tokens.values()), about | shared)
     for name, n, distance in zip(
         model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True
     ):

@@ -2,11 +2,15 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 
 from bora.data.encoding import beginning
 from bora.errors import InputError, first_line
@@ -42,6 +46,27 @@ def destination(out: Path) -> Path:
     except OSError as error:
         raise InputError(f"{out} cannot be used: {first_line(error)}") from error
     return out
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that gets its name once it is complete; nothing is left of one that is not.
+
+    Raises:
+        InputError: the disk refuses it.
+    """
+    partial = out.with_name(f".bora.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():  # empty, or this is refused
+            out.rmdir()
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out} cannot be written: {first_line(error)}") from error
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
 
 
 def restore_on(run: Path, device: str = "cpu", dtype: str | None = None) -> Restored:

@@ -4,8 +4,8 @@ Rows whose task the run knows are scored under it, under Θ and under the frozen
 labelled or not, the posterior over tasks is computed, p(d | text) ∝ p(d) · p(text | θ_d).
 """
 
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -150,16 +150,26 @@ def make_folder(out: Path) -> None:
 
 
 def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
-    """The evaluation's files; summary.json last.
+    """The evaluation's files, in the place of an earlier one's, once all are written.
 
     Args:
         names: the run's tasks.
         about: what was evaluated: the summary's first part.
-        out: from make_folder; an earlier evaluation there is taken away.
+        out: from make_folder.
         form: of likelihoods.FORM, csv or parquet; None for no such file.
     """
-    for name in (SUMMARY, PER_TASK, "likelihoods.csv", "likelihoods.parquet"):
-        (out / name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bora.", dir=out) as new:
+        _write(found, names, about, Path(new), form)
+        # The summary is away while the others change.
+        (out / SUMMARY).unlink(missing_ok=True)
+        for name in (DOCUMENTS, PER_TASK, "likelihoods.csv", "likelihoods.parquet", SUMMARY):
+            if (Path(new) / name).exists():
+                (Path(new) / name).replace(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+
+
+def _write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
     write_whole(out / DOCUMENTS, found.documents.to_csv(index=False))
     if found.per_task is not None:
         write_whole(out / PER_TASK, found.per_task.to_csv(index=False))
@@ -175,9 +185,7 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
         if form == "csv":
             write_whole(out / "likelihoods.csv", long.to_csv(index=False))
         else:
-            partial = out / f".likelihoods.{os.getpid()}.partial"
-            long.to_parquet(partial, index=False)
-            partial.replace(out / "likelihoods.parquet")
+            long.to_parquet(out / "likelihoods.parquet", index=False)
     results = {
         "documents": found.counts,
         "perplexity": found.overall,

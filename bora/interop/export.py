@@ -2,10 +2,7 @@
 
 import argparse
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bora.errors import InputError, first_line
+from bora.errors import InputError
 from bora.files import write_whole
 from bora.interop.card import card
-from bora.interop.common import check_tasks, destination
+from bora.interop.common import check_tasks, destination, whole_folder
 from bora.interop.folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.interop.restore import Restored, restore
 from bora.model.adapters import LowRank
@@ -77,7 +74,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
             "export adapters"
         )
     if merged is not None:
-        with whole(out) as folder:
+        with whole_folder(out) as folder:
             write_merged(folder, restored, base, merged, out.name)
         print(f"merged model: {out}")
         return
@@ -86,7 +83,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
             f"the base model {restored.summary['model']} has random weights that are in no folder, so no adapter "
             "could be loaded onto it; write a whole model with --merge --task NAME"
         )
-    with whole(out) as folder:
+    with whole_folder(out) as folder:
         n = write_adapters(folder, restored, base, wanted)
     print(f"{n} PEFT adapters: {out}")
 
@@ -114,27 +111,6 @@ def base_name(cfg: DictConfig, model: PreTrainedModel) -> str | None:
     ):  # a snapshot's folder is of this machine, the name is of any
         return cfg.model.path
     return str(Path(loaded).absolute()) if Path(loaded).is_dir() else loaded
-
-
-@contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that gets its name once it is complete; nothing is left of one that is not.
-
-    Raises:
-        InputError: the disk refuses it.
-    """
-    partial = out.with_name(f".bora-export.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():  # empty, or this is refused
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {first_line(error)}") from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial)
 
 
 def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] | None) -> int:

@@ -152,6 +152,8 @@ class RunDirectory:
             if key not in summary:
                 raise InputError(f"{self.path / SUMMARY} has no {key}; {DAMAGED}")
             value = summary[key]
+            if key in texts and _is_number(value):  # a name given as a number
+                value = summary[key] = str(value)
             if not (_is_number(value) if key in numbers else isinstance(value, str)):
                 kind = "number" if key in numbers else "text"
                 raise InputError(f"{self.path / SUMMARY}: {key} is no {kind}; {DAMAGED}")
@@ -336,7 +338,8 @@ def _sha256(summary: Mapping[str, Any]) -> str:
 
 
 def _config_sha256(cfg: DictConfig) -> str:
-    kept = {key: value for key, value in settings(cfg).items() if not key.startswith(PLACES)}
+    # Not redacted again: what stands in the file is, and whoever reads it may have other secrets.
+    kept = {k: v for k, v in flat(plain(cfg)).items() if k not in HOW_IT_RUNS and not k.startswith(PLACES)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
