@@ -11,7 +11,7 @@ run: .venv/installed  ## train on the embedded default
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
 
-test-slow: .venv/installed  ## bad data of some size: 5,000 tasks, a text of millions of characters
+test-slow: .venv/installed  ## bad data of some size: 5,000 tasks, a text of millions of characters; a stopped sweep with submitit
 	$(BIN)/python -m pytest -m slow
 
 test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since transformers then imports torchao in every process

@@ -313,9 +313,9 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
 
 
 @pytest.mark.parametrize(
-    "other", ["seed=1", "data.batch_size=5", "optim.eps=1e-6", "+trainer.gradient_clip_val=9"]
+    ("other", "files"),
+    [("seed=1", ["best.ckpt"]), ("+trainer.gradient_clip_val=9", ["last.ckpt", "../metrics.csv"])],
 )
-@pytest.mark.parametrize("files", [["best.ckpt"], ["last.ckpt", "../metrics.csv"]])
 def test_checkpoints_of_a_run_with_other_settings_are_refused(command, tmp_path, monkeypatch, other, files):
     arguments = ["tau=10", "logger=none", *SMALL]
     for more, folder in (([], "a"), ([other], "b")):
