@@ -39,6 +39,11 @@ SHARED = {
     **{group: file for group, file in CLOSED.items() if group in GROUPS},
 }
 AGAIN = "--again"
+DEEPEST = 50  # levels of a config
+BEGIN = (
+    yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken,
+)  # fmt: skip
+END = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 def read_config(file: Path) -> DictConfig:
@@ -49,9 +54,14 @@ def read_config(file: Path) -> DictConfig:
     """
     try:
         text = ordinary(file).read_text("utf-8")
-        # Aliases let a few lines stand for more than memory holds; a config that was written has none.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise InputError(f"{file}: a run's config has no YAML aliases")
+        depth = 0
+        for token in yaml.scan(text):
+            # Aliases let a few lines stand for more than memory holds; a config that was written has none.
+            if isinstance(token, yaml.AliasToken):
+                raise InputError(f"{file}: a run's config has no YAML aliases")
+            depth += isinstance(token, BEGIN) - isinstance(token, END)
+            if depth > DEEPEST:  # each level takes the scanner longer
+                raise InputError(f"{file}: a run's config is not nested {DEEPEST} deep")
         cfg = OmegaConf.create(text)
         if not isinstance(cfg, DictConfig) or not cfg:
             raise InputError(f"{file} is no config")
