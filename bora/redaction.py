@@ -47,7 +47,7 @@ NO_SECRET_KEYS = {"public", "primary", "foreign", "sort", "group", "cache", "ind
 PLACES = {"file", "path", "dir", "folder", "command", "url", "uri"}
 # The same in free text.
 SECRET = (
-    r"(?:(?:api|access|private|secret|auth|\w)[_-]?key|secret|token|credential|password|passwd|passphrase|authorization|bearer"
+    r"(?:\w[_-]?key|secret|token|credential|password|passwd|passphrase|authorization|bearer"
     r"|(?<![A-Za-z0-9])(?:pass|pwd|pat|jwt|auth))"
 )
 # Characters of a secret that is looked for by itself: a shorter one would be found where it is none.

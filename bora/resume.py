@@ -1,6 +1,5 @@
 """last.ckpt: from where a run goes on that was stopped, wherever it was, to the very numbers of one that was not."""
 
-import hashlib
 import logging
 import pickle
 import signal
@@ -18,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import InputError, first_line
 from bora.files import ordinary, whole
+from bora.model.loading import tensors_sha256
 from bora.results.metrics_file import MetricsFile
 from bora.results.run_directory import DAMAGED, SUMMARY, RunDirectory
 from bora.results.training_log import ends_epoch, ends_step
@@ -218,11 +218,7 @@ def hold_to(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path)
 
 def weights_sha256(checkpoint: dict[str, Any]) -> str:
     """Of a checkpoint's weights: their names, shapes, dtypes and values."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(checkpoint["state_dict"].items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    return tensors_sha256(sorted(checkpoint["state_dict"].items()))
 
 
 def load_best(directory: RunDirectory) -> dict[str, Any]:

@@ -162,14 +162,9 @@ def told(error: Exception) -> tuple[str, int] | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        cause = error.__cause__
-        if isinstance(cause, TypeError) and raised_in(cause).startswith(
-            "hydra."
-        ):  # an argument that it has not
-            return (
-                f"{first_line(cause)}; in {str(error).split()[-1]} there is a setting too many or too few",
-                BAD_INPUT,
-            )
+        cause, place = error.__cause__, str(error).split()[-1]
+        if isinstance(cause, TypeError) and raised_in(cause).startswith("hydra."):  # in the call itself
+            return f"{first_line(cause)}; in {place} there is a setting too many or too few", BAD_INPUT
         return None  # something went wrong inside what was instantiated
     words = str(error).split()  # Hydra's own messages take several lines
     for plugin, extra in PLUGINS.items():

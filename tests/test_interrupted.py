@@ -333,16 +333,14 @@ def test_checkpoints_of_a_run_with_other_settings_are_refused(command, tmp_path,
 
 def test_a_best_checkpoint_that_is_not_the_best_is_refused(command, tmp_path, monkeypatch):
     arguments = ["tau=10", "optim.lr=0.01", "logger=none", *SMALL]
-    for steps in (7, 99):  # within the second epoch, and after the last
-        mend = stop_at(
-            monkeypatch, "training_step" if steps == 7 else "test_step", steps if steps == 7 else 1
-        )
+    best, kept = tmp_path / "a/checkpoints/best.ckpt", []
+    for what, count in (("training_step", 7), ("test_step", 1)):  # after the first epoch, and after the last
+        mend = stop_at(monkeypatch, what, count)
         with pytest.raises(Stop):
             command(*arguments, "hydra.run.dir=a")
         mend()
-        if steps == 7:
-            shutil.copy(tmp_path / "a/checkpoints/best.ckpt", tmp_path / "first.ckpt")
-    shutil.copy(tmp_path / "first.ckpt", tmp_path / "a/checkpoints/best.ckpt")
+        kept.append(best.read_bytes())
+    best.write_bytes(kept[0])
     code, _, err = command(*arguments, "hydra.run.dir=a")
     assert code == 2
     assert "checkpoints/best.ckpt is not of this run's best epoch: its validation NLL is" in err

@@ -155,13 +155,13 @@ _JSON = json.JSONDecoder(
 
 def _read_parquet(file: Path, task, text, date) -> pd.DataFrame:
     metadata = pa.parquet.read_metadata(file)
+    # No reader compares these: a changed count of rows would be so many rows fewer. (Lists have values more.)
+    single = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_repetition_level == 0]
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        # No reader compares these: a changed count of rows would be so many rows fewer. (Lists have values more.)
-        single = [i for i in range(group.num_columns) if metadata.schema.column(i).max_repetition_level == 0]
         if any(group.column(i).num_values != group.num_rows for i in single):
             raise ValueError(f"the columns of row group {number} are not of its {group.num_rows} rows")
-    names = columns_of(pa.parquet.read_schema(file).names, file, task, text, date)
+    names = columns_of(metadata.schema.to_arrow_schema().names, file, task, text, date)
     # Checksums, where the file has them, are not looked at unless they are asked for.
     table = pa.parquet.read_table(file, columns=list(names), page_checksum_verification=True)
     return from_arrow(table, names, f"data.path={file}")

@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import time
+from collections.abc import Iterable
 
 import hydra
 import torch
@@ -70,7 +71,17 @@ def backbone_sha256(model: PreTrainedModel) -> str:
     """A hash that tells a model from others: of its config, and of its tensors' names, shapes, dtypes and values."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOT_THE_MODEL}
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
+    return tensors_sha256(model.state_dict().items(), found)
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, Tensor]], found: "hashlib._Hash | None" = None) -> str:
+    """A hash of tensors' names, shapes, dtypes and values.
+
+    Args:
+        found: of what goes before them.
+    """
+    found = found or hashlib.sha256()
+    for name, tensor in tensors:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if type(tensor) is Tensor:  # not a quantised one's own type
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

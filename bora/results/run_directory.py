@@ -137,7 +137,7 @@ class RunDirectory:
             InputError: it is damaged.
         """
         summary = self._read_json(SUMMARY)
-        if summary.get(SHA256, SHA256) not in (SHA256, _sha256(summary)):  # runs of before do not have it
+        if SHA256 in summary and summary[SHA256] != _sha256(summary):  # runs of before do not have it
             raise InputError(f"{self.path / SUMMARY} is not what the run wrote; {DAMAGED}")
         return summary
 
@@ -168,7 +168,8 @@ class RunDirectory:
             InputError: it is damaged, or changed since (but for PLACES).
         """
         found = read_config(self.path / CONFIG)
-        if self.summary().get("config_sha256", _config_sha256(found)) != _config_sha256(found):
+        ours = _config_sha256(found)
+        if self.summary().get("config_sha256", ours) != ours:  # runs of before do not have it
             raise InputError(f"{self.path / CONFIG} is not what the run wrote; {DAMAGED}")
         return found
 
