@@ -17,14 +17,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 
-from bora.cache import digest
 from bora.config import check, config_folder, register_resolvers
 from bora.data.columns import columns_of, from_arrow, from_values
-from bora.errors import InputError
-from bora.interop.restore import Restored, restore
-from bora.results.run_directory import RunDirectory
-from bora.stopping import Stopped
-from bora.training import train
+from bora.errors import UserError
+from bora.lib.cache import digest
+from bora.lib.stopping import Stopped
+from bora.runs.directory import RunDirectory
+from bora.train.run import train
+from bora.use.restore import Restored, restore
 
 THE_FRAME = "the frame"  # in messages
 
@@ -56,11 +56,11 @@ def fit(
         The best epoch's model, with the run's summary, per-task table and directory.
 
     Raises:
-        InputError: a column, setting or document that cannot be used.
+        UserError: a column, setting or document that cannot be used.
     """
     for column in (task, text, date):
         if column is not None and "${" in column:
-            raise InputError(f"a column named {column!r} would be taken for an interpolation; rename it")
+            raise UserError(f"a column named {column!r} would be taken for an interpolation; rename it")
     table = documents(frame, task, text, date)
     register_resolvers()
     known = (config_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
@@ -70,7 +70,7 @@ def fit(
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             cfg = compose("config", ["data=frame", *chosen, f"tau={tau}", "logger=none", *overrides])
     except HydraException as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
     # What tells this frame from another, where a folder holds a finished run already.
     sha256 = digest("frame", table[["task", "text", "date"]].to_numpy().ravel())
     cfg.data.update(task=task, text=text, date=date, sha256=sha256)
@@ -78,14 +78,14 @@ def fit(
     now = datetime.now()
     folder = Path(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output).expanduser()
     if folder.is_file():
-        raise InputError(f"output={folder} is a file; give a folder")
+        raise UserError(f"output={folder} is a file; give a folder")
     try:
         train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, table=table)
         return restore(folder)
     except Stopped as stopped:  # Ctrl-C, as a notebook knows it
         raise KeyboardInterrupt(str(stopped)) from None
     except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):  # Hydra wraps what a loader raises
+        if isinstance(error.__cause__, UserError):  # Hydra wraps what a loader raises
             raise error.__cause__ from None
         raise
 
@@ -94,7 +94,7 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
     """A frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
 
     Raises:
-        InputError: it is no frame, or a column is not there or holds what is no text.
+        UserError: it is no frame, or a column is not there or holds what is no text.
     """
     if not isinstance(frame, pd.DataFrame):
         # Not by their to_pandas, which makes floats of integers with gaps.
@@ -109,7 +109,7 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
 def _arrow(frame: Any) -> pa.Table:
     """
     Raises:
-        InputError: it is no frame.
+        UserError: it is no frame.
     """
     if hasattr(frame, "with_format"):  # a dataset of the datasets library
         frame = frame.with_format("arrow")[:]
@@ -118,7 +118,7 @@ def _arrow(frame: Any) -> pa.Table:
             return pa.table(frame)
     except (TypeError, ValueError, pa.ArrowException):
         pass  # one column, say
-    raise InputError(
+    raise UserError(
         f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}"
     )
 

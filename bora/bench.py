@@ -39,20 +39,20 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bora.bayes.adapters import Layout, linear_shape
+from bora.commands.run import leaving
 from bora.config import config_folder, plain
 from bora.data.batches import Batch
-from bora.files import write_whole
-from bora.machine import forget_peak, processor
-from bora.machine import peak_memory as needed_at_most
-from bora.model.adapters import Layout, linear_shape
+from bora.lib.files import write_whole
+from bora.lib.machine import forget_peak, processor
+from bora.lib.machine import peak_memory as needed_at_most
+from bora.lib.redaction import set_aside
 from bora.model.backbone import Backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
 from bora.model.loading import load_backbone
-from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
-from bora.redaction import set_aside
-from bora.results.run_directory import versions
-from bora.run import leaving
+from bora.runs.directory import versions
+from bora.train.module import HierarchicalLoRA
 
 if TYPE_CHECKING:
     from peft import PeftModel

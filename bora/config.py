@@ -10,9 +10,9 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from bora.errors import InputError
-from bora.model.posterior import ESTIMATORS, LIKELIHOODS, PENALTIES
-from bora.redaction import MARK
+from bora.bayes.prior import ESTIMATORS, LIKELIHOODS, PENALTIES
+from bora.errors import UserError
+from bora.lib.redaction import MARK
 
 ABSENT = object()
 GROUPS = ("data", "model", "lora", "prior", "optim", "trainer", "logger")
@@ -98,11 +98,11 @@ def check(cfg: DictConfig) -> None:
     """Hold the values to their ranges before any work is done.
 
     Raises:
-        InputError: the first value that is out of range, with the range.
+        UserError: the first value that is out of range, with the range.
     """
     for key in (*GROUPS, "data.reader", "model.loader"):
         if not isinstance(OmegaConf.select(cfg, key), DictConfig):
-            raise InputError(
+            raise UserError(
                 f"{key} is a group of settings, see conf/{key.split('.')[0]}; it cannot be a value"
             )
     for key, file in CLOSED.items():
@@ -110,16 +110,16 @@ def check(cfg: DictConfig) -> None:
         known = known.split if key == "data.split" else known
         for name in OmegaConf.select(cfg, key):
             if name not in known:
-                raise InputError(
+                raise UserError(
                     f"{key}.{name}: there is no such setting; {key} has {', '.join(map(str, known))}"
                 )
     # Not by OmegaConf.missing_keys, which stops at what is made of a missing value.
     missing = sorted(k for k, v in flat(OmegaConf.to_container(cfg)).items() if v == "???")
     if missing:
-        raise InputError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
+        raise UserError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
     for key, value in flat(OmegaConf.to_container(cfg)).items():
         if isinstance(value, str) and MARK in value:  # a config.yaml is run again
-            raise InputError(
+            raise UserError(
                 f"{key}: a secret stood there, which config.yaml does not keep; give {key}=… again"
             )
 
@@ -141,12 +141,12 @@ def check(cfg: DictConfig) -> None:
             bound = f"{'above' if open_low else 'from'} {low:g}" + (
                 f" to {high:g}" if math.isfinite(high) else ""
             )
-            raise InputError(f"{key}={value} must be {kind} {bound}{', or null' if null else ''}")
+            raise UserError(f"{key}={value} must be {kind} {bound}{', or null' if null else ''}")
 
     def choice(key: str, options: tuple[str, ...]) -> None:
         value = OmegaConf.select(cfg, key)
         if value not in options:
-            raise InputError(f"{key}={value} must be one of {', '.join(options)}")
+            raise UserError(f"{key}={value} must be one of {', '.join(options)}")
 
     def given(key: str) -> Any:
         """The value, or ABSENT where this corpus or model has no such key."""
@@ -157,7 +157,7 @@ def check(cfg: DictConfig) -> None:
         value = given(key)
         if value is ABSENT or (value is None and null) or isinstance(value, str):
             return
-        raise InputError(f"{key}={value} must be text{', or null' if null else ''}; put it in quotes")
+        raise UserError(f"{key}={value} must be text{', or null' if null else ''}; put it in quotes")
 
     def strings(key: str, *, one: bool = False, null: bool = False) -> None:
         value = given(key)
@@ -169,7 +169,7 @@ def check(cfg: DictConfig) -> None:
                 *["a regular expression"] * one,
                 *["null"] * null,
             ]
-            raise InputError(f"{key}={value} must be {', or '.join(forms)}")
+            raise UserError(f"{key}={value} must be {', or '.join(forms)}")
 
     number("tau", 0)
     number("seed", 0, SEEDS, whole=True)
@@ -184,7 +184,7 @@ def check(cfg: DictConfig) -> None:
     choice("likelihood", LIKELIHOODS)
     choice("data.order", ("bucketed", "shuffled", "fixed"))
     if cfg.likelihood == "task_mean" and cfg.trainer.devices != 1:
-        raise InputError("likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1")
+        raise UserError("likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1")
     number("optim.lr", 0, 1e9, open_low=True, null=True)
     number("optim.eps", 0, 1, open_low=True)
     number("optim.patience", 1, whole=True)
@@ -212,10 +212,10 @@ def check(cfg: DictConfig) -> None:
     number("trainer.gradient_clip_val", 0, null=True)
     number("trainer.check_val_every_n_epoch", 1, whole=True, null=True)
     if cfg.trainer.max_steps == 0:
-        raise InputError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
+        raise UserError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
     every = given("trainer.check_val_every_n_epoch")
     if isinstance(every, int) and every > cfg.trainer.max_epochs:
-        raise InputError(
+        raise UserError(
             f"trainer.check_val_every_n_epoch={every}: no epoch would be validated, and validation chooses one; give at "
             f"most trainer.max_epochs={cfg.trainer.max_epochs}"
         )
@@ -223,40 +223,40 @@ def check(cfg: DictConfig) -> None:
         number("trainer.limit_train_batches", 1, whole=True)
     for key in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
         if not _is_all(given(key)):
-            raise InputError(
+            raise UserError(
                 f"{key}={given(key)}: validation and test are of all their documents; for fewer, give "
                 "data.documents_per_task"
             )
     for key in ("trainer.fast_dev_run", "trainer.overfit_batches"):
         if given(key) not in (ABSENT, None, 0):
-            raise InputError(
+            raise UserError(
                 f"{key}={given(key)} would leave out validation, which chooses the epoch; for a short run give "
                 "trainer.max_steps and data.documents_per_task"
             )
     interval = given("trainer.val_check_interval")
     if isinstance(interval, (int, float)) and not interval > 0:
-        raise InputError(
+        raise UserError(
             f"trainer.val_check_interval={interval} must be a number of batches, or a share of an epoch above 0"
         )
     if given("trainer.num_nodes") not in (ABSENT, 1):
-        raise InputError(
+        raise UserError(
             f"trainer.num_nodes={given('trainer.num_nodes')}: a run is of one machine; give trainer.devices for more "
             "devices of it"
         )
     strategy = given("trainer.strategy")
     if not isinstance(strategy, dict) and strategy not in (ABSENT, "auto", "ddp"):
-        raise InputError(
+        raise UserError(
             f"trainer.strategy={strategy} must be auto or ddp; give trainer=ddp, or trainer=fsdp for a sharded backbone"
         )
     betas = plain(cfg.optim).get("betas")
     if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
-        raise InputError(f"optim.betas={betas} must be two numbers from 0 to below 1")
+        raise UserError(f"optim.betas={betas} must be two numbers from 0 to below 1")
     for key in ("name", "data.name", "model.name"):
         if not isinstance(OmegaConf.select(cfg, key), (str, int, float)):
-            raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be text")
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)} must be text")
     choice("trainer.accelerator", ("cpu", "gpu", "cuda", "auto"))
     if given("trainer.precision") not in (ABSENT, 32, "32", "32-true"):
-        raise InputError(
+        raise UserError(
             f"trainer.precision={cfg.trainer.precision}: adapters are trained in float32; the backbone's is model.dtype"
         )
     text("init_from", null=True)
@@ -271,18 +271,18 @@ def check(cfg: DictConfig) -> None:
     text("data.path", null=reader.startswith("bora.data.talk_of_norway."))
     ours = reader.startswith("bora.data.") and "path" in cfg.data.reader
     if ours and cfg.data.reader.path != given("data.path"):
-        raise InputError("data.reader.path is data.path; give data.path=…")
+        raise UserError("data.reader.path is data.path; give data.path=…")
     for key in ("data.task", "data.text", "data.date"):
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)
     strings("data.modules")
     if str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith(".ShardedBackbone"):
         if OmegaConf.select(cfg, "model.quantization") is not None:
-            raise InputError("trainer=fsdp cannot shard a quantised backbone; set model.quantization=null")
+            raise UserError("trainer=fsdp cannot shard a quantised backbone; set model.quantization=null")
         if cfg.model.compile is True:
-            raise InputError("trainer=fsdp runs the backbone uncompiled; set model.compile=false")
+            raise UserError("trainer=fsdp runs the backbone uncompiled; set model.compile=false")
     if cfg.model.compile is True and not _has_compiler():
-        raise InputError(
+        raise UserError(
             "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
         )
     for key in (
@@ -293,7 +293,7 @@ def check(cfg: DictConfig) -> None:
         "data.score_padding",
     ):
         if not isinstance(OmegaConf.select(cfg, key), bool):
-            raise InputError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+            raise UserError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
 
 
 def batches_limit(cfg: DictConfig) -> int | None:

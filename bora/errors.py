@@ -3,7 +3,7 @@
 import traceback
 
 
-class InputError(Exception):
+class UserError(Exception):
     """Bad input: a value, file, column or model that the user named and that cannot be used.
 
     The message is one line that says what is wrong, where, and what to do. The command line

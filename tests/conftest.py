@@ -17,12 +17,12 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from transformers import OPTConfig, OPTForCausalLM
 
-import bora.run
-from bora.data.encoding import Encoded, Truncation
+import bora.commands.run
+from bora.bayes.adapters import LowRank
 from bora.data.module import Corpus, TaskDataModule
-from bora.data.selection import Dropped
-from bora.interop.restore import restore
-from bora.model.adapters import LowRank
+from bora.data.select import Dropped
+from bora.data.tokens import Encoded, Truncation
+from bora.use.restore import restore
 
 VOCABULARY = 60
 
@@ -104,10 +104,10 @@ def command(tmp_path, monkeypatch, capfd):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["bora.run", *arguments])
+        monkeypatch.setattr(sys, "argv", ["bora.commands.run", *arguments])
         code = 0
         try:
-            bora.run.main()
+            bora.commands.run.main()
         except SystemExit as leave:
             code = leave.code
         out, err = capfd.readouterr()

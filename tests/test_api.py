@@ -13,7 +13,7 @@ import torch
 import bora
 from bora.api import documents
 from bora.data.table import read
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.pretrained import packaged
 from tests.conftest import table
 
@@ -65,14 +65,14 @@ def test_another_frame_is_not_taken_for_a_finished_one(frame):
     first = bora.fit(frame, *SMALL, **options)
     again = bora.fit(frame, *SMALL, **options)
     assert again.summary == first.summary
-    with pytest.raises(InputError, match=r"other settings \(data\.sha256\)"):
+    with pytest.raises(UserError, match=r"other settings \(data\.sha256\)"):
         bora.fit(frame.iloc[1:], *SMALL, **options)
 
 
 @pytest.mark.parametrize("value", [Decimal("sNaN"), 10**5000], ids=["no number", "too long a number"])
 def test_a_frame_that_holds_what_is_no_text_is_told(value):
     cells = pd.DataFrame({"task": ["a", "b"], "text": pd.Series(["c", value], dtype=object)})
-    with pytest.raises(InputError, match=r"row 1 \(counted from 0\), which cannot be written down"):
+    with pytest.raises(UserError, match=r"row 1 \(counted from 0\), which cannot be written down"):
         bora.fit(cells)
 
 
@@ -111,14 +111,14 @@ def test_a_moment_is_told_in_utc():
     ],
 )
 def test_what_cannot_be_used_is_an_input_error(frame, change, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(UserError, match=said):
         bora.fit(frame, *SMALL, **({"task": "who", "text": "said"} | change))
-    with pytest.raises(InputError, match="not list"):
+    with pytest.raises(UserError, match="not list"):
         bora.fit([1, 2])
     for column in (pa.array([1]), pa.chunked_array([[1]])):
-        with pytest.raises(InputError, match=r"an Arrow table, not \w*Array"):
+        with pytest.raises(UserError, match=r"an Arrow table, not \w*Array"):
             bora.fit(column)
-    with pytest.raises(InputError, match="rankk"):
+    with pytest.raises(UserError, match="rankk"):
         bora.fit(frame, "lora.rankk=3", task="who", text="said")
 
 

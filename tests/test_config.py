@@ -8,13 +8,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bora.config import check, config_folder, format_value, register_resolvers
-from bora.errors import InputError
-from bora.model.module import HierarchicalLoRA, learning_rate
-from bora.results.metrics_file import MetricsFile
-from bora.results.run_directory import RunDirectory
-from bora.stopping import Stop
-from bora.trainer import build_fitter
-from bora.training import build_data, build_model, load_corpus
+from bora.errors import UserError
+from bora.lib.stopping import Stop
+from bora.runs.directory import RunDirectory
+from bora.runs.metrics import MetricsFile
+from bora.train.module import HierarchicalLoRA, learning_rate
+from bora.train.run import build_data, build_model, load_corpus
+from bora.train.trainer import build_fitter
 
 register_resolvers()
 
@@ -124,7 +124,7 @@ def test_every_models_loader_is_a_function_that_takes_its_keys(model):
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(override):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         check(config(override))
     assert str(error.value).startswith(override.split("=")[0].lstrip("+"))
     assert "\n" not in str(error.value)
@@ -133,7 +133,7 @@ def test_values_out_of_range_are_refused_by_name(override):
 @pytest.mark.parametrize("override", ["model.quantization=int8", "model.compile=true"])
 def test_a_sharded_backbone_is_a_plain_one(override):
     check(config("trainer=fsdp"))
-    with pytest.raises(InputError, match=f"^trainer=fsdp .*{override.partition('=')[0]}="):
+    with pytest.raises(UserError, match=f"^trainer=fsdp .*{override.partition('=')[0]}="):
         check(config("trainer=fsdp", override))
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bora.doctor import composed
-from bora.results.saved_config import read_config
+from bora.commands.doctor import composed
+from bora.runs.replay import read_config
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

@@ -18,15 +18,15 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-import bora.run
-from bora import report
-from bora.cache import digest, kept
+import bora.commands.run
+from bora.commands import report
 from bora.data import talk_of_norway
-from bora.errors import InputError
-from bora.interop import export, generate
+from bora.errors import UserError
+from bora.lib.cache import digest, kept
 from bora.model.pretrained import from_pretrained
+from bora.use import export, generate
 from tests.conftest import table
-from tests.results.test_report import write_run
+from tests.report.test_report import write_run
 
 PACKAGE = Path(bora.__file__).parent
 ASSET = PACKAGE / "assets/opt_mini"
@@ -53,9 +53,9 @@ def finished(tmp_path_factory) -> Path:
     table(folder / "t.csv", {"a": 20, "b": 20, "c": 20})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.argv", ["bora.run", *RUN, "hydra.run.dir=run"])
+        patch.setattr("sys.argv", ["bora.commands.run", *RUN, "hydra.run.dir=run"])
         GlobalHydra.instance().clear()
-        bora.run.main()
+        bora.commands.run.main()
     return folder
 
 
@@ -287,7 +287,7 @@ def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(tmp_path, mark, m
     (folder / name).write_text(json.dumps(settings))
     (folder / "its.py").write_text(f"{code}class Config: pass\nclass Model: pass\nclass T: pass\n")
     if kind == "unknown":
-        with pytest.raises(InputError, match="brings code of its own, which is not run"):
+        with pytest.raises(UserError, match="brings code of its own, which is not run"):
             from_pretrained(str(folder))
     else:  # transformers has classes for it
         ids = torch.tensor([[5, 6]])
@@ -356,7 +356,7 @@ def test_an_archive_writes_nothing_outside_and_no_links(tmp_path, bad, why):
     (tmp_path / "in/cache").mkdir(parents=True)
     path = archive(tmp_path / "a.tar.gz", (member("data/other"), b"1"), (bad, b"evil"))
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=why):
+    with pytest.raises(UserError, match=why):
         talk_of_norway._extract(path, tmp_path / "in/cache/ton.csv")
     assert set(tmp_path.rglob("*")) == before
 
@@ -380,7 +380,7 @@ def test_a_name_that_fills_the_memory_is_refused_before_it_is_read(tmp_path, kin
         out.fileobj.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(2**24))
         out.offset = 512 + 2**24
     tracemalloc.start()
-    with pytest.raises(InputError, match="a header of 268,435,456 bytes"):
+    with pytest.raises(UserError, match="a header of 268,435,456 bytes"):
         talk_of_norway._extract(tmp_path / "a.tar.gz", tmp_path / "ton.csv")
     assert tracemalloc.get_traced_memory()[1] < 2**26  # some packed blocks, unpacked
     tracemalloc.stop()
@@ -392,7 +392,7 @@ def test_an_archive_that_is_a_bomb_is_refused_before_it_goes_off(tmp_path, monke
     content = bytes(2**22)  # 4 MiB of zeros, in 4 KB
     path = archive(tmp_path / "a.tar.gz", (member("notes"), bytes(before)), (member("ton.csv"), content))
     assert path.stat().st_size < 2**14
-    with pytest.raises(InputError, match="more than"):
+    with pytest.raises(UserError, match="more than"):
         talk_of_norway._extract(path, tmp_path / "ton.csv")
     assert [f.name for f in tmp_path.iterdir()] == ["a.tar.gz"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bora.data.encoding import Encoded
-from bora.errors import InputError
+from bora.data.tokens import Encoded
+from bora.errors import UserError
 from bora.model.likelihood import IGNORE
 
 
@@ -127,10 +127,10 @@ class Batches(Sampler):
     def check_trainable(self) -> None:
         """
         Raises:
-            InputError: a step's batches, a share of each for every process, are more than there are documents.
+            UserError: a step's batches, a share of each for every process, are more than there are documents.
         """
         if len(self.lengths) < self.least:
-            raise InputError(
+            raise UserError(
                 f"trainer.accumulate_grad_batches={self.accumulate} on {self.n_processes} device(s) needs as many "
                 f"training documents, and there are {len(self.lengths)}; give fewer"
             )

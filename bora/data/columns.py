@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from bora.errors import InputError, first_line
-from bora.names import one_spelling
+from bora.errors import UserError, first_line
+from bora.lib.names import one_spelling
 
 # Where data.task is not given, the first of these columns that the table has.
 TASK_COLUMNS = ("task", "rep_name")
@@ -27,20 +27,20 @@ def columns_of(
     """Which of the table's columns are task, text and date: {column in the table: our name}.
 
     Raises:
-        InputError: one that is needed is missing, or there twice.
+        UserError: one that is needed is missing, or there twice.
     """
 
     def need(option: str, name: str) -> str:
         if name not in available:
-            raise InputError(f"data.{option}={name}: {path} has no such column; it has {_listed(available)}")
+            raise UserError(f"data.{option}={name}: {path} has no such column; it has {_listed(available)}")
         if available.count(name) > 1:
-            raise InputError(f"{path} has more than one column {name!r}; rename them")
+            raise UserError(f"{path} has more than one column {name!r}; rename them")
         return name
 
     if task in (None, OPTIONAL):
         needed, task = task is None, next((c for c in TASK_COLUMNS if c in available and c != text), None)
         if task is None and needed:
-            raise InputError(
+            raise UserError(
                 f"data.task is not given and {path} has no column {' or '.join(TASK_COLUMNS)}; "
                 f"name the column that holds the task: data.task=COLUMN, one of {_listed(available)}"
             )
@@ -51,7 +51,7 @@ def columns_of(
     if date is not None:
         chosen["date"] = need("date", date)
     if len(set(chosen.values())) < len(chosen):
-        raise InputError(
+        raise UserError(
             "task, text and date must be different columns, not "
             + ", ".join(f"data.{option}={name}" for option, name in chosen.items())
         )
@@ -77,7 +77,7 @@ def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], sourc
         source: where they are from, for messages.
 
     Raises:
-        InputError: a value that is more than one (a list, an object), is bytes, or is no text that can be written
+        UserError: a value that is more than one (a list, an object), is bytes, or is no text that can be written
             down; or no rows.
     """
     table = {}
@@ -94,14 +94,14 @@ def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], sourc
                     if isinstance(error, TypeError)
                     else "which cannot be written down"
                 )
-                raise InputError(
+                raise UserError(
                     f"{source}: column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), {what}"
                 ) from error
         try:
             table[ours] = pa.array(cells, pa.large_string()).to_pandas()
         except UnicodeEncodeError as error:
             row = next(i for i, c in enumerate(cells) if any("\ud800" <= letter <= "\udfff" for letter in c))
-            raise InputError(
+            raise UserError(
                 f"{source}: column {column!r} holds half a surrogate pair in row {row} (counted from 0), which is no "
                 "character; write the text anew"
             ) from error
@@ -129,7 +129,7 @@ def from_arrow(table: pa.Table, names: Mapping[str, str], source: str) -> pd.Dat
     """`from_values` for Arrow, which casts whole columns, and integers with gaps as they are.
 
     Raises:
-        InputError: a column that is no text; or no rows.
+        UserError: a column that is no text; or no rows.
     """
     columns = {}
     for column, ours in names.items():
@@ -143,7 +143,7 @@ def from_arrow(table: pa.Table, names: Mapping[str, str], source: str) -> pd.Dat
             cells = cells.cast(pa.large_string()).fill_null("")
             cells.validate(full=True)  # that it is UTF-8, which nobody has looked at yet
         except (pa.ArrowException, ValueError) as error:
-            raise InputError(
+            raise UserError(
                 f"{source} is not readable: column {column!r} of type {cells.type} is no text ({first_line(error)})"
             ) from error
         columns[ours] = cells.to_pandas()
@@ -154,10 +154,10 @@ def finish(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Columns task, text and date, the empty string for what is not there, and each task's name in one spelling.
 
     Raises:
-        InputError: no rows, or a task's name that cannot be one.
+        UserError: no rows, or a task's name that cannot be one.
     """
     if table.empty:
-        raise InputError(f"{source} holds no rows")
+        raise UserError(f"{source} holds no rows")
     for ours in ("task", "date"):
         if ours not in table:
             table[ours] = ""

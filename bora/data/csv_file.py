@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from bora.cache import digest, kept
 from bora.data.columns import columns_of, finish
-from bora.errors import InputError
-from bora.streams import text_lines
+from bora.data.streams import text_lines
+from bora.errors import UserError
+from bora.lib.cache import digest, kept
 
 CHARACTERS_AT_A_TIME = 2**26  # of a CSV file's needed columns, before Arrow has them
 LARGE = 2**26  # bytes of a CSV file whose needed columns are worth keeping
@@ -35,9 +35,9 @@ def read_csv(
     with closing(_csv_rows(file, separator, compression)) as rows:
         available = next(rows, None)
         if available is None:
-            raise InputError(f"data.path={file} is empty")
+            raise UserError(f"data.path={file} is empty")
         if any("\0" in column for column in available):
-            raise InputError(
+            raise UserError(
                 f"data.path={file} is not readable: its header holds NUL characters, as UTF-16 does; save it as UTF-8"
             )
         names = columns_of(available, file, task, text, date)
@@ -83,7 +83,7 @@ def _csv_rows(file: Path, separator: str, compression: str | None) -> Generator[
                 if row:
                     n_cells = n_cells or len(row)
                     if len(row) != n_cells:
-                        raise InputError(
+                        raise UserError(
                             f"{unreadable} line {line} has {len(row)} cells and the header {n_cells}; put a cell that "
                             f"holds {separator!r} or a line break in quotes"
                         )
@@ -91,11 +91,11 @@ def _csv_rows(file: Path, separator: str, compression: str | None) -> Generator[
                 line = rows.line_num + 1
         except csv.Error as error:
             if "end of data" in str(error):
-                raise InputError(
+                raise UserError(
                     f"data.path={file}: a quote is opened and never closed, in the row that begins in line {line}; "
                     "close it, or put the cell in quotes and write the quote within it twice"
                 ) from error
-            raise InputError(
+            raise UserError(
                 f"{unreadable} in the row that begins in line {line} a quoted cell goes on behind its closing quote; "
                 "write a quote within a cell twice"
             ) from error

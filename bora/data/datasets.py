@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bora.data.columns import columns_of, from_values
-from bora.errors import InputError, first_line
+from bora.errors import UserError, first_line
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # one of them is in what save_to_disk wrote
 
@@ -35,12 +35,12 @@ def read(
         Columns `task`, `text`, `date`; the index counts the rows from 0.
 
     Raises:
-        InputError: the library is not installed, there is no such dataset, split or column.
+        UserError: the library is not installed, there is no such dataset, split or column.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise InputError("data=datasets needs its extra: pip install 'bora[datasets]'") from error
+        raise UserError("data=datasets needs its extra: pip install 'bora[datasets]'") from error
     try:
         with _quiet():
             found = _load(path, subset)
@@ -48,12 +48,12 @@ def read(
                 found = _of_splits(found, path, split)
             names = columns_of(found.column_names, path, task, text, date)
             values = {c: list(_values(found, c)) for c in names}
-    except InputError:
+    except UserError:
         raise
     except (
         Exception
     ) as error:  # whatever the hub's client or a file's reader raises, the user can do the same about it
-        raise InputError(f"data.path={path} could not be loaded as a dataset ({_reason(error)})") from error
+        raise UserError(f"data.path={path} could not be loaded as a dataset ({_reason(error)})") from error
     return from_values(values, names, f"data.path={path}")
 
 
@@ -89,7 +89,7 @@ def _load(path: str, subset: str | None) -> Any:
         return datasets.load_from_disk(str(folder))
     if folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir():
         if not folder.is_dir():
-            raise InputError(f"data.path={path}: there is no such folder")
+            raise UserError(f"data.path={path}: there is no such folder")
         path = str(folder)
     return datasets.load_dataset(path, subset, **_as_text(path, subset))
 
@@ -119,7 +119,7 @@ def _of_splits(found: Any, path: str, split: str) -> Any:
     if split == "all":
         return datasets.concatenate_datasets(list(found.values()))
     if split not in found:
-        raise InputError(f"data.split_name={split}: {path} has the splits {', '.join(found)}; or give all")
+        raise UserError(f"data.split_name={split}: {path} has the splits {', '.join(found)}; or give all")
     return found[split]
 
 

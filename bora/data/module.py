@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from bora.data.batches import Batches, Documents, loader
-from bora.data.encoding import Encoded, Truncation, encode
-from bora.data.selection import Dropped, select
+from bora.data.select import Dropped, select
 from bora.data.split import SPLITS, leakage, split
-from bora.errors import InputError
+from bora.data.tokens import Encoded, Truncation, encode
+from bora.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def build_corpus(
         selection, split_options, encoding: keyword arguments of `select`, `split`, `encode`.
 
     Raises:
-        InputError: see those three; also where a task has too few documents with a token to score.
+        UserError: see those three; also where a task has too few documents with a token to score.
     """
     if "date" not in table:
         table = table.assign(date="")
@@ -134,7 +134,7 @@ def build_corpus(
     counts = corpus.per_task()
     for column, part in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
         if (counts[column] == 0).any():
-            raise InputError(
+            raise UserError(
                 f"task {counts[column].idxmin()!r} is left without {part} documents; raise "
                 "data.min_documents or change data.split"
             )
@@ -151,7 +151,7 @@ def _need_three(tasks: pd.Series, scored: pd.Series) -> None:
     short = counts[(counts["sum"] < 3) & (counts["sum"] < counts["size"])]
     if len(short):
         n, of = short.iloc[0]
-        raise InputError(
+        raise UserError(
             f"task {short.index[0]!r} has {f'{n} documents' if n else 'no document'} with a token to score, of {of} "
             f"({len(short)} such task(s)), and needs three: behind the first token and data.prompt there is nothing "
             "within data.max_tokens; raise that, shorten the prompt, or drop short texts with data.min_characters"

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from bora.data.selection import parse_dates
-from bora.errors import InputError
+from bora.data.select import parse_dates
+from bora.errors import UserError
 
 SPLITS = ("train", "validation", "test")  # in the order in which they are used
 METHODS = ("random", "date", "reference")
@@ -34,20 +34,20 @@ def split(
         A series of SPLITS on the table's index.
 
     Raises:
-        InputError: an unknown method, fractions that leave nothing to train on, or a task with too
+        UserError: an unknown method, fractions that leave nothing to train on, or a task with too
             few documents for three parts.
     """
     if method not in METHODS:
-        raise InputError(f"data.split.method={method}: choose one of {', '.join(METHODS)}")
+        raise UserError(f"data.split.method={method}: choose one of {', '.join(METHODS)}")
     if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
-        raise InputError(
+        raise UserError(
             f"data.split.validation={validation} and data.split.test={test} must be fractions above 0 "
             "that leave something to train on"
         )
     counts = table["task"].value_counts()
     if counts.min() < 3:
         name = counts.idxmin()
-        raise InputError(
+        raise UserError(
             f"task {name!r} has {counts.min()} document(s), too few for train, validation and test "
             f"({(counts < 3).sum()} such task(s)); set data.min_documents to 3 or more"
         )

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from bora.cache import digest, kept
-from bora.errors import InputError
+from bora.errors import UserError
+from bora.lib.cache import digest, kept
 
 # Test code lies inside some packages (`unittest/test` in Python 3.11); it is not part of a task.
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
@@ -61,13 +61,13 @@ def read(modules: list[str]) -> pd.DataFrame:
     """One row a function: columns `task` (the module), `text` (source), `file`.
 
     Raises:
-        InputError: a module has no source file in this interpreter's library.
+        UserError: a module has no source file in this interpreter's library.
     """
     root = source_root()
     files = {module: source_files(module, root) for module in modules}
     for module, found in files.items():
         if not found:
-            raise InputError(
+            raise UserError(
                 f"data.modules names {module!r}, but {root} holds no source file of it; take it "
                 "out of data.modules, or run a Python that has its library as source files"
             )

@@ -14,8 +14,8 @@ import pyarrow.parquet
 
 from bora.data.columns import CHARACTERS_SHOWN, OPTIONAL, columns_of, from_arrow, from_values
 from bora.data.csv_file import read_csv
-from bora.errors import InputError, first_line
-from bora.streams import COMPRESSIONS, text_lines
+from bora.data.streams import COMPRESSIONS, text_lines
+from bora.errors import UserError, first_line
 
 # What the readers raise at a file that is not what its ending says. Arrow's and json's parsing errors
 # are ValueErrors; zipfile raises RuntimeError at an encrypted member, json at a thousand open brackets.
@@ -53,15 +53,15 @@ def read(
         table's rows from 0.
 
     Raises:
-        InputError: no such file or column, or a file that is not what its ending says.
+        UserError: no such file or column, or a file that is not what its ending says.
     """
     file = existing(path)
     try:
         return _read(file, OPTIONAL if task is None and not need_task else task, text, date)
     except UNREADABLE as error:
         if isinstance(error, PermissionError):
-            raise InputError(f"data.path={path}: {error.strerror}") from error
-        raise InputError(
+            raise UserError(f"data.path={path}: {error.strerror}") from error
+        raise UserError(
             f"data.path={path} is not readable as {Path(path).name!r} says: {first_line(error)}; it is damaged, or not "
             "what its ending says"
         ) from error
@@ -71,7 +71,7 @@ def existing(path: Path | str) -> Path:
     """The file of that name.
 
     Raises:
-        InputError: there is none.
+        UserError: there is none.
     """
     seen_from = f"(seen from {Path.cwd()})"
     try:
@@ -82,10 +82,10 @@ def existing(path: Path | str) -> Path:
         if file.exists():
             what = "that is a folder, not a file" if file.is_dir() else "that is no ordinary file; give one"
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, ~nobody, a NUL
-        raise InputError(
+        raise UserError(
             f"data.path={path}: there is no such file {seen_from}: {first_line(error)}"
         ) from error
-    raise InputError(f"data.path={path}: {what} {seen_from}")
+    raise UserError(f"data.path={path}: {what} {seen_from}")
 
 
 def _read(file: Path, task: str | None, text: str, date: str | None) -> pd.DataFrame:
@@ -98,7 +98,7 @@ def _read(file: Path, task: str | None, text: str, date: str | None) -> pd.DataF
         ".parquet": lambda: _read_parquet(file, task, text, date),
     }
     if ending not in readers:
-        raise InputError(
+        raise UserError(
             f"data.path={file}: the ending {ending or '(none)'!r} is not one of "
             f"{', '.join(readers)}, alone or before {', '.join(COMPRESSIONS)}"
         )
@@ -124,15 +124,15 @@ def _read_json(file: Path, compression, task, text, date) -> pd.DataFrame:
             try:
                 record = _JSON.decode(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(
+                raise UserError(
                     f"data.path={file} is not readable: line {number} is no JSON ({getattr(error, 'msg', error)})"
                 ) from error
             if not isinstance(record, dict):
-                raise InputError(f"data.path={file}: line {number} is not a JSON object")
+                raise UserError(f"data.path={file}: line {number} is not a JSON object")
             available.update(dict.fromkeys(record))
             records.append(record)
     if not records:
-        raise InputError(f"data.path={file} holds no rows")
+        raise UserError(f"data.path={file} holds no rows")
     names = columns_of(list(available), file, task, text, date)
     return from_values({c: [r.get(c) for r in records] for c in names}, names, f"data.path={file}")
 
@@ -171,6 +171,6 @@ def in_hand(**names: str | None) -> pd.DataFrame:
     """The reader of data=frame, whose table bora.fit gives along.
 
     Raises:
-        InputError: always; it is called where there is no frame.
+        UserError: always; it is called where there is no frame.
     """
-    raise InputError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
+    raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")

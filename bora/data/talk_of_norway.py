@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from huggingface_hub.file_download import http_get
 
-from bora.cache import cache_root
 from bora.data.csv_file import read_csv
+from bora.data.streams import COMPRESSIONS
 from bora.data.table import UNREADABLE
-from bora.errors import InputError, first_line
-from bora.files import whole
-from bora.streams import COMPRESSIONS
+from bora.errors import UserError, first_line
+from bora.lib.cache import cache_root
+from bora.lib.files import whole
 
 LARGEST = 2**33  # bytes of a ton.csv
 MOST_UNPACKED = 2**37  # bytes of the archive up to it
@@ -46,20 +46,20 @@ def read(
         task, text, date: the columns.
 
     Raises:
-        InputError: no such file, no network, or not the file that was expected.
+        UserError: no such file, no network, or not the file that was expected.
     """
     file = _find(Path(path).expanduser()) if path is not None else download(url)
     try:
         return read_csv(file, ",", COMPRESSIONS.get(file.suffix.lower()), task, text, date, missing="NA")
     except UNREADABLE as error:
-        raise InputError(f"data.path={file} is not a table like ton.csv: {first_line(error)}") from error
+        raise UserError(f"data.path={file} is not a table like ton.csv: {first_line(error)}") from error
 
 
 def _find(path: Path) -> Path:
     for candidate in (path, path / "ton.csv", path / "data" / "ton.csv"):
         if candidate.is_file():
             return candidate
-    raise InputError(
+    raise UserError(
         f"data.path={path}: there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)"
     )
 
@@ -68,7 +68,7 @@ def download(url: str) -> Path:
     """Fetch the archive and take ton.csv out of it, once; an interrupted download goes on.
 
     Raises:
-        InputError: the archive cannot be had, or holds no ton.csv.
+        UserError: the archive cannot be had, or holds no ton.csv.
     """
     folder = cache_root() / "talk_of_norway"
     target = folder / "ton.csv"
@@ -81,7 +81,7 @@ def download(url: str) -> Path:
             with partial.open("ab") as out:
                 http_get(url, out, resume_size=out.tell(), displayed_filename="Talk of Norway")
         except Exception as error:  # whatever the HTTP client raises, the user can do the same about it
-            raise InputError(
+            raise UserError(
                 f"Talk of Norway could not be downloaded from {url} ({type(error).__name__}: "
                 f"{first_line(error)}); run again to go on, or "
                 "download it yourself and give data.path=/path/to/ton.csv"
@@ -109,7 +109,7 @@ def _extract(archive: Path, target: Path) -> None:
     No name in the archive decides where anything is written.
 
     Raises:
-        InputError: it is no archive, or not the one that was expected: no ton.csv, or one that is a link, lies outside
+        UserError: it is no archive, or not the one that was expected: no ton.csv, or one that is a link, lies outside
             the archive's folder or is too large.
     """
     try:
@@ -132,11 +132,11 @@ def _extract(archive: Path, target: Path) -> None:
                         shutil.copyfileobj(content, out)
                     return
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(
+        raise UserError(
             f"{archive} is not a whole .tar.gz archive ({error}); delete it and run again"
         ) from error
-    raise InputError(f"{archive} holds no ton.csv; delete it, or give data.path=/path/to/ton.csv")
+    raise UserError(f"{archive} holds no ton.csv; delete it, or give data.path=/path/to/ton.csv")
 
 
-def _refused(archive: Path, why: str) -> InputError:
-    return InputError(f"{archive} {why}, so nothing is taken out of it; delete it, and see to data.url")
+def _refused(archive: Path, why: str) -> UserError:
+    return UserError(f"{archive} {why}, so nothing is taken out of it; delete it, and see to data.url")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.likelihood import Head
 
 
@@ -21,7 +21,7 @@ class Backbone(nn.Module):
             short, would each have to be compiled anew, so they are not.
 
     Raises:
-        InputError: the model is not one that the likelihood can take; see `_check`.
+        UserError: the model is not one that the likelihood can take; see `_check`.
     """
 
     _scale: float  # of the logits
@@ -84,13 +84,13 @@ class Backbone(nn.Module):
             if _close(self.head.logits(hidden).float(), whole):
                 break
         else:
-            raise InputError(
+            raise UserError(
                 f"the architecture {config.model_type!r} changes its logits after the last hidden state, and "
                 "not by the output layer, a factor and a soft cap alone; choose another model"
             )
         ids[0, -1] = ids[0, 0]
         if not _close(self.hidden(ids)[:, :-1].float(), hidden[:, :-1].float()):
-            raise InputError(
+            raise UserError(
                 f"the architecture {config.model_type!r} reads the whole text at every position; "
                 "choose a causal (left-to-right) language model"
             )

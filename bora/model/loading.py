@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bora.errors import InputError, first_line
+from bora.errors import UserError, first_line
 from bora.model.pretrained import Pretrained
 from bora.model.quantization import quantise
 
@@ -42,7 +42,7 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights:
             kept, and little memory is needed. (A loader that is not one of these loads its weights all the same.)
 
     Raises:
-        InputError: see the loaders and `quantise`; or transformers refuses the attention.
+        UserError: see the loaders and `quantise`; or transformers refuses the attention.
     """
     gpu, dtype = on_gpu(accelerator), model.dtype
     if dtype == "auto":
@@ -63,7 +63,7 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights:
     try:
         pretrained.model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
-        raise InputError(f"model.attention={attention} is refused: {first_line(error)}") from error
+        raise UserError(f"model.attention={attention} is refused: {first_line(error)}") from error
     return pretrained
 
 

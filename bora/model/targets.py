@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bora.errors import InputError
-from bora.model.adapters import Linear
+from bora.bayes.adapters import Linear
+from bora.errors import UserError
 
 DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that try the layers out
 
@@ -54,7 +54,7 @@ def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) ->
         backbone, patterns: see `named_targets`.
 
     Raises:
-        InputError: see `named_targets`; or a layer does not see the documents row by row (see `_check_rows`).
+        UserError: see `named_targets`; or a layer does not see the documents row by row (see `_check_rows`).
     """
     found = named_targets(backbone, patterns)
     _check_rows(backbone, found)
@@ -71,7 +71,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
             match a layer's whole name. The same reading as PEFT's `target_modules`.
 
     Raises:
-        InputError: nothing matches, or the head or an embedding does; or the architecture has no default.
+        UserError: nothing matches, or the head or an embedding does; or the architecture has no default.
     """
     head = backbone.get_output_embeddings()
     linear = {
@@ -82,7 +82,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
     if patterns is None:
         architecture = backbone.config.model_type
         if architecture not in DEFAULT_TARGETS:
-            raise InputError(
+            raise UserError(
                 f"lora.target_modules has no default for the architecture {architecture!r}; name "
                 f"the layers, for example lora.target_modules=[{_endings(linear)[0]}], or all-linear"
             )
@@ -99,12 +99,12 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
                 and matches(name)
                 and next(module.parameters(recurse=False), None) is not None
             ):
-                raise InputError(
+                raise UserError(
                     f"lora.target_modules={patterns} matches {name}, a {type(module).__name__}; only linear "
                     "layers below the output layer can have a LoRA"
                 )
     if not found:
-        raise InputError(
+        raise UserError(
             f"lora.target_modules={patterns} matches no linear layer of the model; it has "
             f"{', '.join(_endings(linear))}"
             + ". Text is a regular expression of a whole name; give names in brackets, [a,b]"
@@ -119,7 +119,7 @@ def _matcher(patterns: str | list[str]) -> Callable[[str], bool]:
     try:
         expression = re.compile(patterns)
     except re.error as error:
-        raise InputError(f"lora.target_modules={patterns!r} is not a regular expression ({error})") from error
+        raise UserError(f"lora.target_modules={patterns!r} is not a regular expression ({error})") from error
     return lambda name: expression.fullmatch(name) is not None
 
 
@@ -138,7 +138,7 @@ def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> N
     first, moved = (_inputs(backbone, layers, order) for order in (ids, ids.roll(1, 0)))
     for name in layers:
         if not (first[name] and _follows(first[name], moved[name])):
-            raise InputError(
+            raise UserError(
                 f"lora.target_modules: {name} does not see a batch's documents row by row, as a LoRA a task "
                 "needs (a routed expert? a layer that text does not pass?); name other layers"
             )

@@ -18,15 +18,15 @@ import pandas as pd
 import torch
 
 from bora.data.batches import Batches, Documents, loader
-from bora.data.encoding import encode
 from bora.data.table import read
-from bora.files import write_whole
-from bora.interop.adapt import fit, new_tasks
-from bora.interop.restore import Restored, restore
+from bora.data.tokens import encode
+from bora.lib.files import write_whole
 from bora.model.likelihood import n_scored
-from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import versions
-from bora.training import encoding_options
+from bora.runs.directory import versions
+from bora.train.module import HierarchicalLoRA
+from bora.train.run import encoding_options
+from bora.use.adapt import fit, new_tasks
+from bora.use.restore import Restored, restore
 
 HERE = Path(__file__).parent
 N_VALIDATION, N_TEST, TEST_SPEECHES = 4, 12, 16

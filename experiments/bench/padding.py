@@ -7,10 +7,10 @@ import sys
 
 from hydra import compose, initialize_config_dir
 
-import bora.run  # noqa: F401  (its OmegaConf resolvers)
-from bora import training
+import bora.commands.run  # noqa: F401  (its OmegaConf resolvers)
 from bora.config import config_folder
 from bora.model.loading import load_backbone
+from bora.train import run as training
 
 
 def main() -> None:

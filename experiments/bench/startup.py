@@ -15,7 +15,7 @@ COMMAND = """
 import os
 from lightning import LightningModule
 LightningModule.on_train_batch_end = lambda *arguments: os._exit(0)
-from bora.run import main
+from bora.commands.run import main
 main()
 raise SystemExit("no batch was trained on")
 """

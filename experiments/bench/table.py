@@ -39,10 +39,10 @@ def generate(file: Path) -> None:
 def measure(file: str) -> None:
     from hydra import compose, initialize_config_dir
 
-    import bora.run  # noqa: F401  (its OmegaConf resolvers)
-    from bora import training
+    import bora.commands.run  # noqa: F401  (its OmegaConf resolvers)
     from bora.config import config_folder
     from bora.model.loading import load_backbone
+    from bora.train import run as training
 
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("config", overrides=["data=talk_of_norway", f"data.path={file}"])

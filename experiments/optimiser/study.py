@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bora.results.evidence import format_tau
-from bora.results.figures import GROUPS, MARKERS, STYLE
+from bora.report.evidence import format_tau
+from bora.report.figures import GROUPS, MARKERS, STYLE
 
 HERE = Path(__file__).parent
 WAYS = {

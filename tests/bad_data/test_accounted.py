@@ -13,11 +13,11 @@ import pytest
 from transformers import AutoTokenizer
 
 import bora
-from bora.interop import export
+from bora.use import export
 from tests.bad_data import accounted_cases as cases
 from tests.bad_data.accounted_cases import Accounted
 from tests.bad_data.inputs import GOOD, RUN, docs, each, frame, put, to_csv
-from tests.results.test_loggers import wandb_figures
+from tests.report.test_loggers import wandb_figures
 
 OPT_MINI = Path(bora.__file__).parent / "assets/opt_mini"
 GROUPS = {"reading": cases.READING, "text": cases.TEXTS, "task": cases.TASKS, "date": cases.DATES}

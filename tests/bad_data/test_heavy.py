@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bora.data.encoding import LONGEST
+from bora.data.tokens import LONGEST
 from tests.bad_data.accounted_cases import Accounted
 from tests.bad_data.inputs import GOOD, RUN, docs, to_csv
 from tests.bad_data.test_accounted import hold

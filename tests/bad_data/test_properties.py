@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bora.api import documents
 from bora.data.module import Corpus, build_corpus
 from bora.data.table import read
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.pretrained import packaged
 from tests.bad_data.inputs import to_csv, to_json
 
@@ -121,11 +121,11 @@ def tokenizer():
 
 @contextmanager
 def one_line():
-    """Within: an InputError is as good as none, if it is one line."""
+    """Within: an UserError is as good as none, if it is one line."""
     said = ""
     try:
         yield
-    except InputError as error:
+    except UserError as error:
         said = str(error)
     assert said.isprintable(), repr(said)
 
@@ -235,7 +235,7 @@ def test_every_format_gives_the_same_corpus(rows, tmp_path, tokenizer):
                 selection={"min_documents": 3}, split_options={}, encoding={"max_tokens": 8},
             )  # fmt: skip
             found.add(corpus.sha256)
-        except InputError as error:
+        except UserError as error:
             found.add(str(error).replace(file, "FILE"))
     assert len(found) == 1, found
 

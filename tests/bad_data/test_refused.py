@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import bora
-from bora.errors import InputError
+from bora.errors import UserError
 from tests.bad_data import refused_contents as contents
 from tests.bad_data import refused_files as files
 from tests.bad_data.inputs import GOOD, RUN, each, frame, put
@@ -58,7 +58,7 @@ def with_text(value: object) -> pd.DataFrame:
     ],
 )  # fmt: skip
 def test_a_frame_is_told_in_one_line(given, said, tmp_path):
-    with pytest.raises(InputError, match=said) as told:
+    with pytest.raises(UserError, match=said) as told:
         bora.fit(given, "data.min_documents=3", output=tmp_path / "run")
     assert str(told.value).isprintable()
     assert len(str(told.value)) < LONGEST

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bora.data.batches import Batches, Documents
-from bora.data.encoding import Encoded
+from bora.data.tokens import Encoded
 from tests.conftest import tiny_data
 
 DOCUMENTS = Documents(

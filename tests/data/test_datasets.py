@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bora.data.datasets import read
-from bora.errors import InputError
+from bora.errors import UserError
 
 ROWS = {"who": [0, 1, 0, -1], "said": ["one", "two", None, "four"], "n": [1, 2, 3, 4]}
 
@@ -39,7 +39,7 @@ def test_one_split_or_all_of_them(dataset, tmp_path):
     assert len(read(str(tmp_path / "saved"), **options)) == 4
     assert read(str(tmp_path / "saved"), split="test", **options)["task"].tolist() == ["b/c"]
     assert len(read(str(tmp_path / "saved"), split="all", **options)) == 5
-    with pytest.raises(InputError, match=r"data\.split_name=dev.*train, test"):
+    with pytest.raises(UserError, match=r"data\.split_name=dev.*train, test"):
         read(str(tmp_path / "saved"), split="dev", **options)
 
 
@@ -79,7 +79,7 @@ def test_the_labels_that_a_card_declares_name_the_tasks_of_csv_files_too(tmp_pat
     assert found["text"].tolist() == ["one", "NA"]
     assert read(str(tmp_path / "files"), task="id", text="said")["task"].tolist() == ["007", "2"]
     (tmp_path / "files/data.csv").write_text("who,said,id\n0,one,007\n,two,2\n", "utf-8")
-    with pytest.raises(InputError, match="Invalid string class label"):
+    with pytest.raises(UserError, match="Invalid string class label"):
         read(str(tmp_path / "files"), task="who", text="said")
 
 
@@ -89,10 +89,10 @@ def test_what_is_not_there_is_told(dataset, tmp_path, monkeypatch):
         "load_dataset_builder",
         lambda *a: (_ for _ in ()).throw(ConnectionError("no network\nat all")),
     )
-    with pytest.raises(InputError, match=r"could not be loaded as a dataset \(ConnectionError: no network\)"):
+    with pytest.raises(UserError, match=r"could not be loaded as a dataset \(ConnectionError: no network\)"):
         read("someone/speeches")
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         read("./nowhere")
     dataset.save_to_disk(tmp_path / "saved")
-    with pytest.raises(InputError, match=r"data\.text=text: .* has no such column; it has who, said, n"):
+    with pytest.raises(UserError, match=r"data\.text=text: .* has no such column; it has who, said, n"):
         read(str(tmp_path / "saved"), task="who")

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from bora.data.module import build_corpus
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.pretrained import packaged
 
 SPLIT = {"validation": 0.25, "test": 0.25}
@@ -68,5 +68,5 @@ def test_what_was_dropped_and_cut_is_said(tokenizer):
 
 
 def test_a_task_without_a_token_to_score_is_told(tokenizer):
-    with pytest.raises(InputError, match="task 'a' has no document with a token to score"):
+    with pytest.raises(UserError, match="task 'a' has no document with a token to score"):
         build(tokenizer, table({"a": 6}), prompt="a prompt longer than thirty-two tokens " * 9)

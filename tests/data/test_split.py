@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from bora.data.split import leakage, split
-from bora.errors import InputError
+from bora.errors import UserError
 
 
 def table(sizes: dict[str, int]) -> pd.DataFrame:
@@ -60,18 +60,18 @@ def test_the_published_codes_split_is_pandas_sample_with_seed_42():
 
 
 def test_too_few_documents_for_three_parts():
-    with pytest.raises(InputError, match="task 'b' has 2 document"):
+    with pytest.raises(UserError, match="task 'b' has 2 document"):
         split(table({"a": 5, "b": 2}))
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (0, 0.5), (0.5, 1.2), (-0.1, 0.2)])
 def test_fractions_that_leave_nothing_are_refused(validation, test):
-    with pytest.raises(InputError, match="fractions"):
+    with pytest.raises(UserError, match="fractions"):
         split(table({"a": 9}), validation=validation, test=test)
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(InputError, match=r"data\.split\.method=luck"):
+    with pytest.raises(UserError, match=r"data\.split\.method=luck"):
         split(table({"a": 9}), method="luck")
 
 

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from bora.config import config_folder
 from bora.data import stdlib
-from bora.errors import InputError
+from bora.errors import UserError
 
 
 def test_functions_are_methods_and_functions_whole_and_once():
@@ -53,5 +53,5 @@ def test_the_default_gives_25_tasks_of_60_to_500_documents_on_this_python():
 
 
 def test_a_module_without_source_is_told():
-    with pytest.raises(InputError, match="no_such_module"):
+    with pytest.raises(UserError, match="no_such_module"):
         stdlib.read(["no_such_module"])

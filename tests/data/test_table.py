@@ -12,7 +12,7 @@ import pytest
 
 from bora.data import csv_file
 from bora.data.table import read
-from bora.errors import InputError
+from bora.errors import UserError
 
 ROWS = [
     ("Åse", 'one,\n"two"', "2001-02-03"),
@@ -128,7 +128,7 @@ def test_json_lines_may_lack_a_key_in_some_rows(tmp_path):
 )
 def test_what_cannot_be_read_is_told_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         read(str(tmp_path / name))
     assert "\n" not in str(error.value)
 
@@ -142,24 +142,24 @@ def test_truncated_compression_is_told(tmp_path):
     write(tmp_path / "t.csv.gz", ".csv.gz")
     whole = (tmp_path / "t.csv.gz").read_bytes()
     (tmp_path / "t.csv.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not readable"):
+    with pytest.raises(UserError, match="not readable"):
         read(str(tmp_path / "t.csv.gz"), **COLUMNS)
 
 
 def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read(str(tmp_path / "nowhere.csv"))
 
 
 def test_a_missing_date_column_is_told(tmp_path):
     (tmp_path / "t.csv").write_text("task,text\na,b\n")
-    with pytest.raises(InputError, match=r"data\.date=day"):
+    with pytest.raises(UserError, match=r"data\.date=day"):
         read(str(tmp_path / "t.csv"), date="day")
 
 
 def test_task_and_text_are_two_columns(tmp_path):
     (tmp_path / "t.csv").write_text("task,text\na,b\n")
-    with pytest.raises(InputError, match="different columns"):
+    with pytest.raises(UserError, match="different columns"):
         read(str(tmp_path / "t.csv"), task="text")
 
 
@@ -198,7 +198,7 @@ def test_a_parquet_file_whose_rows_were_miscounted_is_refused(tmp_path):
             plainly = None
         try:
             ours = len(read(file))
-        except InputError:
+        except UserError:
             ours = None
         seen.add((plainly, ours))
     assert (744, None) in seen

@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from bora.config import config_folder
 from bora.data import csv_file, talk_of_norway
-from bora.data.selection import select
+from bora.data.select import select
 from bora.data.split import split
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.pretrained import packaged
 
 # As Data.md of the corpus lists them.
@@ -109,10 +109,10 @@ def test_both_selection_rules_and_both_splits(ton):
 
 
 def test_a_missing_or_foreign_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"no ton\.csv"):
+    with pytest.raises(UserError, match=r"no ton\.csv"):
         talk_of_norway.read(str(tmp_path / "x"), url="")
     (tmp_path / "ton.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"data\.task=rep_name.*no such column"):
+    with pytest.raises(UserError, match=r"data\.task=rep_name.*no such column"):
         talk_of_norway.read(str(tmp_path), url="")
 
 
@@ -187,10 +187,10 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, ton, tmp_path)
 
 def test_a_download_that_fails_or_is_no_archive_is_told(server):
     url, handler = server
-    with pytest.raises(InputError, match="could not be downloaded"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         talk_of_norway.download(url.replace("ton101", "ton102"))
     handler.body = handler.body[: len(handler.body) // 2]
-    with pytest.raises(InputError, match="not a whole"):
+    with pytest.raises(UserError, match="not a whole"):
         talk_of_norway.download(url)
 
 

@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["bora.run", "bora.training", "transformers.models.opt.modeling_opt"])
+SERVER.set_forkserver_preload(["bora.commands.run", "bora.train.run", "transformers.models.opt.modeling_opt"])
 
 
 def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None) -> None:
@@ -22,13 +22,13 @@ def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1) for n in (1, 2))
     import torch
 
-    import bora.run
+    import bora.commands.run
 
     torch.set_num_threads(1)
-    sys.argv = ["bora.run", *arguments]
+    sys.argv = ["bora.commands.run", *arguments]
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    bora.run.main()
+    bora.commands.run.main()
 
 
 def start(folder: Path, name: str, *arguments: str, largest_file: int | None = None) -> ForkServerProcess:

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bora import report
-from bora.model.module import HierarchicalLoRA
-from bora.results.run_directory import RunDirectory
+from bora.commands import report
+from bora.runs.directory import RunDirectory
+from bora.train.module import HierarchicalLoRA
 from tests.conftest import same_files, table
 from tests.faults.processes import finish, start, wait_for
 from tests.faults.test_kills import SMALL

@@ -66,7 +66,7 @@ def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_processes_that_are_killed_together_go_on_together(trainer, tmp_path):
     run = [
-        sys.executable, "-m", "bora.run", *SMALL, "tau=100", f"trainer={trainer}", "trainer.accelerator=cpu",
+        sys.executable, "-m", "bora.commands.run", *SMALL, "tau=100", f"trainer={trainer}", "trainer.accelerator=cpu",
         "+trainer.strategy.process_group_backend=gloo",
     ]  # fmt: skip
 

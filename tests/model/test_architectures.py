@@ -6,12 +6,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bora.errors import InputError
-from bora.model.adapters import LowRank, add_low_rank
+from bora.bayes.adapters import LowRank, add_low_rank
+from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.likelihood import IGNORE, token_nll
-from bora.model.module import HierarchicalLoRA
 from bora.model.targets import find_targets
+from bora.train.module import HierarchicalLoRA
 from tests.conftest import random_factors
 
 TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
@@ -178,7 +178,7 @@ def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
         ours = find_targets(tiny("opt"), patterns)
         assert theirs == {f"base_model.model.{name}" for name in ours}
     # PEFT wants the whole name of a single one, too.
-    with pytest.raises(InputError, match="no linear layer"):
+    with pytest.raises(UserError, match="no linear layer"):
         find_targets(tiny("opt"), "q_proj")
 
 
@@ -191,7 +191,7 @@ def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
     ],
 )
 def test_what_cannot_be_adapted_is_told_and_not_left_out(patterns, told):
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UserError, match=told):
         find_targets(tiny("opt", tie_word_embeddings=False), patterns)
 
 
@@ -217,7 +217,7 @@ def test_a_routed_expert_is_refused_and_what_is_around_it_is_not():
     before = [module.training for module in model.modules()]
     for patterns in (["experts.0"], "all-linear"):
         with pytest.raises(
-            InputError, match=r"layers\.0\.mlp\.experts\.0 does not see .* row by row"
+            UserError, match=r"layers\.0\.mlp\.experts\.0 does not see .* row by row"
         ) as error:
             find_targets(model, patterns)
         assert "\n" not in str(error.value)
@@ -231,7 +231,7 @@ def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
     torch.manual_seed(0)
     shape = {"vocab_size": 50, "d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2}
     bart = AutoModelForCausalLM.from_config(AutoConfig.for_model("bart", **shape, decoder_ffn_dim=8))
-    with pytest.raises(InputError, match=r"encoder_attn\.v_proj does not see"):
+    with pytest.raises(UserError, match=r"encoder_attn\.v_proj does not see"):
         find_targets(bart, None)
     assert len(find_targets(bart, ["self_attn.q_proj", "self_attn.v_proj"])) == 2
     model = tiny("llama")
@@ -239,14 +239,14 @@ def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
     plain = up.forward
     up.forward = lambda x: (plain(x), None)
     model.model.layers[0].mlp.forward = lambda x: up(x)[0][..., :16]
-    with pytest.raises(InputError, match="up_proj does not see"):
+    with pytest.raises(UserError, match="up_proj does not see"):
         find_targets(model, ["up_proj"])
 
 
 def test_rows_that_are_not_the_documents_are_refused_in_a_forward_too():
     lora = LowRank(torch.ones(3, 2, 4), torch.ones(3, 5, 2))
     for shape in ((7,), (4, 3), (6, 2)):
-        with pytest.raises(InputError, match="3 documents"):
+        with pytest.raises(UserError, match="3 documents"):
             add_low_rank(torch.zeros(*shape, 5), torch.ones(*shape, 4), lora, 1.0)
 
 
@@ -271,7 +271,7 @@ def test_a_changed_logits_nll_and_gradient_equal_torchs(scale, cap):
 
 def test_a_head_that_does_more_than_scale_and_cap_is_refused():
     bert = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **TINY, is_decoder=True))
-    with pytest.raises(InputError, match=r"'bert' changes its logits"):
+    with pytest.raises(UserError, match=r"'bert' changes its logits"):
         Backbone(bert)
 
 
@@ -288,5 +288,5 @@ def test_llama_4_is_its_own_base_and_is_taken_all_the_same():
     ids = torch.arange(12).view(2, 6) + 3
     hidden = Backbone(model).hidden(ids)
     torch.testing.assert_close(model.lm_head(hidden), model(ids).logits)
-    with pytest.raises(InputError, match="router does not see"):  # it gives back two tensors
+    with pytest.raises(UserError, match="router does not see"):  # it gives back two tensors
         find_targets(model, "all-linear")

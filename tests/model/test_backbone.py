@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.backbone import Backbone
-from bora.model.module import HierarchicalLoRA
+from bora.train.module import HierarchicalLoRA
 from tests.conftest import random_factors, tiny_opt
 
 TINY = {
@@ -19,7 +19,7 @@ TINY = {
 def test_a_model_that_reads_ahead_is_refused():
     model = LlamaForCausalLM(LlamaConfig(**TINY))
     model.model.layers[0].register_forward_hook(lambda layer, args, out: out + out.mean(1, keepdim=True))
-    with pytest.raises(InputError, match="reads the whole text"):
+    with pytest.raises(UserError, match="reads the whole text"):
         Backbone(model)
 
 

@@ -4,10 +4,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 
 from bora.config import config_folder
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model import loading
 from bora.model.loading import load_backbone
-from bora.model.module import HierarchicalLoRA
+from bora.train.module import HierarchicalLoRA
 
 
 def opt_mini(*overrides: str):
@@ -35,7 +35,7 @@ def test_a_dtype_that_is_asked_for_is_taken():
     assert load_backbone(opt_mini("model.dtype=bfloat16"), "cpu", 128).model.dtype == torch.bfloat16
     with pytest.raises(InstantiationException, match=r"model\.dtype=int3") as refused:
         load_backbone(opt_mini("model.dtype=int3"), "cpu", 128)
-    assert isinstance(refused.value.__cause__, InputError)  # which the command tells in one line
+    assert isinstance(refused.value.__cause__, UserError)  # which the command tells in one line
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_short_documents_in_bfloat16_on_a_cpu_take_eager_attention(dtype, max_to
 
 
 def test_an_attention_that_transformers_does_not_know_is_told():
-    with pytest.raises(InputError, match=r"model\.attention=clever is refused"):
+    with pytest.raises(UserError, match=r"model\.attention=clever is refused"):
         load_backbone(opt_mini("model.attention=clever"), "cpu", 128)
 
 

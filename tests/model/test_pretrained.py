@@ -5,9 +5,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from bora.cache import read_only
 from bora.config import config_folder
-from bora.errors import InputError
+from bora.errors import UserError
+from bora.lib.cache import read_only
 from bora.model.backbone import Backbone
 from bora.model.pretrained import from_pretrained, packaged, random_weights, smollm2_135m
 
@@ -50,7 +50,7 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_model_is_told(tmp_path):
-    with pytest.raises(InputError, match="no causal language model") as error:
+    with pytest.raises(UserError, match="no causal language model") as error:
         from_pretrained(str(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -61,10 +61,10 @@ def test_missing_or_corrupt_weights_are_told(tmp_path):
     weights = pretrained.model.state_dict()
     removed = "model.decoder.layers.1.fc1.weight"
     pretrained.model.save_pretrained(tmp_path, state_dict={k: v for k, v in weights.items() if k != removed})
-    with pytest.raises(InputError, match=f"no weights for {removed}"):
+    with pytest.raises(UserError, match=f"no weights for {removed}"):
         from_pretrained(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not at all")
-    with pytest.raises(InputError, match="no causal language model") as error:
+    with pytest.raises(UserError, match="no causal language model") as error:
         from_pretrained(str(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -116,5 +116,5 @@ def test_random_weights_have_the_shape_asked_for_and_are_always_the_same():
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"vocab_size": 100}, "vocab_size"),
     ):
-        with pytest.raises(InputError, match=rf"model\.config.*{said}"):
+        with pytest.raises(UserError, match=rf"model\.config.*{said}"):
             random_weights(small | wrong)

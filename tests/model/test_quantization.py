@@ -9,11 +9,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bora.config import config_folder
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.loading import load_backbone
-from bora.model.module import HierarchicalLoRA
 from bora.model.quantization import QUANTIZATIONS, QuantisedLinear, quantise
+from bora.train.module import HierarchicalLoRA
 from tests.conftest import random_factors
 from tests.model.test_architectures import ALPHA, RANK, TASKS, mixed_batch, tiny
 
@@ -95,10 +95,10 @@ def test_the_config_quantises_all_but_the_head_and_the_embeddings(kind):
 
 
 def test_a_quantisation_that_cannot_be_is_told_in_one_line(monkeypatch):
-    with pytest.raises(InputError, match=r"model\.quantization=int3: choose one of null, int8, nf4"):
+    with pytest.raises(UserError, match=r"model\.quantization=int3: choose one of null, int8, nf4"):
         quantise(tiny("opt"), "int3")
-    with pytest.raises(InputError, match="no plain linear layers"):
+    with pytest.raises(UserError, match="no plain linear layers"):
         quantise(tiny("falcon"), "int8")  # its layers are a kind of their own
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="needs the package bitsandbytes: pip install bitsandbytes"):
+    with pytest.raises(UserError, match="needs the package bitsandbytes: pip install bitsandbytes"):
         quantise(tiny("opt"), "nf4")

@@ -1,6 +1,6 @@
 import pytest
 
-from bora.errors import InputError
+from bora.errors import UserError
 from bora.model.targets import find_targets
 from tests.conftest import tiny_opt
 
@@ -15,8 +15,8 @@ def test_targets_by_ending_by_pattern_and_all():
     everything = find_targets(model, "all-linear")
     assert len(everything) == 12
     assert "lm_head" not in everything
-    with pytest.raises(InputError, match=r"matches no linear layer.*fc1"):
+    with pytest.raises(UserError, match=r"matches no linear layer.*fc1"):
         find_targets(model, ["proj"])
     model.config.model_type = "novel"
-    with pytest.raises(InputError, match="no default for the architecture 'novel'"):
+    with pytest.raises(UserError, match="no default for the architecture 'novel'"):
         find_targets(model, None)

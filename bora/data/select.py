@@ -1,0 +1,205 @@
+"""Which documents are kept and which tasks are trained: a table in, a smaller table out."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from bora.errors import UserError
+from bora.lib.names import look_alikes
+
+log = logging.getLogger(__name__)
+
+SELECTIONS = ("largest", "chronological", "alphabetical", "paper", "reference")
+# Number of documents that the two rules for Talk of Norway ask of a speaker (at least, at most).
+RULE_BOUNDS = {"paper": (101, None), "reference": (201, 999)}
+# And of a task under the plain orders: enough for three parts.
+PLAIN_BOUNDS = (20, None)
+
+
+@dataclass
+class Dropped:
+    """What was left out on the way from the table to the documents, by reason."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, count: int) -> None:
+        if count:
+            self.rows[reason] = self.rows.get(reason, 0) + int(count)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n:,} {why}" for why, n in self.rows.items()) or "none"
+
+
+def select(
+    table: pd.DataFrame,
+    selection: str = "largest",
+    n_tasks: int | None = None,
+    min_documents: int | None = None,
+    max_documents: int | None = None,
+    documents_per_task: int | Sequence[int] | None = None,
+    min_characters: int = 0,
+    drop_duplicates: bool = True,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, list[str], Dropped]:
+    """Clean the documents, count them by task, choose the tasks, cap their documents.
+
+    Args:
+        table: columns task, text, date; the index is each row's number in the source.
+        selection: the order in which tasks are taken: largest (most documents first),
+            chronological (first document's date), alphabetical; or a rule of Talk of Norway:
+            paper (chronological, over 100 documents), reference (the published code: alphabetical
+            by cleaned name, 200 < documents < 1000 counted before short texts go).
+        n_tasks: how many tasks to take; None for all.
+        min_documents, max_documents: bounds on a task's documents, inclusive; None for the
+            rule's own bound (PLAIN_BOUNDS under the plain orders).
+        documents_per_task: keep at most this many of each task, drawn at random; None for all. A list
+            gives each task its own number, in the order of selection.
+        min_characters: keep texts longer than this.
+        drop_duplicates: keep the first of equal texts within a task.
+        seed: of the draw for `documents_per_task`.
+
+    Returns:
+        The kept rows in the source's order, the task names in the order of selection, and what
+        was dropped.
+
+    Raises:
+        UserError: an unknown selection, no date where one is needed, or no task left.
+    """
+    if selection not in SELECTIONS:
+        raise UserError(f"data.selection={selection}: choose one of {', '.join(SELECTIONS)}")
+    rule = RULE_BOUNDS.get(selection, PLAIN_BOUNDS)
+    min_documents = rule[0] if min_documents is None else min_documents
+    max_documents = rule[1] if max_documents is None else max_documents
+    dropped = Dropped()
+
+    def keep(rows: pd.DataFrame, mask, reason: str) -> pd.DataFrame:
+        dropped.add(reason, (~mask).sum())
+        return rows[mask]
+
+    def within_bounds(rows: pd.DataFrame) -> pd.DataFrame:
+        before, counts = f"; dropped: {dropped}" * bool(dropped.rows), rows["task"].value_counts()
+        documents = rows["task"].map(counts)
+        eligible = documents.ge(min_documents or 0) & documents.le(max_documents or np.inf)
+        kept = keep(rows, eligible, "of tasks outside the bounds on documents")
+        if kept.empty:
+            raise UserError(
+                f"no task has between {min_documents or 0} and {max_documents or '∞'} documents (the largest has "
+                f"{counts.max() if len(counts) else 0}{before}); change data.min_documents or data.max_documents"
+                f"{'' if len(counts) else ', or look at the columns data.task and data.text'}"
+            )
+        return kept
+
+    # Of a large table the texts are most: they stay where they are until it is known which are wanted.
+    texts = table["text"]
+    rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
+    rows = keep(rows, rows["task"] != "", "without a task")
+    rows = keep(rows, ~_blank(texts)[rows.index], "empty")
+    if selection == "reference":
+        cleaned = rows["task"].str.lower().str.replace(".", "", regex=False)
+        rows = within_bounds(rows).assign(task=cleaned)
+    else:
+        _tell_look_alikes(rows["task"].unique())
+    rows = keep(rows, rows["length"] > min_characters, f"of {min_characters} characters or fewer")
+    if drop_duplicates:
+        rows = keep(rows, ~_repeated(rows, texts), "repeated within their task")
+    if selection != "reference":
+        rows = within_bounds(rows)
+    if rows.empty:
+        raise UserError(f"no document is left (dropped: {dropped}); change data.min_characters")
+    names = _in_order(rows, selection)
+    chosen = names[:n_tasks]
+    if n_tasks is not None and len(names) < n_tasks:
+        log.warning("data.n_tasks=%d, but only %d tasks can be chosen: all are taken", n_tasks, len(names))
+    rows = keep(
+        rows, rows["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)"
+    )
+    if documents_per_task is not None:
+        if isinstance(documents_per_task, int):
+            caps = dict.fromkeys(chosen, documents_per_task)
+        elif len(documents_per_task) == len(chosen):
+            caps = dict(zip(chosen, documents_per_task, strict=True))
+        else:
+            raise UserError(
+                f"data.documents_per_task lists {len(documents_per_task)} numbers, but there are {len(chosen)} "
+                "tasks; give one number, or one for each task"
+            )
+        rng = np.random.default_rng(seed)
+        shuffled = rows.iloc[rng.permutation(len(rows))]
+        place = shuffled.groupby("task").cumcount()
+        kept = shuffled.index[place < shuffled["task"].map(caps)]
+        rows = keep(rows, rows.index.isin(kept), "over the cap data.documents_per_task")
+    rows = rows.drop(columns="length")
+    rows["text"] = _at(texts, rows.index)
+    return rows[table.columns], chosen, dropped
+
+
+def _tell_look_alikes(names: Iterable[str]) -> None:
+    alike = look_alikes(names)
+    if alike:
+        log.warning(
+            "task names that differ in capital letters, like characters or invisible ones alone stay different tasks: "
+            "%s%s; where one is meant, mend the table",
+            " and ".join(map(ascii, alike[0])), f", and {len(alike) - 1} more such groups" * (len(alike) > 1),
+        )  # fmt: skip
+
+
+def _blank(texts: pd.Series) -> pd.Series:
+    """Which texts hold white space alone."""
+    return texts.str.isspace() | (texts == "")
+
+
+def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:
+    """Which rows have a task and a text that stood there before; only texts of equal length are compared."""
+    alike = rows.duplicated(["task", "length"], keep=False)
+    compared = rows[alike].drop(columns="length").assign(text=_at(texts, rows.index[alike]))
+    return compared.duplicated(["task", "text"]).reindex(rows.index, fill_value=False)
+
+
+def _at(texts: pd.Series, index: pd.Index) -> pd.Series:
+    """The texts of some rows; by a mask, since Arrow would copy the whole column to take them by number."""
+    return texts[texts.index.isin(index)]
+
+
+def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
+    """All task names of the table in the order of the selection; ties by name."""
+    names = sorted(table["task"].unique())
+    if selection in ("alphabetical", "reference"):
+        return names
+    if selection == "largest":
+        counts = table["task"].value_counts()
+        return sorted(names, key=lambda name: (-counts[name], name))
+    dates = parse_dates(table, missing=True)
+    if dates.isna().any():
+        log.warning("%d documents without a date do not count in the order of tasks", dates.isna().sum())
+    first = dates.groupby(table["task"]).min()
+    undated = first.index[first.isna()]
+    if len(undated):
+        parse_dates(table[table["task"] == undated[0]])  # says which row, and raises
+    return sorted(names, key=lambda name: (first[name], name))
+
+
+def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
+    """The date column (ISO 8601) as timestamps; where a time zone is not given it is UTC.
+
+    Args:
+        missing: whether a cell may be empty.
+
+    Raises:
+        UserError: a date cannot be read, or is missing and may not be.
+    """
+    # pandas also takes "now" and "today"; and finer than microseconds it has no year before 1677 or after 2262.
+    text = table["date"].str.strip().str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
+    written = text.where(text.str.match(r"\d{4}"))
+    dates = pd.to_datetime(written, errors="coerce", format="ISO8601", utc=True)
+    bad = dates.isna() & ~((text == "") & missing)
+    if bad.any():
+        row, date = next(table["date"][bad].items())
+        raise UserError(
+            f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "
+            f"{date[:40]!r}), and a chronological order needs one; name the column with "
+            "data.date, or use data.selection=largest and data.split.method=random"
+        )
+    return dates

@@ -1,0 +1,1 @@
+"""Ground that everything stands on: files, the cache, names, this machine, signals."""

@@ -1,0 +1,145 @@
+"""The map of tasks: principal components of θ_d − Θ, and how much of its variance a column explains."""
+
+import math
+from dataclasses import dataclass
+
+import hydra
+import numpy as np
+import pandas as pd
+import torch
+
+from bora.errors import UserError
+from bora.report.series import Run
+from bora.runs.directory import DOCUMENTS, RunDirectory
+from bora.runs.replay import CONFIG, check_calls, read_config
+from bora.train.checkpoint import load_best
+
+PERMUTATIONS = 2_000
+
+
+@dataclass(frozen=True)
+class TaskMap:
+    """D tasks in a plane.
+
+    Attributes:
+        tau, tasks: of the run.
+        coordinates: [D, 2] in parameter units.
+        shares: of the variance of θ_d − Θ over tasks, along each of the two axes.
+        column, groups: the table's column and each task's value in it; None without one.
+        explained: share of the whole variance (all dimensions) between the groups.
+        by_chance: the share that the same groups explain on average when dealt out at random.
+        p_value: how often chance explains as much.
+    """
+
+    tau: float
+    tasks: list[str]
+    coordinates: np.ndarray
+    shares: tuple[float, float]
+    column: str | None = None
+    groups: pd.Series | None = None
+    explained: float = math.nan
+    by_chance: float = math.nan
+    p_value: float = math.nan
+
+
+def deviations(checkpoint: dict) -> torch.Tensor:
+    """[D, P] θ_d − Θ in float64, from a checkpoint of either parameterisation; all 0 at τ = ∞."""
+    state = checkpoint["state_dict"]
+    names = checkpoint["hyper_parameters"]["task_names"]
+    parts = []
+    for key, mean in state.items():
+        if not key.endswith("_mean"):
+            continue
+        stem = key.removesuffix("_mean")
+        if stem in state:
+            parts.append((state[stem] - mean).double().flatten(1))
+        elif f"{stem}_offset" in state:
+            parts.append(state[f"{stem}_offset"].double().flatten(1))
+    return torch.cat(parts, dim=1) if parts else torch.zeros(len(names), 1, dtype=torch.float64)
+
+
+def build_task_map(run: Run, column: str | None = None) -> TaskMap:
+    """Place a run's tasks by their checkpoint.
+
+    Args:
+        run: its checkpoints/best.ckpt must be there.
+        column: a column of the run's table to group the tasks by (party, gender, play); a task's value is
+            the commonest one among its documents.
+
+    Raises:
+        UserError: no checkpoint, fewer than three tasks, or no such column.
+    """
+    path = run.folder / "checkpoints" / "best.ckpt"
+    if not path.is_file():
+        raise UserError(f"the map of tasks needs {path}, which is not there")
+    checkpoint = load_best(RunDirectory(run.folder))
+    tasks = checkpoint["hyper_parameters"]["task_names"]
+    if len(tasks) < 3:
+        raise UserError(f"the map of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
+    theta = deviations(checkpoint)
+    centred = theta - theta.mean(dim=0)
+    # P may be millions, D is not: components by way of the [D, D] products.
+    gram = (centred @ centred.mT).numpy()
+    values, vectors = np.linalg.eigh(gram)
+    order = np.argsort(values)[::-1][:2]
+    total = np.trace(gram)
+    if total <= 0:
+        raise UserError(f"the tasks of {run.folder} do not differ from Θ, so there is no map of them")
+    coordinates = vectors[:, order] * np.sqrt(np.maximum(values[order], 0))
+    # An eigenvector's sign is arbitrary; the outermost task is put on the right and above.
+    coordinates *= np.sign(coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]])
+    first, second = values[order] / total
+    shares = float(first), float(second)
+    if column is None:
+        return TaskMap(run.tau, tasks, coordinates, shares)
+    groups = attribute(run, column).reindex(tasks)
+    return TaskMap(run.tau, tasks, coordinates, shares, column, groups, *explained_variance(gram, groups))
+
+
+def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, float, float]:
+    """Between-group share of the variance, its mean under permutation, and the permutation p value (seed 0).
+
+    Args:
+        gram: [D, D] inner products of the centred tasks.
+        groups: [D] their groups.
+    """
+    codes = groups.astype(str).factorize()[0]
+    member = np.eye(codes.max() + 1)[codes]
+    projector = member / np.sqrt(member.sum(axis=0))
+
+    def share(rows: np.ndarray) -> float:
+        return float(
+            np.einsum("ik,ij,jk->", projector[rows], gram, projector[rows], optimize=True) / np.trace(gram)
+        )
+
+    rng = np.random.default_rng(0)
+    mine = share(np.arange(len(codes)))
+    chance = np.array([share(rng.permutation(len(codes))) for _ in range(PERMUTATIONS)])
+    p_value = (1 + (chance >= mine - 1e-12).sum()) / (1 + PERMUTATIONS)
+    return mine, float(chance.mean()), float(p_value)
+
+
+def attribute(run: Run, column: str) -> pd.Series:
+    """Each task's commonest value of a column of the table that the run was read from.
+
+    Raises:
+        UserError: the corpus is no table, the file has moved, or it has no such column.
+    """
+    cfg = read_config(run.folder / CONFIG)
+    if "text" not in cfg.data:
+        raise UserError(f"data={cfg.data.name} has no columns to colour the tasks by")
+    check_calls(cfg, "data.reader")
+    try:
+        table = hydra.utils.instantiate(cfg.data.reader, text=column)
+    except hydra.errors.InstantiationException as error:
+        if not isinstance(error.__cause__, UserError):
+            raise
+        # The column was read in the text's place; it is not the text's option that the user gave.
+        reason = str(error.__cause__).replace(f"data.text={column}", f"--color-by={column}")
+        raise UserError(reason) from error
+    documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
+    values = table["text"].reindex(documents["row"]).to_numpy()
+    commonest = (
+        pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
+    )
+    return commonest.replace("", "(none)")

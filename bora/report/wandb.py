@@ -1,0 +1,84 @@
+"""The report as a run of its own in Weights & Biases: a view of the sweep with panels that can be looked into."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import wandb
+from wandb.plot import CustomChart
+
+from bora.report.evidence import Evidence
+from bora.report.page import Section
+from bora.report.series import Run
+from bora.runs.trackers import wandb_mode
+
+MOST = 100  # tasks with a line each
+
+
+def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
+    """Log the panels, tables, figures and page of a report, if the first run was logged to W&B.
+
+    Args:
+        output: the report's folder, as written.
+    """
+    config = runs[0].config
+    mode = wandb_mode(config["logger.mode"]) if config.get("logger.kind") == "wandb" else "disabled"
+    if mode == "disabled":
+        return
+    view = wandb.init(
+        project=config["logger.project"], entity=config["logger.entity"], group=config["name"], name="report",
+        job_type="report", dir=output, mode=mode, settings=wandb.Settings(console="off", silent=True),
+    )  # fmt: skip
+    with view:
+        for section in sections:
+            folder = output if len(sections) == 1 else output / section.slug
+            shown = panels(section.evidence) | pictures(section, folder)
+            prefix = f"{section.slug}/" if len(sections) > 1 else ""
+            view.log({f"{prefix}{name}": panel for name, panel in shown.items()})
+        view.log({"page": wandb.Html((output / "index.html").read_text("utf-8"), inject=False)})
+
+
+def panels(evidence: Evidence) -> dict[str, wandb.Table | CustomChart]:
+    """τ against perplexity, the same and the distance from Θ for each task, and the numbers behind them."""
+    taus = evidence.series.taus
+    overall = {
+        words: [evidence.perplexities(tau, split).mean() for tau in taus]
+        for words, split in (("validation", "val"), (evidence.measure, "test"))
+    }
+    by_task = pd.DataFrame({tau: evidence.by_task(tau).mean(axis=1) for tau in taus}).head(MOST)
+    distances = pd.DataFrame({tau: evidence.distances(tau) for tau in taus}).head(MOST)
+    return {
+        "perplexity by tau": chart(taus, overall.items(), "perplexity, all tasks by token"),
+        "perplexity by tau and task": chart(taus, by_task.T.items(), f"{evidence.measure} of each task"),
+        "distance by tau and task": chart(taus, distances.T.items(), "‖θ_d − Θ‖ of each task"),
+        "tasks by run": wandb.Table(dataframe=long_table(evidence)),
+    }
+
+
+def chart(taus: list[float], lines: Iterable[tuple[object, Iterable[float]]], title: str) -> CustomChart:
+    """Lines over log₁₀ τ; the limits τ = 0 and ∞ stand one decade beside what lies between them."""
+    logs = [math.log10(tau) for tau in taus if 0 < tau < math.inf] or [0.0]
+    sides = {0.0: min(logs) - 1, math.inf: max(logs) + 1}
+    names, values = zip(*((str(name), list(line)) for name, line in lines), strict=True)
+    return wandb.plot.line_series(
+        [sides[tau] if tau in sides else math.log10(tau) for tau in taus], values, keys=names, title=title,
+        xname="log10 tau (0 and inf at the sides)",
+    )  # fmt: skip
+
+
+def long_table(evidence: Evidence) -> pd.DataFrame:
+    """A row a run and task."""
+    rows = [
+        run.per_task.rename_axis("task").reset_index().assign(tau=str(run.tau), seed=run.seed)
+        for run in evidence.series.runs
+    ]
+    columns = ["tau", "seed", "task", "n_train", "val_perplexity", "test_perplexity", "distance"]
+    return pd.concat(rows)[columns]
+
+
+def pictures(section: Section, folder: Path) -> dict[str, wandb.Table | wandb.Image]:
+    """The report's own tables and figures."""
+    tables = {t.name: wandb.Table(dataframe=t.cells.astype(str)) for t in (section.table1, section.table2)}
+    images = {p.name: wandb.Image(str(folder / f"{p.name}.png"), caption=p.caption) for p in section.figures}
+    return tables | images

@@ -1,0 +1,1 @@
+"""One run with Lightning: build, fit, checkpoint, test."""

@@ -1,0 +1,290 @@
+"""One run: data → model → fit → test → the run directory's files."""
+
+import logging
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+
+from bora.config import plain
+from bora.data.module import Corpus, TaskDataModule, build_corpus
+from bora.errors import UserError
+from bora.lib.console import print_tasks
+from bora.lib.processes import is_first
+from bora.lib.stopping import Stop, stopping
+from bora.model.loading import backbone_sha256, load_backbone, on_gpu
+from bora.model.pretrained import Pretrained
+from bora.runs.directory import RunDirectory, settings, versions
+from bora.runs.peft import has_adapters, start_from_adapters
+from bora.runs.trackers import build_loggers, tracked
+from bora.train.checkpoint import SETTINGS, WEIGHTS, hold_to, load_best, load_own
+from bora.train.module import HierarchicalLoRA
+from bora.train.trainer import build_fitter
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    group: str,
+    name: str,
+    given: Collection[str] = (),
+    table: pd.DataFrame | None = None,
+) -> dict[str, Any]:
+    """Train, test and write a run; its summary.
+
+    Args:
+        cfg: a checked config (bora.config.check).
+        directory: where the run's files go.
+        group, name: of the W&B run.
+        given: keys that were set on the command line; see RunDirectory.differences.
+        table: columns task, text, date; in the place of what cfg.data.reader reads.
+
+    Raises:
+        UserError: for whatever in the input cannot be used, before training starts.
+        Stopped: a signal asked for it; what is there can be gone on with.
+    """
+    with directory.locked(), stopping() as stop:
+        return _train(cfg, directory, group, name, given, table, stop)
+
+
+def _train(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    group: str,
+    name: str,
+    given: Collection[str],
+    table: pd.DataFrame | None,
+    stop: Stop,
+) -> dict[str, Any]:
+    finished = directory.claim(cfg, given)
+    if finished is not None:
+        log.info("finished already; nothing is done again")
+        tell(directory)
+        return finished
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    quiet()
+    if cfg.init_from is not None:
+        start_of(cfg.init_from)  # that it is there is seen before the model and the documents are read
+    if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
+        raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
+    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
+    backbone = backbone_sha256(pretrained.model)
+    corpus = load_corpus(cfg, pretrained, table)
+    log.info("%s", corpus.describe())
+    data = build_data(cfg, pretrained, corpus)
+    model = build_model(cfg, pretrained, corpus.task_names, data)
+    if model.parameterization != cfg.prior.parameterization:
+        log.info(
+            "at tau=%g the %s form is trained (not %s)",
+            cfg.tau, model.parameterization, cfg.prior.parameterization,
+        )  # fmt: skip
+    about = identity(cfg, model, corpus) | {"backbone_sha256": backbone}
+    fingerprint = {
+        SETTINGS: settings(cfg),
+        "corpus or tokenizer": corpus.tokens_sha256(),
+        "backbone": backbone,
+    }
+    checkpoint = {}
+    if directory.resume_from is not None:
+        checkpoint = load_own(directory.resume_from)
+        hold_to(checkpoint, fingerprint | dict(model.hparams), directory.resume_from)
+    directory.write_documents(corpus.documents)
+    loggers = build_loggers(cfg, directory, group, name, {"run": about}, checkpoint)
+    del checkpoint  # Lightning reads it for itself
+    with tracked(loggers):
+        fitter = build_fitter(cfg, directory, loggers, model.monitor, fingerprint, stop)
+        trainer, training_log = fitter.trainer, fitter.log
+        weights = fitter.fit(model, data, directory.resume_from)
+        # The model is the best epoch's on validation; only now is test read, and once.
+        trainer.test(model, data, verbose=False)
+        per_task, summary = results(model, corpus)
+        summary |= {
+            "best_epoch": training_log.best_epoch,
+            "epochs": training_log.epochs,
+            "steps": trainer.fit_loop.epoch_loop.global_step,
+            "train_tokens_per_second": round(training_log.tokens_per_second, 1),
+            "seconds": round(training_log.wall_seconds, 1),
+        }
+        summary = about | summary | {WEIGHTS: weights}
+        if trainer.is_global_zero:
+            directory.write_per_task(per_task)
+            directory.write_summary(summary)
+    if trainer.is_global_zero:
+        tell(directory)
+    return summary
+
+
+def tell(directory: RunDirectory) -> None:
+    """Print a finished run's table, from its files, and where they are."""
+    summary, per_task = directory.results()
+    print_tasks(per_task, summary)
+    print(f"run directory: {directory.path.resolve()}")
+
+
+def quiet() -> None:
+    """Silence what the libraries say about things that are meant to be as they are."""
+    if not is_first():
+        logging.getLogger("bora").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
+        "Found .* module.* in eval mode at the start of training",  # the frozen backbone
+        ".*isinstance.treespec, LeafSpec.* is deprecated",
+        "The '.*_dataloader' does not have many workers",  # tokens are in memory already
+        "The number of training batches .* is smaller than the logging interval",
+        # With several processes:
+        "`broadcast_buffers` is deprecated",  # its successor would still send them round once
+        "It is recommended to use .*sync_dist=True",  # the metrics have been summed over processes already
+        "FSDP2-wrapped module .* returned a view tensor",  # nothing changes a block's output in place
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def load_corpus(cfg: DictConfig, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
+    """The config's documents, read (unless the table is given), selected, split and encoded."""
+    d = cfg.data
+    positions = getattr(pretrained.model.config, "max_position_embeddings", None)
+    if positions is not None and d.max_tokens > positions:
+        raise UserError(
+            f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
+        )
+    return build_corpus(
+        hydra.utils.instantiate(d.reader) if table is None else table,
+        pretrained.tokenizer,
+        selection={
+            "selection": d.selection,
+            "n_tasks": d.n_tasks,
+            "min_documents": d.min_documents,
+            "max_documents": d.max_documents,
+            "documents_per_task": plain(d)["documents_per_task"],
+            "min_characters": d.min_characters,
+            "drop_duplicates": d.drop_duplicates,
+            "seed": d.split.seed,
+        },
+        split_options=plain(d.split),
+        encoding=encoding_options(cfg),
+    )
+
+
+def encoding_options(cfg: DictConfig) -> dict[str, Any]:
+    """How the config has texts turned into tokens: keyword arguments of bora.data.tokens.encode."""
+    data = plain(cfg.data)
+    return {key: data[key] for key in ("max_tokens", "prompt", "template", "append_eos", "prepend_bos")}
+
+
+def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
+    """The corpus as batches, in the order and with the padding that the config asks for."""
+    tokenizer = pretrained.tokenizer
+    return TaskDataModule(
+        corpus,
+        # What stands in padding matters only where padding is scored: the end of text is predicted then.
+        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else tokenizer.pad_token_id or 0,
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        seed=cfg.seed,
+        score_padding=cfg.data.score_padding,
+        order=cfg.data.order,
+    )
+
+
+def build_model(
+    cfg: DictConfig, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
+) -> HierarchicalLoRA:
+    """The LightningModule that the config describes."""
+    model = HierarchicalLoRA(
+        pretrained.model,
+        task_names,
+        task_documents=data.task_documents,
+        n_tokens=data.n_tokens,
+        tau=cfg.tau,
+        **plain(cfg.lora),
+        **plain(cfg.prior),
+        likelihood=cfg.likelihood,
+        compile=cfg.model.compile,
+        lr=cfg.optim.lr,
+        betas=tuple(cfg.optim.betas),
+        eps=cfg.optim.eps,
+        nonfinite=cfg.optim.nonfinite,
+    )
+    if cfg.init_from is not None:
+        source = start_of(cfg.init_from)
+        if source.finished() is not None:
+            model.start_from(load_best(source))
+        else:
+            start_from_adapters(model.adapters, source.path)
+    return model
+
+
+def start_of(init_from: str) -> RunDirectory:
+    """The folder of a finished run, or of adapters, that a run starts from.
+
+    Raises:
+        UserError: it is neither.
+    """
+    source = RunDirectory(Path(init_from).expanduser())
+    if source.finished() is None and not has_adapters(source.path):
+        raise UserError(
+            f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter"
+        )
+    return source
+
+
+def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """per_task.csv's rows and the summary's perplexities, from the metrics after testing."""
+    val, test, base = (model.metric(k).compute() for k in ("val", "test", "base_test"))
+    per_task = corpus.per_task().rename_axis("task").reset_index()
+    # What was scored in the end: more than the documents' own tokens where padding is scored too.
+    per_task["test_tokens"] = test["task_tokens"].long().tolist()
+    for split, result in (("val", val), ("test", test)):
+        per_task[f"{split}_nll"] = result["task_nll"].tolist()
+        per_task[f"{split}_perplexity"] = result["task_perplexity"].tolist()
+    per_task["distance"] = model.adapters.distances().tolist()
+    summary = {
+        "val_perplexity": val["perplexity"].item(),
+        "val_perplexity_macro": val["perplexity_macro"].item(),
+        "test_perplexity": test["perplexity"].item(),
+        "test_perplexity_macro": test["perplexity_macro"].item(),
+        "base_test_perplexity": base["perplexity"].item(),
+    }
+    if "val_by_batch" in model.metrics:  # the published code's own figure
+        by_batch = model.metric("val_by_batch").compute()
+        per_task["val_perplexity_by_batch"] = by_batch["task_perplexity"].tolist()
+        summary["val_perplexity_by_batch"] = by_batch["perplexity"].item()
+    return per_task, summary
+
+
+def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[str, Any]:
+    """What was run: the part of the summary that is known before training."""
+    return {
+        "tau": model.tau,
+        "seed": cfg.seed,
+        "model": str(cfg.model.name),
+        "dtype": str(model.backbone.dtype).removeprefix("torch."),
+        "attention": model.backbone.model.config._attn_implementation,
+        "data": str(cfg.data.name),
+        "n_tasks": len(corpus.task_names),
+        "parameterization": model.parameterization,
+        "penalty": model.penalty,
+        "likelihood": model.likelihood,
+        "lr": model.lr,
+        "n_documents": model.n_documents,
+        "n_tokens": model.n_tokens,
+        "params_per_task": model.adapters.params_per_task,
+        "dropped": corpus.dropped.rows,
+        "truncated_documents": corpus.truncation.documents,
+        "truncated_tokens": corpus.truncation.tokens,
+        "leakage": corpus.leakage(),
+        "data_sha256": corpus.sha256,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+    }

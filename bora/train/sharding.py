@@ -1,0 +1,63 @@
+"""A backbone that does not fit on one device: its blocks' weights are divided among the processes.
+
+Each process holds a share of every block, and puts a block together while it runs it (torch's FSDP2). What
+is trained, the adapters, is replicated and handled as without sharding (DDP), and so are the embeddings,
+the last norm and the output layer. Checkpoints and results are those of one process.
+"""
+
+from typing import cast
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from bora.errors import UserError
+from bora.train.module import HierarchicalLoRA
+
+
+class ShardedBackbone(DDPStrategy):
+    """Lightning's DDP, with the blocks of `module.backbone` sharded over the processes (trainer=fsdp)."""
+
+    def setup(self, trainer: L.Trainer) -> None:
+        module = cast(HierarchicalLoRA, self.lightning_module)
+        if not isinstance(
+            module.backbone.decoder, FSDPModule
+        ):  # it is called for each of fit, validate, test
+            shard(module.backbone.decoder, init_device_mesh(self.root_device.type, (self.world_size,)))
+            # Each process has another part of these, so they are neither sent round nor compared.
+            module._ddp_params_and_buffers_to_ignore = [
+                *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
+                *(f"backbone.{name}" for name, _ in module.backbone.named_parameters()),
+            ]
+        super().setup(trainer)
+
+
+def shard(decoder: nn.Module, mesh: DeviceMesh) -> None:
+    """Divide the weights of the decoder's blocks among the processes of a mesh, in place.
+
+    Args:
+        decoder: frozen; a transformers model without its output layer.
+
+    Raises:
+        UserError: a block's weights are not of one dtype (they are quantised, say).
+    """
+    for block in blocks(decoder):
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in block.parameters()}
+        if len(dtypes) > 1:
+            raise UserError(
+                f"trainer=fsdp: a block's weights are of several dtypes ({', '.join(sorted(dtypes))}), which "
+                "cannot be sharded together; use a model of one dtype, not quantised"
+            )
+        fully_shard(block, mesh=mesh)
+    rest = {p for p in decoder.parameters() if not isinstance(p, DTensor)}
+    # The decoder itself has nothing to shard, but knows the blocks' order, and so fetches the next in time.
+    fully_shard(decoder, mesh=mesh, ignored_params=rest)
+
+
+def blocks(decoder: nn.Module) -> nn.ModuleList:
+    """The decoder's transformer blocks: of its lists of modules the one with the most parameters."""
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))

@@ -1,0 +1,244 @@
+"""New tasks from the prior: θ_new ~ N(Θ, τ⁻¹ I) with Θ fixed, fitted to a handful of documents::
+
+    bora adapt RUN OUT --data letters.csv --text letter --task writer
+
+For each new task what is minimised is −Σ log p(documents | θ_new) + τ/2 ‖θ_new − Θ‖² (eq. 6 with Θ given). Given
+Θ the tasks are independent and AdamW goes by rows, so fitting many at once is fitting each alone.
+"""
+
+import argparse
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bora.commands.run import leaving
+from bora.config import MOST, SEEDS
+from bora.data.batches import Batches, Documents, loader, on_device
+from bora.data.tokens import Encoded, encode
+from bora.errors import UserError
+from bora.lib.files import output_folder
+from bora.lib.redaction import Parser
+from bora.runs.directory import PER_TASK_COLUMNS, RunDirectory, versions
+from bora.runs.replay import CONFIG
+from bora.train.checkpoint import WEIGHTS, WholeCheckpoints, not_finite, weights_sha256
+from bora.train.module import HierarchicalLoRA
+from bora.train.run import encoding_options
+from bora.use.common import destination, whole_folder
+from bora.use.restore import Restored, restore
+from bora.use.texts import read_texts, sha256
+
+
+def check_tau(tau: float) -> None:
+    """
+    Raises:
+        UserError: there is nothing to fit with such a prior.
+    """
+    if not 0 < tau < math.inf:
+        raise UserError(
+            f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau"
+        )
+
+
+def new_tasks(
+    restored: Restored, names: Sequence[str], task_documents: Sequence[int], n_tokens: int, tau: float
+) -> HierarchicalLoRA:
+    """A model of new tasks on a run's backbone: Θ is the run's and fixed, every θ_new starts there.
+
+    Args:
+        names: of the new tasks.
+        task_documents: N_d, documents of each to learn from.
+        n_tokens: scored tokens of all of them.
+        tau: precision of the prior, 0 < τ < ∞.
+
+    Raises:
+        UserError: τ is out of range.
+    """
+    check_tau(tau)
+    known = dict(restored.model.hparams) | {
+        "task_names": list(names), "task_documents": list(task_documents), "n_tokens": n_tokens, "tau": tau,
+        "parameterization": "noncentered", "estimator": "by_document", "likelihood": "sum", "lr": None,
+    }  # fmt: skip
+    model = HierarchicalLoRA.from_hyperparameters(restored.model.backbone.model, known)
+    with torch.no_grad():
+        model.adapters.mean.copy_(restored.model.adapters.mean)
+    model.adapters.mean.requires_grad_(False)
+    return model.to(restored.model.adapters.mean.device)
+
+
+def fit(
+    model: HierarchicalLoRA,
+    documents: Documents,
+    epochs: int,
+    batch_size: int = 16,
+    seed: int = 0,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+) -> None:
+    """Minimise U/T over whatever of the model is not fixed.
+
+    Args:
+        documents: of the model's tasks.
+        epochs: passes over them.
+        batch_size: documents a step, on average.
+        seed: of their order.
+        after_epoch: called with the epoch's number, from 1.
+    """
+    optimiser = model.configure_optimizers()
+    batches = Batches([len(d.ids) for d in documents.documents], batch_size, seed=seed)
+    device = model.adapters.mean.device
+    for epoch in range(epochs):
+        batches.set_epoch(epoch)
+        for batch in loader(documents, batches):
+            optimiser.zero_grad()
+            objective = model.objective(on_device(batch, device))
+            (objective.likelihood + objective.prior).backward()
+            optimiser.step()
+        after_epoch(epoch + 1)
+
+
+def adapt(
+    restored: Restored,
+    encoded: Sequence[Encoded],
+    tasks: Sequence[str],
+    tau: float,
+    epochs: int,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> HierarchicalLoRA:
+    """The MAP estimate of each new task.
+
+    Args:
+        restored: the run whose Θ is the prior's mean.
+        encoded, tasks: the documents' tokens and the name of each one's task.
+        tau: precision of the prior, 0 < τ < ∞.
+        epochs, lr, batch_size, seed: see `fit`.
+
+    Raises:
+        UserError: τ is out of range, or training diverged.
+    """
+    names = list(dict.fromkeys(tasks))
+    index = [names.index(t) for t in tasks]
+    counts = np.bincount(index, minlength=len(names)).tolist()
+    model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
+    model.lr = lr
+    pad = restored.tokenizer.pad_token_id or 0
+    fit(model, Documents(encoded, index, pad), epochs, batch_size, seed)
+    lost = not_finite(model.adapters)
+    if lost is not None:
+        raise UserError(f"training diverged: not all of {lost} is finite; give a learning rate below {lr:g}")
+    return model.eval()
+
+
+def write(
+    model: HierarchicalLoRA, restored: Restored, out: Path, train_tokens: list[int], about: dict
+) -> None:
+    """A folder that `bora export`, `generate` and `evaluate` read as they read a run's.
+
+    Args:
+        train_tokens: scored tokens of each task.
+        about: for summary.json.
+    """
+    directory = RunDirectory(out)
+    directory.checkpoints.mkdir()
+    shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
+    state = {f"adapters.{key}": value.cpu() for key, value in model.adapters.state_dict().items()}
+    checkpoint = {"state_dict": state, "hyper_parameters": dict(model.hparams)}
+    WholeCheckpoints().save_checkpoint(checkpoint, directory.checkpoints / "best.ckpt")
+    per_task = pd.DataFrame(
+        {
+            "task": list(model.tasks), "n_train": model.task_documents.tolist(), "n_val": 0, "n_test": 0,
+            "train_tokens": train_tokens, "test_tokens": 0, "distance": model.adapters.distances().tolist(),
+        }
+    )  # fmt: skip
+    directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
+    directory.write_summary(about | {WEIGHTS: weights_sha256(checkpoint)})
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="bora adapt", description="Fit new tasks from a finished run's prior, its Θ fixed.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's directory")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="the table of the new tasks' documents"
+    )
+    parser.add_argument("--text", default="text", metavar="COLUMN", help="column with the document (text)")
+    parser.add_argument("--task", metavar="COLUMN", help="column with the task; without, as data.task=null")
+    parser.add_argument("--tau", type=float, help="precision of the prior (the run's)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the documents (10)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (1e-3)")
+    parser.add_argument("--batch-size", type=int, default=16, help="documents a step (16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the documents' order (0)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """What the command does.
+
+    Raises:
+        UserError: for whatever in the input cannot be used, before anything is trained.
+    """
+    for name, low, high in (("epochs", 1, MOST), ("batch_size", 1, MOST), ("seed", 0, SEEDS)):
+        if not low <= getattr(arguments, name) <= high:
+            raise UserError(f"--{name.replace('_', '-')} must be a whole number from {low} to {high}")
+    if not 0 < arguments.lr < math.inf:
+        raise UserError(f"--lr {arguments.lr:g}: must be a number above 0")
+    out = destination(arguments.out)
+    table = read_texts(arguments.data, arguments.text, arguments.task, need_task=True)
+    restored = restore(arguments.run)
+    named = table[table["task"].str.strip() != ""]
+    names = named["task"].str.strip().tolist()
+    encoded, truncation = encode(named, restored.tokenizer, **encoding_options(restored.cfg))
+    kept = [(e, name) for e, name in zip(encoded, names, strict=True) if e.n_scored > 0]
+    dropped = {
+        "without a task": len(table) - len(named),
+        "without a token to score": len(named) - len(kept),
+    }
+    if not kept:
+        raise UserError(f"{arguments.data} has no document with a task and a token to score")
+    encoded, tasks = map(list, zip(*kept, strict=True))
+    without = sorted(set(names) - set(tasks))
+    if without:
+        raise UserError(f"task {without[0]!r} has no document with a token to score")
+    tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
+    check_tau(tau)
+    output_folder(out)
+    model = adapt(
+        restored, encoded, tasks, tau, arguments.epochs, arguments.lr, arguments.batch_size, arguments.seed
+    )
+    about = {
+        "tau": tau, "seed": arguments.seed, "adapted_from": arguments.run.name, "epochs": arguments.epochs,
+        "lr": arguments.lr, "n_tasks": len(model.tasks), "n_documents": len(encoded), "n_tokens": model.n_tokens,
+        "dropped": dropped, "truncated_documents": truncation.documents,
+        "truncated_tokens": truncation.tokens,
+    }  # fmt: skip
+    shared = {
+        k: restored.summary[k] for k in ("model", "dtype", "data", "params_per_task") if k in restored.summary
+    }
+    tokens = dict.fromkeys(model.tasks, 0)
+    for e, name in zip(encoded, tasks, strict=True):
+        tokens[name] += e.n_scored
+    about |= {"data_sha256": sha256(table), "versions": versions()}
+    with whole_folder(out) as folder:
+        write(model, restored, folder, list(tokens.values()), about | shared)
+    for name, n, distance in zip(
+        model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True
+    ):
+        print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
+    print("dropped:", ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "nothing")
+    print(f"adapted: {out}")
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    with leaving():
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()

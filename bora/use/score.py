@@ -1,0 +1,189 @@
+"""New documents under a run's models: perplexities, and whose text it is, p(d | text) ∝ p(d) · p(text | θ_d)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bora.data.batches import Batch, Documents, on_device
+from bora.data.tokens import Encoded, encode
+from bora.errors import UserError
+from bora.model.likelihood import n_scored
+from bora.train.module import HierarchicalLoRA
+from bora.train.perplexity import TaskPerplexity
+from bora.train.run import encoding_options
+from bora.use.common import before_text
+from bora.use.restore import Restored
+
+# Steps and how many → the same steps, shown to a person.
+Progress = Callable[[Iterable[int], int], Iterable[int]]
+MODELS = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
+
+
+def perplexities(
+    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, n: steps
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Perplexity of documents under their own task's θ_d, under Θ and under the frozen backbone.
+
+    Scored as in training: same prompt, same cut, first token not scored; padding never.
+
+    Args:
+        table: columns task and text; every task is one of the run's.
+        batch_size: documents in a forward.
+
+    Returns:
+        A row a task that has a scored token, in the run's order: task, n_documents, n_tokens (scored), nll
+        (nats a token) and MODELS' columns. And MODELS' columns over all tokens, with `perplexity_macro`, the plain
+        mean over those tasks, and `n_truncated` documents.
+    """
+    model, names = restored.model, restored.model.adapters.task_names
+    encoded, truncation = encode(table, restored.tokenizer, **encoding_options(restored.cfg))
+    tasks = [names.index(task) for task in table["task"]]
+    documents = Documents(encoded, tasks, restored.tokenizer.pad_token_id or 0)
+    metrics = {column: TaskPerplexity(len(names)) for column in MODELS}
+    # By length, as in the run's own test, so that little is padded.
+    order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
+    starts = range(0, len(order), batch_size)
+    for start in progress(starts, len(starts)):
+        batch = on_device(documents[order[start : start + batch_size], 1], model.device)
+        for column, kind in MODELS.items():
+            nll = nll_under(model, batch, kind)
+            metrics[column].update(nll.cpu(), n_scored(batch["labels"]).cpu(), batch["task"].cpu())
+    found = {column: metric.compute() for column, metric in metrics.items()}
+    per_task = pd.DataFrame(
+        {
+            "task": names,
+            "n_documents": np.bincount(tasks, minlength=len(names)),
+            "n_tokens": found["perplexity"]["task_tokens"].long().tolist(),
+            "nll": found["perplexity"]["task_nll"].tolist(),
+        }
+        | {column: result["task_perplexity"].tolist() for column, result in found.items()}
+    )
+    per_task = per_task[per_task["n_tokens"] > 0].reset_index(drop=True)
+    overall = {column: result["perplexity"].item() for column, result in found.items()}
+    overall |= {"perplexity_macro": per_task["perplexity"].mean(), "n_truncated": truncation.documents}
+    return per_task, overall
+
+
+@torch.no_grad()
+def nll_under(model: HierarchicalLoRA, batch: Batch, kind: str) -> Tensor:
+    """[R] nats of each document under its `task`, under the `mean` Θ, or under the `base` model."""
+    if kind != "mean":
+        return model.document_nll(batch, adapted=kind == "task")
+    return model.nll_under(batch, model.adapters.mean.to(model.backbone.dtype))
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """log p(text | θ_d) of N documents under D tasks.
+
+    Attributes:
+        nats: [N, D] float64; 0 for a document without a token to score.
+        n_scored: [N] tokens, the same for every task.
+    """
+
+    nats: np.ndarray
+    n_scored: np.ndarray
+
+    def posterior(self, log_prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log p(d | text) [N, D], and the mixture's log p(text) = log Σ_d p(d) p(text | θ_d) [N].
+
+        Args:
+            log_prior: [D] nats, of probabilities that sum to 1.
+        """
+        joint = self.nats + log_prior
+        evidence = np.logaddexp.reduce(joint, axis=1)
+        return joint - evidence[:, None], evidence
+
+
+def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
+    """[D] log p(d) before anything is read: uniform, or by the tasks' numbers of training documents."""
+    weights = model.task_documents.cpu().numpy().astype(np.float64)
+    if prior == "uniform":
+        weights = np.ones_like(weights)
+    return np.log(weights / weights.sum())
+
+
+def likelihoods(
+    restored: Restored, texts: Sequence[str], batch_size: int, progress: Progress = lambda steps, n: steps
+) -> Likelihoods:
+    """Every document under every task's θ_d; the task's name stands in the prompt where the run has it there.
+
+    A row of a batch is a document under a task. Each text is cut where it still fits behind the longest prompt
+    of all tasks: every task is asked about the same tokens, or a longer name would leave less to explain.
+
+    Args:
+        texts: N documents.
+        batch_size: rows in a forward.
+
+    Raises:
+        UserError: the longest prompt leaves no room within data.max_tokens.
+    """
+    model, encoding = restored.model, encoding_options(restored.cfg)
+    names = model.adapters.task_names
+    before = [np.array(before_text(restored, name), dtype=np.int32) for name in names]
+    room = encoding["max_tokens"] - max(map(len, before))
+    if room < 2:
+        raise UserError(
+            f"data.max_tokens={encoding['max_tokens']}: the longest prompt leaves no room for a text"
+        )
+    bare = encoding | {"max_tokens": room, "prompt": None, "prepend_bos": False}
+    encoded, _ = encode(
+        pd.DataFrame({"task": "", "text": list(texts)}, dtype=str), restored.tokenizer, **bare
+    )
+    lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
+    scored = lengths if min(map(len, before)) else np.maximum(lengths - 1, 0)
+    nats = np.zeros((len(encoded), len(names)))
+    order = np.argsort(lengths, kind="stable")
+    order = order[scored[order] > 0]
+    n_pairs = len(order) * len(names)
+    starts = range(0, n_pairs, batch_size)
+    for start in progress(starts, len(starts)):
+        document, task = np.divmod(np.arange(start, min(start + batch_size, n_pairs)), len(names))
+        document = order[document]
+        rows = [
+            Encoded(np.concatenate([before[d], encoded[i].ids]), len(before[d]))
+            for i, d in zip(document, task, strict=True)
+        ]
+        batch = Documents(rows, task.tolist(), restored.tokenizer.pad_token_id or 0)[
+            list(range(len(rows))), 1
+        ]
+        nll = nll_under(model, on_device(batch, model.device), "task")
+        nats[document, task] = -nll.double().cpu().numpy()
+    return Likelihoods(nats, scored)
+
+
+def accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:
+    """How often the likeliest task is the true one.
+
+    Args:
+        best, truth: of N ≥ 1 documents.
+        n_tasks: D.
+
+    Returns:
+        n, accuracy, its 95 % Wilson interval low and high, macro_accuracy (mean over the true tasks), and
+        what guessing would reach: chance, 1 / D, and majority, the share of the task that is commonest here.
+    """
+    table = pd.DataFrame({"truth": list(truth), "right": [b == t for b, t in zip(best, truth, strict=True)]})
+    right = table["right"].mean()
+    low, high = wilson(int(table["right"].sum()), len(table))
+    return {
+        "n": len(table),
+        "accuracy": right,
+        "low": low,
+        "high": high,
+        "macro_accuracy": table.groupby("truth")["right"].mean().mean(),
+        "chance": 1 / n_tasks,
+        "majority": table["truth"].value_counts().iloc[0] / len(table),
+    }
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The Wilson score interval of a proportion, 95 % by default."""
+    p = successes / n
+    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    return float(max(0.0, low)), float(min(1.0, high))

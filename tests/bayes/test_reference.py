@@ -1,0 +1,221 @@
+"""experiment=reference, row by row of what the published code does, each held to a small calculation of its own."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import AutoTokenizer
+
+from bora.bayes.prior import task_mean_estimate
+from bora.config import check, config_folder, register_resolvers
+from bora.data.batches import Documents
+from bora.data.tokens import Encoded
+from bora.train.module import HierarchicalLoRA
+from bora.train.perplexity import BatchPerplexity
+from bora.train.run import load_corpus
+from tests.conftest import random_factors, tiny_data, tiny_opt
+
+register_resolvers()
+SIZES = {"a": 3, "b": 5, "c": 4}
+
+
+def reference(*overrides: str):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = compose("config", ["experiment=reference", *overrides])
+    check(cfg)
+    return cfg
+
+
+def batch(score_padding: bool = False) -> dict:
+    """Four ragged documents of two tasks; the third task is absent."""
+    rng = np.random.default_rng(0)
+    encoded = [Encoded(rng.integers(4, 50, n).astype(np.int32), 1) for n in (7, 3, 9, 5)]
+    return Documents(encoded, [0, 1, 0, 1], 2, score_padding)[list(range(4)), 4]
+
+
+def model(tau: float = 100.0, **options) -> HierarchicalLoRA:
+    data = tiny_data(SIZES)
+    torch.manual_seed(0)
+    built = HierarchicalLoRA(
+        tiny_opt(), list(SIZES), data.task_documents, data.n_tokens, tau, rank=2, penalty="norm",
+        likelihood="task_mean", parameterization="centered", estimator="dense", **options,
+    )  # fmt: skip
+    return built.double()
+
+
+def test_the_prior_is_the_norm_not_its_square_of_each_tensor():
+    m = model(tau=3.0)
+    random_factors(m)
+    state = m.adapters.state_dict()
+    expected = 0.0
+    for key, mean in state.items():
+        if key.endswith("_mean"):
+            for theta in state[key.removesuffix("_mean")]:
+                expected += 3.0 * math.sqrt(((theta - mean) ** 2).sum().item())
+    assert m.prior().item() == pytest.approx(expected)
+
+
+def test_the_likelihood_is_n_d_times_the_mean_nll_of_each_tasks_rows():
+    m, b = model(tau=0.0), batch()
+    random_factors(m)
+    expected = 0.0
+    for task, n_d in ((0, 3), (1, 5)):
+        losses = []
+        for row in range(4):
+            if b["task"][row] == task:
+                with m.adapters.routed(m.adapters.rows(b["task"][row : row + 1], torch.float64)[0]):
+                    logits = m.backbone.model(input_ids=b["input_ids"][row : row + 1]).logits[0]
+                labels = b["labels"][row]
+                for t in range(1, len(labels)):
+                    if labels[t] != -100:
+                        losses.append(-logits[t - 1].log_softmax(-1)[labels[t]].item())
+        expected += n_d * sum(losses) / len(losses)
+    objective = m.objective(b)
+    assert objective.likelihood.item() == pytest.approx(expected)  # U itself, not U/T
+    assert objective.prior.item() == 0
+
+
+def test_an_absent_task_adds_nothing():
+    nll, scored, task = torch.tensor([6.0, 2.0]), torch.tensor([3, 1]), torch.tensor([1, 1])
+    assert task_mean_estimate(nll, scored, task, torch.tensor([7, 10, 5])).item() == pytest.approx(10 * 8 / 4)
+
+
+def ton(path, sizes: dict[str, int]):
+    """A ton.csv: each speaker's speeches, every tenth of 40 characters and so too short."""
+    rows = []
+    for name, n in sizes.items():
+        for i in range(n):
+            speech = f"{name} taler om sak nummer {i} i dag, president" + " og mer" * (i % 9)
+            rows.append((name, f"{i % 28 + 1:02d}", speech[:40] if i % 10 == 0 else speech))
+    order = np.random.default_rng(0).permutation(len(rows))
+    table = pd.DataFrame([rows[i] for i in order], columns=["rep_name", "day", "text"])
+    table["date"] = "1999-01-" + table["day"]
+    table.drop(columns="day").to_csv(path, index=False)
+    return table
+
+
+def test_speakers_split_and_text_are_the_published_codes(tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    sizes = {
+        "Zara B. Ås": 230,
+        "Bo Li": 200,
+        "Ann Vik": 201,
+        "Cy Dahl": 1000,
+        "Dag Eng": 210,
+        "Per H. Moe": 999,
+    }
+    table = ton(tmp_path / "ton.csv", sizes)
+    cfg = reference(f"data.path={tmp_path / 'ton.csv'}", "data.n_tasks=3", "model=opt_mini")
+    from hydra.utils import instantiate
+
+    pretrained = instantiate(cfg.model.loader)
+    corpus = load_corpus(cfg, pretrained)
+    # Written down from the facts: 200 < n < 1000, then short texts go, then alphabetical by cleaned name.
+    assert corpus.task_names == ["ann vik", "dag eng", "per h moe"]
+    raw = table.groupby("rep_name").filter(lambda g: 200 < len(g) < 1000)
+    raw = raw[raw["text"].str.len() > 40]
+    raw = raw.assign(task=raw["rep_name"].str.lower().str.replace(".", "", regex=False)).reset_index(
+        names="row"
+    )
+    for task in corpus.task_names:
+        mine = raw[raw["task"] == task]
+        train = mine.sample(frac=0.5, random_state=42)
+        rest = mine.drop(train.index)
+        validation = rest.sample(frac=0.5, random_state=42)
+        test = rest.drop(validation.index)
+        ours = corpus.documents[corpus.documents["task"] == task]
+        for name, theirs in (("train", train), ("validation", validation), ("test", test)):
+            assert set(ours.loc[ours["split"] == name, "row"]) == set(theirs["row"])
+    # " [task] <name>" unscored, " [text] <speech>" scored, the end token; 128 tokens; nothing before.
+    tokenizer: AutoTokenizer = pretrained.tokenizer
+    for document, encoded in zip(corpus.documents.itertuples(), corpus.encoded, strict=True):
+        prompt = tokenizer(f" [task] {document.task}", add_special_tokens=False).input_ids
+        text = tokenizer(f" [text] {document.text}", add_special_tokens=False).input_ids
+        assert encoded.ids.tolist() == [*prompt, *text, tokenizer.eos_token_id][:128]
+        assert encoded.n_prompt == len(prompt)
+
+
+def test_padding_is_the_end_token_and_is_scored_as_a_target():
+    b = batch(score_padding=True)
+    assert b["input_ids"].shape == (4, 9)
+    assert b["labels"][1].tolist() == [-100, *b["input_ids"][1, 1:3].tolist(), 2, 2, 2, 2, 2, 2]
+    assert b["attention_mask"].sum(1).tolist() == [7, 3, 9, 5]
+    # transformers' own loss, mask and all, is the same number.
+    m = model()
+    own = m.backbone.model(
+        input_ids=b["input_ids"], attention_mask=b["attention_mask"], labels=b["labels"]
+    ).loss.item()
+    scored = (b["labels"][:, 1:] != -100).sum()
+    assert (m.document_nll(b, adapted=False).sum() / scored).item() == pytest.approx(own)
+
+
+def test_the_order_of_documents_is_the_same_in_every_epoch():
+    data = tiny_data(SIZES)
+    data.order = "fixed"
+    loader = data.train_dataloader()
+    epochs = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        epochs.append([i for indices, _ in loader.sampler for i in indices])
+    assert epochs[0] == epochs[1] != sorted(epochs[0])
+    assert sorted(epochs[0]) == list(range(12))
+
+
+def test_the_figure_is_the_exp_of_the_mean_over_batches_of_the_mean_over_tasks():
+    metric = BatchPerplexity(3)
+    metric.update(torch.tensor([6.0, 2.0, 5.0]), torch.tensor([3, 1, 2]), torch.tensor([0, 0, 2]))
+    metric.update(torch.tensor([4.0]), torch.tensor([4]), torch.tensor([2]))
+    result = metric.compute()
+    assert result["nll"].item() == pytest.approx(((8 / 4 + 5 / 2) / 2 + 4 / 4) / 2)
+    assert result["task_perplexity"][[0, 2]].tolist() == pytest.approx([math.exp(2), math.exp((2.5 + 1) / 2)])
+    assert math.isnan(result["task_perplexity"][1])
+
+
+def test_start_lora_and_optimiser_are_the_published_codes():
+    cfg = reference()
+    assert (cfg.lora.rank, cfg.lora.alpha, cfg.lora.target_modules, cfg.lora.init_std) == (
+        16,
+        16,
+        None,
+        0.001,
+    )
+    assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.optim.patience) == (64, 1000, 8)
+    assert (cfg.prior.parameterization, cfg.optim.lr, cfg.model.dtype) == ("centered", None, "float32")
+    m = model(init_std=0.001)
+    for key, mean in m.adapters.state_dict().items():
+        if key.endswith("_mean"):
+            deviation = m.adapters.state_dict()[key.removesuffix("_mean")] - mean
+            assert 0.0007 < deviation.std().item() < 0.0013
+            assert (mean == 0).all() == key.endswith("B_mean")
+    assert m.lr == pytest.approx(1e-3)  # 1e-5 · τ
+    (group,) = m.configure_optimizers().param_groups
+    assert group["weight_decay"] == 0
+    assert m.monitor == "val_by_batch/nll"
+
+
+def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    ton(tmp_path / "ton.csv", {"Ann Vik": 210, "Dag Eng": 220})
+    code, *_ = command(
+        "experiment=reference", "tau=10", f"data.path={tmp_path / 'ton.csv'}", "model=opt_mini", "data.n_tasks=2",
+        "data.max_tokens=24", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=a", "data.documents_per_task=40",
+    )  # fmt: skip
+    assert code == 0
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    per_task = pd.read_csv(tmp_path / "a/per_task.csv")
+    assert summary["val_perplexity_by_batch"] > 1
+    assert per_task["val_perplexity_by_batch"].notna().all()
+    # Padding is among the scored positions: 2 tasks × 10 test documents, fewer tokens of their own.
+    own = pd.read_csv(tmp_path / "a/documents.csv").query("split == 'test'")["n_scored"].sum()
+    assert per_task["test_tokens"].sum() >= own
+
+
+def test_several_processes_are_refused():
+    from bora.errors import UserError
+
+    with pytest.raises(UserError, match=r"trainer\.devices=1"):
+        reference("trainer=ddp")

@@ -1,0 +1,351 @@
+"""The command end to end: the run directory is the contract."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM
+
+import bora.commands.run
+from bora.bayes.adapters import LowRank
+from bora.model.pretrained import packaged
+from tests.conftest import merged, table
+
+SMALL = [
+    "data.modules=[argparse,pickle,ssl]",
+    "data.documents_per_task=12",
+    "data.min_documents=5",
+    "data.max_tokens=24",
+    "trainer.max_epochs=2",
+]
+
+
+@pytest.mark.parametrize("tau", ["0", "100", "inf"])
+def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau):
+    path = table(tmp_path / "t.csv", {"Zoë A.": 24, "b/c": 40, "NA": 12})
+    code, out, err = command(
+        f"tau={tau}", "seed=3", "data=table", f"data.path={path}", "data.min_documents=5", "data.drop_duplicates=false",
+        "data.max_tokens=20", "trainer.max_epochs=2", "optim.lr=0.01", "hydra.run.dir=run", "logger=none",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    run = tmp_path / "run"
+    assert out.splitlines()[-1] == f"run directory: {run}"
+    per_task = pd.read_csv(run / "per_task.csv", keep_default_na=False)
+    assert (
+        per_task.columns.tolist()
+        == (
+            "task n_train n_val n_test train_tokens test_tokens val_nll val_perplexity test_nll test_perplexity distance"
+        ).split()
+    )
+    assert per_task["task"].tolist() == ["b/c", "Zoë A.", "NA"]
+    documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
+    assert documents.columns.tolist() == "row task split n_tokens n_scored".split()
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) >= set(
+        "tau seed model data val_perplexity val_perplexity_macro test_perplexity test_perplexity_macro "
+        "base_test_perplexity best_epoch epochs steps train_tokens_per_second params_per_task seconds data_sha256 "
+        "versions".split()
+    )
+    assert (float(summary["tau"]), summary["seed"], summary["model"]) == (float(tau), 3, "opt_mini")
+    assert summary["steps"] == 2 * math.ceil(per_task["n_train"].sum() / 16)
+    assert OmegaConf.load(run / "config.yaml").data.max_tokens == 20
+    assert pd.read_csv(run / "metrics.csv")["val/perplexity"].notna().sum() >= 2
+
+    # From here on only files are read: the table, documents.csv, the checkpoint, the base model.
+    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    state, names = checkpoint["state_dict"], checkpoint["hyper_parameters"]["task_names"]
+    assert all(key.startswith("adapters.") for key in state)
+    texts = pd.read_csv(path, keep_default_na=False)["text"]
+    tokenizer = packaged("opt_mini").tokenizer
+
+    def nats_and_tokens(model, rows):
+        nats = tokens = 0
+        for row in rows.itertuples():
+            ids = tokenizer(texts[row.row], return_tensors="pt").input_ids[:, :20]
+            assert (row.n_tokens, row.n_scored) == (ids.shape[1], ids.shape[1] - 1)
+            with torch.no_grad():
+                nats += model(ids, labels=ids).loss.double().item() * row.n_scored
+            tokens += row.n_scored
+        return nats, tokens
+
+    total, base_total, all_tokens = 0.0, 0.0, 0
+    for row in per_task.itertuples():
+        base = AutoModelForCausalLM.from_pretrained(
+            Path(bora.__file__).parent / "assets/opt_mini", dtype=torch.float32
+        ).eval()
+        lora, distance = {}, 0.0
+        for layer in checkpoint["hyper_parameters"]["layers"]:
+            stack = {
+                k.rsplit(".", 1)[1]: v
+                for k, v in state.items()
+                if k.startswith(f"adapters.stacks.{layer.replace('.', '/')}.")
+            }
+            i = names.index(row.task)
+            if tau == "0":
+                factors = [stack[f][i] for f in "AB"]
+            elif tau == "inf":
+                factors = [stack[f"{f}_mean"] for f in "AB"]
+            else:
+                factors = [stack[f"{f}_mean"] + stack[f"{f}_offset"][i] for f in "AB"]
+            lora[layer] = LowRank(*factors)
+            distance += sum(
+                (f - stack[f"{n}_mean"]).square().sum().item() for f, n in zip(factors, "AB", strict=True)
+            )
+        mine = documents[(documents["task"] == row.task)]
+        assert [(mine["split"] == s).sum() for s in ("train", "validation", "test")] == [
+            row.n_train,
+            row.n_val,
+            row.n_test,
+        ]
+        test = mine[mine["split"] == "test"]
+        nats, tokens = nats_and_tokens(base, test)
+        base_total += nats
+        adapted = merged(base, lora, scale=16 / 16)
+        nats, tokens = nats_and_tokens(adapted, test)
+        assert row.test_tokens == tokens
+        assert row.test_nll == pytest.approx(nats / tokens, rel=1e-5)
+        assert row.test_perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+        assert row.distance == pytest.approx(distance**0.5, rel=1e-4, abs=1e-6)
+        nats_val, tokens_val = nats_and_tokens(adapted, mine[mine["split"] == "validation"])
+        assert row.val_nll == pytest.approx(nats_val / tokens_val, rel=1e-5)
+        total, all_tokens = total + nats, all_tokens + tokens
+    assert summary["test_perplexity"] == pytest.approx(math.exp(total / all_tokens), rel=1e-5)
+    assert summary["test_perplexity_macro"] == pytest.approx(per_task["test_perplexity"].mean(), rel=1e-9)
+    assert summary["base_test_perplexity"] == pytest.approx(math.exp(base_total / all_tokens), rel=1e-5)
+    assert summary["test_perplexity"] < summary["base_test_perplexity"]
+
+
+def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, tmp_path):
+    sweep = [
+        "-m",
+        "tau=0,1e3,inf",
+        "seed=0,1",
+        "prior.parameterization=centered",
+        "name=s",
+        *SMALL,
+        "trainer.max_epochs=1",
+    ]
+    code, out, _ = command(*sweep)
+    assert code == 0
+    names = {f"tau={t},seed={s}" for t in ("0", "1000", "inf") for s in (0, 1)}
+    assert {f.parent.name for f in (tmp_path / "multirun/s").glob("*/summary.json")} == names
+    tail = out[out.index("τ → perplexity") :]
+    assert [line.split("│")[1].strip() for line in tail.splitlines() if line.startswith("│")] == [
+        "0",
+        "0",
+        "1000",
+        "1000",
+        "inf",
+        "inf",
+    ]
+    for name in names:  # one W&B run a job, finished
+        (run,) = (tmp_path / "multirun/s" / name / "wandb").glob("offline-run-*/run-*.wandb")
+        assert run.stat().st_size > 0
+
+    # The same command again does nothing again.
+    stamps = {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")}
+    assert command(*sweep)[0] == 0
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")} == stamps
+    # Other settings in the same folder would mix two sweeps.
+    (overrides,) = tmp_path.glob("multirun/s/tau=inf,seed=0/.hydra/overrides.yaml")
+    before = overrides.read_text()
+    code, _, err = command(*sweep, "lora.rank=2")
+    assert code == 2
+    assert "finished run with other settings (lora.rank)" in err
+    assert overrides.read_text() == before  # what was refused leaves no word of itself there
+    assert "tau=inf" in before
+
+
+def test_a_sweep_over_other_keys_is_named_by_them(command, tmp_path):
+    code, *_ = command(
+        "-m", "tau=10", "lora.rank=1,2", "name=s", "logger=none", *SMALL, "trainer.max_steps=1"
+    )
+    assert code == 0
+    assert {f.parent.name for f in tmp_path.glob("multirun/s/*/summary.json")} == {
+        "tau=10,seed=0,lora.rank=1",
+        "tau=10,seed=0,lora.rank=2",
+    }
+
+
+def test_the_same_seed_gives_the_same_numbers(command, tmp_path):
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command("tau=10", f"seed={seed}", "logger=none", f"hydra.run.dir={folder}", *SMALL)[0] == 0
+    a, b, c = ((tmp_path / f / "per_task.csv").read_text() for f in "abc")
+    assert a == b != c
+    documents = {(tmp_path / f / "documents.csv").read_text() for f in "abc"}
+    assert len(documents) == 1  # the seed of a run does not move its test set
+
+
+def test_config_yaml_is_enough_to_run_it_again(command, tmp_path):
+    assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
+    config = tmp_path / "a/config.yaml"
+    config.write_text(
+        config.read_text().replace("bora.model.pretrained.", "bora.model.backbone.")
+    )  # an older one
+    hydras_own = ["--config-path", str(tmp_path / "b"), "--config-name", "config"]
+    for folder, arguments in (("b", ["--again", "a"]), ("c", hydras_own)):
+        assert command(*arguments, f"hydra.run.dir={folder}")[0] == 0
+        assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / folder / "per_task.csv").read_text()
+    assert (tmp_path / "b/run.log").is_file()
+    assert command("-m", "--again", "a", "tau=7,8", "hydra.sweep.dir=s")[0] == 0
+    assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "s/tau=7,seed=0/per_task.csv").read_text()
+
+
+def test_a_run_is_done_again_with_other_groups(command, tmp_path):
+    assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
+    corpus = [
+        "data=table",
+        f"data.path={table(tmp_path / 't.csv', {'a': 9, 'b': 9})}",
+        "data.min_documents=5",
+    ]
+    code, _, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "b/tensorboard").is_dir()
+    cfg = OmegaConf.load(tmp_path / "b/config.yaml")
+    assert (cfg.tau, cfg.seed, cfg.data.name, cfg.name) == (7, 1, "table", "table-opt_mini")
+    assert cfg.trainer.max_epochs == 2  # of the run that is done again
+    assert "modules" not in cfg.data.reader
+    code, _, err = command("--again", "a", "data=nonsense")
+    assert code == 2
+    assert err.startswith("bora: In 'config': Could not find 'data/nonsense'")
+    assert err.count("\n") == 1
+    code, _, err = command("--again", "a", "--again", "b")
+    assert (code, err) == (2, "bora: --again is given twice; one run can be done again\n")
+
+
+def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
+    assert (
+        command(
+            "logger=none", "hydra.run.dir=a", "trainer.accumulate_grad_batches=2", *SMALL, "data.batch_size=9"
+        )[0]
+        == 0
+    )
+    assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [([], 4), (["trainer.max_steps=3"], 3), (["trainer.max_steps=1"], 1)]
+)
+def test_an_epoch_may_be_of_fewer_batches(command, tmp_path, settings, steps):
+    limit = "+trainer.limit_train_batches=2"
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "data.batch_size=5", limit, *settings)
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == steps
+
+
+def test_a_run_without_any_validation_is_refused_when_it_ends(command):
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "+trainer.max_time=00:00:00:00")
+    assert code == 2
+    assert err.startswith("bora: training ended before any validation (by trainer.max_time")
+
+
+@pytest.mark.parametrize("logging", ["default", "stdout", "none", "disabled"])
+def test_hydras_own_forms_of_logging(command, tmp_path, logging):
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, f"hydra/job_logging={logging}")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "a/run.log").exists() == (logging == "default")
+
+
+def test_a_sweeps_folders_may_be_nested(command, tmp_path):
+    nested = [
+        "-m",
+        "tau=1,inf,-1",
+        "hydra.sweep.dir=s",
+        "hydra.sweep.subdir=${seed}/${tau}",
+        "logger=none",
+    ]
+    code, out, err = command(*nested, *SMALL, "trainer.max_steps=1")
+    assert (tmp_path / "s/0/inf/summary.json").exists()
+    assert "0/1 " in out[out.index("τ → perplexity") :]
+    assert code == 2
+    assert err.splitlines()[-2:] == [
+        "bora: 1 of the sweep's jobs failed:", "bora: 0/-1: tau=-1 must be a number from 0",
+    ]  # fmt: skip
+
+
+def test_a_bfloat16_backbone_trains(command, tmp_path):
+    code, *_ = command(
+        "logger=none", "hydra.run.dir=a", "model.dtype=bfloat16", *SMALL, "trainer.max_steps=2"
+    )
+    assert code == 0
+    state = torch.load(tmp_path / "a/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert {v.dtype for v in state.values()} == {torch.float32}  # the adapters are not
+
+
+def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
+    codes = []
+    import wandb
+
+    finish = wandb.finish
+    monkeypatch.setattr(
+        wandb, "finish", lambda exit_code=None: (codes.append(exit_code), finish(exit_code=exit_code))
+    )
+
+    def crash(self, batch, batch_idx):
+        raise RuntimeError("the machine caught fire")
+
+    monkeypatch.setattr("bora.train.module.HierarchicalLoRA.training_step", crash)
+    with pytest.raises(RuntimeError, match="fire"):
+        command("hydra.run.dir=a", *SMALL)
+    assert codes == [1]
+    assert not (tmp_path / "a/summary.json").exists()
+
+
+def test_last_ckpt_is_the_last_epoch_and_best_the_best(command, tmp_path):
+    arguments = ["logger=none", "hydra.run.dir=a", "tau=0", "optim.lr=0.05", *SMALL, "trainer.max_epochs=4"]
+    assert command(*arguments)[0] == 0  # at this learning rate validation gets worse
+    summary = json.loads((tmp_path / "a/summary.json").read_text())
+    epochs = {
+        name: torch.load(tmp_path / f"a/checkpoints/{name}.ckpt", weights_only=True)["epoch"] + 1
+        for name in ("best", "last")
+    }
+    assert epochs == {"best": summary["best_epoch"], "last": 4}
+    assert summary["best_epoch"] < 4
+
+
+def test_a_finished_run_is_told_again_not_done_again(command, tmp_path):
+    first = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
+    again = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
+    assert first[first.index("τ = 100") :] == again[again.index("τ = 100") :]
+
+
+def test_a_run_from_before_a_key_counts_as_what_was_done_then(command, tmp_path):
+    small = [*SMALL, "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
+    assert command(*small, "prior.estimator=dense", "data.order=shuffled")[0] == 0
+    old = OmegaConf.load(tmp_path / "run/config.yaml")
+    del old.prior.estimator, old.data.order
+    OmegaConf.save(old, tmp_path / "run/config.yaml")
+    assert command(*small, "prior.estimator=dense", "data.order=shuffled")[0] == 0
+    code, _, err = command(*small)
+    assert code == 2
+    assert "other settings (data.order, prior.estimator)" in err
+
+
+def test_task_names_are_not_markup(command, tmp_path):
+    path = table(tmp_path / "t.csv", {"Smith [lab]": 24, "[/b]": 24})
+    arguments = ["data=table", f"data.path={path}", "data.drop_duplicates=false", "trainer.max_steps=1"]
+    code, out, _ = command(*arguments, "logger=none", "hydra.run.dir=a")
+    assert code == 0
+    assert "│ Smith [lab] " in out
+    assert "│ [/b] " in out
+
+
+def test_a_run_starts_from_another(command, tmp_path):
+    """With a learning rate too small to move, the new run is where the old one was."""
+    assert command(*SMALL, "tau=inf", "optim.lr=0.01", "logger=none", "hydra.run.dir=one")[0] == 0
+    still = [*SMALL, "optim.lr=1e-9", "logger=none"]
+    code, _, err = command(*still, "tau=1000", "init_from=one", "hydra.run.dir=two")
+    assert (code, err) == (0, "")
+    one, two = (json.loads((tmp_path / f"{name}/summary.json").read_text()) for name in ("one", "two"))
+    assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
+    assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
+    for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "task_names")):
+        code, _, err = command(
+            *still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"
+        )
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err

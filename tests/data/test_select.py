@@ -1,0 +1,153 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bora.data import select as selection
+from bora.errors import UserError
+
+
+def select(table: pd.DataFrame, order: str = "largest", **options):
+    """The real one, without the default's bound of 20 documents under the plain orders."""
+    if order not in selection.RULE_BOUNDS:
+        options.setdefault("min_documents", 1)
+    return selection.select(table, order, **options)
+
+
+def table(sizes: dict[str, int], dates: dict[str, str] | None = None) -> pd.DataFrame:
+    rows = [(t, f"{t} says {i}", (dates or {}).get(t, "")) for t, n in sizes.items() for i in range(n)]
+    return pd.DataFrame(rows, columns=["task", "text", "date"])
+
+
+def test_largest_takes_the_tasks_with_most_documents():
+    kept, names, _ = select(table({"a": 3, "b": 9, "c": 5}), "largest", n_tasks=2)
+    assert names == ["b", "c"]
+    assert kept["task"].value_counts().to_dict() == {"b": 9, "c": 5}
+
+
+def test_chronological_goes_by_the_first_document():
+    dates = {"a": "2001-05-02", "b": "1999-01-01", "c": "2000-02-02"}
+    _, names, _ = select(table({"a": 3, "b": 3, "c": 3}, dates), "chronological", n_tasks=2)
+    assert names == ["b", "c"]
+
+
+def test_alphabetical():
+    assert select(table({"b": 2, "a": 1, "c": 3}), "alphabetical", n_tasks=2)[1] == ["a", "b"]
+
+
+def test_bounds_are_inclusive():
+    _, names, dropped = select(table({"a": 2, "b": 3, "c": 4, "d": 5}), min_documents=3, max_documents=4)
+    assert sorted(names) == ["b", "c"]
+    assert sum(dropped.rows.values()) == 7
+
+
+def test_what_is_dropped_is_counted_before_tasks_are():
+    t = pd.DataFrame(
+        {
+            "task": ["a", "a", "a", "a", "", "  ", "b"],
+            "text": ["same text", "same text", "  ", "other", "x", "y", "same text"],
+            "date": "",
+        }
+    )
+    kept, _, dropped = select(t)
+    assert dropped.rows == {"without a task": 2, "empty": 1, "repeated within their task": 1}
+    assert kept.index.tolist() == [0, 3, 6]  # the same text of another task stays
+    assert len(kept) + sum(dropped.rows.values()) == len(t)
+    with pytest.raises(UserError, match="no task has between 3 and"):
+        select(t, min_documents=3)
+
+
+def test_short_texts_go_at_the_bound():
+    kept, *_ = select(
+        pd.DataFrame({"task": "a", "text": ["x" * 40, "y" * 41], "date": ""}), min_characters=40
+    )
+    assert kept.index.tolist() == [1]
+
+
+def test_the_cap_draws_at_random_by_its_seed_and_keeps_the_source_order():
+    t = table({"a": 50, "b": 5})
+    one, two, other = (select(t, documents_per_task=10, seed=s)[0] for s in (0, 0, 1))
+    assert one["task"].value_counts().to_dict() == {"a": 10, "b": 5}
+    assert one.index.tolist() == two.index.tolist() == sorted(one.index)
+    assert one.index.tolist() != other.index.tolist()
+
+
+def test_a_list_of_caps_gives_each_task_its_own_in_the_order_of_selection():
+    t = table({"a": 20, "b": 50, "c": 5})
+    kept, names, dropped = select(t, documents_per_task=[7, 30, 9])
+    assert names == ["b", "a", "c"]
+    assert kept["task"].value_counts().to_dict() == {"a": 20, "b": 7, "c": 5}
+    assert dropped.rows == {"over the cap data.documents_per_task": 43}
+    with pytest.raises(UserError, match="lists 2 numbers, but there are 3 tasks"):
+        select(t, documents_per_task=[7, 30])
+
+
+def test_the_papers_rule_is_chronological_and_above_100():
+    dates = {"a": "2002-01-01", "b": "2001-01-01", "c": "2000-01-01"}
+    _, names, _ = select(table({"a": 150, "b": 101, "c": 100}, dates), "paper")
+    assert names == ["b", "a"]
+
+
+def test_the_published_codes_rule_counts_before_short_texts_go():
+    t = table({"Åse B. Vik": 201, "Bo": 999, "C": 200, "D": 1000})
+    t.loc[t["task"] == "Åse B. Vik", "text"] = ["x" * (10 if i else 60) for i in range(201)]
+    t["text"] = t["text"].str.pad(50, side="right", fillchar="-").where(t["task"] != "Åse B. Vik", t["text"])
+    kept, names, _ = select(t, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
+    assert names == ["bo", "åse b vik"]
+    assert kept["task"].value_counts().to_dict() == {"bo": 999, "åse b vik": 1}
+
+
+def test_fewer_tasks_than_asked_for_are_all_taken(caplog):
+    assert len(select(table({"a": 2, "b": 2}), n_tasks=5)[1]) == 2
+    assert "only 2 tasks" in caplog.text
+
+
+@pytest.mark.parametrize("dates", [None, {"a": "soon"}])
+def test_a_chronological_order_needs_dates(dates):
+    with pytest.raises(UserError, match="no date of the form"):
+        select(table({"a": 2}, dates), "chronological")
+
+
+def test_an_unknown_selection_is_refused():
+    with pytest.raises(UserError, match=r"data\.selection=newest"):
+        select(table({"a": 2}), "newest")
+
+
+def test_the_plain_orders_ask_for_20_documents_by_default():
+    assert selection.select(table({"a": 20, "b": 19}))[1] == ["a"]
+
+
+def test_a_missing_date_matters_only_where_a_task_has_no_other():
+    t = table({"a": 3, "b": 3}, {"a": "2002-01-01", "b": "2001-01-01"})
+    t.loc[0, "date"] = ""
+    assert select(t, "chronological")[1] == ["b", "a"]
+    t.loc[t["task"] == "a", "date"] = ""
+    with pytest.raises(UserError, match="no date of the form"):
+        select(t, "chronological")
+
+
+def test_an_empty_table_is_refused():
+    with pytest.raises(UserError, match="no task"):
+        select(pd.DataFrame({"task": [], "text": [], "date": []}, dtype=str), min_documents=1)
+
+
+def test_numbers_of_rows_are_the_sources():
+    t = table({"a": 4})
+    t.loc[1, "text"] = ""
+    assert select(t)[0].index.tolist() == [0, 2, 3]
+    assert np.issubdtype(t.index.dtype, np.integer)
+
+
+def test_blank_and_repeated_texts_are_found_as_by_hand():
+    rng = np.random.default_rng(0)
+    texts = rng.choice(["", " ", "\t\n", "\u00a0", "ab", "ba", " ab", "æ", "longer text"], 400).tolist()
+    t = pd.DataFrame({"task": rng.choice(["a", "b", " a "], 400), "text": texts, "date": ""})
+    seen, expected = set(), []
+    for i, (task, text) in enumerate(zip(t["task"].str.strip(), texts, strict=True)):
+        if text.strip() and (task, text) not in seen:
+            seen.add((task, text))
+            expected.append(i)
+    kept, _, dropped = select(t)
+    assert kept.index.tolist() == expected
+    assert list(kept.columns) == ["task", "text", "date"]
+    assert kept["text"].tolist() == [texts[i] for i in expected]
+    assert dropped.rows["empty"] == sum(not x.strip() for x in texts)

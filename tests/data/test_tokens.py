@@ -1,0 +1,130 @@
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from bora.data import tokens as encoding
+from bora.data.tokens import beginning, encode
+from bora.errors import UserError
+from bora.model.pretrained import packaged
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return packaged("opt_mini").tokenizer
+
+
+TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå 水 🙂"]})
+
+
+def test_without_prompt_a_document_is_the_tokenizers_own_encoding(tokenizer):
+    documents, truncation = encode(TABLE, tokenizer, 100)
+    for text, document in zip(TABLE["text"], documents, strict=True):
+        assert document.ids.tolist() == tokenizer(text).input_ids
+        assert document.n_scored == len(document.ids) - 1
+    assert truncation.documents == truncation.tokens == 0
+
+
+def test_every_text_survives_the_byte_level_tokenizer(tokenizer):
+    documents, _ = encode(TABLE, tokenizer, 100)
+    assert [tokenizer.decode(d.ids, skip_special_tokens=True) for d in documents] == TABLE["text"].tolist()
+
+
+def test_prompt_is_there_and_not_scored_text_and_end_are(tokenizer):
+    documents, _ = encode(TABLE, tokenizer, 100, " [task] {task}", " [text] {text}", append_eos=True)
+    prompt = tokenizer(" [task] b").input_ids
+    text = tokenizer(" [text] def f(x): return x", add_special_tokens=False).input_ids
+    assert documents[0].ids.tolist() == [*prompt, *text, tokenizer.eos_token_id]
+    assert documents[0].n_scored == len(text) + 1
+
+
+def test_a_braced_text_is_not_a_template(tokenizer):
+    table = pd.DataFrame({"task": ["{text}"], "text": ["{task} {0} {"]})
+    (document,), _ = encode(table, tokenizer, 100, "{task}: ", "<{text}>")
+    assert tokenizer.decode(document.ids, skip_special_tokens=True) == "{text}: <{task} {0} {>"
+
+
+def test_long_documents_are_cut_and_counted(tokenizer):
+    table = pd.DataFrame({"task": "a", "text": ["x = 1\n" * 50, "y"]})
+    whole = len(tokenizer(table["text"][0]).input_ids)
+    documents, truncation = encode(table, tokenizer, 10)
+    assert [len(d.ids) for d in documents] == [10, len(tokenizer("y").input_ids)]
+    assert (truncation.documents, truncation.tokens) == (1, whole - 10)
+
+
+def test_a_prompt_that_fills_the_document_leaves_nothing_to_score(tokenizer):
+    (document, _), _ = encode(TABLE, tokenizer, 4, "a long prompt for {task}, longer than it may be")
+    assert document.n_scored == 0
+
+
+def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    bare = AutoTokenizer.from_pretrained(tmp_path)
+    from tokenizers import processors
+
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()
+    assert beginning(bare) == []
+    assert beginning(tokenizer) == [tokenizer.bos_token_id]
+    (document, _), _ = encode(TABLE, bare, 100)
+    assert document.n_scored == len(document.ids) - 1
+
+
+def test_bad_options_are_refused(tokenizer):
+    with pytest.raises(UserError, match="max_tokens"):
+        encode(TABLE, tokenizer, 1)
+    with pytest.raises(UserError, match="template"):
+        encode(TABLE, tokenizer, 10, template="no field")
+
+
+OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
+
+
+def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
+    fresh, cut = encode(table, tokenizer, **OPTIONS)
+    (file,) = tmp_path.rglob("*.arrow")
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_encode", lambda *a: pytest.fail("tokenised again"))
+        again, cut_again = encode(table, tokenizer, **OPTIONS)
+    assert cut == cut_again
+    assert cut.documents > 0
+    for one, other in zip(fresh, again, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.n_prompt == other.n_prompt
+    # Whatever decides the tokens is in the key.
+    for other_table, options in (
+        (table.assign(text=["def f(x): return y", *table["text"][1:]]), {}),
+        (table.assign(task="a"), {}),
+        (table.assign(task=["ba", "", "a"], text=["def", *table["text"][1:]]), {}),
+        (table, {"max_tokens": 11}),
+        (table, {"prompt": None}),
+        (table, {"append_eos": False}),
+        (table, {"prepend_bos": False}),
+        (table, {"template": "<{text}>"}),
+    ):
+        n_files = len(list(tmp_path.rglob("*.arrow")))
+        encode(other_table, tokenizer, **{**OPTIONS, **options})
+        assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 1
+    assert file.is_file()
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
+def test_a_harmed_cache_is_made_anew(tokenizer, monkeypatch, tmp_path, harm):
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    table = pd.DataFrame({"task": "a", "text": [f"x = {i}" for i in range(200)]})
+    fresh, _ = encode(table, tokenizer, **OPTIONS)
+    (file,) = tmp_path.rglob("*.arrow")
+    data = bytearray(file.read_bytes())
+    if harm == "flip":
+        data[len(data) // 4] ^= 0x40
+    file.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
+    again, _ = encode(table, tokenizer, **OPTIONS)
+    assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
+    encode(table, tokenizer, **OPTIONS)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BORA_CACHE", str(tmp_path / "file"))
+    assert len(encode(TABLE, tokenizer, 100)[0]) == 2

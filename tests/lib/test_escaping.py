@@ -1,0 +1,165 @@
+"""Whatever a task is called, reports and cards show its name and nothing comes of it."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from bora.commands import report
+from bora.lib.escaping import latex, markdown, one_line
+from bora.report.figures import shorten
+from bora.report.tables import ReportTable
+from bora.use import export
+from tests.conftest import table
+from tests.report.test_report import KNOWN, write_run
+
+NASTY = [
+    "<script>alert(1)</script>", "--><img src=x onerror=alert(1)>", "a|b", "`x` ``` y", "two\nlines\r\nand <b>",
+    "[x](javascript:alert(1))", "![x](http://127.0.0.1/x)", "<javascript:alert(1)>", "$\\frac{1}$ $", "\\input{x}",
+    "[5cm] a", "* b", "# c #", "{{ 7 * 7 }}", "&lt;i&gt;", "**bold** _it_ ~~gone~~", "100 % & more ^ ~",
+    "[x]: http://127.0.0.1/x", "[a][x]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The report's folder, of runs whose tasks are called so; their corpus and folder have odd names too."""
+    folder = tmp_path_factory.mktemp("<b>r&")
+    known = {
+        tau: (lr, val, test, {name: 10.0 + i + lr for i, name in enumerate(NASTY)})
+        for tau, (lr, val, test, _) in KNOWN.items()
+    }
+    for tau in known:
+        for seed in (0, 1):
+            run = folder / f"s/tau={tau:g},seed={seed}"
+            write_run(run, tau, seed, seed * 0.1, known, data__name="<i>corpus</i>")
+    (folder / "s/<u>other").mkdir()
+    (folder / "s/<u>other/failed.json").write_text(
+        '{"error": "task \'<script>2</script>\' is left", "exit_code": 2}'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["bora report", "s"])
+        report.main()
+    return folder / "report"
+
+
+class Page(HTMLParser):
+    """A page's elements with their attributes, and its text by element."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.cells: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cells:
+            self.cells[-1] += data
+
+
+def harmless(page: Page) -> None:
+    """Nothing in it runs, is fetched, or leads away."""
+    assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe", "object", "link", "i", "u"}
+    for _, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "src", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith("#")
+
+
+def test_the_html_page_shows_names_as_they_are(written):
+    page = Page((written / "index.html").read_text("utf-8"))
+    harmless(page)
+    cells = [one_line(cell) for cell in page.cells]
+    assert all(one_line(name) in cells for name in NASTY)
+    assert "<i>corpus</i>" in page.text
+    assert "task '<script>2</script>' is left" in page.text
+    assert "<u>other" in page.text
+
+
+def test_the_markdown_tables_show_names_as_they_are(written):
+    for name in ("table1", "table2", "claims"):
+        source = (written / f"{name}.md").read_text("utf-8")
+        page = Page(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(source))
+        harmless(page)
+        assert not {tag for tag, _ in page.elements} & {"a", "em", "code", "s"}
+        if name == "table2":
+            cells = [cell.strip() for cell in page.cells]
+            assert {one_line(n) for n in NASTY} <= set(cells)
+
+
+def test_the_latex_tables_keep_their_shape(written):
+    rows = (written / "table2.tex").read_text("utf-8").splitlines()
+    rows = [row for row in rows if row.endswith(r"\\") and "&" in row]
+    assert len(rows) == len(NASTY) + 2  # the header, and all tasks
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)&", row)) == len(KNOWN)
+        assert row[0] not in "[*"  # after a line break it would be its argument
+        plain = re.sub(r"\\[\\&%$#_{}]", "", row)
+        assert plain.count("{") == plain.count("}")
+        assert "%" not in plain
+        assert "#" not in plain
+        commands = set(re.findall(r"\\[a-zA-Z]+", row))
+        assert commands <= {
+            r"\textbackslash",
+            r"\textasciitilde",
+            r"\textasciicircum",
+            r"\textbf",
+            r"\tau",
+            r"\infty",
+        }
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_text_survives_its_escaping(name):
+    shown = Page(MarkdownIt("commonmark").render(f"# {markdown(name)}"))
+    assert [tag for tag, _ in shown.elements] == ["h1"]
+    assert shown.text.strip() == one_line(name)
+    assert "\n" not in latex(name)
+    assert not re.search(r"(?<!\\)\$", shorten(name))  # matplotlib's mathematics
+
+
+def test_model_cards_show_names_as_they_are(command, call, tmp_path):
+    names = [one_line(name) for name in NASTY]  # the reader refuses control characters
+    table(tmp_path / "t.csv", dict.fromkeys(names, 8))
+    code, _, err = command(
+        "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=64", "data.drop_duplicates=false",
+        "data.prompt='<b>[x](javascript:1) ``` {task}'", "trainer.max_steps=1", "lora.rank=1", "logger=none",
+        "hydra.run.dir=run",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    # A folder that came from elsewhere: what its files say stands in the card, too.
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    summary |= {"data": "<i>corpus</i>", "data_sha256": "<script>3</script>"}
+    summary["versions"]["torch"] = "[x](javascript:2)"
+    del summary["sha256"]  # who forges a summary can leave it out
+    (tmp_path / "run/summary.json").write_text(json.dumps(summary))
+    assert call(export.main, "run", "out")[0] == 0
+    titles = set()
+    for file in (tmp_path / "out").glob("*/README.md"):
+        _, front, body = file.read_text("utf-8").split("---\n", 2)
+        assert set(yaml.safe_load(front)) == {"base_model", "library_name", "pipeline_tag", "tags"}
+        page = Page(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(body))
+        harmless(page)
+        assert not {tag for tag, _ in page.elements} & {"a", "em", "b", "s"}
+        assert "<i>corpus</i>" in page.text
+        titles.add(page.text.split("\n")[0])
+    assert titles == set(names) | {"the hierarchical mean"}
+
+
+def test_a_bold_cell_is_escaped_once():
+    cells = pd.DataFrame({"task": ["a*b"], "x": ["1.0"]})
+    table = ReportTable("t", cells, cells, pd.DataFrame({"task": [True], "x": [True]}), "Caption.")
+    assert table.markdown().splitlines()[2].split() == ["|", r"**a\*b**", "|", "**1.0**", "|"]
+    assert "<strong>a*b</strong>" in table.html()

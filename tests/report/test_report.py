@@ -1,0 +1,392 @@
+"""The report on a hand-made sweep of known numbers gives exactly the known tables; broken folders are told of."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import bora.commands.report
+from bora.lib.escaping import latex
+from bora.report import paper
+from bora.report.evidence import Evidence, Interval, bootstrap, claims, format_tau, rank_correlation
+from bora.report.series import read_runs, series_of
+from bora.report.task_map import build_task_map, explained_variance
+
+# τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
+KNOWN = {
+    0.0: (1e-4, 20.0, 21.0, {"ann": 22.0, "bo": 20.0, "cy": 21.5}),
+    10.0: (1e-3, 12.0, 13.0, {"ann": 13.5, "bo": 12.5, "cy": 13.0}),
+    100.0: (1e-3, 11.0, 13.5, {"ann": 14.0, "bo": 12.0, "cy": 14.5}),
+    math.inf: (1e-3, 15.0, 15.5, {"ann": 15.0, "bo": 16.0, "cy": 15.5}),
+}
+N_TRAIN = {"ann": 10, "bo": 20, "cy": 30}
+
+
+def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known=None, **config) -> Path:
+    """A finished run's folder with the known numbers, all perplexities higher by `shift`."""
+    lr, val, test, tasks = (known or KNOWN)[tau]
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "tau": tau, "seed": seed, "name": "s", "likelihood": "sum", "init_from": None,
+        "data": {"name": "table", "path": "t.csv"}, "model": {"name": "opt_mini"},
+        "prior": {"parameterization": "noncentered"}, "optim": {"lr": None},
+        "trainer": {"max_epochs": 9}, "logger": {"kind": "none"},
+    }  # fmt: skip
+    for key, value in config.items():
+        group, name = key.split("__")
+        settings[group][name] = value
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(settings, folder / "config.yaml")
+    per_task = pd.DataFrame(
+        {
+            "task": list(tasks), "n_train": [N_TRAIN.get(t, 4 + i * i % 97) for i, t in enumerate(tasks)],
+            "n_val": 5, "n_test": 5, "train_tokens": 100, "test_tokens": 50,
+            "val_nll": math.log(val), "val_perplexity": val + shift,
+            "test_nll": [math.log(p + shift) for p in tasks.values()],
+            "test_perplexity": [p + shift for p in tasks.values()], "distance": np.arange(1.0, len(tasks) + 1),
+        }
+    )  # fmt: skip
+    per_task.to_csv(folder / "per_task.csv", index=False)
+    summary = {
+        "tau": "inf" if math.isinf(tau) else tau, "seed": seed, "model": "opt_mini", "data": settings["data"]["name"],
+        "lr": lr, "val_perplexity": val + shift, "test_perplexity": test + shift, "base_test_perplexity": 99.0,
+        "val_perplexity_macro": val + shift, "test_perplexity_macro": test + shift,
+        "best_epoch": 3, "data_sha256": "abc", "versions": {"bora": "0"},
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for tau in KNOWN:
+        for seed, shift in ((0, 0.0), (1, 0.2)):
+            write_run(tmp_path / f"s/tau={tau:g},seed={seed}", tau, seed, shift)
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bora report", *map(str, arguments)])
+        code = 0
+        try:
+            bora.commands.report.main()
+        except SystemExit as leave:
+            code = leave.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def evidence_of(*folders: Path) -> Evidence:
+    runs, problems = read_runs(folders)
+    (series,), more = series_of(runs)
+    assert problems == more == []
+    return Evidence(series)
+
+
+def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
+    code, out, err = report(sweep)
+    assert (code, err.count("no figure 6")) == (0, 1)  # no checkpoints here
+    table1 = pd.read_csv(tmp_path / "report/table1.csv")
+    assert table1["tau"].tolist() == [0, 10, 100, math.inf]
+    assert table1["learning_rate"].tolist() == [1e-4, 1e-3, 1e-3, 1e-3]
+    assert table1["perplexity"].tolist() == pytest.approx([21.1, 13.1, 13.6, 15.6])
+    assert table1["val_perplexity"].tolist() == pytest.approx([20.1, 12.1, 11.1, 15.1])
+    claims_csv = pd.read_csv(tmp_path / "report/claims.csv")
+    assert claims_csv["verdict"].isin(["confirmed", "refuted", "undecided"]).all()
+    assert len(claims_csv) == 5
+    # Two values 0.2 apart: s/√2 = 0.1, and t with one degree of freedom has 12.706 at 97.5 %.
+    assert (table1["perplexity_high"] - table1["perplexity"]).tolist() == pytest.approx(
+        [1.2706] * 4, rel=1e-4
+    )
+    table2 = pd.read_csv(tmp_path / "report/table2.csv")
+    assert table2.columns.tolist() == ["task", "tau=0", "tau=10", "tau=100", "tau=inf"]
+    assert table2["task"].tolist() == ["ann", "bo", "cy"]
+    np.testing.assert_allclose(
+        table2.iloc[:, 1:], [[22.1, 13.6, 14.1, 15.1], [20.1, 12.6, 12.1, 16.1], [21.6, 13.1, 14.6, 15.6]]
+    )
+
+    lines = (tmp_path / "report/table1.md").read_text().splitlines()
+    bold = [line for line in lines if "**" in line]
+    assert len(bold) == 1  # validation chooses 100, though test would have chosen 10
+    assert [cell.strip() for cell in bold[0].split("|")][2:5] == ["**100**", "**11.10**", "**13.60**"]
+    rows = (tmp_path / "report/table2.md").read_text().splitlines()[2:6]
+    assert [re.findall(r"\*\*([\d.]+)\*\*", row) for row in rows] == [
+        ["13.60"],
+        ["12.10"],
+        ["13.10"],
+        ["13.10"],
+    ]
+    latex = (tmp_path / "report/table2.tex").read_text()
+    assert r"ann & 22.10 & \textbf{13.60} & 14.10 & 15.10 \\" in latex
+    assert r"$\tau$ = $\infty$" in latex
+    page = (tmp_path / "report/index.html").read_text()
+    assert "<strong>13.60</strong>" in page
+    assert page.count("<svg") == 5
+    assert not re.search(r'(src|href)="(?!#)', page)  # nothing is fetched
+    for number in range(1, 6):
+        for ending in ("png", "pdf"):
+            assert (tmp_path / f"report/figure{number}.{ending}").stat().st_size > 3000
+    assert "confirmed: every task is better than on its own" in out
+
+
+def test_the_best_tau_is_validations_choice_alone(tmp_path):
+    evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    assert (evidence.best_tau, evidence.best_middle_tau) == (100, 100)
+
+
+def test_a_large_tau_is_not_called_one_model(tmp_path, report):
+    folders = [write_run(tmp_path / f"{t}", t) for t in KNOWN if math.isfinite(t)]
+    best, alone, one, *_ = claims(evidence_of(*folders))
+    assert best.numbers.endswith("both limits, τ = 0 and τ = ∞, are needed")
+    assert alone.verdict == "confirmed"
+    assert (one.verdict, one.numbers) == ("undecided", "there is no run to compare with")
+    code, *_ = report(*folders)
+    assert code == 0
+    page = (tmp_path / "report/index.html").read_text()
+    assert "against separate models (τ = 0)" in page
+    assert "against one model" not in page
+
+
+def test_differences_are_paired_and_weighted_by_tokens(tmp_path):
+    evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    difference = evidence.difference(100.0, 0.0)
+    expected = np.log([14 / 22, 12 / 20, 14.5 / 21.5])
+    np.testing.assert_allclose(difference.by_task, expected)
+    assert difference.overall.value == pytest.approx(expected.mean())
+    assert difference.overall.low == pytest.approx(expected.min())  # of 3 tasks a draw may be one task thrice
+    assert difference.overall.high == pytest.approx(expected.max())
+    assert difference.n_better == 3
+    assert difference.improvement.tolist() == pytest.approx([100 * 8 / 22, 40, 100 * 7 / 21.5])
+    assert evidence.difference(100.0, 100.0) is None
+
+
+def test_a_bootstrap_of_many_tasks_is_close_to_the_normal_interval():
+    values = np.random.default_rng(1).normal(0.3, 2.0, 400)
+    interval = bootstrap(values, np.ones(400))
+    half = 1.96 * values.std() / 20
+    assert interval.low == pytest.approx(interval.value - half, abs=0.02)
+    assert interval.high == pytest.approx(interval.value + half, abs=0.02)
+    assert bootstrap(np.array([1.0, 3.0]), np.array([3.0, 1.0])).value == 1.5
+
+
+def test_rank_correlation_is_spearmans():
+    assert rank_correlation([1, 2, 3, 4], [10, 100, 1000, 10000]).value == pytest.approx(1)
+    x, y = np.random.default_rng(0).normal(size=(2, 30))
+    assert rank_correlation(x, y).value == pytest.approx(pd.Series(x).rank().corr(pd.Series(y).rank()))
+    assert math.isnan(rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]).value)
+
+
+def test_claims_follow_the_numbers(tmp_path):
+    evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    verdicts = [c.verdict for c in claims(evidence)]
+    assert verdicts == ["confirmed", "confirmed", "confirmed", "undecided", "undecided"]  # 3 tasks: no ρ
+    worse = {**KNOWN, math.inf: (1e-3, 10.0, 10.5, {"ann": 10.0, "bo": 11.0, "cy": 10.5})}
+    folders = [write_run(tmp_path / f"w{t}", t, known=worse) for t in KNOWN]
+    best, alone, one, *_ = claims(evidence_of(*folders))
+    assert (best.verdict, alone.verdict, one.verdict) == ("refuted", "confirmed", "refuted")
+    assert "validation chooses τ = ∞" in best.numbers
+
+
+def test_series_are_told_apart_and_limits_belong_to_every_parameterisation(tmp_path):
+    for tau in (0.0, 10.0, math.inf):
+        write_run(tmp_path / f"n/{tau}", tau)
+    write_run(tmp_path / "c/10", 10.0, prior__parameterization="centered")
+    write_run(tmp_path / "c/again", 10.0, prior__parameterization="centered")
+    write_run(tmp_path / "lr/10", 10.0, optim__lr=0.5)
+    runs, problems = read_runs([tmp_path])
+    series, left_out = series_of(runs)
+    assert problems == []
+    found = {s.label: s.taus for s in series}
+    assert found == {
+        "t · opt_mini · optim.lr=null · prior.parameterization=centered": [0, 10, math.inf],
+        "t · opt_mini · optim.lr=null · prior.parameterization=noncentered": [0, 10, math.inf],
+        "t · opt_mini · optim.lr=0.5 · prior.parameterization=noncentered": [10],
+    }
+    assert len(left_out) == 1
+    assert "has the same settings, τ and seed already" in left_out[0]
+
+
+def test_the_precision_that_was_computed_in_tells_series_apart_not_how_it_was_asked_for(tmp_path):
+    for name, tau, asked, taken in (
+        ("a", 0.0, "float32", "float32"),
+        ("b", 10.0, "auto", "float32"),
+        ("c", 100.0, "auto", "bfloat16"),
+    ):
+        folder = write_run(tmp_path / name, tau, model__dtype=asked)
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"dtype": taken}))
+    series, _ = series_of(read_runs([tmp_path])[0])
+    assert {s.label: s.taus for s in series} == {
+        "t · opt_mini · model.dtype=float32": [0, 10],
+        "t · opt_mini · model.dtype=bfloat16": [100],
+    }
+
+
+def test_several_series_get_a_folder_each(tmp_path, report):
+    for tau in KNOWN:
+        write_run(tmp_path / f"n/{tau}", tau)
+        write_run(tmp_path / f"c/{tau}", tau, prior__parameterization="centered")
+    assert report("n", "c", "-o", "out")[0] == 0
+    assert len(list((tmp_path / "out").glob("*/table1.csv"))) == 2
+    assert (tmp_path / "out/index.html").read_text().count("<h2") == 2
+
+
+def test_broken_partial_and_failed_runs_are_told_of_and_the_rest_reported(sweep, report, tmp_path):
+    (sweep / "tau=0,seed=0/summary.json").unlink()  # was interrupted
+    (sweep / "tau=0,seed=1/per_task.csv").write_text("task,n_train\na,1\n")
+    (sweep / "tau=10,seed=0/summary.json").write_text("{")
+    (sweep / "tau=10,seed=1/config.yaml").unlink()
+    failed = sweep / "tau=1e6,seed=0"
+    failed.mkdir()
+    (failed / "failed.json").write_text(json.dumps({"error": "training diverged", "exit_code": 2}))
+    code, _, err = report(sweep)
+    assert code == 0
+    assert "tau=0,seed=0 is not finished" in err
+    assert "tau=0,seed=1/per_task.csv is not readable: it has no column n_val" in err
+    assert "tau=10,seed=0/summary.json is not readable" in err
+    assert "tau=10,seed=1/config.yaml is not readable" in err
+    assert "tau=1e6,seed=0 failed: training diverged" in err
+    assert pd.read_csv(tmp_path / "report/table1.csv")["tau"].tolist() == [100, math.inf]
+    assert "training diverged" in (tmp_path / "report/index.html").read_text()
+
+
+@pytest.mark.parametrize("make", [lambda f: None, lambda f: f.mkdir()], ids=["no folder", "an empty folder"])
+def test_nothing_to_report_is_bad_input(make, report, tmp_path):
+    make(tmp_path / "x")
+    code, out, err = report("x")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("n_tasks", [1, 2, 40, 200])
+def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
+    rng = np.random.default_rng(0)
+    names = [f"a task with quite a long name, number {i} & $x_{i}$" for i in range(n_tasks)]
+    for tau, (lr, val, test, _) in KNOWN.items():
+        tasks = {name: float(rng.uniform(5, 400)) for name in names}
+        write_run(tmp_path / f"s/{tau}", tau, known={tau: (lr, val, test, tasks)})
+    assert report("s")[0] == 0
+    assert len(pd.read_csv(tmp_path / "report/table2.csv")) == n_tasks
+    assert len(list((tmp_path / "report").glob("figure*.png"))) == 5
+
+
+def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
+    """best.ckpt with θ_d − Θ as given."""
+    mean = torch.full((2, theta.shape[1] // 2), 5.0)
+    deviation = torch.tensor(theta).reshape(len(theta), 2, -1).float()
+    stack = {
+        "A_mean": mean,
+        "A" if form == "centered" else "A_offset": deviation + mean * (form == "centered"),
+    }
+    state = {f"adapters.stacks.layer.{k}": v for k, v in stack.items()}
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {"state_dict": state, "hyper_parameters": {"task_names": names}}, folder / "checkpoints/best.ckpt"
+    )
+
+
+@pytest.mark.parametrize("form", ["centered", "noncentered"])
+def test_the_map_of_tasks_is_a_principal_component_analysis(tmp_path, form):
+    theta = np.random.default_rng(0).normal(size=(6, 8)) * np.array([9, 3, 1, 1, 1, 1, 1, 1])
+    run = evidence_of(write_run(tmp_path / "r", 10.0)).series.runs[0]
+    checkpoint(run.folder, theta, list("abcdef"), form)
+    found = build_task_map(run)
+    u, s, _ = np.linalg.svd(theta - theta.mean(0))
+    np.testing.assert_allclose(np.abs(found.coordinates), np.abs(u[:, :2] * s[:2]), atol=1e-4)
+    assert found.shares == pytest.approx(tuple(s[:2] ** 2 / (s**2).sum()), rel=1e-5)
+
+
+def test_the_share_that_a_column_explains_is_the_between_group_sum_of_squares(tmp_path):
+    x = np.random.default_rng(0).normal(size=(12, 5))
+    x[:6] += 4
+    x -= x.mean(0)
+    groups = pd.Series(["p"] * 6 + ["q"] * 6)
+    between = sum(len(x[g]) * (x[g].mean(0) ** 2).sum() for g in (groups == "p", groups == "q"))
+    explained, chance, p_value = explained_variance(x @ x.T, groups)
+    assert explained == pytest.approx(between / (x**2).sum())
+    assert chance == pytest.approx(1 / 11, abs=0.02)  # (groups − 1) / (tasks − 1)
+    assert p_value < 0.02
+
+
+def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
+    rows = [("ann", "left"), ("bo", "right"), ("cy", "left")]
+    table = pd.DataFrame(
+        [(t, p, f"speech {i}") for t, p in rows for i in range(4)], columns=["task", "party", "text"]
+    ).assign(**{"$\\frac$": "_under"})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    reader = {
+        "_target_": "bora.data.table.read", "path": str(tmp_path / "t.csv"), "task": "task", "text": "text", "date": None,
+    }  # fmt: skip
+    folder = write_run(tmp_path / "s/10", 10.0, data__text="text", data__reader=reader)
+    write_run(tmp_path / "s/0", 0.0, data__text="text", data__reader=reader)
+    documents = table.assign(row=table.index, split="train", n_tokens=3, n_scored=2)
+    documents[["row", "task", "split", "n_tokens", "n_scored"]].to_csv(folder / "documents.csv", index=False)
+    checkpoint(
+        folder, np.array([[1.0, 0, 0, 0], [0, 2, 0, 1], [1, 0.5, 0, 0]]), ["ann", "bo", "cy"], "noncentered"
+    )
+    code, _, err = report("s", "--color-by", "party")
+    assert code == 0
+    assert "bora:" not in err
+    assert "party explains" in (tmp_path / "report/index.html").read_text()
+    assert report("s", "--color-by", "$\\frac$")[0] == 0
+    code, _, err = report("s", "--color-by", "planet")
+    assert code == 0
+    assert "figure 6 for" in err
+    assert "has no colours: --color-by=planet" in err
+    assert "no such column" in err
+    assert (tmp_path / "report/figure6.png").is_file()
+
+
+def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report):
+    known = {100.0: (1e-3, 12.0, 13.0, {"Abid Q. Raja": 13.5, "Somebody Else": 12.5, "Aksel Hagen": 13.0})}
+    write_run(tmp_path / "s/100", 100.0, known=known, data__name="talk_of_norway")
+    assert report("s")[0] == 0
+    table1 = pd.read_csv(tmp_path / "report/table1.csv")
+    assert table1["paper_perplexity"].tolist() == [12.82]
+    table2 = pd.read_csv(tmp_path / "report/table2.csv").set_index("task")
+    assert table2["paper_tau=100"].to_dict() == {
+        "Abid Q. Raja": 11.60, "Aksel Hagen": 11.84, "Somebody Else": pytest.approx(math.nan, nan_ok=True)
+    }  # fmt: skip
+
+
+def test_the_papers_tables_are_the_papers():
+    assert paper.table1().shape == (6, 3)
+    table2 = paper.table2()
+    assert table2.shape == (25, 6)
+    assert (
+        table2.idxmin(axis=1) == 100
+    ).all()  # "a precision parameter of 100 gives the best perplexity for all"
+    shared = Path(__file__).parents[2].parent / "shared/paper"
+    if shared.is_dir():
+        assert (
+            table2.to_numpy().tolist() == pd.read_csv(shared / "table2.csv", index_col=0).to_numpy().tolist()
+        )
+        theirs = pd.read_csv(shared / "table1.csv")
+        pd.testing.assert_frame_equal(paper.table1(), theirs, check_dtype=False)
+
+
+def test_small_things():
+    assert [format_tau(t) for t in (0.0, 1.0, 137.28, 1e4, 2e5, math.inf)] == [
+        "0",
+        "1",
+        "137.28",
+        "10⁴",
+        "200000",
+        "∞",
+    ]
+    assert f"{Interval(1.0):.1f} {Interval(1.0, 0.5, 2.0):+.1f}" == "1.0 +1.0 [+0.5, +2.0]"
+    assert [Interval(1, *ends).sign for ends in ((0.1, 2), (-2, -0.1), (-1, 1))] == [1, -1, 0]
+    assert latex("50 % of a_b & τ = 10⁴") == r"50 \% of a\_b \& $\tau$ = 10$^4$"

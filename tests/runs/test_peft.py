@@ -1,0 +1,238 @@
+"""A run begins at PEFT adapters exactly, and says what it cannot begin at."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel
+
+from bora.errors import UserError
+from bora.runs.peft import start_from_adapters
+from bora.train.module import HierarchicalLoRA
+from bora.use.restore import restore
+from tests.conftest import random_factors, tiny_opt
+from tests.use.test_export import IDS, base_folder, exported, our_logits, peft_logits, train  # noqa: F401
+
+STILL = ["optim.lr=1e-12", "trainer.max_steps=1"]
+
+
+def model_of(tasks: list[str], tau: float = 100, rank: int = 4, alpha: float = 6, **more) -> HierarchicalLoRA:
+    torch.manual_seed(3)
+    return HierarchicalLoRA(tiny_opt(), tasks, [3] * len(tasks), 50, tau, rank, alpha, **more)
+
+
+def peft_folder(folder: Path, seed: int = 0, rank: int = 2, alpha: float = 5, **more) -> Path:
+    """A plain adapter of tiny_opt, as PEFT itself saves it."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, **{"target_modules": ["q_proj", "v_proj"], **more})
+    peft = get_peft_model(tiny_opt(), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    peft.save_pretrained(folder)
+    return folder
+
+
+def update(folder: Path, layer: str, scale: float) -> torch.Tensor:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    A, B = (tensors[f"base_model.model.{layer}.lora_{f}.weight"] for f in "AB")
+    return scale * (B @ A)
+
+
+@pytest.mark.parametrize("form", ["centered", "noncentered"])
+@pytest.mark.parametrize("tau", [100, float("inf")])
+def test_one_adapter_is_the_start_of_all(tmp_path, form, tau):
+    folder = peft_folder(tmp_path / "adapter", rank=2, alpha=5)
+    model = model_of(["a", "b"], tau, parameterization=form)
+    fresh = model.adapters.mean.detach().clone()
+    start_from_adapters(model.adapters, folder)
+    for lora in (*model.tasks.values(), model.mean):
+        for layer, (A, B) in lora.items():
+            expected = update(folder, layer, 5 / 2)
+            torch.testing.assert_close(6 / 4 * B @ A, expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(A[2:], model.adapters.layout.factors(fresh)[layer].A[2:])  # can still learn
+            assert not B[:, 2:].any()
+    assert model.adapters.distances().max() == 0
+
+
+def exported_folder(folder: Path, tasks: list[str], mean: bool) -> Path:
+    for n in range(len(tasks)):
+        peft_folder(folder / f"f{n}", seed=n)
+    if mean:
+        peft_folder(folder / "hierarchical-mean", seed=99)
+    mapping = {
+        "mean": "hierarchical-mean" if mean else None,
+        "tasks": {f"f{n}": t for n, t in enumerate(tasks)},
+    }
+    (folder / "tasks.json").write_text(json.dumps(mapping))
+    return folder
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_tasks_start_at_their_own_adapter_by_name(tmp_path, caplog, mean):
+    folder = exported_folder(tmp_path / "out", ["old", "b", "a"], mean)
+    model = model_of(["a", "b", "new"])
+    with caplog.at_level("INFO", "bora"):
+        start_from_adapters(model.adapters, folder)
+    assert "2 of 3 tasks" in caplog.text
+    assert "no adapter for new" in caplog.text
+    assert "no task old" in caplog.text
+    layers = list(model.mean)
+    for task, place in (("a", "f2"), ("b", "f1")):
+        for layer in layers:
+            A, B = model.tasks[task][layer]
+            torch.testing.assert_close(
+                6 / 4 * B @ A, update(folder / place, layer, 5 / 2), rtol=1e-5, atol=1e-5
+            )
+    for layer in layers:
+        theirs = [load_file(folder / f"f{n}/adapter_model.safetensors") for n in range(3)]
+        if mean:
+            theirs = [load_file(folder / "hierarchical-mean/adapter_model.safetensors")]
+        A, B = (
+            torch.stack([t[f"base_model.model.{layer}.lora_{f}.weight"] for t in theirs]).mean(0)
+            for f in "AB"
+        )
+        torch.testing.assert_close(model.mean[layer].A[:2], A)
+        torch.testing.assert_close(model.mean[layer].B[:, :2], B * (5 / 2) / (6 / 4))
+        for ours, start in zip(model.tasks["new"][layer], model.mean[layer], strict=True):
+            assert torch.equal(ours, start)
+
+
+@pytest.mark.parametrize("form", ["centered", "noncentered"])
+def test_a_run_begins_where_the_exported_one_ended(command, exported, tmp_path, form):  # noqa: F811
+    base = base_folder(tmp_path / "base")
+    tasks = {"a": 24, "b/c": 40}
+    train(command, base, tmp_path / "one", f"prior.parameterization={form}", tasks=tasks)
+    assert exported("one", "out")[0] == 0
+    one = restore(tmp_path / "one").model.adapters
+    more = [*STILL, "prior.parameterization=noncentered", "init_from=out"]
+    train(command, base, tmp_path / "two", *more, tasks=tasks)
+    two = restore(tmp_path / "two").model.adapters
+    assert one.distances().min() > 0.1
+    assert torch.equal(two.mean, one.mean)
+    for task in range(2):
+        torch.testing.assert_close(two.theta(task), one.theta(task), rtol=0, atol=1e-6)
+    # Of a larger rank and another α: the same model.
+    train(command, base, tmp_path / "three", *more, "lora.rank=7", "lora.alpha=2", tasks=tasks)
+    expected, found = (our_logits(tmp_path / run, IDS) for run in ("one", "three"))
+    for task in (*tasks, None):
+        torch.testing.assert_close(found[task], expected[task], rtol=0, atol=1e-5)
+    train(command, base, tmp_path / "four", *STILL, "init_from=out/b-c", tasks=tasks)
+    for logits in our_logits(tmp_path / "four", IDS).values():
+        torch.testing.assert_close(logits, peft_logits(tmp_path / "out/b-c", IDS), rtol=0, atol=1e-5)
+
+
+def test_gpt2s_transposed_layers_come_back(command, capfd, tmp_path):
+    base = base_folder(tmp_path / "base", "gpt2")
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True
+    )
+    torch.manual_seed(0)
+    transposed = GPT2LMHeadModel.from_pretrained(base)
+    get_peft_model(transposed, config).save_pretrained(tmp_path / "adapter")
+    capfd.readouterr()
+    train(command, base, tmp_path / "run", *STILL, "init_from=adapter")
+    for logits in our_logits(tmp_path / "run", IDS).values():
+        torch.testing.assert_close(logits, peft_logits(tmp_path / "adapter", IDS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"use_rslora": True}, "use_rslora=true"),
+        ({"use_dora": True}, "use_dora=true"),
+        ({"bias": "lora_only"}, 'bias="lora_only"'),
+        ({"lora_bias": True}, "lora_bias=true"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"q_proj": 1}}, "rank_pattern"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"rank": 5}, "rank 5, more than lora.rank=4"),
+        ({"target_modules": ["q_proj"]}, "needs the layer model.decoder.layers.0.self_attn.v_proj"),
+        (
+            {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+            "has the layer model.decoder.layers.0.self_attn.k_proj, which this run does not adapt",
+        ),
+    ],
+)
+def test_what_is_no_plain_lora_of_these_layers_is_refused(tmp_path, config, message):
+    folder = peft_folder(tmp_path / "adapter", **config)
+    model = model_of(["a", "b"])
+    random_factors(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        start_from_adapters(model.adapters, folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_spoiled_files_are_told_in_one_line(tmp_path):
+    good = peft_folder(tmp_path / "good")
+    key = "base_model.model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight"
+
+    def changed(name: str, config: dict | str | None = None, tensors: dict | str | None = None) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(good, folder)
+        if config is not None:
+            whole = json.loads((good / "adapter_config.json").read_text())
+            text = json.dumps(whole | config) if isinstance(config, dict) else config
+            (folder / "adapter_config.json").write_text(text)
+        file = folder / "adapter_model.safetensors"
+        if isinstance(tensors, dict):
+            save_file({k: v for k, v in (load_file(file) | tensors).items() if v is not None}, file)
+        elif tensors is not None:
+            file.write_text(tensors)
+        return folder
+
+    missing = changed("missing")
+    (missing / "adapter_model.safetensors").unlink()
+    for folder, message in (
+        (missing, "adapter_model.safetensors is not readable"),
+        (changed("cut", tensors="x"), "adapter_model.safetensors is not readable"),
+        (changed("no-json", config="{"), "adapter_config.json is not readable"),
+        (changed("deep", config="[" * 200_000), "adapter_config.json is not readable"),
+        (changed("list", config="[]"), "not a JSON object"),
+        (changed("ia3", config={"peft_type": "IA3"}), "type IA3"),
+        (changed("no-r", config={"r": None}), "no r and lora_alpha"),
+        (changed("future", config={"use_new_thing": True}), "use_new_thing=true"),
+        (changed("half", tensors={key: None}), "both of lora_A and lora_B"),
+        (changed("rank", tensors={key: torch.ones(3, 16)}), "another rank than the 2"),
+        (changed("nan", tensors={key: torch.full((2, 16), torch.nan)}), "not finite"),
+        (changed("wide", tensors={key: torch.ones(2, 17)}), "it is of another base model"),
+        (
+            changed("extra", tensors={"base_model.model.lm_head.weight": torch.ones(2)}),
+            "holds base_model.model.lm",
+        ),
+    ):
+        with pytest.raises(UserError) as error:
+            start_from_adapters(model_of(["a", "b"]).adapters, folder)
+        assert message in str(error.value), folder
+        assert "\n" not in str(error.value)
+    for text in ("{", "[]", "{}", '{"mean": null, "tasks": {}}', '{"mean": 1, "tasks": {"f": "a"}}'):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out/tasks.json").write_text(text)
+        with pytest.raises(UserError, match=r"tasks\.json"):
+            start_from_adapters(model_of(["a", "b"]).adapters, tmp_path / "out")
+
+
+def test_the_command_ends_with_exit_code_2(command, tmp_path):
+    base = base_folder(tmp_path / "base")
+    peft_folder(tmp_path / "adapter", rank=5)
+    (tmp_path / "empty").mkdir()
+    for folder, message in (
+        ("empty", "no finished run in that folder, and no PEFT adapter"),
+        ("adapter", "rank"),
+    ):
+        code, _, err = command(
+            "model=opt_350m", f"model.path={base}", "lora.rank=3", "data.modules=[pickle,ssl]", "data.max_tokens=16",
+            "data.documents_per_task=9", "data.min_documents=3", f"init_from={folder}", "hydra.run.dir=run",
+            "logger=none",
+        )  # fmt: skip
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+        assert not list(tmp_path.rglob("*.ckpt"))
