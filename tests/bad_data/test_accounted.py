@@ -17,7 +17,7 @@ from bora.use import export
 from tests.bad_data import accounted_cases as cases
 from tests.bad_data.accounted_cases import Accounted
 from tests.bad_data.inputs import GOOD, RUN, docs, each, frame, put, to_csv
-from tests.report.test_loggers import wandb_figures
+from tests.runs.test_trackers import wandb_figures
 
 OPT_MINI = Path(bora.__file__).parent / "assets/opt_mini"
 GROUPS = {"reading": cases.READING, "text": cases.TEXTS, "task": cases.TASKS, "date": cases.DATES}
