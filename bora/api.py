@@ -13,11 +13,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 
-from bora.config import check, config_folder, register_resolvers
+from bora.commands.overrides import compose_config
+from bora.config import conf_folder
 from bora.data.columns import columns_of, from_arrow, from_values
 from bora.errors import UserError
 from bora.lib.cache import digest
@@ -62,32 +61,29 @@ def fit(
         if column is not None and "${" in column:
             raise UserError(f"a column named {column!r} would be taken for an interpolation; rename it")
     table = documents(frame, task, text, date)
-    register_resolvers()
-    known = (config_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
+    known = (conf_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
     chosen = [f"model={model}"] if known else ["model=hub", f"model.path={_quoted(model)}"]
-    GlobalHydra.instance().clear()
+    words = ["data=frame", *chosen, f"tau={tau}", "logger=none", *overrides]
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            cfg = compose("config", ["data=frame", *chosen, f"tau={tau}", "logger=none", *overrides])
+        cfg, _ = compose_config(words)
     except HydraException as error:
         raise UserError(" ".join(str(error).split())) from error
     # What tells this frame from another, where a folder holds a finished run already.
     sha256 = digest("frame", table[["task", "text", "date"]].to_numpy().ravel())
-    cfg.data.update(task=task, text=text, date=date, sha256=sha256)
-    check(cfg)
+    cfg = cfg.model_copy(
+        update={
+            "data": cfg.data.model_copy(update={"task": task, "text": text, "date": date, "sha256": sha256})
+        }
+    )
     now = datetime.now()
     folder = Path(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output).expanduser()
     if folder.is_file():
         raise UserError(f"output={folder} is a file; give a folder")
     try:
-        train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, table=table)
+        train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, overrides=words, table=table)
         return restore(folder)
     except Stopped as stopped:  # Ctrl-C, as a notebook knows it
         raise KeyboardInterrupt(str(stopped)) from None
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):  # Hydra wraps what a loader raises
-            raise error.__cause__ from None
-        raise
 
 
 def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.DataFrame:

@@ -1,315 +1,409 @@
-"""Where the Hydra configs are, how a sweep's jobs are named, and what a config must satisfy."""
+"""The schema of a run's config: types, ranges, choices, and the rules between settings.
 
-import math
+conf/ holds every value and says what it means; here stands what a value may be. `parse` turns the plain values that
+Hydra composed, or that a run's config.yaml holds, into typed groups. Nothing after it sees a DictConfig.
+"""
+
+import difflib
 import os
-import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, get_args
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from bora.bayes.prior import ESTIMATORS, LIKELIHOODS, PENALTIES
 from bora.errors import UserError
-from bora.lib.redaction import MARK
 
-ABSENT = object()
-GROUPS = ("data", "model", "lora", "prior", "optim", "trainer", "logger")
-# Groups whose every setting has one meaning here; one too many would have none.
-CLOSED = {
-    "data.split": "data/_shared.yaml",
-    "lora": "lora/default.yaml",
-    "prior": "prior/default.yaml",
-    "optim": "optim/adamw.yaml",
-}
-MOST = 2**31 - 1  # of what is counted: documents in a batch, epochs, a LoRA's rank
-SEEDS = 2**32 - 1  # the largest seed
+MAX_COUNT = 2**31 - 1  # of what is counted: documents in a batch, epochs, a LoRA's rank
+MAX_SEED = 2**32 - 1
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Dtype = Literal["float32", "bfloat16"]
+# A name may look like a number on the command line: data.name=2024.
+Name = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]
 
 
-def config_folder() -> Path:
-    """conf/: inside the package when installed from a wheel, beside it in a checkout."""
+class Group(BaseModel):
+    """A closed group of settings: an unknown key is refused, and no value is converted to another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+
+
+class Split(Group):
+    method: Literal["random", "date", "reference"]
+    validation: Fraction
+    test: Fraction
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Data(Group):
+    """What every corpus has."""
+
+    name: Name
+    selection: Literal["largest", "chronological", "alphabetical", "paper", "reference"]
+    n_tasks: Annotated[int, Field(ge=1)] | None
+    min_documents: Annotated[int, Field(ge=0)] | None
+    max_documents: Annotated[int, Field(ge=1)] | None
+    documents_per_task: Annotated[int, Field(ge=3)] | list[Annotated[int, Field(ge=3)]] | None
+    min_characters: Annotated[int, Field(ge=0)]
+    drop_duplicates: bool
+    split: Split
+    max_tokens: Annotated[int, Field(ge=2)]
+    prompt: str | None
+    template: str
+    prepend_bos: bool
+    append_eos: bool
+    score_padding: bool
+    order: Literal["bucketed", "shuffled", "fixed"]
+    batch_size: Count
+    eval_batch_size: Count
+
+
+class Columns(Data):
+    """A corpus that is a table with columns."""
+
+    task: str | None
+    text: str
+    date: str | None
+
+
+class TableData(Columns):
+    source: Literal["table"]
+    path: str
+
+
+class DatasetsData(Columns):
+    source: Literal["datasets"]
+    path: str
+    split_name: str
+    subset: str | None
+
+
+class TalkOfNorwayData(Columns):
+    source: Literal["talk_of_norway"]
+    path: str | None
+    url: str
+
+
+class FrameData(Columns):
+    source: Literal["frame"]
+    sha256: str | None
+
+
+class StdlibData(Data):
+    source: Literal["stdlib"]
+    modules: Annotated[list[str], Field(min_length=1)]
+
+
+class Model(Group):
+    """What every backbone has."""
+
+    name: Name
+    dtype: Literal["float32", "bfloat16", "auto"]
+    quantization: Literal["int8", "nf4"] | None
+    attention: str
+    compile: bool
+
+
+class HubModel(Model):
+    source: Literal["hub"]
+    path: str
+
+
+class PackagedModel(Model):
+    source: Literal["packaged"]
+    asset: str
+
+
+class GGUFModel(Model):
+    source: Literal["gguf"]
+    package: str
+
+
+class RandomModel(Model):
+    source: Literal["random"]
+    config: dict[str, Any]
+
+
+class LoRA(Group):
+    rank: Count
+    alpha: Annotated[float, Field(gt=0, le=1e9)]
+    target_modules: str | Annotated[list[str], Field(min_length=1)] | None
+    init_std: Annotated[float, Field(ge=0, le=1e9)]
+
+
+class Prior(Group):
+    parameterization: Literal["centered", "noncentered"]
+    penalty: Literal["gaussian", "norm"]
+    estimator: Literal["by_document", "dense"]
+
+
+class Optim(Group):
+    lr: Annotated[float, Field(gt=0, le=1e9)] | None
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    eps: Annotated[float, Field(gt=0, le=1)]
+    patience: Annotated[int, Field(ge=1)]
+    nonfinite: Literal["stop", "skip"]
+
+
+class Trainer(Group):
+    accelerator: Literal["cpu", "gpu", "cuda", "auto"]
+    devices: Count | Literal["auto"]
+    strategy: Literal["auto", "ddp", "fsdp"]
+    max_epochs: Annotated[int, Field(ge=1)]
+    max_steps: Annotated[int, Field(ge=-1)]
+    accumulate_grad_batches: Count
+    log_every_n_steps: Annotated[int, Field(ge=1)]
+    gradient_clip_val: Annotated[float, Field(gt=0)] | None
+    limit_train_batches: Annotated[int, Field(ge=1)] | None
+    val_check_interval: Annotated[int, Field(ge=1)] | Fraction | None
+    extra: dict[str, Any]
+
+
+class Logger(Group):
+    """What every logger has."""
+
+    task_lines: Annotated[int, Field(ge=0)]
+
+
+class NoLogger(Logger):
+    kind: Literal["none"]
+
+
+class WandbLogger(Logger):
+    kind: Literal["wandb"]
+    project: str
+    entity: str | None
+    mode: Literal["auto", "online", "offline"]
+
+
+class MLflowLogger(Logger):
+    kind: Literal["mlflow"]
+    tracking_uri: str | None
+
+
+class TensorBoardLogger(Logger):
+    kind: Literal["tensorboard"]
+
+
+AnyData = TableData | DatasetsData | TalkOfNorwayData | FrameData | StdlibData
+AnyModel = HubModel | PackagedModel | GGUFModel | RandomModel
+AnyLogger = NoLogger | WandbLogger | MLflowLogger | TensorBoardLogger
+# Groups whose settings depend on one of them → that one.
+DISCRIMINATORS = {"data": "source", "model": "source", "logger": "kind"}
+
+
+class Config(Group):
+    """One run."""
+
+    tau: Annotated[float, Field(ge=0)]
+    likelihood: Literal["sum", "task_mean"]
+    seed: Seed
+    init_from: str | None
+    resume: Literal["auto", "never"]
+    checkpoint_minutes: Annotated[float, Field(ge=0)]
+    name: Name
+    data: Annotated[AnyData, Field(discriminator="source")]
+    model: Annotated[AnyModel, Field(discriminator="source")]
+    lora: LoRA
+    prior: Prior
+    optim: Optim
+    trainer: Trainer
+    logger: Annotated[AnyLogger, Field(discriminator="kind")]
+
+
+def conf_folder() -> Path:
+    """Find conf/: inside the package when installed from a wheel, beside it in a checkout."""
     package = Path(__file__).parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots; lists are values."""
-    if isinstance(node, dict):
-        return {k: v for key, child in node.items() for k, v in flat(child, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: node}
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Turn nested dictionaries into one whose keys are joined by dots; lists, and empty dictionaries, are values."""
+    if isinstance(values, dict) and values:
+        return {k: v for key, child in values.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
+    return {prefix[:-1]: values}
 
 
-def register_resolvers() -> None:
-    """Make `${bora.job_name:}` and `${bora.short:…}` known to OmegaConf."""
-    OmegaConf.register_new_resolver("bora.job_name", job_name, replace=True)
-    OmegaConf.register_new_resolver("bora.short", format_value, replace=True)
-
-
-def plain(group: DictConfig, resolve: bool = True) -> dict[str, Any]:
-    """A group of the config, or all of it, as plain values; interpolations are resolved, or stand as they are."""
-    return cast(dict[str, Any], OmegaConf.to_container(group, resolve=resolve))
-
-
-def format_value(value: Any) -> str:
-    """A value as it stands in a folder's name: 100.0 as 100, 1e5 as 100000, a path by its last part."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return f"{value:.12g}"
-    text = str(value)
-    return re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")
-
-
-def job_name(*, _root_: DictConfig) -> str:
-    """A sweep job's folder: tau and seed, then whatever else the sweep varies, by value.
-
-    What varies is read from multirun.yaml, which Hydra writes into the sweep's folder before the
-    first job starts: a job alone does not know which of its overrides the others share.
-    """
-    swept = _swept_keys(Path(_root_.hydra.sweep.dir) / "multirun.yaml")
-    job = {o.split("=", 1)[0].lstrip("+~"): o.split("=", 1)[-1] for o in _root_.hydra.overrides.task}
-    parts = {"tau": _root_.tau, "seed": _root_.seed}
-    for key in sorted(swept - set(parts)):
-        # A group (model=…) is named by the option chosen, a value by the value.
-        parts[key] = job.get(key, "")
-    return ",".join(f"{key}={format_value(value)}" for key, value in parts.items())
-
-
-def _swept_keys(multirun: Path) -> set[str]:
-    if not multirun.is_file():
-        return set()
-    sweep = OmegaConf.load(multirun).hydra
-    task = cast(
-        list[str], OmegaConf.to_container(sweep.overrides.task)
-    )  # not resolved: what comes in may have quotes
-    keys = {
-        override.get_key_element().lstrip("+~")
-        for override in OverridesParser.create().parse_overrides(task)
-        if override.is_sweep_override()
-    }
-    return keys | set(OmegaConf.select(sweep, "sweeper.params") or {})
-
-
-def check(cfg: DictConfig) -> None:
-    """Hold the values to their ranges before any work is done.
+def parse(values: dict[str, Any]) -> Config:
+    """Check plain values against the schema.
 
     Raises:
-        UserError: the first value that is out of range, with the range.
+        UserError: with a line for every problem that there is.
     """
-    for key in (*GROUPS, "data.reader", "model.loader"):
-        if not isinstance(OmegaConf.select(cfg, key), DictConfig):
-            raise UserError(
-                f"{key} is a group of settings, see conf/{key.split('.')[0]}; it cannot be a value"
-            )
-    for key, file in CLOSED.items():
-        known = OmegaConf.load(config_folder() / file)
-        known = known.split if key == "data.split" else known
-        for name in OmegaConf.select(cfg, key):
-            if name not in known:
-                raise UserError(
-                    f"{key}.{name}: there is no such setting; {key} has {', '.join(map(str, known))}"
-                )
-    # Not by OmegaConf.missing_keys, which stops at what is made of a missing value.
-    missing = sorted(k for k, v in flat(OmegaConf.to_container(cfg)).items() if v == "???")
-    if missing:
-        raise UserError(f"{missing[0]} is needed and has no default; give {missing[0]}=…")
-    for key, value in flat(OmegaConf.to_container(cfg)).items():
-        if isinstance(value, str) and MARK in value:  # a config.yaml is run again
-            raise UserError(
-                f"{key}: a secret stood there, which config.yaml does not keep; give {key}=… again"
-            )
+    problems = [secret for key, value in flatten(values).items() if (secret := find_secret(key, value))]
+    try:
+        config = Config.model_validate(_without_missing(values))
+    except ValidationError as error:
+        raise UserError("\n".join([*problems, *_describe(error, values)])) from error
+    problems += rules(config)
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
 
-    def number(
-        key: str,
-        low: float,
-        high: float = math.inf,
-        *,
-        whole: bool = False,
-        open_low: bool = False,
-        null: bool = False,
-    ) -> None:
-        value = OmegaConf.select(cfg, key, throw_on_missing=True)
-        if value is None and null:
-            return
-        kind = "a whole number" if whole else "a number"
-        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not fits or not (low < value if open_low else low <= value) or not value <= high:
-            bound = f"{'above' if open_low else 'from'} {low:g}" + (
-                f" to {high:g}" if math.isfinite(high) else ""
-            )
-            raise UserError(f"{key}={value} must be {kind} {bound}{', or null' if null else ''}")
 
-    def choice(key: str, options: tuple[str, ...]) -> None:
-        value = OmegaConf.select(cfg, key)
-        if value not in options:
-            raise UserError(f"{key}={value} must be one of {', '.join(options)}")
+# What bora itself decides for Lightning's Trainer → why, or what to give instead.
+RESERVED = {
+    **dict.fromkeys(
+        ("limit_val_batches", "limit_test_batches"),
+        "validation and test read all their documents; for fewer, give data.documents_per_task",
+    ),
+    **dict.fromkeys(
+        ("fast_dev_run", "overfit_batches"),
+        "validation would be left out, which chooses the epoch; for a short run give trainer.max_steps",
+    ),
+    "num_nodes": "a run is of one machine; give trainer.devices for more devices of it",
+    "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
+    **dict.fromkeys(
+        (
+            "callbacks",
+            "logger",
+            "plugins",
+            "use_distributed_sampler",
+            "num_sanity_val_steps",
+            "enable_model_summary",
+        ),
+        "bora sets it itself",
+    ),
+}
 
-    def given(key: str) -> Any:
-        """The value, or ABSENT where this corpus or model has no such key."""
-        group, _, name = key.rpartition(".")
-        return plain(OmegaConf.select(cfg, group) if group else cfg).get(name, ABSENT)
 
-    def text(key: str, *, null: bool = False) -> None:
-        value = given(key)
-        if value is ABSENT or (value is None and null) or isinstance(value, str):
-            return
-        raise UserError(f"{key}={value} must be text{', or null' if null else ''}; put it in quotes")
+def rules(config: Config) -> Iterator[str]:
+    """Yield a line for each rule between settings that is broken."""
+    trainer, split = config.trainer, config.data.split
+    if trainer.max_steps == 0:
+        yield "trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound"
+    if split.validation + split.test >= 1:
+        yield (
+            f"data.split.validation={split.validation} and data.split.test={split.test} leave nothing to train on; "
+            "their sum must be below 1"
+        )
+    if "{text}" not in config.data.template:
+        yield f"data.template={config.data.template!r} must hold {{text}}"
+    if config.likelihood == "task_mean" and trainer.devices != 1:
+        yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1"
+    for key in trainer.extra:
+        if key in RESERVED:
+            yield f"trainer.extra.{key}: {RESERVED[key]}"
+        elif key in Trainer.model_fields:
+            yield f"trainer.extra.{key}: give trainer.{key}"
+    every = trainer.extra.get("check_val_every_n_epoch")
+    if isinstance(every, int) and every > trainer.max_epochs:
+        yield (
+            f"trainer.extra.check_val_every_n_epoch={every}: no epoch would be validated, and validation chooses one; "
+            f"give at most trainer.max_epochs={trainer.max_epochs}"
+        )
+    if trainer.strategy == "fsdp" and config.model.quantization is not None:
+        yield "trainer=fsdp cannot shard a quantised backbone; set model.quantization=null"
+    if trainer.strategy == "fsdp" and config.model.compile:
+        yield "trainer=fsdp runs the backbone uncompiled; set model.compile=false"
+    if config.model.compile and not _has_compiler():
+        yield "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
 
-    def strings(key: str, *, one: bool = False, null: bool = False) -> None:
-        value = given(key)
-        if value is ABSENT or (value is None and null) or (isinstance(value, str) and one):
-            return
-        if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-            forms = [
-                "a list of names, [a,b], with at least one",
-                *["a regular expression"] * one,
-                *["null"] * null,
-            ]
-            raise UserError(f"{key}={value} must be {', or '.join(forms)}")
 
-    number("tau", 0)
-    number("seed", 0, SEEDS, whole=True)
-    choice("resume", ("auto", "never"))
-    number("checkpoint_minutes", 0)
-    number("lora.rank", 1, MOST, whole=True)
-    number("lora.alpha", 0, 1e9, open_low=True)
-    number("lora.init_std", 0, 1e9)
-    choice("prior.parameterization", ("centered", "noncentered"))
-    choice("prior.penalty", PENALTIES)
-    choice("prior.estimator", ESTIMATORS)
-    choice("likelihood", LIKELIHOODS)
-    choice("data.order", ("bucketed", "shuffled", "fixed"))
-    if cfg.likelihood == "task_mean" and cfg.trainer.devices != 1:
-        raise UserError("likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1")
-    number("optim.lr", 0, 1e9, open_low=True, null=True)
-    number("optim.eps", 0, 1, open_low=True)
-    number("optim.patience", 1, whole=True)
-    choice("optim.nonfinite", ("stop", "skip"))
-    number("data.n_tasks", 1, whole=True, null=True)
-    number("data.min_documents", 0, whole=True, null=True)
-    number("data.max_documents", 1, whole=True, null=True)
-    if isinstance(cfg.data.documents_per_task, ListConfig):
-        for place in range(len(cfg.data.documents_per_task)):
-            number(f"data.documents_per_task[{place}]", 3, whole=True)
+def find_secret(key: str, value: Any) -> str | None:
+    """Describe a value that holds a secret, or would fetch one, without repeating it; None for any other.
+
+    A run's files repeat its config, so a config is no place for secrets.
+    """
+    if not isinstance(value, str) or key in ("data.prompt", "data.template"):
+        return None
+    authority, _, rest = value.partition("://")[2].partition("/")
+    port = authority.rpartition(":")[2]
+    # A password may hold a slash that should have been written %2F: then it ends in the rest.
+    if "@" in authority or (":" in authority and not port.isdigit() and "@" in rest):
+        what = "a URL with a user or password in it"
+    elif "${oc.env:" in value:
+        what = "read from the environment"
     else:
-        number("data.documents_per_task", 3, whole=True, null=True)
-    number("data.min_characters", 0, whole=True)
-    number("data.max_tokens", 2, whole=True)
-    number("data.batch_size", 1, MOST, whole=True)
-    number("data.eval_batch_size", 1, MOST, whole=True)
-    number("data.split.seed", 0, whole=True)
-    number("data.split.validation", 0, 1, open_low=True)
-    number("data.split.test", 0, 1, open_low=True)
-    number("logger.task_lines", 0, whole=True)
-    number("trainer.max_epochs", 1, whole=True)
-    number("trainer.accumulate_grad_batches", 1, MOST, whole=True)
-    number("trainer.max_steps", -1, whole=True)
-    number("trainer.log_every_n_steps", 1, whole=True)
-    number("trainer.gradient_clip_val", 0, null=True)
-    number("trainer.check_val_every_n_epoch", 1, whole=True, null=True)
-    if cfg.trainer.max_steps == 0:
-        raise UserError("trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound")
-    every = given("trainer.check_val_every_n_epoch")
-    if isinstance(every, int) and every > cfg.trainer.max_epochs:
-        raise UserError(
-            f"trainer.check_val_every_n_epoch={every}: no epoch would be validated, and validation chooses one; give at "
-            f"most trainer.max_epochs={cfg.trainer.max_epochs}"
-        )
-    if not _is_all(given("trainer.limit_train_batches")):
-        number("trainer.limit_train_batches", 1, whole=True)
-    for key in ("trainer.limit_val_batches", "trainer.limit_test_batches"):
-        if not _is_all(given(key)):
-            raise UserError(
-                f"{key}={given(key)}: validation and test are of all their documents; for fewer, give "
-                "data.documents_per_task"
-            )
-    for key in ("trainer.fast_dev_run", "trainer.overfit_batches"):
-        if given(key) not in (ABSENT, None, 0):
-            raise UserError(
-                f"{key}={given(key)} would leave out validation, which chooses the epoch; for a short run give "
-                "trainer.max_steps and data.documents_per_task"
-            )
-    interval = given("trainer.val_check_interval")
-    if isinstance(interval, (int, float)) and not interval > 0:
-        raise UserError(
-            f"trainer.val_check_interval={interval} must be a number of batches, or a share of an epoch above 0"
-        )
-    if given("trainer.num_nodes") not in (ABSENT, 1):
-        raise UserError(
-            f"trainer.num_nodes={given('trainer.num_nodes')}: a run is of one machine; give trainer.devices for more "
-            "devices of it"
-        )
-    strategy = given("trainer.strategy")
-    if not isinstance(strategy, dict) and strategy not in (ABSENT, "auto", "ddp"):
-        raise UserError(
-            f"trainer.strategy={strategy} must be auto or ddp; give trainer=ddp, or trainer=fsdp for a sharded backbone"
-        )
-    betas = plain(cfg.optim).get("betas")
-    if not (isinstance(betas, list) and len(betas) == 2 and all(_is_decay(b) for b in betas)):
-        raise UserError(f"optim.betas={betas} must be two numbers from 0 to below 1")
-    for key in ("name", "data.name", "model.name"):
-        if not isinstance(OmegaConf.select(cfg, key), (str, int, float)):
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)} must be text")
-    choice("trainer.accelerator", ("cpu", "gpu", "cuda", "auto"))
-    if given("trainer.precision") not in (ABSENT, 32, "32", "32-true"):
-        raise UserError(
-            f"trainer.precision={cfg.trainer.precision}: adapters are trained in float32; the backbone's is model.dtype"
-        )
-    text("init_from", null=True)
-    text("logger.tracking_uri", null=True)
-    text("model.path")
-    text("model.attention")
-    text("model.quantization", null=True)
-    text("data.template")
-    text("data.prompt", null=True)
-    # Where none is given, Talk of Norway is downloaded; other corpora need theirs.
-    reader = str(OmegaConf.select(cfg, "data.reader._target_"))
-    text("data.path", null=reader.startswith("bora.data.talk_of_norway."))
-    ours = reader.startswith("bora.data.") and "path" in cfg.data.reader
-    if ours and cfg.data.reader.path != given("data.path"):
-        raise UserError("data.reader.path is data.path; give data.path=…")
-    for key in ("data.task", "data.text", "data.date"):
-        text(key, null=True)
-    strings("lora.target_modules", one=True, null=True)
-    strings("data.modules")
-    if str(OmegaConf.select(cfg, "trainer.strategy._target_")).endswith(".ShardedBackbone"):
-        if OmegaConf.select(cfg, "model.quantization") is not None:
-            raise UserError("trainer=fsdp cannot shard a quantised backbone; set model.quantization=null")
-        if cfg.model.compile is True:
-            raise UserError("trainer=fsdp runs the backbone uncompiled; set model.compile=false")
-    if cfg.model.compile is True and not _has_compiler():
-        raise UserError(
-            "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
-        )
-    for key in (
-        "model.compile",
-        "data.drop_duplicates",
-        "data.append_eos",
-        "data.prepend_bos",
-        "data.score_padding",
-    ):
-        if not isinstance(OmegaConf.select(cfg, key), bool):
-            raise UserError(f"{key}={OmegaConf.select(cfg, key)} must be true or false")
+        return None
+    return (
+        f"{key}: {what}. A run's files repeat its config, so give secrets by the environment alone: "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, WANDB_API_KEY, HF_TOKEN"
+    )
 
 
-def batches_limit(cfg: DictConfig) -> int | None:
-    """Batches of an epoch that are trained on (trainer.limit_train_batches); None for all."""
-    limit = cfg.trainer.get("limit_train_batches")
-    return None if _is_all(limit) else limit
+def _without_missing(values: Any) -> Any:
+    """Leave out what OmegaConf marks as missing, ???, so that it is reported as missing."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_missing(value) for key, value in values.items() if value != "???"}
 
 
-def _is_all(limit: Any) -> bool:
-    """Whether it leaves all batches to Lightning, for whom 1 is a batch and 1.0 is all of them."""
-    return limit in (ABSENT, None) or (isinstance(limit, float) and limit == 1)
+def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each setting that pydantic refused: which, its value, what it must be."""
+    expected: dict[str, list[str]] = {}
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        if place[0] in DISCRIMINATORS and len(place) > 1:
+            del place[1]  # pydantic names the member of the union there
+        key = ".".join(place)
+        match problem["type"]:
+            case "extra_forbidden":  # its value may be a secret
+                yield f"{key}: there is no such setting{_suggest(key, values)}"
+            case "missing":
+                yield f"{key} is needed and has no default; give {key}=…"
+            case "union_tag_invalid" | "union_tag_not_found":
+                yield f"{key}.{DISCRIMINATORS[key]} must be one of {', '.join(_members(key))}; give {key}=NAME"
+            case _:
+                while len(place) > 1 and _value_at(values, place) is None:
+                    place.pop()  # of a setting that may be of several types pydantic adds the type
+                message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+                expected.setdefault(".".join(place), []).append(message)
+    for key, messages in expected.items():
+        value = _value_at(values, key.split("."))
+        yield f"{key}={value} must be {' or '.join(dict.fromkeys(messages))}"
+
+
+def _value_at(values: Any, place: list[str]) -> Any:
+    for part in place:
+        if isinstance(values, list) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        elif isinstance(values, dict):
+            values = values.get(part)
+        else:
+            return None
+    return values
+
+
+def _suggest(key: str, values: dict[str, Any]) -> str:
+    """Name the setting that was meant, as far as it can be guessed."""
+    group, _, name = key.partition(".")
+    if group in DISCRIMINATORS:
+        having = [choice for choice, member in _members(group).items() if name in member.model_fields]
+        if having:
+            chosen = values[group].get(DISCRIMINATORS[group])
+            others = ", ".join(f"{group}={choice}" for choice in having)
+            return f" for {group}={chosen}, only for {others}; give {group}={having[0]} {key}=…"
+    close = difflib.get_close_matches(key, _known_keys(values), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _members(group: str) -> dict[str, type[Group]]:
+    """Map each choice of a group's discriminator to its class."""
+    members = get_args({"data": AnyData, "model": AnyModel, "logger": AnyLogger}[group])
+    return {get_args(m.model_fields[DISCRIMINATORS[group]].annotation)[0]: m for m in members}
+
+
+def _known_keys(values: dict[str, Any]) -> list[str]:
+    """List every setting that there is beside the chosen sources."""
+
+    def walk(owner: type[Group], prefix: str) -> Iterator[str]:
+        for name, field in owner.model_fields.items():
+            kind: Any = field.annotation
+            if name in DISCRIMINATORS and not prefix and isinstance(values.get(name), dict):
+                kind = _members(name).get(values[name].get(DISCRIMINATORS[name]))
+            if isinstance(kind, type) and issubclass(kind, Group):
+                yield from walk(kind, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return list(walk(Config, ""))
 
 
 def _has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"))
-
-
-def _is_decay(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1

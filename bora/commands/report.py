@@ -5,15 +5,14 @@ import math
 import sys
 from pathlib import Path
 
-from bora.commands.run import leaving
+from bora.commands.exits import cli_errors
 from bora.errors import UserError
-from bora.lib.redaction import Parser
 
 NEEDS = "bora report needs its extra: pip install 'bora[report]'"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="bora report",
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
     )
@@ -87,7 +86,7 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
-    with leaving():
+    with cli_errors():
         build(arguments.folders, arguments.output, arguments.color_by, arguments.wandb == "auto")
 
 

@@ -1,20 +1,18 @@
 """The model that a config asks for: its loader's, in the dtype and with the attention that suit this machine."""
 
 import hashlib
-import inspect
 import json
 import logging
 import time
 from collections.abc import Iterable
 
-import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bora.config import AnyModel
 from bora.errors import UserError, first_line
-from bora.model.pretrained import Pretrained
+from bora.model.pretrained import Pretrained, load
 from bora.model.quantization import quantise
 
 log = logging.getLogger(__name__)
@@ -31,8 +29,8 @@ def on_gpu(accelerator: str) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
-def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights: bool = True) -> Pretrained:
-    """What a model config's loader gives, in the dtype and with the attention that the config asks for.
+def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: bool = True) -> Pretrained:
+    """Load a model, in the dtype and with the attention that its config asks for.
 
     Args:
         model: the config group; its dtype and attention may be auto, its quantization null.
@@ -49,12 +47,9 @@ def load_backbone(model: DictConfig, accelerator: str, max_tokens: int, weights:
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= FAST
         dtype = "bfloat16" if fast else "float32"
         log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
-    loader = hydra.utils.get_method(OmegaConf.select(model, "loader._target_"))
-    how = {} if weights or "weights" not in inspect.signature(loader).parameters else {"weights": False}
-    pretrained = hydra.utils.instantiate(model.loader, dtype=dtype, **how)
-    quantization = OmegaConf.select(model, "quantization")  # a run of before has no such key
-    if quantization is not None and weights:
-        quantise(pretrained.model, quantization)
+    pretrained = load(model, dtype, weights)
+    if model.quantization is not None and weights:
+        quantise(pretrained.model, model.quantization)
     attention = model.attention
     if attention == "auto":
         if gpu or dtype != "bfloat16" or max_tokens > EAGER_UP_TO:

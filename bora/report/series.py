@@ -10,22 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from bora.config import flatten
 from bora.errors import UserError
-from bora.runs.directory import DAMAGED, FAILED, HYDRA, SUMMARY, RunDirectory
-from bora.runs.replay import CONFIG, with_earlier
+from bora.runs.directory import CONFIG, FAILED, SUMMARY, RunDirectory
 
-SETTINGS = (
-    "name",
-    "tau",
-    "seed",
-    "data.name",
-    "model.name",
-    "trainer.max_epochs",
-    "logger.kind",
-)  # what is shown
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = (
-    "tau", "seed", "name", "init_from", "data.path", "logger.", "model.loader.", "data.reader.",
+    "tau", "seed", "name", "init_from", "data.path", "logger.", "model.path",
     "model.attention", "model.compile", "trainer.log_every_n_steps", "sweep", "experiment",
 )  # fmt: skip
 
@@ -76,17 +67,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: one of its files is missing or not readable.
     """
-    summary, per_task = RunDirectory(folder).results()
-    summary = {k: _number(v) for k, v in summary.items()}
-    config = with_earlier(RunDirectory(folder).config())
-    lacking = [key for key in SETTINGS if key not in config]
-    if lacking:
-        raise UserError(f"{folder / CONFIG} has no {lacking[0]}; {DAMAGED}")
-    return Run(folder, config, summary, per_task.set_index("task"))
-
-
-def _number(value: Any) -> Any:
-    return float(value) if value in ("inf", "-inf", "nan") else value
+    directory = RunDirectory(folder)
+    config = flatten(directory.config().model_dump())
+    return Run(folder, config, directory.summary(), directory.per_task().set_index("task"))
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -101,7 +84,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if not top.is_dir():
             raise UserError(f"{top}: there is no such folder")
         for folder in sorted({file.parent for name in (CONFIG, SUMMARY) for file in top.rglob(name)}):
-            if folder.name == HYDRA or folder.resolve() in seen:
+            if folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
             if (folder / SUMMARY).is_file():
@@ -110,7 +93,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
                 except UserError as error:
                     problems.append(str(error))
             elif not (folder / FAILED).is_file():
-                problems.append(f"{folder} is not finished; run the sweep's command again to go on with it")
+                problems.append(f"{folder} is unfinished; rerun the sweep's command to resume it")
         for failed in sorted(top.rglob(FAILED)):
             if not (failed.parent / SUMMARY).is_file():
                 problems.append(f"{failed.parent} failed: {RunDirectory(failed.parent).failure()['error']}")

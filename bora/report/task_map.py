@@ -3,16 +3,16 @@
 import math
 from dataclasses import dataclass
 
-import hydra
 import numpy as np
 import pandas as pd
 import torch
 
+from bora.config import Columns
+from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.report.series import Run
+from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import DOCUMENTS, RunDirectory
-from bora.runs.replay import CONFIG, check_calls, read_config
-from bora.train.checkpoint import load_best
 
 PERMUTATIONS = 2_000
 
@@ -72,7 +72,7 @@ def build_task_map(run: Run, column: str | None = None) -> TaskMap:
     path = run.folder / "checkpoints" / "best.ckpt"
     if not path.is_file():
         raise UserError(f"the map of tasks needs {path}, which is not there")
-    checkpoint = load_best(RunDirectory(run.folder))
+    checkpoint = load_checkpoint(RunDirectory(run.folder).best)
     tasks = checkpoint["hyper_parameters"]["task_names"]
     if len(tasks) < 3:
         raise UserError(f"the map of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
@@ -125,18 +125,14 @@ def attribute(run: Run, column: str) -> pd.Series:
     Raises:
         UserError: the corpus is no table, the file has moved, or it has no such column.
     """
-    cfg = read_config(run.folder / CONFIG)
-    if "text" not in cfg.data:
-        raise UserError(f"data={cfg.data.name} has no columns to colour the tasks by")
-    check_calls(cfg, "data.reader")
+    data = RunDirectory(run.folder).config().data
+    if not isinstance(data, Columns):
+        raise UserError(f"data={data.name} has no columns to colour the tasks by")
     try:
-        table = hydra.utils.instantiate(cfg.data.reader, text=column)
-    except hydra.errors.InstantiationException as error:
-        if not isinstance(error.__cause__, UserError):
-            raise
+        table = read_documents(data.model_copy(update={"text": column}))
+    except UserError as error:
         # The column was read in the text's place; it is not the text's option that the user gave.
-        reason = str(error.__cause__).replace(f"data.text={column}", f"--color-by={column}")
-        raise UserError(reason) from error
+        raise UserError(str(error).replace(f"data.text={column}", f"--color-by={column}")) from error
     documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
     values = table["text"].reindex(documents["row"]).to_numpy()
     commonest = (

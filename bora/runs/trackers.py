@@ -10,12 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 import wandb
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from omegaconf import DictConfig
 
-from bora.config import flat, plain
+from bora.config import Config, flatten
 from bora.errors import UserError, first_line
 from bora.lib.processes import is_first
-from bora.lib.redaction import redacted
 from bora.runs.directory import METRICS, RunDirectory, json_safe
 from bora.runs.metrics import MetricsFile
 from bora.runs.tracker import Tracker
@@ -48,7 +46,7 @@ class Run(NamedTuple):
 
 
 def build_loggers(
-    cfg: DictConfig,
+    cfg: Config,
     directory: RunDirectory,
     group: str,
     name: str,
@@ -70,7 +68,7 @@ def build_loggers(
     """
     if cfg.logger.kind not in TRACKERS:
         raise UserError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
-    config = redacted(json_safe(plain(cfg) | derived))
+    config = json_safe(cfg.model_dump() | derived)
     run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
     loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint)]
     if is_first():
@@ -78,7 +76,7 @@ def build_loggers(
     return loggers
 
 
-def _wandb(settings: DictConfig, run: Run) -> list[Tracker]:
+def _wandb(settings: Any, run: Run) -> list[Tracker]:
     if settings.mode not in MODES:
         raise UserError(f"logger.mode={settings.mode} must be one of {', '.join(MODES)}")
     mode = wandb_mode(settings.mode)
@@ -109,13 +107,13 @@ def _wandb(settings: DictConfig, run: Run) -> list[Tracker]:
     return [Tracker(WandbLogger(experiment=experiment))]
 
 
-def mlflow_uri(settings: DictConfig) -> str:
+def mlflow_uri(settings: Any) -> str:
     """Where MLflow logs to: as asked for here, else by $MLFLOW_TRACKING_URI, else a file where the command is started."""
     here = f"sqlite:///{Path('mlflow.db').resolve()}"  # absolute: MLflow keeps databases by their URI
     return settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
 
 
-def _mlflow(settings: DictConfig, run: Run) -> list[Tracker]:
+def _mlflow(settings: Any, run: Run) -> list[Tracker]:
     uri = mlflow_uri(settings)
     try:
         from mlflow.exceptions import MlflowException
@@ -128,7 +126,7 @@ def _mlflow(settings: DictConfig, run: Run) -> list[Tracker]:
         tracker = MLFlowLogger(run.group, run_name=run.name, tracking_uri=uri, run_id=run.id)
         if run.id is None:  # MLflow refuses to have a run's parameters set anew
             # A reason for which documents were left out is a key too, and MLflow takes few letters in a key.
-            parameters = {re.sub(r"[^\w/.\- ]+", "", k): value for k, value in flat(run.config).items()}
+            parameters = {re.sub(r"[^\w/.\- ]+", "", k): value for k, value in flatten(run.config).items()}
             tracker.log_hyperparams(parameters)
         else:
             client = tracker.experiment
@@ -147,7 +145,7 @@ def _mlflow(settings: DictConfig, run: Run) -> list[Tracker]:
     return [Tracker(tracker, logged)]
 
 
-def _tensorboard(settings: DictConfig, run: Run) -> list[Tracker]:
+def _tensorboard(settings: Any, run: Run) -> list[Tracker]:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ModuleNotFoundError as error:
@@ -158,7 +156,7 @@ def _tensorboard(settings: DictConfig, run: Run) -> list[Tracker]:
     tracker = TensorBoardLogger(
         run.directory.path, name="tensorboard", version="", default_hp_metric=False, purge_step=run.step or 0
     )
-    tracker.log_hyperparams(flat(run.config))
+    tracker.log_hyperparams(flatten(run.config))
     return [Tracker(tracker)]
 
 

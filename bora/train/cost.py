@@ -6,11 +6,10 @@ Its activations are not counted: they grow with data.batch_size · data.max_toke
 
 from dataclasses import dataclass
 
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from bora.bayes.adapters import SUFFIXES, Layout, disk_key, linear_shape
-from bora.config import batches_limit, plain
+from bora.config import Config
 from bora.data.batches import Batches
 from bora.data.module import Corpus
 from bora.model.likelihood import CHUNK_ELEMENTS
@@ -69,7 +68,7 @@ class Cost:
         return sum(self.memory.values())
 
 
-def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
+def cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
     """What the config's run costs.
 
     Args:
@@ -80,7 +79,7 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
     Raises:
         UserError: lora.target_modules names no layers, or what cannot have a LoRA.
     """
-    layers = named_targets(model, plain(cfg.lora)["target_modules"])
+    layers = named_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     form = effective_parameterization(float(cfg.tau), cfg.prior.parameterization)
     stored = 0 if form == "shared" else len(corpus.task_names)  # rows of the [D, P] matrix
@@ -95,7 +94,7 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
         n_processes=max(1, devices),
     )
     batches.check_trainable()
-    in_epoch = min(len(batches), batches_limit(cfg) or len(batches))
+    in_epoch = min(len(batches), cfg.trainer.limit_train_batches or len(batches))
     steps = -(-in_epoch // cfg.trainer.accumulate_grad_batches)
     in_all = steps * cfg.trainer.max_epochs
     return Cost(
@@ -121,7 +120,7 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
     )
 
 
-def _memory(cfg: DictConfig, model: PreTrainedModel, P: int, stored: int) -> dict[str, int]:
+def _memory(cfg: Config, model: PreTrainedModel, P: int, stored: int) -> dict[str, int]:
     """Bytes by what they are of.
 
     Args:
@@ -133,7 +132,7 @@ def _memory(cfg: DictConfig, model: PreTrainedModel, P: int, stored: int) -> dic
     vocabulary = model.config.get_text_config().vocab_size
     whole = cfg.prior.estimator == "dense"  # then every task has a gradient in every step
     return {
-        "backbone": _backbone(model, OmegaConf.select(cfg, "model.quantization")),
+        "backbone": _backbone(model, cfg.model.quantization),
         "theta": FLOAT * (stored + 1) * P,
         "gradients": FLOAT * ((stored if whole else in_batch) + 1) * P,
         "moments": 2 * FLOAT * (stored + 1) * P,

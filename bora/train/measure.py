@@ -8,8 +8,8 @@ from itertools import islice
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
+from bora.config import Config
 from bora.data.batches import Batch, on_device
 from bora.data.module import Corpus
 from bora.errors import UserError
@@ -43,7 +43,7 @@ class Measured:
     peak_memory: int
 
 
-def measure(cfg: DictConfig, corpus: Corpus, cost: Cost) -> Measured:
+def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     """Take a few training batches and validate a few, as the run would, in one process. Test documents are not read.
 
     Args:

@@ -2,28 +2,27 @@
 
 import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import pandas as pd
 import torch
-from omegaconf import DictConfig
 
-from bora.config import plain
+from bora.config import Config
 from bora.data.module import Corpus, TaskDataModule, build_corpus
+from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.lib.console import print_tasks
 from bora.lib.processes import is_first
 from bora.lib.stopping import Stop, stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.model.pretrained import Pretrained
+from bora.runs.checkpoints import check_same_run, load_checkpoint, load_own
 from bora.runs.directory import RunDirectory, settings, versions
 from bora.runs.peft import has_adapters, start_from_adapters
 from bora.runs.trackers import build_loggers, tracked
-from bora.train.checkpoint import SETTINGS, WEIGHTS, hold_to, load_best, load_own
 from bora.train.module import HierarchicalLoRA
 from bora.train.trainer import build_fitter
 
@@ -31,44 +30,43 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    cfg: DictConfig,
+    cfg: Config,
     directory: RunDirectory,
     group: str,
     name: str,
-    given: Collection[str] = (),
+    overrides: Sequence[str] = (),
     table: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Train, test and write a run; its summary.
 
     Args:
-        cfg: a checked config (bora.config.check).
+        cfg: from bora.config.parse.
         directory: where the run's files go.
         group, name: of the W&B run.
-        given: keys that were set on the command line; see RunDirectory.differences.
-        table: columns task, text, date; in the place of what cfg.data.reader reads.
+        overrides: that the run was started with; see RunDirectory.claim.
+        table: columns task, text, date; for data=frame.
 
     Raises:
         UserError: for whatever in the input cannot be used, before training starts.
-        Stopped: a signal asked for it; what is there can be gone on with.
+        Stopped: stopped by a signal; run the same command again to resume.
     """
     with directory.locked(), stopping() as stop:
-        return _train(cfg, directory, group, name, given, table, stop)
+        return _train(cfg, directory, group, name, overrides, table, stop)
 
 
 def _train(
-    cfg: DictConfig,
+    cfg: Config,
     directory: RunDirectory,
     group: str,
     name: str,
-    given: Collection[str],
+    overrides: Sequence[str],
     table: pd.DataFrame | None,
     stop: Stop,
 ) -> dict[str, Any]:
-    finished = directory.claim(cfg, given)
-    if finished is not None:
-        log.info("finished already; nothing is done again")
-        tell(directory)
-        return finished
+    if directory.claim(cfg, overrides):
+        log.info("this run is finished already")
+        report(directory)
+        return directory.summary()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     quiet()
     if cfg.init_from is not None:
@@ -87,22 +85,18 @@ def _train(
             cfg.tau, model.parameterization, cfg.prior.parameterization,
         )  # fmt: skip
     about = identity(cfg, model, corpus) | {"backbone_sha256": backbone}
-    fingerprint = {
-        SETTINGS: settings(cfg),
-        "corpus or tokenizer": corpus.tokens_sha256(),
-        "backbone": backbone,
-    }
-    checkpoint = {}
-    if directory.resume_from is not None:
-        checkpoint = load_own(directory.resume_from)
-        hold_to(checkpoint, fingerprint | dict(model.hparams), directory.resume_from)
+    fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
+    checkpoint, resume_from = {}, directory.last if directory.last.is_file() else None
+    if resume_from is not None:
+        checkpoint = load_own(resume_from)
+        check_same_run(checkpoint, fingerprint, resume_from)
     directory.write_documents(corpus.documents)
     loggers = build_loggers(cfg, directory, group, name, {"run": about}, checkpoint)
     del checkpoint  # Lightning reads it for itself
     with tracked(loggers):
         fitter = build_fitter(cfg, directory, loggers, model.monitor, fingerprint, stop)
         trainer, training_log = fitter.trainer, fitter.log
-        weights = fitter.fit(model, data, directory.resume_from)
+        fitter.fit(model, data, resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
@@ -113,30 +107,29 @@ def _train(
             "train_tokens_per_second": round(training_log.tokens_per_second, 1),
             "seconds": round(training_log.wall_seconds, 1),
         }
-        summary = about | summary | {WEIGHTS: weights}
+        summary = about | summary
         if trainer.is_global_zero:
             directory.write_per_task(per_task)
             directory.write_summary(summary)
     if trainer.is_global_zero:
-        tell(directory)
+        report(directory)
     return summary
 
 
-def tell(directory: RunDirectory) -> None:
+def report(directory: RunDirectory) -> None:
     """Print a finished run's table, from its files, and where they are."""
-    summary, per_task = directory.results()
-    print_tasks(per_task, summary)
+    print_tasks(directory.per_task(), directory.summary())
     print(f"run directory: {directory.path.resolve()}")
 
 
 def quiet() -> None:
-    """Silence what the libraries say about things that are meant to be as they are."""
+    """Silence library warnings about intended behaviour."""
     if not is_first():
         logging.getLogger("bora").setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "Checkpoint directory .* exists and is not empty",  # a run that goes on
+        "Checkpoint directory .* exists and is not empty",  # a resumed run
         "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
         "Found .* module.* in eval mode at the start of training",  # the frozen backbone
         ".*isinstance.treespec, LeafSpec.* is deprecated",
@@ -150,7 +143,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def load_corpus(cfg: DictConfig, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
+def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
     """The config's documents, read (unless the table is given), selected, split and encoded."""
     d = cfg.data
     positions = getattr(pretrained.model.config, "max_position_embeddings", None)
@@ -159,30 +152,29 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained, table: pd.DataFrame | N
             f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
         )
     return build_corpus(
-        hydra.utils.instantiate(d.reader) if table is None else table,
+        read_documents(d) if table is None else table,
         pretrained.tokenizer,
         selection={
             "selection": d.selection,
             "n_tasks": d.n_tasks,
             "min_documents": d.min_documents,
             "max_documents": d.max_documents,
-            "documents_per_task": plain(d)["documents_per_task"],
+            "documents_per_task": d.documents_per_task,
             "min_characters": d.min_characters,
             "drop_duplicates": d.drop_duplicates,
             "seed": d.split.seed,
         },
-        split_options=plain(d.split),
+        split_options=d.split.model_dump(),
         encoding=encoding_options(cfg),
     )
 
 
-def encoding_options(cfg: DictConfig) -> dict[str, Any]:
+def encoding_options(cfg: Config) -> dict[str, Any]:
     """How the config has texts turned into tokens: keyword arguments of bora.data.tokens.encode."""
-    data = plain(cfg.data)
-    return {key: data[key] for key in ("max_tokens", "prompt", "template", "append_eos", "prepend_bos")}
+    return cfg.data.model_dump(include={"max_tokens", "prompt", "template", "append_eos", "prepend_bos"})
 
 
-def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
+def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
     """The corpus as batches, in the order and with the padding that the config asks for."""
     tokenizer = pretrained.tokenizer
     return TaskDataModule(
@@ -198,7 +190,7 @@ def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskD
 
 
 def build_model(
-    cfg: DictConfig, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
+    cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
 ) -> HierarchicalLoRA:
     """The LightningModule that the config describes."""
     model = HierarchicalLoRA(
@@ -207,19 +199,19 @@ def build_model(
         task_documents=data.task_documents,
         n_tokens=data.n_tokens,
         tau=cfg.tau,
-        **plain(cfg.lora),
-        **plain(cfg.prior),
+        **cfg.lora.model_dump(),
+        **cfg.prior.model_dump(),
         likelihood=cfg.likelihood,
         compile=cfg.model.compile,
         lr=cfg.optim.lr,
-        betas=tuple(cfg.optim.betas),
+        betas=(cfg.optim.betas[0], cfg.optim.betas[1]),
         eps=cfg.optim.eps,
         nonfinite=cfg.optim.nonfinite,
     )
     if cfg.init_from is not None:
         source = start_of(cfg.init_from)
-        if source.finished() is not None:
-            model.start_from(load_best(source))
+        if source.is_finished:
+            model.start_from(load_checkpoint(source.best))
         else:
             start_from_adapters(model.adapters, source.path)
     return model
@@ -232,7 +224,7 @@ def start_of(init_from: str) -> RunDirectory:
         UserError: it is neither.
     """
     source = RunDirectory(Path(init_from).expanduser())
-    if source.finished() is None and not has_adapters(source.path):
+    if not source.is_finished and not has_adapters(source.path):
         raise UserError(
             f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter"
         )
@@ -263,7 +255,7 @@ def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict
     return per_task, summary
 
 
-def identity(cfg: DictConfig, model: HierarchicalLoRA, corpus: Corpus) -> dict[str, Any]:
+def identity(cfg: Config, model: HierarchicalLoRA, corpus: Corpus) -> dict[str, Any]:
     """What was run: the part of the summary that is known before training."""
     return {
         "tau": model.tau,

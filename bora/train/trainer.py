@@ -2,30 +2,41 @@
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
 
-from bora.config import batches_limit, plain
+from bora.config import Config
 from bora.errors import UserError, first_line, raised_in
 from bora.lib.stopping import Stop
+from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
 from bora.runs.metrics import MetricsFile
-from bora.train.checkpoint import LastCheckpoint, WholeCheckpoints, hold_to, load_own, weights_sha256
+from bora.train.checkpoint import AtomicCheckpoints, LastCheckpoint
 from bora.train.module import HierarchicalLoRA, NonFiniteLoss
 from bora.train.progress import TrainingLog
+from bora.train.sharding import ShardedBackbone
 from bora.train.task_lines import TaskLines
 
 ROUNDING = 1e-3  # by which a validation NLL may be another elsewhere: a run may go on on other hardware
 REFUSED = "trainer: Lightning refuses these settings"
+
+
+# trainer.strategy → arguments of Lightning's Trainer. The frozen backbone's buffers are equal on all processes already.
+STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "auto": dict,
+    "ddp": lambda: {"strategy": DDPStrategy(broadcast_buffers=False)},
+    # torch's sharding cannot go between torch.inference_mode, in validation, and training.
+    "fsdp": lambda: {"strategy": ShardedBackbone(broadcast_buffers=False), "inference_mode": False},
+}
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -53,14 +64,11 @@ class Fitter:
     best: BestCheckpoint
     last: LastCheckpoint
 
-    def fit(self, model: HierarchicalLoRA, data: L.LightningDataModule, resume_from: Path | None) -> str:
+    def fit(self, model: HierarchicalLoRA, data: L.LightningDataModule, resume_from: Path | None) -> None:
         """Train to the end, and leave the epoch that validation prefers in the model, and its metrics.
 
         Args:
             resume_from: the last.ckpt of an interrupted run, or None to start.
-
-        Returns:
-            The hash of that epoch's weights; see weights_sha256.
 
         Raises:
             UserError: training diverged: a loss is not finite, or no epoch had a finite validation NLL; or Lightning
@@ -95,20 +103,19 @@ class Fitter:
         # Not by ckpt_path=…: that would set the counts back to the best epoch too.
         best = Path(self.best.best_model_path)
         checkpoint = load_own(best)
-        hold_to(checkpoint, self.last.fingerprint | dict(model.hparams), best)
+        check_same_run(checkpoint, self.last.fingerprint, best)
         model.load_factors(checkpoint)
         self.trainer.validate(model, data, verbose=False)
         found = float(self.trainer.callback_metrics[model.monitor])
         if not math.isclose(found, score.item(), rel_tol=ROUNDING):
             raise UserError(
-                f"{best} is not of this run's best epoch: its validation NLL is {found:.6g} nats a token, not "
-                f"{score.item():.6g}; put it back as it was, or begin anew with resume=never"
+                f"{best} does not match this run: its validation NLL is {found:.6g} nats a token, the log says "
+                f"{score.item():.6g}. Restore the file, or restart with resume=never"
             )
-        return weights_sha256(checkpoint)
 
 
 def build_fitter(
-    cfg: DictConfig,
+    cfg: Config,
     directory: RunDirectory,
     loggers: list[Logger],
     monitor: str,
@@ -139,13 +146,16 @@ def build_fitter(
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, metrics, fingerprint, stop)
     lines = TaskLines(cfg.logger.task_lines)
     callbacks: list[Callback] = [training_log, stopping, lines, best, last]
-    options = plain(cfg.trainer)
+    settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
+    options = (
+        {k: v for k, v in settings.items() if v is not None}
+        | STRATEGIES[cfg.trainer.strategy]()
+        | cfg.trainer.extra
+    )
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
         batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
-        options["limit_train_batches"] = min(batches, batches_limit(cfg) or batches)
-    if isinstance(cfg.trainer.get("strategy"), DictConfig):
-        options["strategy"] = hydra.utils.instantiate(cfg.trainer.strategy)
+        options["limit_train_batches"] = min(batches, cfg.trainer.limit_train_batches or batches)
     if sys.stdout.isatty():  # where tqdm writes
         callbacks.append(TQDMProgressBar())
     else:  # in a log file a bar is noise; an epoch's line stands there instead
@@ -155,7 +165,7 @@ def build_fitter(
             **options,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[WholeCheckpoints()],
+            plugins=[AtomicCheckpoints()],
             use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
             num_sanity_val_steps=0,
             enable_model_summary=False,

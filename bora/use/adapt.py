@@ -16,16 +16,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bora.commands.run import leaving
-from bora.config import MOST, SEEDS
+from bora.commands.exits import cli_errors
+from bora.config import MAX_COUNT, MAX_SEED
 from bora.data.batches import Batches, Documents, loader, on_device
 from bora.data.tokens import Encoded, encode
 from bora.errors import UserError
 from bora.lib.files import output_folder
-from bora.lib.redaction import Parser
-from bora.runs.directory import PER_TASK_COLUMNS, RunDirectory, versions
-from bora.runs.replay import CONFIG
-from bora.train.checkpoint import WEIGHTS, WholeCheckpoints, not_finite, weights_sha256
+from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
+from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.train.module import HierarchicalLoRA
 from bora.train.run import encoding_options
 from bora.use.common import destination, whole_folder
@@ -128,7 +126,7 @@ def adapt(
     model.lr = lr
     pad = restored.tokenizer.pad_token_id or 0
     fit(model, Documents(encoded, index, pad), epochs, batch_size, seed)
-    lost = not_finite(model.adapters)
+    lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: not all of {lost} is finite; give a learning rate below {lr:g}")
     return model.eval()
@@ -148,7 +146,7 @@ def write(
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
     state = {f"adapters.{key}": value.cpu() for key, value in model.adapters.state_dict().items()}
     checkpoint = {"state_dict": state, "hyper_parameters": dict(model.hparams)}
-    WholeCheckpoints().save_checkpoint(checkpoint, directory.checkpoints / "best.ckpt")
+    AtomicCheckpoints().save_checkpoint(checkpoint, directory.checkpoints / "best.ckpt")
     per_task = pd.DataFrame(
         {
             "task": list(model.tasks), "n_train": model.task_documents.tolist(), "n_val": 0, "n_test": 0,
@@ -156,11 +154,13 @@ def write(
         }
     )  # fmt: skip
     directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
-    directory.write_summary(about | {WEIGHTS: weights_sha256(checkpoint)})
+    directory.write_summary(about)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="bora adapt", description="Fit new tasks from a finished run's prior, its Θ fixed.")
+    parser = argparse.ArgumentParser(
+        prog="bora adapt", description="Fit new tasks from a finished run's prior, its Θ fixed."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's directory")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
     parser.add_argument(
@@ -182,7 +182,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: for whatever in the input cannot be used, before anything is trained.
     """
-    for name, low, high in (("epochs", 1, MOST), ("batch_size", 1, MOST), ("seed", 0, SEEDS)):
+    for name, low, high in (("epochs", 1, MAX_COUNT), ("batch_size", 1, MAX_COUNT), ("seed", 0, MAX_SEED)):
         if not low <= getattr(arguments, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} must be a whole number from {low} to {high}")
     if not 0 < arguments.lr < math.inf:
@@ -217,7 +217,9 @@ def run(arguments: argparse.Namespace) -> None:
         "truncated_tokens": truncation.tokens,
     }  # fmt: skip
     shared = {
-        k: restored.summary[k] for k in ("model", "dtype", "data", "params_per_task") if k in restored.summary
+        k: restored.summary[k]
+        for k in ("model", "dtype", "data", "params_per_task", "backbone_sha256")
+        if k in restored.summary
     }
     tokens = dict.fromkeys(model.tasks, 0)
     for e, name in zip(encoded, tasks, strict=True):
@@ -236,7 +238,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
-    with leaving():
+    with cli_errors():
         run(arguments)
 
 

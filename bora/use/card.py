@@ -7,7 +7,6 @@ from typing import cast
 
 import pandas as pd
 from huggingface_hub import ModelCardData
-from omegaconf import OmegaConf
 
 from bora.lib.escaping import markdown as escape
 from bora.lib.escaping import one_line
@@ -79,14 +78,12 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
     facts |= {
         "rank r": str(hparams["rank"]),
         "α": f"{hparams['alpha']:g} (the update is α/r · B A)",
-        "base model in training": escape(
-            OmegaConf.select(restored.cfg, "model.quantization") or summary["dtype"]
-        ),
+        "base model in training": escape(restored.cfg.model.quantization or summary["dtype"]),
         "corpus": escape(summary["data"]),
         "data_sha256": escape(summary["data_sha256"]),
     }
     for key in ("prompt", "template"):
-        text = OmegaConf.select(restored.cfg, f"data.{key}")
+        text = getattr(restored.cfg.data, key)
         if text is not None and text != "{text}":
             facts[f"data.{key}"] = escape(json.dumps(text, ensure_ascii=False))
     versions = summary["versions"]

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from safetensors import SafetensorError
 
+from bora.config import Config, Dtype
 from bora.data.tokens import beginning
 from bora.errors import UserError, first_line
-from bora.lib.redaction import Parser
 from bora.model.pretrained import DTYPES
 from bora.train.run import encoding_options
 from bora.use.restore import Restored, restore
@@ -24,7 +23,7 @@ DEVICES = ("cpu", "cuda")
 
 def run_parser(command: str, description: str) -> argparse.ArgumentParser:
     """A parser that knows RUN, --device and --dtype."""
-    parser = Parser(prog=f"bora {command}", description=description)
+    parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where it is computed (cpu)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the backbone (the run's own)")
@@ -69,7 +68,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(partial)
 
 
-def restore_on(run: Path, device: str = "cpu", dtype: str | None = None) -> Restored:
+def restore_on(run: Path, device: str = "cpu", dtype: Dtype | None = None) -> Restored:
     """A finished run, loaded and moved to a device.
 
     Args:
@@ -100,7 +99,7 @@ def check_tasks(restored: Restored, tasks: Iterable[str]) -> None:
             raise UserError(f"--task {task}: the run has no such task; {there}")
 
 
-def names_task(cfg: DictConfig) -> bool:
+def names_task(cfg: Config) -> bool:
     """Whether each document is told its task's name, in the unscored prompt."""
     return "{task}" in (encoding_options(cfg)["prompt"] or "")
 

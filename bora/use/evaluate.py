@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bora.commands.run import leaving
-from bora.config import MOST
+from bora.commands.exits import cli_errors
+from bora.config import MAX_COUNT
 from bora.errors import UserError
 from bora.lib.console import plain_console
 from bora.lib.files import output_folder, write_whole
-from bora.runs.directory import DOCUMENTS, METRICS, PER_TASK, SUMMARY, RunDirectory, versions
-from bora.runs.replay import CONFIG
+from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, versions, write_json
 from bora.use.common import restore_on, run_parser
 from bora.use.restore import Restored
 from bora.use.score import (
@@ -192,7 +191,7 @@ def _write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path
         "mixture_perplexity": found.mixture_perplexity,
         "classification": found.classification,
     }
-    RunDirectory(out).write_summary(about | results | {"versions": versions()})
+    write_json(out / SUMMARY, about | results | {"versions": versions()})
 
 
 def tell(found: Evaluation, restored: Restored, prior: str) -> None:
@@ -239,7 +238,7 @@ def notes(found: Evaluation, restored: Restored) -> Iterator[str]:
         yield f"{counts['without_a_token_to_score']:,} rows have no token to score; nothing is said of them"
     if restored.model.parameterization == "shared":
         yield "at tau=inf all tasks share one model: what tells them apart is the prior, and their names in a prompt"
-    if restored.cfg.data.get("score_padding", False):
+    if restored.cfg.data.score_padding:
         yield "the run scored padding too; here it is not, so perplexities are not those of the run's own tables"
 
 
@@ -274,12 +273,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
-    with leaving():
-        if not 1 <= arguments.batch_size <= MOST:
-            raise UserError(f"--batch-size {arguments.batch_size}: must be a whole number from 1 to {MOST}")
+    with cli_errors():
+        if not 1 <= arguments.batch_size <= MAX_COUNT:
+            raise UserError(
+                f"--batch-size {arguments.batch_size}: must be a whole number from 1 to {MAX_COUNT}"
+            )
         check_there(arguments.data)
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
-        column = arguments.text or restored.cfg.data.get("text") or "text"
+        column = arguments.text or getattr(restored.cfg.data, "text", "text")
         table = read_texts(arguments.data, column, arguments.task)
         make_folder(arguments.out)
         found = evaluate(restored, table, arguments.prior, arguments.batch_size, bars=True)

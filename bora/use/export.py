@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
-from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.bayes.adapters import LowRank
-from bora.commands.run import leaving
+from bora.commands.exits import cli_errors
+from bora.config import Config, HubModel
 from bora.errors import UserError
 from bora.lib.files import write_whole
 from bora.lib.names import safe_names
-from bora.lib.redaction import Parser
 from bora.runs.peft_folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.use.card import card
 from bora.use.common import check_tasks, destination, whole_folder
@@ -28,7 +27,7 @@ NEEDS = "bora export needs its extra: pip install 'bora[peft]'"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="bora export",
         description="A finished run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean as one more.",
     )
@@ -67,7 +66,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     restored = restore(run)
     check_tasks(restored, wanted or [])
     base = base_name(restored.cfg, restored.model.backbone.model)
-    quantization = OmegaConf.select(restored.cfg, "model.quantization")
+    quantization = restored.cfg.model.quantization
     if merge and quantization is not None:
         raise UserError(
             f"--merge: the run's base model is in {quantization}, whose weights cannot take up an update; "
@@ -96,7 +95,7 @@ def require_peft() -> None:
         raise UserError(f"{NEEDS} (there is no {error.name})") from error
 
 
-def base_name(cfg: DictConfig, model: PreTrainedModel) -> str | None:
+def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
     """By what transformers loads the frozen model: its hub name, or its folder; None where it is in neither.
 
     Args:
@@ -106,8 +105,8 @@ def base_name(cfg: DictConfig, model: PreTrainedModel) -> str | None:
     loaded = model.config.name_or_path
     if not loaded:
         return None
-    if Path(loaded).is_relative_to(
-        HF_HUB_CACHE
+    if Path(loaded).is_relative_to(HF_HUB_CACHE) and isinstance(
+        cfg.model, HubModel
     ):  # a snapshot's folder is of this machine, the name is of any
         return cfg.model.path
     return str(Path(loaded).absolute()) if Path(loaded).is_dir() else loaded
@@ -214,7 +213,7 @@ def merge_into(model: PreTrainedModel, lora: Mapping[str, LowRank], scale: float
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
-    with leaving():
+    with cli_errors():
         export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
 
 

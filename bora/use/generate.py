@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from bora.commands.run import leaving
+from bora.commands.exits import cli_errors
 from bora.errors import UserError
 from bora.train.run import encoding_options
 from bora.use.common import before_text, check_tasks, names_task, restore_on, run_parser
@@ -223,7 +223,7 @@ def main() -> None:
     add_options(parser)
     arguments = parser.parse_args()
     options = options_of(arguments)
-    with leaving():
+    with cli_errors():
         options.check()
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         answers = generate(

@@ -1,0 +1,115 @@
+"""How a command ends: an error that the user can mend is a line or a few on standard error, and an exit code.
+
+2: bad input. 1: a defect (its trace is printed), a full disk or too little memory. 128 + N: stopped by signal N.
+"""
+
+import errno
+import importlib.util
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bora.errors import UserError, first_line, printable, raised_in
+from bora.lib.stopping import Stopped
+
+BAD_INPUT, DEFECT = 2, 1
+# Errors of the file system: another folder helps, or room on the disk.
+PLACE = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# What conf/sweep asks Hydra for → the package that brings it.
+PLUGINS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+}
+
+
+@contextmanager
+def cli_errors() -> Iterator[None]:
+    """Run a command's work; end the process with a line and an exit code where it fails by the user's input."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without τ prints ? and does not fail
+    try:
+        yield
+    except Stopped as stopped:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
+            print("bora:", stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:  # outside training, which has handlers of its own
+        print("bora: stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        exit_for(error)
+        raise
+
+
+def exit_for(error: Exception) -> None:
+    """Print what the user can mend and end the process; return for a defect, whose trace is needed."""
+    found = describe_error(error)
+    if found is None:
+        return
+    for line in found[0].splitlines():
+        print("bora:", printable(line), file=sys.stderr)
+    sys.exit(found[1])
+
+
+def describe_error(error: Exception) -> tuple[str, int] | None:
+    """Describe an error that the user can mend, with its exit code; None for a defect."""
+    if isinstance(error, UserError):
+        return str(error), BAD_INPUT
+    if isinstance(error, OSError) and error.errno in PLACE | FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in PLACE:
+            return f"{error.strerror}{where}; choose a folder that can be written to", BAD_INPUT
+        return f"{error.strerror}{where}; make room, then run the same command again: it resumes", DEFECT
+    # Of torch's errors for memory one has a type of its own, and the other has none.
+    if (
+        isinstance(error, MemoryError)
+        or "OutOfMemoryError" in type(error).__name__
+        or "can't allocate memory" in str(error)
+    ):
+        fix = (
+            "give a smaller lora.rank, data.batch_size or data.max_tokens; bora doctor says what a run costs"
+        )
+        return f"not enough memory ({first_line(error)}); {fix}", DEFECT
+    module = raised_in(error)
+    if module.startswith("optuna.storages."):
+        # The Optuna that Hydra's sweeper needs (< 3) never commits what it asks SQLAlchemy 2 to write.
+        return (
+            "hydra.sweeper.storage: Optuna cannot use it; leave it null, and the same command repeats the search",
+            BAD_INPUT,
+        )
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _describe_hydra(error), BAD_INPUT
+    if isinstance(error, TypeError | ValueError) and module.startswith("hydra."):
+        return f"Invalid override: {first_line(error)}", BAD_INPUT
+    return None
+
+
+def _describe_hydra(error: Exception) -> str:
+    """Put an error of Hydra's, which takes several lines, on one."""
+    words = str(error).partition("Config search path:")[0].split()
+    for plugin, package in PLUGINS.items():
+        if (
+            f"'{plugin}'" in words
+            and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None
+        ):
+            return f"{plugin} is not installed: pip install {package}"
+    if error.__cause__ is not None:
+        words += ["-", first_line(error.__cause__)]
+    return " ".join(words)

@@ -1,0 +1,68 @@
+"""Checkpoints read back: tensors and plain values, of which nothing is run."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bora.errors import UserError, first_line
+from bora.lib.files import ordinary
+
+FINGERPRINT = "fingerprint"  # in a checkpoint: what decides its run's numbers, see `check_same_run`
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is not a run's checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(ordinary(path)) as records:
+            damaged = records.testzip()  # torch does not look at the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:  # torch's own message advises to run what is in it
+        raise UserError(
+            f"{path} is not a readable checkpoint: it holds more than tensors and plain values, which could run anything"
+        ) from error
+    except (OSError, RuntimeError, zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
+    for key in ("hyper_parameters", "state_dict"):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
+            raise UserError(f"{path} is not a run's checkpoint: it has no {key}")
+    return checkpoint
+
+
+def load_own(path: Path) -> dict[str, Any]:
+    """Load a checkpoint of the run that is being resumed.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error}; restart with resume=never") from error
+
+
+def check_same_run(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
+    """Refuse to resume from another run's checkpoint.
+
+    Args:
+        fingerprint: of the run that would resume: every setting, and hashes of its tokens and its backbone.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: it is of other settings, documents, tokens or weights.
+    """
+    theirs = checkpoint.get(FINGERPRINT, {})
+    differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]
+    if differing:
+        raise UserError(
+            f"{path} is of a run with another {' and another '.join(differing)}; give what that run had, choose another "
+            "folder, or restart with resume=never"
+        )
