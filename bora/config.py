@@ -350,13 +350,18 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
             case "union_tag_invalid" | "union_tag_not_found":
                 yield f"{key}.{DISCRIMINATORS[key]} must be one of {', '.join(_members(key))}; give {key}=NAME"
             case _:
-                while len(place) > 1 and _value_at(values, place) is None:
-                    place.pop()  # of a setting that may be of several types pydantic adds the type
-                message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-                expected.setdefault(".".join(place), []).append(message)
+                # Where a setting may be of several types, pydantic adds the type that it tried.
+                while len(place) > 1 and _value_at(values, place) is _ABSENT:
+                    place.pop()
+                expected.setdefault(".".join(place), []).append(
+                    problem["msg"].removeprefix("Input should be ")
+                )
     for key, messages in expected.items():
         value = _value_at(values, key.split("."))
-        yield f"{key}={value} must be {' or '.join(dict.fromkeys(messages))}"
+        yield f"{key}={'null' if value is None else value} must be {' or '.join(dict.fromkeys(messages))}"
+
+
+_ABSENT = object()
 
 
 def _value_at(values: Any, place: list[str]) -> Any:
@@ -364,9 +369,9 @@ def _value_at(values: Any, place: list[str]) -> Any:
         if isinstance(values, list) and part.isdigit() and int(part) < len(values):
             values = values[int(part)]
         elif isinstance(values, dict):
-            values = values.get(part)
+            values = values.get(part, _ABSENT)
         else:
-            return None
+            return _ABSENT
     return values
 
 

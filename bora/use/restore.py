@@ -39,9 +39,7 @@ class Restored(NamedTuple):
         return self.directory.per_task()
 
 
-def restore(
-    run: Path, accelerator: str = "cpu", dtype: Dtype | None = None
-) -> Restored:
+def restore(run: Path, accelerator: str = "cpu", dtype: Dtype | None = None) -> Restored:
     """Load a finished run: its backbone from where the config has it, its factors from best.ckpt.
 
     Args:

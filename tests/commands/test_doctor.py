@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from bora.lib.redaction import MARK
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
 from bora.commands import doctor
 from bora.commands.show import duration, show_machine, size
 from bora.data.module import TaskDataModule
 from bora.lib import machine
-from bora.lib.redaction import MARK
 from bora.model.loading import load_backbone
 from bora.model.pretrained import packaged
 from bora.train.cost import Cost, cost

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from tests.faults.processes import wait_for
 
+pytestmark = pytest.mark.processes
+
 SMALL = [
     "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
     "data.batch_size=6", "trainer.max_epochs=1", "name=s",
@@ -28,7 +30,7 @@ def run(folder, *command) -> subprocess.CompletedProcess:
 
 
 def sweep(folder, *arguments: str) -> subprocess.CompletedProcess:
-    return run(folder, "-m", "bora.commands.run", "-m", *SMALL, *arguments)
+    return run(folder, "-m", "bora.run", "-m", *SMALL, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -54,26 +56,12 @@ def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
         assert run.stat().st_size > 0
 
 
-def test_a_run_is_done_again_in_other_processes(serial, tmp_path):
-    saved = ["--again", str(serial / "tau=1,seed=0")]
-    done = run(
-        tmp_path, "-m", "bora.commands.run", "-m", *saved, "sweep=submitit_local", "tau=1,inf", "logger=none"
-    )
-    assert done.returncode == 0, done.stderr
-    for name in ("tau=1,seed=0", "tau=inf,seed=0"):
-        ours, theirs = (
-            json.loads((f / name / "summary.json").read_text()) for f in (tmp_path / "multirun/s", serial)
-        )
-        assert ours["test_perplexity"] == pytest.approx(theirs["test_perplexity"], rel=1e-5)
-        assert ours["data_sha256"] == theirs["data_sha256"]
-
-
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, launcher):
     long = [f"sweep={launcher}", "tau=1,inf", "logger=none", "trainer.max_epochs=5000", "optim.patience=5000"]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bora.commands.run", "-m", *SMALL, *long],
+            [sys.executable, "-m", "bora.run", "-m", *SMALL, *long],
             cwd=tmp_path,
             stdout=out,
             stderr=err,
@@ -84,37 +72,20 @@ def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, l
     assert len(jobs) >= 2
     process.terminate()
     assert process.wait(120) == 143
-    assert (
-        "bora: stopped by SIGTERM; the same command goes on from the last save\n"
-        in (tmp_path / "err").read_text()
-    )
+    assert "bora: stopped by SIGTERM" in (tmp_path / "err").read_text()
     assert not psutil.wait_procs(jobs, timeout=60)[1]  # none trains on
     assert not list(tmp_path.glob("multirun/s/*/failed.json"))
 
 
-def test_what_is_damaged_in_a_sweeps_folder_is_told_and_hides_nothing(serial, tmp_path):
+def test_an_unreadable_file_in_a_sweeps_folder_hides_nothing(serial, tmp_path):
     shutil.copytree(serial, tmp_path / "multirun/s")
     first = tmp_path / "multirun/s/tau=1,seed=0"
     (first / "evaluation").mkdir()
     (first / "evaluation/summary.json").write_text('{"perplexity": 3}')  # passed over
-    done = sweep(tmp_path, "tau=1,inf", "logger=none")
-    assert (done.returncode, "τ → perplexity" in done.stdout) == (0, True), done.stderr
-    (first / "summary.json").write_text(
-        (first / "summary.json").read_text().replace('"seed": 0', '"seed": 1')
-    )
     (tmp_path / "multirun/s/tau=9,seed=0").mkdir()
     (tmp_path / "multirun/s/tau=9,seed=0/failed.json").write_text("{")
     done = sweep(tmp_path, "tau=1,inf", "logger=none")
-    assert (done.returncode, "τ → perplexity" in done.stdout, "Traceback" in done.stderr) == (2, True, False)
-    assert "tau=1,seed=0/summary.json is not what the run wrote" in done.stderr
-    assert "bora: 1 of the sweep's jobs failed:" in done.stderr
-
-
-def test_a_failed_job_of_another_process_is_told_at_the_end(tmp_path):
-    done = sweep(tmp_path, "sweep=joblib", "tau=-1,1", "logger=none")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "bora: tau=-1,seed=0: tau=-1 must be a number from 0"
-    assert (tmp_path / "multirun/s/tau=1,seed=0/summary.json").exists()
+    assert (done.returncode, "τ → perplexity" in done.stdout) == (0, True), done.stderr
 
 
 def test_optuna_minimises_the_validation_perplexity(tmp_path):
@@ -146,9 +117,7 @@ def test_optuna_draws_by_another_sampler_and_keeps_no_database(tmp_path):
     assert len(list((tmp_path / "multirun/s").glob("*/summary.json"))) == 2
     done = sweep(tmp_path, *search, "hydra.sweeper.storage='sqlite:///o.db'")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(
-        "bora: hydra.sweeper.storage: Optuna cannot use this storage"
-    )
+    assert done.stderr.splitlines()[-1].startswith("bora: hydra.sweeper.storage: Optuna cannot use it")
 
 
 def test_a_missing_extra_is_told_in_one_line(tmp_path):
@@ -157,12 +126,12 @@ def test_a_missing_extra_is_told_in_one_line(tmp_path):
         "import sys, hydra_plugins\n"
         "hydra_plugins.__path__ = []\n"  # as if no plugin were installed
         "from bora.commands.run import main\n"
-        "sys.argv = ['bora.commands.run', '-m', 'sweep=joblib', 'tau=1,2']\n"
+        "sys.argv = ['bora.run', '-m', 'sweep=joblib', 'tau=1,2']\n"
         "main()\n"
     )
     done = run(tmp_path, blocked)
     assert done.returncode == 2
     assert (
         done.stderr.splitlines()[-1]
-        == "bora: hydra/launcher/joblib is not installed: pip install 'bora[joblib]'"
+        == "bora: hydra/launcher/joblib is not installed: pip install hydra-joblib-launcher"
     )

@@ -2,17 +2,19 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
+import yaml
 from transformers import AutoModelForCausalLM
 
 import bora.commands.run
 from bora.bayes.adapters import LowRank
 from bora.model.pretrained import packaged
+from bora.runs.directory import RunDirectory
 from tests.conftest import merged, table
 
 SMALL = [
@@ -52,7 +54,8 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
     )
     assert (float(summary["tau"]), summary["seed"], summary["model"]) == (float(tau), 3, "opt_mini")
     assert summary["steps"] == 2 * math.ceil(per_task["n_train"].sum() / 16)
-    assert OmegaConf.load(run / "config.yaml").data.max_tokens == 20
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["max_tokens"] == 20
+    assert RunDirectory(run).verify() == []
     assert pd.read_csv(run / "metrics.csv")["val/perplexity"].notna().sum() >= 2
 
     # From here on only files are read: the table, documents.csv, the checkpoint, the base model.
@@ -180,41 +183,52 @@ def test_the_same_seed_gives_the_same_numbers(command, tmp_path):
     assert len(documents) == 1  # the seed of a run does not move its test set
 
 
-def test_config_yaml_is_enough_to_run_it_again(command, tmp_path):
+def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
     assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
-    config = tmp_path / "a/config.yaml"
-    config.write_text(
-        config.read_text().replace("bora.model.pretrained.", "bora.model.backbone.")
-    )  # an older one
-    hydras_own = ["--config-path", str(tmp_path / "b"), "--config-name", "config"]
-    for folder, arguments in (("b", ["--again", "a"]), ("c", hydras_own)):
-        assert command(*arguments, f"hydra.run.dir={folder}")[0] == 0
-        assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / folder / "per_task.csv").read_text()
-    assert (tmp_path / "b/run.log").is_file()
+    code, out, err = command("--again", "a", "hydra.run.dir=b")
+    assert (code, err, "--again: " in out) == (0, "", False)  # no default has changed since
+    assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "b/per_task.csv").read_text()
     assert command("-m", "--again", "a", "tau=7,8", "hydra.sweep.dir=s")[0] == 0
     assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "s/tau=7,seed=0/per_task.csv").read_text()
+    for words, line in (
+        (["--again"], "--again needs one run directory"),
+        (["--again", "a", "--again", "b"], "--again needs one run directory"),
+        (["--again", "nowhere"], "overrides.yaml is not readable"),
+        (["--again", "a", "data=nonsense"], "Could not find 'data/nonsense'"),
+    ):
+        code, _, err = command(*words)
+        assert (code, err.count("\n"), line in err) == (2, 1, True)
 
 
-def test_a_run_is_done_again_with_other_groups(command, tmp_path):
-    assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
-    corpus = [
-        "data=table",
-        f"data.path={table(tmp_path / 't.csv', {'a': 9, 'b': 9})}",
-        "data.min_documents=5",
-    ]
-    code, _, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
+def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_path):
+    assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL[3:])[0] == 0
+    config = tmp_path / "a/config.yaml"
+    config.write_text(
+        config.read_text().replace("alpha: 16.0", "alpha: 8.0")
+    )  # as if it had been the default then
+    path = table(tmp_path / "t.csv", {"a": 9, "b": 9})
+    corpus = ["data=table", f"data.path={path}", "data.min_documents=5"]
+    code, out, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
     assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith("--again")] == [
+        "--again: lora.alpha: the run had 8.0, today's default is 16.0"
+    ]
     assert (tmp_path / "b/tensorboard").is_dir()
-    cfg = OmegaConf.load(tmp_path / "b/config.yaml")
+    cfg = RunDirectory(tmp_path / "b").config()
     assert (cfg.tau, cfg.seed, cfg.data.name, cfg.name) == (7, 1, "table", "table-opt_mini")
-    assert cfg.trainer.max_epochs == 2  # of the run that is done again
-    assert "modules" not in cfg.data.reader
-    code, _, err = command("--again", "a", "data=nonsense")
-    assert code == 2
-    assert err.startswith("bora: In 'config': Could not find 'data/nonsense'")
-    assert err.count("\n") == 1
-    code, _, err = command("--again", "a", "--again", "b")
-    assert (code, err) == (2, "bora: --again is given twice; one run can be done again\n")
+    assert cfg.trainer.max_epochs == 2  # of the run that is replayed
+
+
+def test_what_was_changed_since_is_found_by_sha256sum(command, tmp_path):
+    assert command("logger=none", "hydra.run.dir=a", *SMALL, "trainer.max_steps=1")[0] == 0
+    run = tmp_path / "a"
+    assert len((run / "SHA256SUMS").read_text().splitlines()) == 6
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True
+    )
+    (run / "per_task.csv").write_text((run / "per_task.csv").read_text() + "\n")
+    (run / "checkpoints/last.ckpt").unlink()
+    assert RunDirectory(run).verify() == ["checkpoints/last.ckpt", "per_task.csv"]
 
 
 def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
@@ -231,14 +245,14 @@ def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
     ("settings", "steps"), [([], 4), (["trainer.max_steps=3"], 3), (["trainer.max_steps=1"], 1)]
 )
 def test_an_epoch_may_be_of_fewer_batches(command, tmp_path, settings, steps):
-    limit = "+trainer.limit_train_batches=2"
+    limit = "trainer.limit_train_batches=2"
     code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "data.batch_size=5", limit, *settings)
     assert (code, err) == (0, "")
     assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == steps
 
 
 def test_a_run_without_any_validation_is_refused_when_it_ends(command):
-    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "+trainer.max_time=00:00:00:00")
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "trainer.extra.max_time=00:00:00:00")
     assert code == 2
     assert err.startswith("bora: training ended before any validation (by trainer.max_time")
 
@@ -251,20 +265,36 @@ def test_hydras_own_forms_of_logging(command, tmp_path, logging):
 
 
 def test_a_sweeps_folders_may_be_nested(command, tmp_path):
-    nested = [
-        "-m",
-        "tau=1,inf,-1",
-        "hydra.sweep.dir=s",
-        "hydra.sweep.subdir=${seed}/${tau}",
-        "logger=none",
-    ]
-    code, out, err = command(*nested, *SMALL, "trainer.max_steps=1")
+    nested = ["-m", "tau=1,inf", "hydra.sweep.dir=s", "hydra.sweep.subdir=${seed}/${tau}", "logger=none"]
+    code, out, _ = command(*nested, *SMALL, "trainer.max_steps=1")
     assert (tmp_path / "s/0/inf/summary.json").exists()
-    assert "0/1 " in out[out.index("τ → perplexity") :]
-    assert code == 2
-    assert err.splitlines()[-2:] == [
-        "bora: 1 of the sweep's jobs failed:", "bora: 0/-1: tau=-1 must be a number from 0",
-    ]  # fmt: skip
+    assert (code, "0/1 " in out[out.index("τ → perplexity") :]) == (0, True)
+
+
+def test_a_job_that_fails_leaves_its_reason_and_the_others_run(command, tmp_path):
+    sweep = ["-m", "data.modules=[argparse,ssl],[nothing]", "tau=1", "name=s", "logger=none", *SMALL[1:]]
+    code, out, err = command(*sweep, "trainer.max_steps=1")
+    (failed,) = tmp_path.glob("multirun/s/*/failed.json")
+    assert "no source file of it" in json.loads(failed.read_text())["error"]
+    assert len(list(tmp_path.glob("multirun/s/*/summary.json"))) == 1
+    assert (code, "τ → perplexity" in out) == (2, True)
+    assert err.splitlines()[-2] == "bora: 1 of the sweep's jobs failed:"
+
+
+def test_a_sweep_with_a_wrong_value_is_refused_before_its_first_job(command, tmp_path):
+    code, _, err = command("-m", "tau=1,10,-1", "name=s", "logger=none", *SMALL)
+    assert (code, err) == (2, "bora: tau=-1 must be greater than or equal to 0\n")
+    assert not list(tmp_path.rglob("tau=*"))
+
+
+def test_two_tables_of_one_name_are_two_jobs(command, tmp_path):
+    for year, tasks in (("2019", "ab"), ("2020", "cd")):
+        (tmp_path / year).mkdir()
+        table(tmp_path / year / "table.csv", dict.fromkeys(tasks, 9))
+    sweep = ["-m", "data=table", "data.path=2019/table.csv,2020/table.csv", "data.min_documents=5", "name=s"]
+    assert command(*sweep, "logger=none", "trainer.max_steps=1")[0] == 0
+    found = [set(pd.read_csv(f)["task"]) for f in tmp_path.glob("multirun/s/*/per_task.csv")]
+    assert sorted(map(sorted, found)) == [["a", "b"], ["c", "d"]]
 
 
 def test_a_bfloat16_backbone_trains(command, tmp_path):
@@ -311,18 +341,6 @@ def test_a_finished_run_is_told_again_not_done_again(command, tmp_path):
     first = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
     again = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
     assert first[first.index("τ = 100") :] == again[again.index("τ = 100") :]
-
-
-def test_a_run_from_before_a_key_counts_as_what_was_done_then(command, tmp_path):
-    small = [*SMALL, "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
-    assert command(*small, "prior.estimator=dense", "data.order=shuffled")[0] == 0
-    old = OmegaConf.load(tmp_path / "run/config.yaml")
-    del old.prior.estimator, old.data.order
-    OmegaConf.save(old, tmp_path / "run/config.yaml")
-    assert command(*small, "prior.estimator=dense", "data.order=shuffled")[0] == 0
-    code, _, err = command(*small)
-    assert code == 2
-    assert "other settings (data.order, prior.estimator)" in err
 
 
 def test_task_names_are_not_markup(command, tmp_path):
