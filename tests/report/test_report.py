@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 import bora.commands.report
+from bora.commands.overrides import compose_config
 from bora.lib.escaping import latex
 from bora.report import paper
 from bora.report.evidence import Evidence, Interval, bootstrap, claims, format_tau, rank_correlation
 from bora.report.series import read_runs, series_of
 from bora.report.task_map import build_task_map, explained_variance
+from bora.runs.directory import to_yaml
 
 # τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
 KNOWN = {
@@ -28,22 +31,21 @@ KNOWN = {
 N_TRAIN = {"ann": 10, "bo": 20, "cy": 30}
 
 
+@cache
+def base_settings() -> dict:
+    words = ["data=table", "data.path=t.csv", "logger=none", "trainer.max_epochs=9", "name=s"]
+    return compose_config(words)[0].model_dump()
+
+
 def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known=None, **config) -> Path:
     """A finished run's folder with the known numbers, all perplexities higher by `shift`."""
     lr, val, test, tasks = (known or KNOWN)[tau]
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "tau": tau, "seed": seed, "name": "s", "likelihood": "sum", "init_from": None,
-        "data": {"name": "table", "path": "t.csv"}, "model": {"name": "opt_mini"},
-        "prior": {"parameterization": "noncentered"}, "optim": {"lr": None},
-        "trainer": {"max_epochs": 9}, "logger": {"kind": "none"},
-    }  # fmt: skip
+    settings = base_settings() | {"tau": tau, "seed": seed}
     for key, value in config.items():
         group, name = key.split("__")
-        settings[group][name] = value
-    from omegaconf import OmegaConf
-
-    OmegaConf.save(settings, folder / "config.yaml")
+        settings[group] = settings[group] | {name: value}
+    (folder / "config.yaml").write_text(to_yaml(settings))
     per_task = pd.DataFrame(
         {
             "task": list(tasks), "n_train": [N_TRAIN.get(t, 4 + i * i % 97) for i, t in enumerate(tasks)],
@@ -253,8 +255,8 @@ def test_broken_partial_and_failed_runs_are_told_of_and_the_rest_reported(sweep,
     (failed / "failed.json").write_text(json.dumps({"error": "training diverged", "exit_code": 2}))
     code, _, err = report(sweep)
     assert code == 0
-    assert "tau=0,seed=0 is not finished" in err
-    assert "tau=0,seed=1/per_task.csv is not readable: it has no column n_val" in err
+    assert "tau=0,seed=0 is unfinished; rerun the sweep's command" in err
+    assert "tau=0,seed=1/per_task.csv is not readable: 'n_val'" in err
     assert "tau=10,seed=0/summary.json is not readable" in err
     assert "tau=10,seed=1/config.yaml is not readable" in err
     assert "tau=1e6,seed=0 failed: training diverged" in err
@@ -327,11 +329,9 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
         [(t, p, f"speech {i}") for t, p in rows for i in range(4)], columns=["task", "party", "text"]
     ).assign(**{"$\\frac$": "_under"})
     table.to_csv(tmp_path / "t.csv", index=False)
-    reader = {
-        "_target_": "bora.data.table.read", "path": str(tmp_path / "t.csv"), "task": "task", "text": "text", "date": None,
-    }  # fmt: skip
-    folder = write_run(tmp_path / "s/10", 10.0, data__text="text", data__reader=reader)
-    write_run(tmp_path / "s/0", 0.0, data__text="text", data__reader=reader)
+    where = {"data__path": str(tmp_path / "t.csv"), "data__task": "task"}
+    folder = write_run(tmp_path / "s/10", 10.0, **where)
+    write_run(tmp_path / "s/0", 0.0, **where)
     documents = table.assign(row=table.index, split="train", n_tokens=3, n_scored=2)
     documents[["row", "task", "split", "n_tokens", "n_scored"]].to_csv(folder / "documents.csv", index=False)
     checkpoint(
