@@ -12,6 +12,7 @@ from bora.errors import UserError
 from bora.lib.stopping import Stop
 from bora.runs.directory import RunDirectory
 from bora.runs.metrics import MetricsFile
+from bora.train.loggers import RunLogger
 from bora.train.module import HierarchicalLoRA, learning_rate
 from bora.train.run import build_data, build_model, load_corpus
 from bora.train.trainer import build_fitter
@@ -68,8 +69,8 @@ def test_every_data_and_trainer_config_instantiates(trainer, data, tmp_path, mon
     module = build_data(cfg, pretrained, corpus)
     assert isinstance(build_model(cfg, pretrained, corpus.task_names, module), HierarchicalLoRA)
     if trainer != "gpu":  # Lightning looks for the device when it is built
-        metrics = MetricsFile(tmp_path / "metrics.csv", {})
-        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), [metrics], "val/nll", {}, Stop())
+        logger = RunLogger(MetricsFile(tmp_path / "metrics.csv", {}), [])
+        built = build_fitter(cfg, RunDirectory(tmp_path / "run"), logger, "val/nll", {}, Stop())
         assert isinstance(built.trainer, L.Trainer)
 
 

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bora.config import check, config_folder, register_resolvers
 from bora.errors import UserError, first_line, printable, raised_in
 from bora.lib.redaction import hydra_files, print_trace, redact_hydra, redacted_words, set_aside
-from bora.lib.stopping import Stopped, passed_on
+from bora.lib.stopping import Stopped, signal_sent_on
 from bora.runs.replay import again
 
 register_resolvers()
@@ -128,8 +128,10 @@ def leaving() -> Iterator[None]:
         print("bora: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if passed_on.signum is not None:  # the launcher says in its own way that its jobs have stopped
-            raise Stopped(passed_on.signum) from error
+        if (
+            signum := signal_sent_on()
+        ) is not None:  # the launcher's own error says that its jobs were stopped
+            raise Stopped(signum) from error
         leave(error)
         raise
 

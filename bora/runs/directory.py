@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 from bora.config import flat, plain
 from bora.errors import UserError, first_line, printable
 from bora.lib.files import PARTIAL, ordinary, write_whole
+from bora.lib.machine import is_first_process
 from bora.lib.names import has_control
-from bora.lib.processes import is_first
 from bora.lib.redaction import as_yaml, redacted
 from bora.runs.replay import CONFIG, read_config, with_earlier
 
@@ -110,7 +110,7 @@ class RunDirectory:
         Raises:
             UserError: another process works here.
         """
-        if not is_first():
+        if not is_first_process():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ class RunDirectory:
                     "choose another folder with hydra.run.dir=…, or in a sweep name=… or hydra.sweep.dir=…"
                 )
             return summary
-        if not is_first():
+        if not is_first_process():
             return None
         (self.path / FAILED).unlink(missing_ok=True)
         for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):

@@ -11,7 +11,7 @@ from bora.errors import UserError
 from bora.lib.console import print_sweep
 from bora.lib.files import write_whole
 from bora.lib.redaction import as_yaml, redacted
-from bora.lib.stopping import passed_on
+from bora.lib.stopping import stop_jobs_too
 from bora.runs.directory import FAILED, NAMES, RESULTS, SUMMARY, RunDirectory
 from bora.runs.replay import CONFIG
 
@@ -29,7 +29,7 @@ class Sweep(Callback):
         # The folder may hold failures of an earlier sweep with other values; they are not this one's.
         self.earlier = failed_runs(folder)
         if config.hydra.launcher._target_.endswith((".JoblibLauncher", ".LocalLauncher")):
-            passed_on.begin()  # the jobs are processes of this machine
+            stop_jobs_too()  # the jobs are processes of this machine
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Raises SystemExit with 2 if every failed job failed for its input, with 1 for any defect."""

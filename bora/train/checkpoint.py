@@ -20,7 +20,7 @@ from bora.lib.files import ordinary, whole
 from bora.lib.stopping import SIGNALS, Stop
 from bora.model.loading import tensors_sha256
 from bora.runs.directory import DAMAGED, SUMMARY, RunDirectory
-from bora.runs.metrics import MetricsFile
+from bora.train.loggers import RunLogger
 from bora.train.progress import ends_epoch, ends_step
 
 log = logging.getLogger(__name__)
@@ -107,16 +107,16 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
-        metrics: metrics.csv, of which a run that goes on keeps what is there now; see MetricsFile.saved.
+        logger: what a resumed run needs to know of it; see RunLogger.saved.
         fingerprint: the settings, and hashes of what the run is of, beside the hyperparameters that Lightning keeps;
             see `hold_to`.
         stop: whether the run was asked to stop.
     """
 
     def __init__(
-        self, path: Path, seconds: float, metrics: MetricsFile, fingerprint: dict[str, Any], stop: Stop
+        self, path: Path, seconds: float, logger: RunLogger, fingerprint: dict[str, Any], stop: Stop
     ) -> None:
-        self.path, self.seconds, self.metrics = path, seconds, metrics
+        self.path, self.seconds, self.logger = path, seconds, logger
         self.fingerprint, self.stop = fingerprint, stop
         self._saved = time.monotonic()  # a clock that nobody sets
 
@@ -159,8 +159,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
         checkpoint[FINGERPRINT] = self.fingerprint
-        if trainer.is_global_zero:
-            checkpoint |= self.metrics.saved()
+        checkpoint |= self.logger.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
         lost = not_finite(module.adapters)

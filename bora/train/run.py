@@ -16,14 +16,16 @@ from bora.config import plain
 from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.errors import UserError
 from bora.lib.console import print_tasks
-from bora.lib.processes import is_first
+from bora.lib.machine import is_first_process
 from bora.lib.stopping import Stop, stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.model.pretrained import Pretrained
-from bora.runs.directory import RunDirectory, settings, versions
+from bora.runs.directory import METRICS, RunDirectory, settings, versions
+from bora.runs.metrics import MetricsFile
 from bora.runs.peft import has_adapters, start_from_adapters
-from bora.runs.trackers import build_loggers, tracked
+from bora.runs.trackers import open_trackers
 from bora.train.checkpoint import SETTINGS, WEIGHTS, hold_to, load_best, load_own
+from bora.train.loggers import RunLogger
 from bora.train.module import HierarchicalLoRA
 from bora.train.trainer import build_fitter
 
@@ -97,21 +99,23 @@ def _train(
         checkpoint = load_own(directory.resume_from)
         hold_to(checkpoint, fingerprint | dict(model.hparams), directory.resume_from)
     directory.write_documents(corpus.documents)
-    loggers = build_loggers(cfg, directory, group, name, {"run": about}, checkpoint)
-    del checkpoint  # Lightning reads it for itself
-    with tracked(loggers):
-        fitter = build_fitter(cfg, directory, loggers, model.monitor, fingerprint, stop)
-        trainer, training_log = fitter.trainer, fitter.log
+    metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
+    config = plain(cfg) | {"run": about}
+    with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
+        del checkpoint  # Lightning reads it itself
+        logger = RunLogger(metrics, trackers)
+        fitter = build_fitter(cfg, directory, logger, model.monitor, fingerprint, stop)
+        trainer, progress = fitter.trainer, fitter.progress
         weights = fitter.fit(model, data, directory.resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
         summary |= {
-            "best_epoch": training_log.best_epoch,
-            "epochs": training_log.epochs,
+            "best_epoch": progress.best_epoch,
+            "epochs": progress.epochs,
             "steps": trainer.fit_loop.epoch_loop.global_step,
-            "train_tokens_per_second": round(training_log.tokens_per_second, 1),
-            "seconds": round(training_log.wall_seconds, 1),
+            "train_tokens_per_second": round(progress.tokens_per_second, 1),
+            "seconds": round(progress.wall_seconds, 1),
         }
         summary = about | summary | {WEIGHTS: weights}
         if trainer.is_global_zero:
@@ -131,7 +135,7 @@ def tell(directory: RunDirectory) -> None:
 
 def quiet() -> None:
     """Silence what the libraries say about things that are meant to be as they are."""
-    if not is_first():
+    if not is_first_process():
         logging.getLogger("bora").setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

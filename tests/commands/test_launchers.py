@@ -85,7 +85,7 @@ def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, l
     process.terminate()
     assert process.wait(120) == 143
     assert (
-        "bora: stopped by SIGTERM; the same command goes on from the last save\n"
+        "bora: stopped by SIGTERM; run the same command again to resume from the last checkpoint\n"
         in (tmp_path / "err").read_text()
     )
     assert not psutil.wait_procs(jobs, timeout=60)[1]  # none trains on

@@ -11,7 +11,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from bora.commands import doctor, report
-from bora.lib.machine import reach
 from bora.lib.redaction import MARK, redacted, redacted_words
 from bora.runs.directory import RunDirectory
 from bora.use import adapt, evaluate, export, generate
@@ -377,14 +376,6 @@ def test_a_database_without_its_package(command, tmp_path):
         in err
     )
     without_secrets(tmp_path, out, err)
-
-
-def test_servers_are_asked_without_a_password():
-    """urllib would take it for the port, and say so."""
-    assert (
-        reach({"hub": f"https://me:{IN_CONFIG['key']}@127.0.0.1:9/x"})["hub"]
-        == "not reached (Connection refused)"
-    )
 
 
 def test_a_prompt_is_no_command_line(command, tmp_path):
