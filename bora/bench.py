@@ -44,8 +44,8 @@ from bora.commands.run import leaving
 from bora.config import config_folder, plain
 from bora.data.batches import Batch
 from bora.lib.files import write_whole
-from bora.lib.machine import forget_peak, processor
 from bora.lib.machine import peak_memory as needed_at_most
+from bora.lib.machine import processor, reset_peak_memory
 from bora.lib.redaction import set_aside
 from bora.model.backbone import Backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
@@ -274,7 +274,7 @@ def time_steps(
 
 def peak_memory(cfg: DictConfig, model: PreTrainedModel, variant: Variant) -> float:
     """MiB that three steps of one variant need at most; on the CPU the whole process, with its libraries."""
-    forget_peak()  # what was needed to get here (imports, loading) does not count
+    reset_peak_memory()  # what was needed to get here (imports, loading) does not count
     step = variant.build(model, cfg, variant.n_tasks)
     batches = random_batches(cfg, model.config.get_text_config().vocab_size)
     for _ in range(3):

@@ -17,7 +17,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -71,31 +70,16 @@ def composed(overrides: list[str], again: Path | None) -> tuple[DictConfig, Path
     return cfg, directory
 
 
-def machine(cfg: DictConfig, directory: Path) -> dict[str, Any]:
+def machine(directory: Path) -> dict[str, Any]:
     """What there is, plain values by what they are of; bytes where it is memory or disk."""
     import torch
-    import wandb
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE, HF_HUB_OFFLINE
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     from bora.lib import machine
     from bora.lib.cache import cache_root
-    from bora.lib.redaction import redacted
     from bora.model.loading import bfloat16_speed
     from bora.runs.directory import versions
-    from bora.runs.trackers import mlflow_uri
 
-    tracker, servers = wandb.Settings().base_url, {}
-    if not HF_HUB_OFFLINE:
-        servers["hub"] = ENDPOINT
-    if os.environ.get("WANDB_MODE", "").lower() not in ("offline", "dryrun", "disabled"):
-        servers["wandb"] = tracker
-    mlflow = None
-    if cfg.logger.kind == "mlflow":
-        mlflow = mlflow_uri(cfg.logger)
-        parts = urlsplit(mlflow)
-        if parts.scheme in ("http", "https"):
-            servers["mlflow"] = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    reached = machine.reach(servers)
     memory = machine.memory()
     return {
         "versions": versions(),
@@ -103,15 +87,9 @@ def machine(cfg: DictConfig, directory: Path) -> dict[str, Any]:
         "processor": machine.processor(),
         "cores": machine.cores(),
         "threads": torch.get_num_threads(),
-        "memory": None if memory is None else {"total": memory[0], "free": memory[1]},
+        "memory": {"total": memory[0], "free": memory[1]},
         "gpus": machine.gpus(),
         "bfloat16_speed": bfloat16_speed(),
-        "hub": reached.get("hub", "not asked (HF_HUB_OFFLINE)"),
-        "wandb": reached.get("wandb", "not asked (WANDB_MODE)"),
-        "wandb_logged_in": machine.wandb_key(tracker),
-        "mlflow": None
-        if mlflow is None
-        else {"uri": redacted(mlflow), "answer": reached.get("mlflow", "local")},
         "disk": [
             {"of": of, "folder": str(path.expanduser().absolute()), "free": machine.free_disk(path)}
             for of, path in (
@@ -120,7 +98,6 @@ def machine(cfg: DictConfig, directory: Path) -> dict[str, Any]:
                 ("hub's cache", Path(HF_HUB_CACHE)),
             )
         ],
-        "extras": machine.extras(),
     }
 
 
@@ -236,7 +213,7 @@ def examine(cfg: DictConfig, measured: bool) -> dict[str, Any]:
 
 def look_out(cfg: DictConfig, machine: dict[str, Any], cost: dict[str, Any]) -> list[str]:
     """What is likely to go wrong, a line each."""
-    from bora.commands.show import size
+    from bora.lib.console import size
     from bora.model.loading import on_gpu
 
     lines = []
@@ -244,7 +221,7 @@ def look_out(cfg: DictConfig, machine: dict[str, Any], cost: dict[str, Any]) -> 
     if gpu and not machine["gpus"]:
         lines.append("trainer.accelerator asks for a GPU, and torch sees none")
     free = min(g["free"] for g in machine["gpus"]) if gpu and machine["gpus"] else None
-    if not gpu and machine["memory"] is not None:
+    if not gpu:
         free = machine["memory"]["free"]
     needed = max(cost["memory_in_all"], (cost["measured"] or {}).get("peak_memory", 0))
     if free is not None and needed > WHOLE * free:
@@ -255,13 +232,6 @@ def look_out(cfg: DictConfig, machine: dict[str, Any], cost: dict[str, Any]) -> 
     disk = machine["disk"][0]["free"]
     if 3 * cost["checkpoint"] > WHOLE * disk:  # two, and the one that is being written
         lines.append(f"checkpoints need {size(3 * cost['checkpoint'])} of disk, and {size(disk)} are free")
-    if cfg.logger.kind == "wandb" and cfg.logger.mode == "online":
-        if not machine["wandb_logged_in"]:
-            lines.append("logger.mode=online, and nobody is logged in to W&B: wandb login")
-        elif machine["wandb"] != "reached":
-            lines.append(f"logger.mode=online, and W&B is {machine['wandb']}")
-    if machine["mlflow"] is not None and machine["mlflow"]["answer"] not in ("reached", "local"):
-        lines.append(f"logger=mlflow, and {machine['mlflow']['uri']} is {machine['mlflow']['answer']}")
     return lines
 
 
@@ -275,7 +245,7 @@ def main() -> None:
         from bora.commands.show import show_cost, show_machine
         from bora.runs.directory import json_safe
 
-        found["machine"] = machine(cfg, directory)
+        found["machine"] = machine(directory)
         if not arguments.json:
             show_machine(found["machine"])
         with Warnings() as warnings:

@@ -11,9 +11,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from bora.errors import UserError, first_line, printable, raised_in
-from bora.lib.stopping import Stopped
+from bora.lib.stopping import Stopped, signal_sent_on
 
 BAD_INPUT, DEFECT = 2, 1
 # Errors of the file system: another folder helps, or room on the disk.
@@ -44,15 +45,22 @@ def cli_errors() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
-            print("bora:", stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        _exit_stopped(stopped)
     except KeyboardInterrupt:  # outside training, which has handlers of its own
         print("bora: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        # A launcher whose jobs were stopped says so in its own way.
+        if (signum := signal_sent_on()) is not None:
+            _exit_stopped(Stopped(signum))
         exit_for(error)
         raise
+
+
+def _exit_stopped(stopped: Stopped) -> NoReturn:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
+        print("bora:", stopped, file=sys.stderr)
+    sys.exit(stopped.exit_code)
 
 
 def exit_for(error: Exception) -> None:

@@ -5,10 +5,9 @@ from typing import Any
 
 from rich.table import Table
 
-from bora.lib.console import plain_console
+from bora.lib.console import duration, plain_console, size
 from bora.model.loading import FAST
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 # bora.train.cost's names of what memory is of, in words.
 MEMORY = {
     "backbone": "frozen backbone",
@@ -19,27 +18,6 @@ MEMORY = {
     "logits_of_a_chunk": "logits, a chunk at a time",
 }
 NAMED = ("bora", "torch", "lightning", "transformers", "wandb")  # versions that are shown; --json has all
-
-
-def size(n: float) -> str:
-    """Bytes in three figures: 1.25 GiB."""
-    unit = 0
-    while n >= 999.5 and unit < len(UNITS) - 1:
-        n, unit = n / 1024, unit + 1
-    return f"{n:.0f} B" if unit == 0 else f"{n:.{max(0, 2 - len(str(int(n))) + 1)}f} {UNITS[unit]}"
-
-
-def duration(seconds: float) -> str:
-    """0.3 s, 45 s, 2 min 10 s, 3 h 20 min, 2 d 4 h."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    parts = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-    largest = next(i for i, (unit, _) in enumerate(parts) if seconds >= unit)
-    words = []
-    for unit, name in parts[largest : largest + 2]:
-        words.append(f"{int(seconds // unit)} {name}")
-        seconds %= unit
-    return " ".join(word for word in words if not word.startswith("0 "))
 
 
 def _print(title: str, rows: list[tuple[str, str]]) -> None:
@@ -68,9 +46,7 @@ def show_machine(machine: dict[str, Any]) -> None:
         ),
         (
             "memory",
-            "unknown"
-            if memory is None
-            else f"{size(memory['total'])}, of which {size(memory['free'])} are free",
+            f"{size(memory['total'])}, of which {size(memory['free'])} are free",
         ),
     ]
     for gpu in machine["gpus"]:
@@ -84,14 +60,6 @@ def show_machine(machine: dict[str, Any]) -> None:
     if not machine["gpus"]:
         rows.append(("GPU", "none that torch sees"))
     rows += [(f"disk for {d['of']}", f"{size(d['free'])} free at {d['folder']}") for d in machine["disk"]]
-    login = "logged in" if machine["wandb_logged_in"] else "nobody is logged in, so runs are logged offline"
-    rows += [("Hugging Face hub", machine["hub"]), ("Weights & Biases", f"{machine['wandb']}; {login}")]
-    if machine["mlflow"] is not None:
-        rows.append(("MLflow", f"{machine['mlflow']['uri']}: {machine['mlflow']['answer']}"))
-    missing = {extra: packages for extra, packages in machine["extras"].items() if packages}
-    rows.append(("extras installed", ", ".join(e for e in machine["extras"] if e not in missing) or "none"))
-    if missing:
-        rows.append(("extras missing", ", ".join(f"{e} ({', '.join(p)})" for e, p in missing.items())))
     _print("this machine", rows)
 
 

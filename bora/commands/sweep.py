@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from bora.errors import UserError
 from bora.lib.console import print_sweep
-from bora.lib.stopping import passed_on
+from bora.lib.stopping import stop_jobs_too
 from bora.runs.directory import CONFIG, FAILED, SUMMARY, RunDirectory
 
 
@@ -20,7 +20,7 @@ class Sweep(Callback):
         # The folder may hold failures of an earlier sweep with other values; they are not this one's.
         self.earlier = failed_runs(Path(config.hydra.sweep.dir))
         if config.hydra.launcher._target_.endswith((".JoblibLauncher", ".LocalLauncher")):
-            passed_on.begin()  # the jobs are processes of this machine
+            stop_jobs_too()  # the jobs are processes of this machine
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with 2 if every failed job failed by its input, with 1 for any defect."""

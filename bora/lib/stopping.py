@@ -1,56 +1,56 @@
-"""Signals that ask a run to stop: it finishes the step, saves, and leaves with a code that says so.
+"""Signals that ask a run to stop: it finishes the step, saves a checkpoint, and exits with the signal's code.
 
-Where validation follows the step it leaves in that, with what was saved before: to save it would have to be through.
+If validation is due, the run stops during it and keeps the previous checkpoint.
 """
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+import psutil
+
 log = logging.getLogger(__name__)
 
-# What schedulers send before they take a machine away (SLURM: SIGTERM, or what --signal names), and Ctrl-C.
+# What schedulers send before they reclaim a machine (SLURM: SIGTERM, or what --signal names), and Ctrl-C.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. Not an Exception: a sweep must not take it for one job's failure.
+    """The run was stopped by a signal. Not an Exception: a sweep must not record it as one job's failure.
 
     Attributes:
-        exit_code: 128 + the signal's number, as shells count: 143 for SIGTERM, 130 for Ctrl-C, 138 for SIGUSR1.
+        exit_code: 128 + the signal's number, as in shells: 143 for SIGTERM, 130 for Ctrl-C, 138 for SIGUSR1.
     """
 
     def __init__(self, signum: int) -> None:
         self.signum, self.exit_code = signum, 128 + signum
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name}; the same command goes on from the last save"
-        )
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}; run the same command again to resume from the last checkpoint")
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
-        return Stopped, (self.signum,)  # a sweep's job may tell of it from another process
+        return Stopped, (self.signum,)  # a sweep's job may be another process
 
 
 class Stop:
-    """Whether, and by which signal, the run was asked to stop.
+    """Handle the signals of a run.
 
-    While it trains, the request waits for a moment at which the run can be saved; at any other time, or when it
-    comes a second time, it is obeyed at once.
+    While it trains, a signal waits until the run can be saved. At any other time, and when it comes a second time, the
+    run stops at once.
+
+    Attributes:
+        signum: the signal that came; None so far.
+        waits: whether the run trains.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.waits = False  # set while the run trains
+        self.waits = False
 
     def obey(self) -> None:
-        """Leave, if the run was asked to.
-
-        Raises:
-            Stopped: it was.
-        """
+        """Raise Stopped if a signal came."""
         if self.signum is not None:
             raise Stopped(self.signum)
 
@@ -61,42 +61,9 @@ class Stop:
         log.info("%s: stopping after this step", signal.Signals(signum).name)
 
 
-class PassOn:
-    """Hands a signal on to the processes below this one, a sweep's jobs, which stop as a run does.
-
-    Attributes:
-        signum: the first signal there was, else None.
-    """
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-
-    def begin(self) -> None:
-        """From now on. Not Ctrl-C, which a terminal sends to all of them."""
-        import psutil  # which comes with the launchers that have processes
-
-        self.processes_below = psutil.Process().children
-        for signum in SIGNALS:
-            if signum != signal.SIGINT:
-                signal.signal(signum, self)
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        below = self.processes_below(recursive=True)
-        if self.signum is not None or not below:
-            raise Stopped(signum)
-        self.signum = signum
-        for process in below:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signum)
-        log.info("%s: the sweep's jobs are stopped", signal.Signals(signum).name)
-
-
-passed_on = PassOn()  # of this process
-
-
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Within: SIGNALS are requests to stop. A thread that is not the main one cannot be asked."""
+    """Handle SIGNALS by a Stop. Only the main thread can: in any other, none arrives."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -107,3 +74,40 @@ def stopping() -> Iterator[Stop]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+class JobsStop:
+    """Handle the signals of a sweep whose jobs are processes: send them on, and let the launcher end with its jobs.
+
+    Attributes:
+        signum: the signal that came; None so far.
+    """
+
+    signum: int | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        jobs = psutil.Process().children(recursive=True)
+        if self.signum is not None or not jobs:
+            raise Stopped(signum)
+        self.signum = signum
+        for job in jobs:
+            with suppress(psutil.NoSuchProcess):
+                job.send_signal(signum)
+        log.info("%s: stopping the sweep's jobs", signal.Signals(signum).name)
+
+
+def stop_jobs_too() -> None:
+    """Handle SIGNALS by a JobsStop from now on; except Ctrl-C, which a terminal sends to every process itself."""
+    handler = JobsStop()
+    for signum in SIGNALS:
+        if signum != signal.SIGINT:
+            signal.signal(signum, handler)
+
+
+def signal_sent_on() -> int | None:
+    """Return the signal that was sent on to a sweep's jobs; None if there was none.
+
+    Launchers report jobs that were stopped by errors of their own.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    return handler.signum if isinstance(handler, JobsStop) else None

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from bora.config import Config, flatten, parse
 from bora.errors import UserError, first_line, printable
 from bora.lib.files import PARTIAL, ordinary, write_whole
-from bora.lib.processes import is_first
+from bora.lib.machine import is_first_process
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class RunDirectory:
         Raises:
             UserError: another process works here.
         """
-        if not is_first():
+        if not is_first_process():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class RunDirectory:
                     "folder with hydra.run.dir=…, or in a sweep name=… or hydra.sweep.dir=…"
                 )
             return True
-        if not is_first():
+        if not is_first_process():
             return False
         (self.path / FAILED).unlink(missing_ok=True)
         for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):

@@ -1,4 +1,4 @@
-"""metrics.csv: a row a logged step or epoch, only ever added to, so that a run that goes on can cut it back exactly."""
+"""metrics.csv: a row for each logged step or epoch. It is only appended to, so a resumed run can cut it back exactly."""
 
 import csv
 import io
@@ -8,14 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-
 from bora.errors import UserError, first_line
 from bora.lib.files import ordinary, write_whole
-from bora.lib.processes import is_first
 
-METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file then
+METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file at that time
 OVERALL = ("nll", "perplexity", "perplexity_macro")
 COLUMNS = [
     "epoch",
@@ -23,63 +19,43 @@ COLUMNS = [
     *(f"train/{part}" for part in ("loss", "likelihood", "prior", "nll")),
     "tokens/s",
     *(f"val/{name}" for name in OVERALL),
-    *(f"val_by_batch/{name}" for name in ("nll", "perplexity")),  # of the published code's likelihood alone
+    *(f"val_by_batch/{name}" for name in ("nll", "perplexity")),  # with the published code's likelihood only
     *(f"test/{name}" for name in OVERALL),
     "base_test/perplexity",
 ]
+FIX = "restore the file, or restart with resume=never"
 
 
-MEND = "put it back as it was, or begin anew with resume=never"
-
-
-class MetricsFile(Logger):
-    """A Lightning logger.
+class MetricsFile:
+    """Append rows to metrics.csv, and note its length and checksum for checkpoints.
 
     Args:
         path: metrics.csv.
-        checkpoint: that a run goes on from: what was written since it was made is cut off. Empty for a new run.
+        checkpoint: the one that a run resumes from: rows written after it are cut off. Empty for a new run.
 
     Raises:
-        UserError: the file is not what it was when the checkpoint was made.
+        UserError: the file's first METRICS_BYTES bytes are not those that the checkpoint notes.
     """
 
     def __init__(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
-        super().__init__()
         self.path = path
-        if not is_first():
-            return
         if METRICS_BYTES in checkpoint:
             kept = _read(path, checkpoint[METRICS_BYTES])
             self.crc32 = zlib.crc32(kept)
-            if self.crc32 != checkpoint.get(METRICS_CRC32, self.crc32):
-                raise UserError(f"{path} was changed since the last checkpoint; {MEND}")
+            if self.crc32 != checkpoint[METRICS_CRC32]:
+                raise UserError(f"{path} was changed since the last checkpoint; {FIX}")
             os.truncate(path, len(kept))
         else:
             write_whole(path, _line(COLUMNS))
             self.crc32 = zlib.crc32(path.read_bytes())
 
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    def saved(self) -> dict[str, int]:
-        """For a checkpoint: what was written so far, now on the disk."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-            return {METRICS_BYTES: os.fstat(file.fileno()).st_size, METRICS_CRC32: self.crc32}
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def append(self, figures: Mapping[str, float], step: int) -> None:
         """Add a row.
 
         Raises:
-            ValueError: a metric that has no column.
+            ValueError: a figure has no column.
         """
-        row: dict[str, Any] = {"step": step, **metrics}
+        row: dict[str, Any] = {"step": step, **figures}
         unknown = row.keys() - set(COLUMNS)
         if unknown:
             raise ValueError(f"metrics.csv has no column {min(unknown)}")
@@ -88,31 +64,33 @@ class MetricsFile(Logger):
             out.write(line)
         self.crc32 = zlib.crc32(line, self.crc32)
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """They stand in config.yaml."""
+    def saved(self) -> dict[str, int]:
+        """Flush the rows to disk, and return the file's length and checksum, for a checkpoint."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return {METRICS_BYTES: os.fstat(file.fileno()).st_size, METRICS_CRC32: self.crc32}
 
 
 def _read(path: Path, size: int) -> bytes:
-    """The file's first so many bytes.
+    """Read the first `size` bytes of a file.
 
     Raises:
-        UserError: there are not as many.
+        UserError: it is missing, unreadable or shorter.
     """
     try:
         with ordinary(path).open("rb") as file:
             kept = file.read(size)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is gone, to which the interrupted run would add; {MEND}") from error
+        raise UserError(f"{path} is missing, and the interrupted run needs it to resume; {FIX}") from error
     except OSError as error:
-        raise UserError(f"{path} is not readable: {first_line(error)}; {MEND}") from error
+        raise UserError(f"{path} is not readable: {first_line(error)}; {FIX}") from error
     if len(kept) < size:
-        raise UserError(
-            f"{path} has {len(kept)} bytes, where the last checkpoint was made after {size}; {MEND}"
-        )
+        raise UserError(f"{path} has {len(kept)} bytes, but had {size} at the last checkpoint; {FIX}")
     return kept
 
 
 def _line(values: Sequence[object]) -> str:
+    """Format values as one line of CSV."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(values)
     return out.getvalue()

@@ -1,137 +1,271 @@
-"""The loggers of a run: metrics.csv always; Weights & Biases, MLflow or TensorBoard where it is asked for."""
+"""Weights & Biases, MLflow and TensorBoard behind one small class; each package is imported only where it is used."""
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import wandb
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-
-from bora.config import Config, flatten
+from bora.config import flatten
 from bora.errors import UserError, first_line
-from bora.lib.processes import is_first
-from bora.runs.directory import METRICS, RunDirectory, json_safe
-from bora.runs.metrics import MetricsFile
-from bora.runs.tracker import Tracker
+from bora.lib.machine import is_first_process
+from bora.runs.directory import json_safe
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "online", "offline")
-Mode = Literal["online", "offline", "disabled"]  # as W&B takes it
-WAIT = 30  # seconds for W&B's server to answer
-RUN_ID = "tracked_run"  # in a checkpoint: the tracker's id of the run, which goes on under it
+TRACKED_RUN = "tracked_run"  # in a checkpoint: the tracker's id of the run, which a resumed run continues
+WANDB_TIMEOUT_SECONDS = 30
+STEP = "trainer/global_step"  # W&B's horizontal axis
+Mode = Literal["online", "offline", "disabled"]  # W&B's own names
 
 
-class Run(NamedTuple):
-    """What a tracker is told about a run when it begins.
+class Start(NamedTuple):
+    """What a tracker needs to begin a run, or to resume it.
 
     Attributes:
-        directory: of the run.
+        directory: the run's.
         group: the same for all runs of a sweep.
-        name: of this run in its group.
-        config: resolved, and what the run makes of it (the learning rate by its rule, say).
-        id, step: the tracker's id, and the optimiser steps done, of an interrupted run that goes on; None for a new one.
+        name: the run's, within its group.
+        config: nested plain values that JSON can hold.
+        id: the tracker's id of the run that is resumed; None for a new run.
+        step: optimiser steps done; 0 for a new run.
     """
 
-    directory: RunDirectory
+    directory: Path
     group: str
     name: str
     config: dict[str, Any]
     id: str | None
-    step: int | None
+    step: int
 
 
-def build_loggers(
-    cfg: Config,
-    directory: RunDirectory,
+class Tracker:
+    """Log figures to a tracker. If it fails, warn once and continue without it: the run's files hold the same figures.
+
+    Attributes:
+        id: the tracker's id of the run; None if it has none.
+        keeps_names: whether a figure's name may hold any character.
+    """
+
+    id: str | None = None
+    keeps_names = False
+    failed = False
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        """Log figures by name, at an optimiser step counted from 0."""
+        self._try(self._log, figures, step)
+
+    def flush(self) -> None:
+        """Write out what is buffered."""
+        self._try(self._flush)
+
+    def close(self, failed: bool) -> None:
+        """End the tracker's run, as failed or as finished."""
+        self._try(self._close, failed)
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """Do nothing: most trackers write out by themselves."""
+
+    def _close(self, failed: bool) -> None:
+        raise NotImplementedError
+
+    def _try(self, call: Callable[..., None], *args: Any) -> None:
+        if self.failed:
+            return
+        try:
+            call(*args)
+        except Exception as error:
+            self.failed = True
+            log.warning(
+                "%s failed (%s): the run continues without it, and its files hold the same figures",
+                type(self).__name__,
+                first_line(error),
+            )
+
+
+class Wandb(Tracker):
+    """A run of Weights & Biases."""
+
+    keeps_names = True
+
+    def __init__(self, run: Any) -> None:
+        self.run, self.id = run, run.id
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        self.run.log({**figures, STEP: step})
+
+    def _close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+    def close(self, failed: bool) -> None:
+        if self.failed:  # its service is gone; without this wandb would report that again when Python exits
+            import wandb
+
+            with contextlib.suppress(Exception):
+                wandb.teardown(1)
+        super().close(failed)
+
+
+class MLflow(Tracker):
+    """A run of MLflow. Figures logged again after a resume stand in its append-only history twice."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self.client, self.id = client, run_id
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())  # milliseconds
+        self.client.log_batch(self.id, [Metric(name, value, now, step) for name, value in figures.items()])
+
+    def _close(self, failed: bool) -> None:
+        self.client.set_terminated(self.id, "FAILED" if failed else "FINISHED")
+
+
+class TensorBoard(Tracker):
+    """Event files in the run directory's tensorboard/."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def _log(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+
+    def _flush(self) -> None:
+        self.writer.flush()
+
+    def _close(self, failed: bool) -> None:
+        self.writer.close()
+
+
+def open_trackers(
+    settings: Any,
+    directory: Path,
     group: str,
     name: str,
-    derived: dict[str, Any],
+    config: dict[str, Any],
     checkpoint: Mapping[str, Any],
-) -> list[Logger]:
-    """metrics.csv in the run directory, and the tracker that cfg.logger.kind names.
-
-    Where an interrupted run goes on, both go on with what they have.
+) -> contextlib.AbstractContextManager[list[Tracker]]:
+    """Begin a run in the tracker that `settings` asks for.
 
     Args:
-        group, name: see Run.
-        derived: what the run makes of its config.
-        checkpoint: last.ckpt of an interrupted run that goes on, loaded; empty for a new run.
+        settings: the config's group `logger`.
+        group, name: see Start.
+        config: nested plain values, for the tracker to show.
+        checkpoint: the one that the run resumes from; empty for a new run.
+
+    Returns:
+        A context that yields the trackers, and closes their runs when it ends.
 
     Raises:
-        UserError: an unknown kind or setting, a package that is not installed, a server that is not reached, or a
-            metrics.csv that is not what it was.
+        UserError: a package is not installed, or a server cannot be reached.
     """
-    if cfg.logger.kind not in TRACKERS:
-        raise UserError(f"logger.kind={cfg.logger.kind} must be one of {', '.join(TRACKERS)}")
-    config = json_safe(cfg.model_dump() | derived)
-    run = Run(directory, group, name, config, checkpoint.get(RUN_ID), checkpoint.get("global_step"))
-    loggers: list[Logger] = [MetricsFile(directory.path / METRICS, checkpoint)]
-    if is_first():
-        loggers += TRACKERS[cfg.logger.kind](cfg.logger, run)
-    return loggers
+    if settings.kind == "none" or not is_first_process():
+        return closing([])
+    id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
+    tracker = STARTERS[settings.kind](settings, Start(directory, group, name, json_safe(config), id, step))
+    return closing([] if tracker is None else [tracker])
 
 
-def _wandb(settings: Any, run: Run) -> list[Tracker]:
-    if settings.mode not in MODES:
-        raise UserError(f"logger.mode={settings.mode} must be one of {', '.join(MODES)}")
+@contextlib.contextmanager
+def closing(trackers: list[Tracker]) -> Iterator[list[Tracker]]:
+    """Close the trackers' runs afterwards, as failed if an error came out: a sweep's next job must not log to them."""
+    failed = True
+    try:
+        yield trackers
+        failed = False
+    finally:
+        for tracker in trackers:
+            tracker.close(failed)
+
+
+def start_wandb(settings: Any, start: Start) -> Wandb | None:
+    """Begin a W&B run: offline if nobody is logged in, or if the server cannot be reached and mode is auto."""
+    import wandb
+
     mode = wandb_mode(settings.mode)
     if mode == "disabled":
-        return []
-    arguments = {
-        "name": run.name,
-        "dir": run.directory.path,
+        return None
+    arguments: dict[str, Any] = {
+        "name": start.name,
+        "dir": start.directory,
         "project": settings.project,
         "entity": settings.entity,
-        "group": run.group,
-        "id": run.id,
+        "group": start.group,
+        "id": start.id,
         "resume": "allow",
-        "config": run.config,
-        "settings": wandb.Settings(console="off", silent=True, init_timeout=WAIT),
+        "config": start.config,
+        "settings": wandb.Settings(console="off", silent=True, init_timeout=WANDB_TIMEOUT_SECONDS),
     }
-    # W&B is started here, not by Lightning, which would also pass settings that W&B warns of.
     try:
-        experiment = wandb.init(**arguments, mode=mode)
+        return Wandb(wandb.init(**arguments, mode=mode))
     except wandb.errors.Error as error:
         if settings.mode == "online":
             raise UserError(
                 f"logger.mode=online, but W&B cannot be reached ({first_line(error)}); log in with "
-                "wandb login, or use logger.mode=offline"
+                "wandb login, or give logger.mode=offline"
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
-        experiment = wandb.init(**arguments, mode="offline")
-    return [Tracker(WandbLogger(experiment=experiment))]
+        return Wandb(wandb.init(**arguments, mode="offline"))
 
 
-def mlflow_uri(settings: Any) -> str:
-    """Where MLflow logs to: as asked for here, else by $MLFLOW_TRACKING_URI, else a file where the command is started."""
-    here = f"sqlite:///{Path('mlflow.db').resolve()}"  # absolute: MLflow keeps databases by their URI
-    return settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or here
+def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
+    """Resolve auto: by $WANDB_MODE, else online if the user is logged in, else offline."""
+    if mode != "auto":
+        return mode
+    known: dict[str, Mode] = {
+        "online": "online",
+        "run": "online",
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "disabled",
+    }
+    environment = os.environ.get("WANDB_MODE", "").lower()
+    if environment in known:
+        return known[environment]
+    import wandb
+
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
-def _mlflow(settings: Any, run: Run) -> list[Tracker]:
-    uri = mlflow_uri(settings)
+def start_mlflow(settings: Any, start: Start) -> MLflow:
+    """Begin a run in MLflow's experiment of the group's name, with the config as its parameters."""
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)  # they report every table of a new database
+    # Absolute: MLflow keeps one connection for each URI.
+    local = f"sqlite:///{Path('mlflow.db').resolve()}"
+    uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
     try:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
+        from mlflow.tracking.context.registry import resolve_tags
     except ModuleNotFoundError as error:
         raise UserError(f"logger=mlflow needs its extra: pip install 'bora[mlflow]' ({error})") from error
-    for name in ("mlflow", "alembic", "lightning.pytorch.loggers.mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they warn of what is new: an experiment, tables
-    logged: set[tuple[str, int]] = set()
     try:
-        tracker = MLFlowLogger(run.group, run_name=run.name, tracking_uri=uri, run_id=run.id)
-        if run.id is None:  # MLflow refuses to have a run's parameters set anew
-            # A reason for which documents were left out is a key too, and MLflow takes few letters in a key.
-            parameters = {re.sub(r"[^\w/.\- ]+", "", k): value for k, value in flatten(run.config).items()}
-            tracker.log_hyperparams(parameters)
+        client = MlflowClient(uri)
+        if start.id is not None:
+            client.update_run(start.id, "RUNNING")
+            return MLflow(client, start.id)
+        experiment = client.get_experiment_by_name(start.group)
+        if experiment is None or experiment.lifecycle_stage == "deleted":
+            experiment_id = client.create_experiment(start.group)
         else:
-            client = tracker.experiment
-            names = client.get_run(run.id).data.metrics
-            logged = {(name, m.step) for name in names for m in client.get_metric_history(run.id, name)}
+            experiment_id = experiment.experiment_id
+        run_id = client.create_run(experiment_id, tags=resolve_tags(), run_name=start.name).info.run_id
+        # MLflow takes few characters in a key; a reason for dropping documents is one.
+        keys = {re.sub(r"[^\w/.\- ]+", "", key): value for key, value in flatten(start.config).items()}
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in keys.items()])
+        return MLflow(client, run_id)
     except ModuleNotFoundError as error:
         raise UserError(
             f"logger.tracking_uri={uri}: MLflow lacks a package for it ({first_line(error)}); install that, or "
@@ -142,59 +276,21 @@ def _mlflow(settings: Any, run: Run) -> list[Tracker]:
             f"logger.tracking_uri={uri}: MLflow cannot log there ({first_line(error)}); give another, or start "
             "the server"
         ) from error
-    return [Tracker(tracker, logged)]
 
 
-def _tensorboard(settings: Any, run: Run) -> list[Tracker]:
+def start_tensorboard(settings: Any, start: Start) -> TensorBoard:
+    """Open an event file. Its reader hides earlier figures from the step at which the run starts or resumes."""
     try:
-        import torch.utils.tensorboard  # noqa: F401
+        from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise UserError(
             f"logger=tensorboard needs its extra: pip install 'bora[tensorboard]' ({error})"
         ) from error
-    # What is logged again hides what is there from that step on. The first step is 0, so that after n steps it is n.
-    tracker = TensorBoardLogger(
-        run.directory.path, name="tensorboard", version="", default_hp_metric=False, purge_step=run.step or 0
-    )
-    tracker.log_hyperparams(flatten(run.config))
-    return [Tracker(tracker)]
+    return TensorBoard(SummaryWriter(str(start.directory / "tensorboard"), purge_step=start.step))
 
 
-TRACKERS = {"none": lambda settings, run: [], "wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}
-
-
-def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
-    """online, offline or disabled: as asked for here, else by $WANDB_MODE, else by being logged in."""
-    if mode != "auto":
-        return mode
-    environment = os.environ.get("WANDB_MODE", "").lower()
-    known: dict[str, Mode] = {
-        "online": "online",
-        "run": "online",
-        "offline": "offline",
-        "dryrun": "offline",
-        "disabled": "disabled",
-    }
-    if environment in known:
-        return known[environment]
-    return "online" if wandb.login(prompt=False, verify=False) else "offline"
-
-
-@contextmanager
-def tracked(loggers: list[Logger]) -> Iterator[None]:
-    """Within: the run. After: the tracker's run is closed, as failed if an error came out.
-
-    Each job of a sweep must close its own run, or the next job would go on writing to it.
-    """
-    try:
-        yield
-    except BaseException:
-        _finish(loggers, failed=True)
-        raise
-    _finish(loggers, failed=False)
-
-
-def _finish(loggers: list[Logger], failed: bool) -> None:
-    for logger in loggers:
-        if isinstance(logger, Tracker):
-            logger.finish(failed)
+STARTERS: dict[str, Callable[[Any, Start], Tracker | None]] = {
+    "wandb": start_wandb,
+    "mlflow": start_mlflow,
+    "tensorboard": start_tensorboard,
+}

@@ -17,7 +17,7 @@ from bora.errors import UserError
 from bora.lib.files import whole
 from bora.lib.stopping import SIGNALS, Stop
 from bora.runs.checkpoints import FINGERPRINT
-from bora.runs.metrics import MetricsFile
+from bora.train.loggers import RunLogger
 from bora.train.progress import ends_epoch, ends_step
 
 log = logging.getLogger(__name__)
@@ -64,15 +64,15 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
-        metrics: metrics.csv; a resumed run keeps the rows that it has now, see MetricsFile.saved.
+        logger: what a resumed run needs to know of it; see RunLogger.saved.
         fingerprint: what decides the run's numbers; see `check_same_run`.
         stop: whether a signal asked the run to stop.
     """
 
     def __init__(
-        self, path: Path, seconds: float, metrics: MetricsFile, fingerprint: dict[str, Any], stop: Stop
+        self, path: Path, seconds: float, logger: RunLogger, fingerprint: dict[str, Any], stop: Stop
     ) -> None:
-        self.path, self.seconds, self.metrics = path, seconds, metrics
+        self.path, self.seconds, self.logger = path, seconds, logger
         self.fingerprint, self.stop = fingerprint, stop
         self._saved = time.monotonic()  # a clock that nobody sets
 
@@ -115,8 +115,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
         checkpoint[FINGERPRINT] = self.fingerprint
-        if trainer.is_global_zero:
-            checkpoint |= self.metrics.saved()
+        checkpoint |= self.logger.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
         lost = find_nonfinite(module.adapters)

@@ -13,7 +13,7 @@ from bora.config import Config
 from bora.data.batches import Batch, on_device
 from bora.data.module import Corpus
 from bora.errors import UserError
-from bora.lib.machine import forget_peak, peak_memory
+from bora.lib.machine import peak_memory, reset_peak_memory
 from bora.model.loading import load_backbone, on_gpu
 from bora.train.cost import Cost
 from bora.train.run import build_data, build_model
@@ -62,7 +62,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data).to(device)
     optimiser = model.configure_optimizers()
-    forget_peak()  # that of loading
+    reset_peak_memory()  # that of loading
 
     def train(batch: Batch) -> None:
         optimiser.zero_grad()

@@ -1,4 +1,4 @@
-"""How training goes: rows of steps for the loggers, a line an epoch for people, and the counts for the summary."""
+"""The progress of training: rows of steps for the logger, a line per epoch for people, and counts for the summary."""
 
 import logging
 import math
@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import Callback
 log = logging.getLogger(__name__)
 
 
-class TrainingLog(Callback):
-    """Logs steps; counts scored training tokens, seconds and epochs.
+class Progress(Callback):
+    """Log steps; count scored training tokens, seconds and epochs.
 
-    A step's figures are those of all its documents: of every process, and of all its accumulated batches. Its counts
-    are part of last.ckpt, so that they go on where an interrupted run left off.
+    A step's figures are those of all its documents: of every process, and of all its accumulated batches. The counts
+    are saved in checkpoints, so a resumed run continues them.
 
     Args:
         monitor: the logged figure that chooses the epoch.
@@ -24,34 +24,31 @@ class TrainingLog(Callback):
 
     def __init__(self, monitor: str, every: int) -> None:
         self.monitor, self.every = monitor, every
-        self.history: list[
-            tuple[int, float]
-        ] = []  # of each validation: the epoch, from 1, and the monitored NLL
+        # For each validation: the epoch, counted from 1, and the monitored NLL.
+        self.history: list[tuple[int, float]] = []
         self.tokens, self.seconds, self._since = 0, 0.0, 0.0
         self._started, self._before = time.perf_counter(), 0.0
-        self._step: list[dict[str, float]] = []  # the batches of the step that is being taken
-        self.loss = math.nan  # of the last step, nats a token
+        self._step: list[dict[str, float]] = []  # figures of the current step's batches
+        self.loss = math.nan  # nats per token, in the last step
 
     @property
     def tokens_per_second(self) -> float:
-        """Scored training tokens a second, validation's time left out."""
+        """Scored training tokens per second, without the time of validation."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since the run began; an interruption's own time is not in it."""
+        """Seconds since the run began, without interruptions."""
         return self._before + time.perf_counter() - self._started
 
     @property
     def best_epoch(self) -> int:
-        """Counted from 1; the first of equals."""
-        return min(
-            self.history, key=lambda validated: math.inf if math.isnan(validated[1]) else validated[1]
-        )[0]
+        """The epoch with the lowest monitored NLL, counted from 1; the first of equals."""
+        return min(self.history, key=lambda entry: math.inf if math.isnan(entry[1]) else entry[1])[0]
 
     @property
     def epochs(self) -> int:
-        """The last epoch that was validated, counted from 1."""
+        """The last validated epoch, counted from 1."""
         return self.history[-1][0]
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,7 +70,7 @@ class TrainingLog(Callback):
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs: Any, batch, batch_idx) -> None:
-        # Reading the figures waits for the device, so it comes before the clock is read.
+        # Reading the figures waits for the device, so do it before reading the clock.
         figures = {name: outputs[name].item() for name in ("likelihood", "prior", "nats", "tokens")}
         self.tokens += round(figures["tokens"])
         self.seconds += time.perf_counter() - self._since
@@ -97,7 +94,7 @@ class TrainingLog(Callback):
                 "tokens/s": self.tokens_per_second,
             }
             for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts the others'
+                logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit":
@@ -107,15 +104,18 @@ class TrainingLog(Callback):
         if trainer.is_global_zero:
             log.info(
                 "epoch %d: validation perplexity %.3f, training loss %.4f nats/token, %.0f tokens/s",
-                self.epochs, metrics["val/perplexity"], self.loss, self.tokens_per_second,
-            )  # fmt: skip
+                self.epochs,
+                metrics["val/perplexity"],
+                self.loss,
+                self.tokens_per_second,
+            )
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether the optimiser's step has been taken with this batch."""
+    """Tell whether this batch completes an optimiser step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or ends_epoch(trainer, batch_idx)
 
 
 def ends_epoch(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether this is the last batch of the epoch."""
+    """Tell whether this is the last batch of the epoch."""
     return batch_idx + 1 == trainer.num_training_batches

@@ -15,14 +15,16 @@ from bora.data.module import Corpus, TaskDataModule, build_corpus
 from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.lib.console import print_tasks
-from bora.lib.processes import is_first
+from bora.lib.machine import is_first_process
 from bora.lib.stopping import Stop, stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.model.pretrained import Pretrained
 from bora.runs.checkpoints import check_same_run, load_checkpoint, load_own
-from bora.runs.directory import RunDirectory, settings, versions
+from bora.runs.directory import METRICS, RunDirectory, settings, versions
+from bora.runs.metrics import MetricsFile
 from bora.runs.peft import has_adapters, start_from_adapters
-from bora.runs.trackers import build_loggers, tracked
+from bora.runs.trackers import open_trackers
+from bora.train.loggers import RunLogger
 from bora.train.module import HierarchicalLoRA
 from bora.train.trainer import build_fitter
 
@@ -91,21 +93,23 @@ def _train(
         checkpoint = load_own(resume_from)
         check_same_run(checkpoint, fingerprint, resume_from)
     directory.write_documents(corpus.documents)
-    loggers = build_loggers(cfg, directory, group, name, {"run": about}, checkpoint)
-    del checkpoint  # Lightning reads it for itself
-    with tracked(loggers):
-        fitter = build_fitter(cfg, directory, loggers, model.monitor, fingerprint, stop)
-        trainer, training_log = fitter.trainer, fitter.log
+    metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
+    config = cfg.model_dump() | {"run": about}
+    with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
+        del checkpoint  # Lightning reads it itself
+        logger = RunLogger(metrics, trackers)
+        fitter = build_fitter(cfg, directory, logger, model.monitor, fingerprint, stop)
+        trainer, progress = fitter.trainer, fitter.progress
         fitter.fit(model, data, resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.
         trainer.test(model, data, verbose=False)
         per_task, summary = results(model, corpus)
         summary |= {
-            "best_epoch": training_log.best_epoch,
-            "epochs": training_log.epochs,
+            "best_epoch": progress.best_epoch,
+            "epochs": progress.epochs,
             "steps": trainer.fit_loop.epoch_loop.global_step,
-            "train_tokens_per_second": round(training_log.tokens_per_second, 1),
-            "seconds": round(training_log.wall_seconds, 1),
+            "train_tokens_per_second": round(progress.tokens_per_second, 1),
+            "seconds": round(progress.wall_seconds, 1),
         }
         summary = about | summary
         if trainer.is_global_zero:
@@ -124,7 +128,7 @@ def report(directory: RunDirectory) -> None:
 
 def quiet() -> None:
     """Silence library warnings about intended behaviour."""
-    if not is_first():
+    if not is_first_process():
         logging.getLogger("bora").setLevel(logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

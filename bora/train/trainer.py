@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,10 +18,10 @@ from bora.errors import UserError, first_line, raised_in
 from bora.lib.stopping import Stop
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
-from bora.runs.metrics import MetricsFile
 from bora.train.checkpoint import AtomicCheckpoints, LastCheckpoint
+from bora.train.loggers import RunLogger
 from bora.train.module import HierarchicalLoRA, NonFiniteLoss
-from bora.train.progress import TrainingLog
+from bora.train.progress import Progress
 from bora.train.sharding import ShardedBackbone
 from bora.train.task_lines import TaskLines
 
@@ -60,7 +59,7 @@ class Fitter:
     """A Trainer and those of its callbacks that are asked afterwards."""
 
     trainer: L.Trainer
-    log: TrainingLog
+    progress: Progress
     best: BestCheckpoint
     last: LastCheckpoint
 
@@ -89,7 +88,7 @@ class Fitter:
         # With trainer.max_steps a run that goes on from its end has, to Lightning, its last epoch still to finish.
         epochs = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         epochs.completed = epochs.processed
-        if not self.log.history:
+        if not self.progress.history:
             raise UserError(
                 "training ended before any validation (by trainer.max_time or trainer.val_check_interval?), so that "
                 "there is no epoch to choose"
@@ -117,7 +116,7 @@ class Fitter:
 def build_fitter(
     cfg: Config,
     directory: RunDirectory,
-    loggers: list[Logger],
+    logger: RunLogger,
     monitor: str,
     fingerprint: dict[str, Any],
     stop: Stop,
@@ -125,15 +124,14 @@ def build_fitter(
     """The Trainer that the config describes.
 
     Args:
-        loggers: metrics.csv first.
+        logger: metrics.csv and the trackers.
         monitor: the logged figure that stops training and chooses the epoch; the lower the better.
         fingerprint, stop: see LastCheckpoint.
 
     Raises:
         UserError: settings that Lightning refuses.
     """
-    metrics = cast(MetricsFile, loggers[0])
-    training_log = TrainingLog(monitor, cfg.trainer.log_every_n_steps)
+    progress = Progress(monitor, cfg.trainer.log_every_n_steps)
     # Both ask where a validation ends: an epoch need not have one (trainer.max_steps), and they would ask an old one's.
     best = BestCheckpoint(
         directory.checkpoints,
@@ -143,9 +141,9 @@ def build_fitter(
         save_on_train_epoch_end=False,
     )
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
-    last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, metrics, fingerprint, stop)
-    lines = TaskLines(cfg.logger.task_lines)
-    callbacks: list[Callback] = [training_log, stopping, lines, best, last]
+    last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
+    lines = TaskLines(logger.trackers, cfg.logger.task_lines)
+    callbacks: list[Callback] = [progress, stopping, lines, best, last]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (
         {k: v for k, v in settings.items() if v is not None}
@@ -164,7 +162,7 @@ def build_fitter(
         trainer = L.Trainer(
             **options,
             callbacks=callbacks,
-            logger=loggers,
+            logger=logger,
             plugins=[AtomicCheckpoints()],
             use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
             num_sanity_val_steps=0,
@@ -174,4 +172,4 @@ def build_fitter(
         raise UserError(f"{REFUSED}: {first_line(error)}") from error
     # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
-    return Fitter(trainer, training_log, best, last)
+    return Fitter(trainer, progress, best, last)

@@ -310,9 +310,9 @@ def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
     codes = []
     import wandb
 
-    finish = wandb.finish
+    finish = wandb.Run.finish
     monkeypatch.setattr(
-        wandb, "finish", lambda exit_code=None: (codes.append(exit_code), finish(exit_code=exit_code))
+        wandb.Run, "finish", lambda run, exit_code: (codes.append(exit_code), finish(run, exit_code))
     )
 
     def crash(self, batch, batch_idx):

@@ -217,8 +217,8 @@ def test_no_validation_in_the_middle_of_an_epoch_is_left_out(command, tmp_path, 
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda rows: None, "is gone, to which the interrupted run would add"),
-        (lambda rows: rows[:-20], " bytes, where the last checkpoint was made after "),
+        (lambda rows: None, "is missing, and the interrupted run needs it"),
+        (lambda rows: rows[:-20], " at the last checkpoint"),
         (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed since the last checkpoint"),
     ],
     ids=["gone", "cut", "changed"],
@@ -240,7 +240,7 @@ def test_rows_that_are_lost_are_told(command, tmp_path, monkeypatch, damage, tol
     line = err.splitlines()[-1]
     assert line.startswith(f"bora: {metrics} ")
     assert told in line
-    assert line.endswith("; put it back as it was, or begin anew with resume=never")
+    assert line.endswith("; restore the file, or restart with resume=never")
     assert not metrics.exists() if rows is None else metrics.read_bytes() == rows
     assert command(*arguments, "resume=never")[0] == 0
     assert command("logger=none", *SMALL, "hydra.run.dir=b")[0] == 0
