@@ -3,8 +3,8 @@
 Held-out speakers of folketing are fitted from the run's prior (Θ fixed, the run's τ), and by a LoRA from scratch
 (τ = 0, a fresh start); beside them stand Θ alone and the frozen backbone. The number of epochs is chosen for each method
 and size on other held-out speakers; the test speakers' 16 test speeches are read once. Results go to
-results.csv beside this file, a row a method, size and speaker; what is there is not done again. Then come table.md and
-figure.png.
+results.csv beside this file, a row a method, size and speaker; what is there is not done again. Then the table is
+printed and figure.png drawn.
 """
 
 import copy
@@ -135,7 +135,7 @@ WORDS = {
 
 
 def show() -> None:
-    """table.md and figure.png from results.csv; intervals are bootstraps over speakers."""
+    """Print the table and draw figure.png from results.csv; intervals are bootstraps over speakers."""
     results = pd.read_csv(HERE / "results.csv")
     draws = np.random.default_rng(0).integers(0, N_TEST, (2000, N_TEST))
     wide = results.pivot(index="speaker", columns=["method", "speeches"], values="nats")
@@ -166,7 +166,6 @@ def show() -> None:
         differences = [interval(("prior", n), other) for other in (("mean", 0), ("scratch", n))]
         shown = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") for d, low, high in differences]
         lines.append(f"| {n} | " + " | ".join([*(f"{c:.2f}" for c in cells), *shown]) + " |")
-    write_whole(HERE / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
