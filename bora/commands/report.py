@@ -17,7 +17,13 @@ def parser() -> argparse.ArgumentParser:
         prog="bora report",
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's or a run's folder, or an archive of runs (--archive)")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="a sweep's or a run's folder, or an archive of runs (--archive)",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("report"), help="folder to write to (report)"
     )

@@ -108,8 +108,7 @@ def to_records(runs: list[Run], file: Path) -> list[Record]:
         base = Path(os.path.commonpath([folder.parent for folder in folders]))
     places = [folder.relative_to(base).as_posix() for folder in folders]
     return [
-        Record(place, run.config, run.summary, run.per_task)
-        for place, run in zip(places, runs, strict=True)
+        Record(place, run.config, run.summary, run.per_task) for place, run in zip(places, runs, strict=True)
     ]
 
 

@@ -68,8 +68,12 @@ def scratch(restored: Restored, names: list[str], counts: list[int], n_tokens: i
     """Separate LoRAs, as PEFT starts them."""
     torch.manual_seed(0)
     known = dict(restored.model.hparams) | {
-        "task_names": names, "task_documents": counts, "n_tokens": n_tokens, "tau": 0.0, "parameterization": "centered",
-    }  # fmt: skip
+        "task_names": names,
+        "task_documents": counts,
+        "n_tokens": n_tokens,
+        "tau": 0.0,
+        "parameterization": "centered",
+    }
     return HierarchicalLoRA.from_hyperparameters(restored.model.backbone.model, known)
 
 
@@ -88,9 +92,15 @@ def study(run: Path, path: str) -> None:
     out = HERE / "results.csv"
     done = pd.read_csv(out) if out.is_file() else pd.DataFrame(columns=["method", "speeches"])
     about = {
-        "run": run.name, "tau": restored.summary["tau"], "dtype": restored.summary["dtype"], "lr": LR, "batch": BATCH,
-        "validating": names[:N_VALIDATION], "testing": names[N_VALIDATION:], "versions": versions(),
-    }  # fmt: skip
+        "run": run.name,
+        "tau": restored.summary["tau"],
+        "dtype": restored.summary["dtype"],
+        "lr": LR,
+        "batch": BATCH,
+        "validating": names[:N_VALIDATION],
+        "testing": names[N_VALIDATION:],
+        "versions": versions(),
+    }
     write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
@@ -130,8 +140,11 @@ def study(run: Path, path: str) -> None:
 
 
 WORDS = {
-    "frozen": "frozen backbone", "mean": "Θ alone", "scratch": "LoRA from scratch", "prior": "from the prior N(Θ, τ⁻¹ I)",
-}  # fmt: skip
+    "frozen": "frozen backbone",
+    "mean": "Θ alone",
+    "scratch": "LoRA from scratch",
+    "prior": "from the prior N(Θ, τ⁻¹ I)",
+}
 
 
 def show() -> None:

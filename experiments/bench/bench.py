@@ -1,9 +1,11 @@
 """What a training step costs beside the frozen backbone alone, one LoRA, and a loop over tasks.
 
-    python -m bora.bench model=opt_mini tasks=[1,25,400]
+    python experiments/bench/bench.py model=opt_mini 'tasks=[1,25,400]'
 
-All variants take the same random batches of ragged documents, one step each in turn, in one process;
-a second process each measures the peak memory. Rows of the table:
+Arguments are the settings of `Settings` below, and bora's own model=…, model.*, lora.*, prior.*, optim.*, tau and seed.
+
+All variants take the same random batches of ragged documents, one step each in turn, in one process; a second process
+each measures the peak memory. Rows of the table:
 - floor: the frozen backbone, forward and backward to its embeddings, with our loss;
 - one_lora: PEFT with a single adapter, its ordinary training step;
 - loop_D: one forward for each task in the batch with PEFT's adapters switched in between, and a prior term
@@ -15,38 +17,34 @@ The floor and bora run with the attention that `model.attention` gives, one_lora
 
 import copy
 import gc
-import importlib.util
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import NamedTuple
 
-import hydra
 import numpy as np
+import psutil
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
+from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bora.bayes.adapters import Layout, linear_shape
-from bora.commands.run import leaving
-from bora.config import config_folder, plain
+from bora.commands.doctor import composed
 from bora.data.batches import Batch
-from bora.lib.files import write_whole
 from bora.lib.machine import forget_peak, processor
-from bora.lib.machine import peak_memory as needed_at_most
-from bora.lib.redaction import set_aside
+from bora.lib.machine import peak_memory as process_peak
 from bora.model.backbone import Backbone
 from bora.model.likelihood import IGNORE, document_nll, n_scored
 from bora.model.loading import load_backbone
@@ -54,14 +52,41 @@ from bora.model.targets import find_targets
 from bora.runs.directory import versions
 from bora.train.module import HierarchicalLoRA
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-
 MIB = 2**20
 
 
+@dataclass
+class Settings:
+    """What is measured; each is set on the command line as NAME=VALUE."""
+
+    tasks: list[int] = field(default_factory=lambda: [1, 25, 400, 2500, 10000])  # D of the rows bora_D
+    loop_tasks: int = 25  # D of the row loop_D
+    compiled: int | None = None  # D of a row with model.compile=true, and its floor; takes minutes
+    batch_size: int = 16  # documents in a batch
+    length: int = 128  # tokens of the longest document; each has between half of it and all of it
+    rounds: int = 7  # timed steps of each variant, one of each in turn
+    warmup: int = 2  # untimed steps of each before them
+    device: str = "cpu"  # cpu | cuda
+    memory: bool = True  # measure peak memory too, each variant in a process of its own
+    only: str | None = None  # a variant's name: print its peak memory alone, MiB
+    out: str = "outputs/bench.jsonl"  # gets a line of JSON: machine, arguments, every single time
+
+
+def read_settings(arguments: list[str]) -> SimpleNamespace:
+    """Read the command line: Settings, and of bora's config tau, seed, model, lora, prior and optim."""
+    names = {f.name for f in fields(Settings)}
+    own = [word for word in arguments if word.partition("=")[0] in names]
+    others = [word for word in arguments if word not in own]
+    if not any(word.startswith("model=") for word in others):
+        others.append("model=smollm2_135m")
+    settings = OmegaConf.to_object(OmegaConf.merge(Settings, OmegaConf.from_dotlist(own)))
+    config, _ = composed(others, None)
+    chosen = {key: getattr(config, key) for key in ("tau", "seed", "model", "lora", "prior", "optim")}
+    return SimpleNamespace(**asdict(settings), **chosen, arguments=arguments)
+
+
 class MaskedBatch(Batch):
-    """With the mask of padding, which transformers' own loss asks for."""
+    """A batch with the mask of padding, which transformers' own loss asks for."""
 
     mask: Tensor
 
@@ -69,41 +94,29 @@ class MaskedBatch(Batch):
 Step = Callable[[MaskedBatch], None]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One row of the table.
-
-    Attributes:
-        name: floor, one_lora, loop_D or bora_D.
-        build: makes its step, given the frozen model (which it may hook or wrap) and the config.
-        n_tasks: D.
-    """
+class Variant(NamedTuple):
+    """A row of the table: `build` makes its step, given the frozen model (which it may hook or wrap), cfg and D."""
 
     name: str
-    build: Callable[[PreTrainedModel, DictConfig, int], Step]
+    build: Callable[[PreTrainedModel, SimpleNamespace, int], Step]
     n_tasks: int = 1
 
-    @property
-    def is_bora(self) -> bool:
-        """Whether its tasks' θ and moments are all that it holds beside the floor."""
-        return self.name.startswith("bora_")
 
-
-def variants(cfg: DictConfig) -> list[Variant]:
-    """The table's rows, in order."""
-    known = [
+def variants(cfg: SimpleNamespace) -> list[Variant]:
+    """List the table's rows, in order."""
+    rows = [
         Variant("floor", floor),
         Variant("one_lora", one_lora),
         Variant(f"loop_{cfg.loop_tasks}", loop, cfg.loop_tasks),
         *(Variant(f"bora_{n}", bora, n) for n in cfg.tasks),
     ]
     if cfg.compiled is not None:
-        known.append(Variant("compiled_floor", partial(floor, compile=True)))
-        known.append(Variant(f"compiled_{cfg.compiled}", partial(bora, compile=True), cfg.compiled))
-    return known
+        rows.append(Variant("compiled_floor", partial(floor, compile=True)))
+        rows.append(Variant(f"compiled_{cfg.compiled}", partial(bora, compile=True), cfg.compiled))
+    return rows
 
 
-def floor(model: PreTrainedModel, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
+def floor(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> Step:
     backbone = Backbone(model, compile)
     # The embeddings' output is where the backward ends; nothing is trained.
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
@@ -115,13 +128,13 @@ def floor(model: PreTrainedModel, cfg: DictConfig, n_tasks: int, compile: bool =
     return step
 
 
-def peft_model(model: PreTrainedModel, cfg: DictConfig, names: list[str]) -> "PeftModel":
-    from peft import LoraConfig, get_peft_model
-
+def peft_model(model: PreTrainedModel, cfg: SimpleNamespace, names: list[str]) -> PeftModel:
     model.set_attn_implementation("sdpa")  # as transformers loads it
-    targets = plain(cfg.lora)["target_modules"]
     config = LoraConfig(
-        r=cfg.lora.rank, lora_alpha=cfg.lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
+        r=cfg.lora.rank,
+        lora_alpha=cfg.lora.alpha,
+        target_modules=cfg.lora.target_modules,
+        task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config, adapter_name=names[0])
     for name in names[1:]:
@@ -129,7 +142,7 @@ def peft_model(model: PreTrainedModel, cfg: DictConfig, names: list[str]) -> "Pe
     return wrapped.to(cfg.device)
 
 
-def one_lora(model: PreTrainedModel, cfg: DictConfig, n_tasks: int) -> Step:
+def one_lora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
     wrapped = peft_model(model, cfg, ["default"])
     optimiser = torch.optim.AdamW(
         [p for p in wrapped.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0
@@ -145,7 +158,7 @@ def one_lora(model: PreTrainedModel, cfg: DictConfig, n_tasks: int) -> Step:
     return step
 
 
-def loop(model: PreTrainedModel, cfg: DictConfig, n_tasks: int) -> Step:
+def loop(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
     names = [f"task{d}" for d in range(n_tasks)]
     # In float32 of its own, if need be: the other variants share this one's weights.
     model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
@@ -177,12 +190,19 @@ def loop(model: PreTrainedModel, cfg: DictConfig, n_tasks: int) -> Step:
     return step
 
 
-def bora(model: PreTrainedModel, cfg: DictConfig, n_tasks: int, compile: bool = False) -> Step:
+def bora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> Step:
     module = HierarchicalLoRA(
-        model, [f"task{d}" for d in range(n_tasks)], [100] * n_tasks, 100 * n_tasks * cfg.length, cfg.tau,
-        **plain(cfg.lora), **plain(cfg.prior),
-        betas=tuple(cfg.optim.betas), eps=cfg.optim.eps, compile=compile,
-    )  # fmt: skip
+        model,
+        [f"task{d}" for d in range(n_tasks)],
+        [100] * n_tasks,
+        100 * n_tasks * cfg.length,
+        cfg.tau,
+        **dict(cfg.lora),
+        **dict(cfg.prior),
+        betas=tuple(cfg.optim.betas),
+        eps=cfg.optim.eps,
+        compile=compile,
+    )
     module.to(cfg.device)
     optimiser = module.configure_optimizers()
 
@@ -195,8 +215,8 @@ def bora(model: PreTrainedModel, cfg: DictConfig, n_tasks: int, compile: bool = 
     return step
 
 
-def random_batches(cfg: DictConfig, vocabulary: int) -> Iterator[dict[str, Tensor]]:
-    """Random tokens in documents of half the length to all of it, padded on the right."""
+def random_batches(cfg: SimpleNamespace, vocabulary: int) -> Iterator[dict[str, Tensor]]:
+    """Yield random tokens in documents of half the length to all of it, padded on the right."""
     rng = np.random.default_rng(cfg.seed)
     while True:
         lengths = torch.from_numpy(rng.integers(cfg.length // 2, cfg.length + 1, cfg.batch_size))
@@ -212,7 +232,7 @@ def random_batches(cfg: DictConfig, vocabulary: int) -> Iterator[dict[str, Tenso
 
 
 def of_tasks(batch: dict[str, Tensor], n_tasks: int) -> MaskedBatch:
-    """The batch with its documents dealt out to this many tasks, and as one of 1000 of an epoch."""
+    """Deal the batch's documents out to this many tasks, as one of an epoch's 1000 batches."""
     return {
         "input_ids": batch["input_ids"],
         "labels": batch["labels"],
@@ -223,35 +243,33 @@ def of_tasks(batch: dict[str, Tensor], n_tasks: int) -> MaskedBatch:
 
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with modules of its own and the same weights in memory."""
+    """Copy the model: modules of its own, the same weights in memory."""
     weights = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, weights)
 
 
-def adapters_and_state(cfg: DictConfig, model: PreTrainedModel, n_tasks: int) -> int:
-    """Bytes of D tasks' θ and AdamW's two moments, in float32."""
-    layers = find_targets(model, plain(cfg.lora)["target_modules"])
+def adapters_and_state(cfg: SimpleNamespace, model: PreTrainedModel, n_tasks: int) -> int:
+    """Count the bytes of D tasks' θ and AdamW's two moments, in float32."""
+    layers = find_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     return 3 * 4 * (n_tasks + 1) * layout.n_parameters
 
 
-def free_memory(cfg: DictConfig) -> int:
-    """Bytes on the device."""
-    import psutil
-
+def free_memory(cfg: SimpleNamespace) -> int:
+    """Measure the free bytes on the device."""
     return psutil.virtual_memory().available if cfg.device == "cpu" else torch.cuda.mem_get_info()[0]
 
 
-def wait(cfg: DictConfig) -> None:
-    """Until the device has done what it was asked."""
+def wait(cfg: SimpleNamespace) -> None:
+    """Wait until the device has finished."""
     if cfg.device != "cpu":
         torch.cuda.synchronize()
 
 
 def time_steps(
-    cfg: DictConfig, model: PreTrainedModel, chosen: list[Variant]
+    cfg: SimpleNamespace, model: PreTrainedModel, chosen: list[Variant]
 ) -> tuple[dict[str, list[float]], list[int]]:
-    """Seconds of each timed step, by variant; and the batches' scored tokens. One step of each in turn."""
+    """Time one step of each variant in turn: seconds by variant, and the batches' scored tokens."""
     steps = {v.name: v.build(copy_of(model), cfg, v.n_tasks) for v in chosen}
     seconds: dict[str, list[float]] = {v.name: [] for v in chosen}
     tokens = []
@@ -272,41 +290,29 @@ def time_steps(
     return seconds, tokens
 
 
-def peak_memory(cfg: DictConfig, model: PreTrainedModel, variant: Variant) -> float:
-    """MiB that three steps of one variant need at most; on the CPU the whole process, with its libraries."""
+def peak_memory(cfg: SimpleNamespace, model: PreTrainedModel, variant: Variant) -> float:
+    """Measure the peak of three steps of one variant, MiB; on the CPU of the whole process, with its libraries."""
     forget_peak()  # what was needed to get here (imports, loading) does not count
     step = variant.build(model, cfg, variant.n_tasks)
     batches = random_batches(cfg, model.config.get_text_config().vocab_size)
     for _ in range(3):
         step(of_tasks(next(batches), variant.n_tasks))
-    return needed_at_most(cfg.device) / MIB
+    return process_peak(cfg.device) / MIB
 
 
-def peak_memory_alone(variant: Variant) -> float:
-    """The same, in a process of its own."""
-    overrides = [*HydraConfig.get().overrides.task, f"only={variant.name}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bora.bench", *overrides], capture_output=True, text=True, check=False
-    )
+def peak_memory_alone(cfg: SimpleNamespace, variant: Variant) -> float:
+    """Measure the peak in a process of its own, MiB."""
+    command = [sys.executable, __file__, *cfg.arguments, f"only={variant.name}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {variant.name} failed: {done.stderr.strip()[-400:]}")
     return float(done.stdout.split()[-1])
 
 
-def machine(cfg: DictConfig) -> dict[str, str | int]:
-    """Where the numbers are from."""
-    return {
-        "cpu": processor(),
-        "threads": torch.get_num_threads(),
-        "device": cfg.device if cfg.device == "cpu" else torch.cuda.get_device_name(),
-    }
-
-
-def report(result: dict) -> None:
-    """The table, on standard output."""
-    cfg = result["settings"]
+def report(cfg: SimpleNamespace, result: dict) -> None:
+    """Print the table."""
     table = Table(
-        title=f"{cfg['model']['name']}, {cfg['batch_size']} × {cfg['length']}, {result['dtype']}, "
+        title=f"{cfg.model.name}, {cfg.batch_size} × {cfg.length}, {result['dtype']}, "
         f"{result['machine']['device']}, {result['machine']['threads']} threads",
         title_justify="left",
     )
@@ -324,69 +330,81 @@ def report(result: dict) -> None:
         print(f"{name}: left out, its θ and moments need {mib:,.0f} MiB")
 
 
-@hydra.main(config_path=str(config_folder()), config_name="bench", version_base="1.3")
-def job(cfg: DictConfig) -> None:
-    """Measure, print, and write the JSON."""
-    torch.manual_seed(cfg.seed)
-    logging.getLogger("bora").setLevel(logging.WARNING)
-    model = load_backbone(cfg.model, cfg.device, cfg.length).model.to(cfg.device).requires_grad_(False)
-    known = variants(cfg)
-    if cfg.only is not None:
-        print(peak_memory(cfg, model, next(v for v in known if v.name == cfg.only)))
-        return
+def choose(cfg: SimpleNamespace, model: PreTrainedModel) -> tuple[list[Variant], dict[str, float]]:
+    """Choose the variants whose θ and moments fit the memory together; of the others, the MiB that they need."""
     chosen, left_out, free = [], {}, free_memory(cfg)
-    for variant in known:
+    for variant in variants(cfg):
         state = adapters_and_state(cfg, model, variant.n_tasks)
-        # All variants live side by side; the rest is for activations.
-        if state > 0.8 * free:
+        if state > 0.8 * free:  # the rest is for activations
             left_out[variant.name] = state / MIB
         else:
             chosen.append(variant)
             free -= state
-    seconds, tokens = time_steps(cfg, model, chosen)
-    rows: list[dict[str, Any]] = []
+    return chosen, left_out
+
+
+def summarise(
+    cfg: SimpleNamespace,
+    model: PreTrainedModel,
+    chosen: list[Variant],
+    seconds: dict[str, list[float]],
+    tokens: list[int],
+) -> list[dict]:
+    """Build the table's rows; with `memory`, measure each variant's peak."""
+    rows: list[dict] = []
     for variant in chosen:
         low, median, high = np.quantile(seconds[variant.name], [0.25, 0.5, 0.75]).tolist()
         ratios = np.array(seconds[variant.name]) / np.array(seconds["floor"])  # on the same batch
         row = {
-            "name": variant.name, "n_tasks": variant.n_tasks, "seconds": median, "quartiles": [low, high],
+            "name": variant.name,
+            "n_tasks": variant.n_tasks,
+            "seconds": median,
+            "quartiles": [low, high],
             "tokens_per_second": float(np.median(np.array(tokens) / seconds[variant.name])),
             "to_floor": float(np.median(ratios)),
             "all_seconds": seconds[variant.name],
-        }  # fmt: skip
+        }
         if cfg.memory:
-            row["peak_mib"] = peak_memory_alone(variant)
+            row["peak_mib"] = peak_memory_alone(cfg, variant)
             row["over_floor_mib"] = row["peak_mib"] - (rows[0] if rows else row)["peak_mib"]
-            if variant.is_bora:
+            if variant.name.startswith("bora_"):  # θ and moments are all that it holds beside the floor
                 row["state_mib"] = adapters_and_state(cfg, model, variant.n_tasks) / MIB
         rows.append(row)
-    result = {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"), "machine": machine(cfg),
-        "dtype": str(model.dtype).removeprefix("torch."), "attention": model.config._attn_implementation,
-        "scored_tokens": tokens,
-        "versions": versions(), "settings": plain(cfg),
-        "variants": rows, "left_out": left_out,
-    }  # fmt: skip
-    report(result)
-    out = Path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, json.dumps(result, indent=1))
-    print(f"written: {out}")
+    return rows
 
 
 def main() -> None:
-    """Run the command line."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    for package in ("peft", "psutil"):
-        if importlib.util.find_spec(package) is None:
-            print(
-                f"bora: bora bench needs its extra: pip install 'bora[bench]' (there is no {package})",
-                file=sys.stderr,
-            )
-            sys.exit(2)
-    with leaving():
-        set_aside()
-        job()
+    """Measure, print the table, and append a line of JSON to the file `out`."""
+    cfg = read_settings(sys.argv[1:])
+    torch.manual_seed(cfg.seed)
+    logging.getLogger("bora").setLevel(logging.WARNING)
+    model = load_backbone(cfg.model, cfg.device, cfg.length).model.to(cfg.device).requires_grad_(False)
+    if cfg.only is not None:
+        print(peak_memory(cfg, model, next(v for v in variants(cfg) if v.name == cfg.only)))
+        return
+    chosen, left_out = choose(cfg, model)
+    seconds, tokens = time_steps(cfg, model, chosen)
+    result = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": processor(),
+            "threads": torch.get_num_threads(),
+            "device": cfg.device if cfg.device == "cpu" else torch.cuda.get_device_name(),
+        },
+        "arguments": cfg.arguments,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "scored_tokens": tokens,
+        "versions": versions(),
+        "variants": summarise(cfg, model, chosen, seconds, tokens),
+        "left_out": left_out,
+    }
+    report(cfg, result)
+    out = Path(cfg.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":
