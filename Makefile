@@ -22,8 +22,8 @@ test-faults: .venv/installed  ## what clusters do, at length: 100 kills at rando
 	BORA_KILLS=100 BORA_LONG=1 $(BIN)/python -m pytest -n 2 tests/faults
 
 bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see experiments/bench
-	$(BIN)/python -m bora.bench
-	$(BIN)/python -m bora.bench model=opt_mini model.dtype=auto out=outputs/bench_opt_mini.json
+	$(BIN)/python experiments/bench/bench.py
+	$(BIN)/python experiments/bench/bench.py model=opt_mini model.dtype=auto
 
 lint: .venv/installed  ## style, format and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

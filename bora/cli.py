@@ -24,7 +24,6 @@ COMMANDS = {
         "bora.commands.doctor",
         "this machine, and what a run would cost: bora doctor model=opt_mini tau=100",
     ),
-    "bench": ("bora.bench", "what a training step costs: bora bench model=opt_mini"),
 }
 
 

@@ -23,7 +23,7 @@ def blocks(page: str, language: str) -> list[str]:
 def commands(page: str) -> list[str]:
     """Every line of the shell blocks, lines that go on joined; and `bora …` in running text and tables."""
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    inline = re.findall(r"`(bora (?:run|report|generate|evaluate|adapt|export|doctor|bench) [^`\n]+)`", page)
+    inline = re.findall(r"`(bora (?:run|report|generate|evaluate|adapt|export|doctor) [^`\n]+)`", page)
     return [line.split("  #")[0].strip() for line in [*lines, *inline]]
 
 

@@ -1,14 +1,21 @@
-"""What the scripts of experiments/ take from bora is there."""
+"""The studies' scripts run with today's bora, and their tables come out of their archives of runs."""
 
 import ast
+import os
+import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bora.commands.doctor import composed
-from bora.runs.replay import read_config
+from bora.report.evidence import Evidence
+from bora.report.series import read_runs, series_of
+from bora.report.tables import table1, table2
+from tests.shown import composed
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+REPOSITORY = Path(__file__).parents[1]
+EXPERIMENTS = REPOSITORY / "experiments"
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.rglob("*.py")))
@@ -22,19 +29,51 @@ def test_imports_exist(script):
             exec(ast.unparse(node), {})
 
 
-FOLDERS = sorted(
-    {str(p.parent.parent.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.rglob("tau=*/config.yaml")}
+@pytest.mark.parametrize("study", sorted(p.parent.name for p in EXPERIMENTS.glob("*/study.sh")))
+def test_a_studys_commands_are_known(study, tmp_path):
+    for name in ("bora", "python"):  # in place of the real ones: write down the arguments
+        (tmp_path / name).write_text(
+            f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "$LIST"; echo >> "$LIST"\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    given = {"BORA": str(tmp_path / "bora"), "LIST": str(tmp_path / "list"), "DATA": "t.csv", "OUT": "out"}
+    script = EXPERIMENTS / study / "study.sh"
+    subprocess.run([script], env=os.environ | given, cwd=REPOSITORY, check=True)
+    commands = [shlex.split(line) for line in (tmp_path / "list").read_text().splitlines()]
+    assert any("--archive" in command for command in commands)
+    for command in commands:
+        if command[1] == "run":
+            composed([word for word in command[2:] if word != "-m"])
+
+
+def cells(text: str) -> set[tuple[str, ...]]:
+    """The rows of a page's tables, without the lines below their heads."""
+    lines = [
+        line.replace("\\", "") for line in text.splitlines() if line.startswith("|") and "--" not in line
+    ]
+    return {tuple(cell.strip() for cell in line.split("|")) for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("study", "readme_tables", "files"),
+    [("stdlib", 2, ["noncentered-table2.md", "centered-table2.md"]), ("folketing", 1, ["table2.md"])],
 )
+def test_the_tables_are_those_of_the_archive(study, readme_tables, files):
+    runs, problems = read_runs([EXPERIMENTS / study])
+    evidence = [Evidence(series) for series in series_of(runs)[0] if len(series.taus) == 9]
+    readme = cells((EXPERIMENTS / study / "README.md").read_text("utf-8"))
+    assert problems == []
+    assert sum(cells(table1(e).markdown()) <= readme for e in evidence) == readme_tables
+    made = {table2(e).markdown() for e in evidence}
+    assert made == {(EXPERIMENTS / study / file).read_text("utf-8") for file in files}
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_run_of_any_age_can_be_done_again(folder):
-    config = min((EXPERIMENTS / folder).glob("*/config.yaml"))
-    then = read_config(config)
-    cfg, _ = composed([], config.parent)
-    for group in then:
-        if group in ("tau", "seed", "trainer", "likelihood", "lora"):
-            assert cfg[group] == then[group]
-    assert cfg.prior.estimator == then.prior.get("estimator", "dense")
-    assert cfg.data.max_tokens == then.data.max_tokens
-    assert composed(["data=stdlib", "logger=none", "resume=never"], config.parent)[0].resume == "never"
+def test_readmes_name_files_that_are_there():
+    for readme in EXPERIMENTS.rglob("README.md"):
+        text = readme.read_text("utf-8")
+        linked = re.findall(r"\]\(([^)#:]+)\)", text)
+        named = re.findall(r"`([\w.-]+\.(?:csv|jsonl?|csv\.gz|png|md))`", text)
+        for path in [*linked, *named]:
+            assert (readme.parent / path).exists() or path == "runs.csv.gz", f"{readme}: {path}"
+        for path in re.findall(r"(?:experiments|bora|conf)/[\w./-]+\.\w+", text):
+            assert (REPOSITORY / path).exists(), f"{readme}: {path}"

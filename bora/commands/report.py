@@ -1,4 +1,4 @@
-"""The command `python -m bora.report DIR…`: one or more sweep folders to tables, figures and a page."""
+"""The command `bora report DIR…`: one or more sweep folders to tables, figures and a page, or to one archive."""
 
 import argparse
 import math
@@ -16,7 +16,13 @@ def parser() -> argparse.ArgumentParser:
         prog="bora report",
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's or a run's folder")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="a sweep's or a run's folder, or an archive of runs (--archive)",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("report"), help="folder to write to (report)"
     )
@@ -30,7 +36,32 @@ def parser() -> argparse.ArgumentParser:
         "--wandb", choices=("auto", "off"), default="auto",
         help="log the report to Weights & Biases: auto, if the runs were (auto); off",
     )  # fmt: skip
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        metavar="FILE",
+        help="instead of a report, write the runs to this one file (runs.csv.gz): all settings and results, a row for "
+        "each task of each run; `bora report FILE` gives the same report as the folders",
+    )
     return parser
+
+
+def archive(folders: list[Path], file: Path) -> None:
+    """Read the runs and write them to an archive.
+
+    Raises:
+        UserError: no folder, or no finished run.
+    """
+    from bora.lib.files import output_folder
+    from bora.report.series import read_runs, to_records
+    from bora.runs.archive import write_archive
+
+    runs, problems = read_runs(folders)
+    output_folder(file.parent)
+    write_archive(file, to_records(runs, file))
+    for line in problems:
+        print(f"bora: {line}", file=sys.stderr)
+    print(f"{len(runs)} runs: {file.resolve()}")
 
 
 def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
@@ -87,6 +118,9 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
+        if arguments.archive is not None:
+            archive(arguments.folders, arguments.archive)
+            return
         build(arguments.folders, arguments.output, arguments.color_by, arguments.wandb == "auto")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ import pandas as pd
 
 from bora.config import flatten
 from bora.errors import UserError
+from bora.runs.archive import ARCHIVE, Record, read_archive
 from bora.runs.directory import CONFIG, FAILED, SUMMARY, RunDirectory
 
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
@@ -23,10 +25,10 @@ FREE_KEYS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as its files have it.
+    """A finished run as its files, or an archive of runs, have it.
 
     Attributes:
-        folder: its directory.
+        folder: its directory; of an archived run, where it was beside the archive.
         config: config.yaml, flat: {"prior.penalty": "gaussian", …}.
         summary: summary.json; infinite numbers as floats.
         per_task: per_task.csv, indexed by task.
@@ -72,17 +74,45 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, directory.summary(), directory.per_task().set_index("task"))
 
 
+def read_archived(file: Path) -> list[Run]:
+    """Read the runs of an archive.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    return [Run(file.parent / r.run, r.config, r.summary, r.per_task) for r in read_archive(file)]
+
+
+def to_records(runs: list[Run], file: Path) -> list[Record]:
+    """Turn runs into an archive's records.
+
+    A run's place is its path from the folder of `file`, or, if some runs lie elsewhere, from their common folder.
+    """
+    folders = [run.folder.resolve() for run in runs]
+    base = file.resolve().parent
+    if not all(folder.is_relative_to(base) for folder in folders):
+        base = Path(os.path.commonpath([folder.parent for folder in folders]))
+    places = [folder.relative_to(base).as_posix() for folder in folders]
+    return [
+        Record(place, run.config, run.summary, run.per_task) for place, run in zip(places, runs, strict=True)
+    ]
+
+
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Every finished run at or below the folders, and a line for each that is not whole or not finished.
+    """Read every finished run at or below the folders, and in archives; a line for each that is damaged or unfinished.
+
+    A run that is in an archive and still has its folder is read from the folder.
 
     Raises:
         UserError: a folder is not there, or there is no finished run at all.
     """
-    runs, problems, seen = [], [], set()
+    runs: list[Run] = []
+    problems: list[str] = []
+    seen: set[Path] = set()
     folders = list(folders)
     for top in folders:
-        if not top.is_dir():
-            raise UserError(f"{top}: there is no such folder")
+        if not top.exists():
+            raise UserError(f"{top}: there is no such folder or archive of runs")
         for folder in sorted({file.parent for name in (CONFIG, SUMMARY) for file in top.rglob(name)}):
             if folder.resolve() in seen:
                 continue
@@ -97,6 +127,10 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
         for failed in sorted(top.rglob(FAILED)):
             if not (failed.parent / SUMMARY).is_file():
                 problems.append(f"{failed.parent} failed: {RunDirectory(failed.parent).failure()['error']}")
+        for file in [top] if top.is_file() else sorted(top.rglob(ARCHIVE)):
+            archived = [run for run in read_archived(file) if run.folder.resolve() not in seen]
+            seen.update(run.folder.resolve() for run in archived)
+            runs += archived
     if not runs:
         more = f" ({problems[0]})" if problems else ""
         raise UserError(f"no finished run in {', '.join(map(str, folders))}{more}")

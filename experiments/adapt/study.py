@@ -3,8 +3,8 @@
 Held-out speakers of folketing are fitted from the run's prior (Θ fixed, the run's τ), and by a LoRA from scratch
 (τ = 0, a fresh start); beside them stand Θ alone and the frozen backbone. The number of epochs is chosen for each method
 and size on other held-out speakers; the test speakers' 16 test speeches are read once. Results go to
-results.csv beside this file, a row a method, size and speaker; what is there is not done again. Then come table.md and
-figure.png.
+results.csv beside this file, a row a method, size and speaker; what is there is not done again. Then the table is
+printed and figure.png drawn.
 """
 
 import copy
@@ -68,8 +68,12 @@ def scratch(restored: Restored, names: list[str], counts: list[int], n_tokens: i
     """Separate LoRAs, as PEFT starts them."""
     torch.manual_seed(0)
     known = dict(restored.model.hparams) | {
-        "task_names": names, "task_documents": counts, "n_tokens": n_tokens, "tau": 0.0, "parameterization": "centered",
-    }  # fmt: skip
+        "task_names": names,
+        "task_documents": counts,
+        "n_tokens": n_tokens,
+        "tau": 0.0,
+        "parameterization": "centered",
+    }
     return HierarchicalLoRA.from_hyperparameters(restored.model.backbone.model, known)
 
 
@@ -88,9 +92,15 @@ def study(run: Path, path: str) -> None:
     out = HERE / "results.csv"
     done = pd.read_csv(out) if out.is_file() else pd.DataFrame(columns=["method", "speeches"])
     about = {
-        "run": run.name, "tau": restored.summary["tau"], "dtype": restored.summary["dtype"], "lr": LR, "batch": BATCH,
-        "validating": names[:N_VALIDATION], "testing": names[N_VALIDATION:], "versions": versions(),
-    }  # fmt: skip
+        "run": run.name,
+        "tau": restored.summary["tau"],
+        "dtype": restored.summary["dtype"],
+        "lr": LR,
+        "batch": BATCH,
+        "validating": names[:N_VALIDATION],
+        "testing": names[N_VALIDATION:],
+        "versions": versions(),
+    }
     write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
@@ -130,12 +140,15 @@ def study(run: Path, path: str) -> None:
 
 
 WORDS = {
-    "frozen": "frozen backbone", "mean": "Θ alone", "scratch": "LoRA from scratch", "prior": "from the prior N(Θ, τ⁻¹ I)",
-}  # fmt: skip
+    "frozen": "frozen backbone",
+    "mean": "Θ alone",
+    "scratch": "LoRA from scratch",
+    "prior": "from the prior N(Θ, τ⁻¹ I)",
+}
 
 
 def show() -> None:
-    """table.md and figure.png from results.csv; intervals are bootstraps over speakers."""
+    """Print the table and draw figure.png from results.csv; intervals are bootstraps over speakers."""
     results = pd.read_csv(HERE / "results.csv")
     draws = np.random.default_rng(0).integers(0, N_TEST, (2000, N_TEST))
     wide = results.pivot(index="speaker", columns=["method", "speeches"], values="nats")
@@ -166,7 +179,6 @@ def show() -> None:
         differences = [interval(("prior", n), other) for other in (("mean", 0), ("scratch", n))]
         shown = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") for d, low, high in differences]
         lines.append(f"| {n} | " + " | ".join([*(f"{c:.2f}" for c in cells), *shown]) + " |")
-    write_whole(HERE / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")

@@ -67,8 +67,10 @@ def main() -> None:
     for _ in range(2):
         subprocess.run(
             [sys.executable, __file__, str(folder), "--measure"],
-            check=True, env=environment, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+            check=True,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+        )
 
 
 if __name__ == "__main__":

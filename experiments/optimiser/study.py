@@ -1,11 +1,13 @@
 """Tables and picture of the optimiser's study: python experiments/optimiser/study.py, after study.sh.
 
-A run's epochs are read from its metrics.csv. Two counts a run: epochs until validation perplexity is within
-1 % of the best that any of the ways reached at that τ with that seed, and of the best of its own. The first
-says which way gets there; the second is what the paper's remark on convergence is about.
+Two counts a run: epochs until validation perplexity is within 1 % of the best that any of the ways reached at that τ
+with that seed, and of the best of its own. The first says which way gets there; the second is what the paper's remark
+on convergence is about.
+
+Reads runs.csv.gz and curves.csv, a row for each epoch of each run: validation perplexity, and the mean of the logged
+steps' prior and likelihood in nats a token. Where the runs' own folders are here, curves.csv is made from them first.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from matplotlib.figure import Figure
 
 from bora.report.evidence import format_tau
 from bora.report.figures import GROUPS, MARKERS, STYLE
+from bora.runs.archive import read_archive
 
 HERE = Path(__file__).parent
+RUNS = read_archive(HERE / "runs.csv.gz")
 WAYS = {
     "rule": "centered, 1e-5 · τ (the paper)",
     "constant": "centered, 1e-3",
@@ -26,26 +30,38 @@ WAYS = {
 WITHIN = 1.01
 
 
-def curve(run: Path) -> list[float]:
-    """Validation perplexity after each epoch."""
-    summary = json.loads((run / "summary.json").read_text("utf-8"))
-    values = pd.read_csv(run / "metrics.csv")["val/perplexity"].dropna().tolist()
-    return values[: summary["epochs"]]  # the best epoch's is written once more at the end
+def write_curves() -> None:
+    """Write curves.csv from the runs' metrics.csv."""
+    parts = []
+    for record in RUNS:
+        metrics = pd.read_csv(HERE / record.run / "metrics.csv")
+        # The best epoch's perplexity is written once more at the end.
+        perplexity = metrics["val/perplexity"].dropna().tolist()[: record.summary["epochs"]]
+        means = metrics.groupby("epoch")[["train/prior", "train/likelihood"]].mean().head(len(perplexity))
+        part = pd.DataFrame(
+            {"run": record.run, "epoch": range(1, len(perplexity) + 1), "val_perplexity": perplexity}
+        )
+        parts.append(
+            part.assign(prior=means["train/prior"].tolist(), likelihood=means["train/likelihood"].tolist())
+        )
+    pd.concat(parts).to_csv(HERE / "curves.csv", index=False, float_format="%.6g")
 
 
-def read(folder: str) -> pd.DataFrame:
+def read_runs() -> pd.DataFrame:
+    """One row a run: which way, its settings and results, and its validation perplexity after each epoch."""
+    curves = pd.read_csv(HERE / "curves.csv").groupby("run")["val_perplexity"].agg(list)
     rows = []
-    for path in sorted((HERE / "runs" / folder).glob("*/summary.json")):
-        summary = json.loads(path.read_text("utf-8"))
+    for record in RUNS:
+        summary = record.summary
         rows.append(
             {
-                "way": folder,
-                "tau": float(summary["tau"]),
+                "way": record.run.split("/")[0],
+                "tau": summary["tau"],
                 "seed": summary["seed"],
                 "form": summary["parameterization"],
                 "lr": summary["lr"],
                 "epochs": summary["epochs"],
-                "curve": curve(path.parent),
+                "curve": curves[record.run],
                 "best_val": summary["val_perplexity"],
                 "test": summary["test_perplexity"],
             }
@@ -132,18 +148,17 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    runs = count(pd.concat([read(way) for way in WAYS], ignore_index=True))
-    runs.to_csv(HERE / "results.csv", index=False)
-    (HERE / "table.md").write_text(markdown(runs), "utf-8")
-    draw(runs).savefig(HERE / "epochs.png")
-    print(markdown(runs))
+    if (HERE / RUNS[0].run / "metrics.csv").is_file():
+        write_curves()
+    runs = read_runs()
+    ways = count(runs[runs["way"].isin(WAYS)])
+    draw(ways).savefig(HERE / "epochs.png")
+    print(markdown(ways))
     print("rates at τ = 10⁴")
-    rates = pd.concat([read("rate"), *(read(w) for w in ("rule", "constant", "noncentered"))])
-    rates = rates[rates["tau"] == 1e4].drop_duplicates(["form", "lr", "seed"])
+    rates = runs[(runs["tau"] == 1e4) & (runs["way"] != "path")].drop_duplicates(["form", "lr", "seed"])
     rates["to_own_best"] = [epochs_until(c, min(c)) for c in rates["curve"]]
     rates["lr over prior's sd"] = rates["lr"] * math.sqrt(1e4)
     rates = rates.drop(columns=["curve", "way"]).sort_values(["form", "lr", "seed"])
-    rates.to_csv(HERE / "rates.csv", index=False)
     print(rates.to_markdown(index=False))
 
 
