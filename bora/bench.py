@@ -43,7 +43,7 @@ from bora.bayes.adapters import Layout, linear_shape
 from bora.commands.run import leaving
 from bora.config import config_folder, plain
 from bora.data.batches import Batch
-from bora.lib.files import write_whole
+from bora.lib.files import write_text_atomically
 from bora.lib.machine import forget_peak, processor
 from bora.lib.machine import peak_memory as needed_at_most
 from bora.lib.redaction import set_aside
@@ -370,7 +370,7 @@ def job(cfg: DictConfig) -> None:
     report(result)
     out = Path(cfg.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, json.dumps(result, indent=1))
+    write_text_atomically(out, json.dumps(result, indent=1))
     print(f"written: {out}")
 
 

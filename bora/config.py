@@ -100,7 +100,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: the first value that is out of range, with the range.
     """
-    for key in (*GROUPS, "data.reader", "model.loader"):
+    for key in (*GROUPS, "model.loader"):
         if not isinstance(OmegaConf.select(cfg, key), DictConfig):
             raise UserError(
                 f"{key} is a group of settings, see conf/{key.split('.')[0]}; it cannot be a value"
@@ -267,11 +267,7 @@ def check(cfg: DictConfig) -> None:
     text("data.template")
     text("data.prompt", null=True)
     # Where none is given, Talk of Norway is downloaded; other corpora need theirs.
-    reader = str(OmegaConf.select(cfg, "data.reader._target_"))
-    text("data.path", null=reader.startswith("bora.data.talk_of_norway."))
-    ours = reader.startswith("bora.data.") and "path" in cfg.data.reader
-    if ours and cfg.data.reader.path != given("data.path"):
-        raise UserError("data.reader.path is data.path; give data.path=…")
+    text("data.path", null=cfg.data.source == "talk_of_norway")
     for key in ("data.task", "data.text", "data.date"):
         text(key, null=True)
     strings("lora.target_modules", one=True, null=True)

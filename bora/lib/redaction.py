@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 
 from bora.errors import UserError
-from bora.lib.files import write_whole
+from bora.lib.files import write_text_atomically
 
 # Stands where a secret stood. Plain letters: it must be a value to YAML, to Hydra's command line and in a URL alike.
 MARK = "__redacted__"
@@ -254,7 +254,7 @@ def redact_file(path: Path) -> None:
     found = OmegaConf.to_container(OmegaConf.load(path))
     safe = redacted(found, OVERRIDES[0] if isinstance(found, list) else "")
     if safe != found:
-        write_whole(path, as_yaml(safe))
+        write_text_atomically(path, as_yaml(safe))
 
 
 def hydra_files(cfg: DictConfig, settings: HydraConf) -> dict[str, str]:

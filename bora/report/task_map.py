@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass
 
-import hydra
 import numpy as np
 import pandas as pd
 import torch
 
+from bora.data.errors import SETTINGS
+from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.report.series import Run
 from bora.runs.directory import DOCUMENTS, RunDirectory
-from bora.runs.replay import CONFIG, check_calls, read_config
+from bora.runs.replay import CONFIG, read_config
 from bora.train.checkpoint import load_best
 
 PERMUTATIONS = 2_000
@@ -128,15 +129,8 @@ def attribute(run: Run, column: str) -> pd.Series:
     cfg = read_config(run.folder / CONFIG)
     if "text" not in cfg.data:
         raise UserError(f"data={cfg.data.name} has no columns to colour the tasks by")
-    check_calls(cfg, "data.reader")
-    try:
-        table = hydra.utils.instantiate(cfg.data.reader, text=column)
-    except hydra.errors.InstantiationException as error:
-        if not isinstance(error.__cause__, UserError):
-            raise
-        # The column was read in the text's place; it is not the text's option that the user gave.
-        reason = str(error.__cause__).replace(f"data.text={column}", f"--color-by={column}")
-        raise UserError(reason) from error
+    cfg.data.text = column  # read in the text's place
+    table = read_documents(cfg.data, SETTINGS | {"text": "--color-by="})
     documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
     values = table["text"].reindex(documents["row"]).to_numpy()
     commonest = (

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from bora.config import flat, plain
 from bora.errors import UserError, first_line, printable
-from bora.lib.files import PARTIAL, ordinary, write_whole
+from bora.lib.files import PARTIAL, require_regular_file, write_text_atomically
 from bora.lib.names import has_control
 from bora.lib.processes import is_first
 from bora.lib.redaction import as_yaml, redacted
@@ -244,10 +244,10 @@ class RunDirectory:
             log.info("going on from %s", self.resume_from)
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_whole(self.path / CONFIG, as_yaml(redacted(plain(cfg))))
+        write_text_atomically(self.path / CONFIG, as_yaml(redacted(plain(cfg))))
         for file, text in self.hydra_files.items():
             (self.path / HYDRA).mkdir(exist_ok=True)
-            write_whole(self.path / HYDRA / file, text)
+            write_text_atomically(self.path / HYDRA / file, text)
         return None
 
     def differences(self, cfg: DictConfig, given: Collection[str] = ()) -> list[str]:
@@ -263,12 +263,12 @@ class RunDirectory:
 
     def write_documents(self, documents: pd.DataFrame) -> None:
         """documents.csv: one row a document kept."""
-        write_whole(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
+        write_text_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
 
     def write_per_task(self, per_task: pd.DataFrame) -> None:
         """per_task.csv: one row a task, in the order of selection."""
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
-        write_whole(self.path / PER_TASK, per_task[columns].to_csv(index=False))
+        write_text_atomically(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """summary.json; the last file of a run, with hashes of itself and of others. An infinite τ is "inf"."""
@@ -305,7 +305,7 @@ class RunDirectory:
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
-        write_whole(self.path / name, text + "\n")
+        write_text_atomically(self.path / name, text + "\n")
 
 
 @contextmanager
@@ -316,7 +316,7 @@ def readable(file: Path) -> Iterator[Path]:
         UserError: it cannot be.
     """
     try:
-        yield ordinary(file)
+        yield require_regular_file(file)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not readable: {first_line(error)}; {DAMAGED}") from error
 

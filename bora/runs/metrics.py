@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from bora.errors import UserError, first_line
-from bora.lib.files import ordinary, write_whole
+from bora.lib.files import require_regular_file, write_text_atomically
 from bora.lib.processes import is_first
 
 METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file then
@@ -55,7 +55,7 @@ class MetricsFile(Logger):
                 raise UserError(f"{path} was changed since the last checkpoint; {MEND}")
             os.truncate(path, len(kept))
         else:
-            write_whole(path, _line(COLUMNS))
+            write_text_atomically(path, _line(COLUMNS))
             self.crc32 = zlib.crc32(path.read_bytes())
 
     @property
@@ -99,7 +99,7 @@ def _read(path: Path, size: int) -> bytes:
         UserError: there are not as many.
     """
     try:
-        with ordinary(path).open("rb") as file:
+        with require_regular_file(path).open("rb") as file:
             kept = file.read(size)
     except FileNotFoundError as error:
         raise UserError(f"{path} is gone, to which the interrupted run would add; {MEND}") from error

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bora.config import CLOSED, GROUPS, config_folder, flat, plain
 from bora.errors import UserError, first_line
-from bora.lib.files import ordinary
+from bora.lib.files import require_regular_file
 
 CONFIG = "config.yaml"
 # Where the loaders were when an older config.yaml was written → where they are.
@@ -53,7 +53,7 @@ def read_config(file: Path) -> DictConfig:
         UserError: there is no such file, it is no config, or it holds what would be looked up when it is read.
     """
     try:
-        text = ordinary(file).read_text("utf-8")
+        text = require_regular_file(file).read_text("utf-8")
         depth = 0
         for token in yaml.scan(text):
             # Aliases let a few lines stand for more than memory holds; a config that was written has none.

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bora.errors import UserError
 from bora.lib.console import print_sweep
-from bora.lib.files import write_whole
+from bora.lib.files import write_text_atomically
 from bora.lib.redaction import as_yaml, redacted
 from bora.lib.stopping import passed_on
 from bora.runs.directory import FAILED, NAMES, RESULTS, SUMMARY, RunDirectory
@@ -23,7 +23,7 @@ class Sweep(Callback):
         # Hydra's basic sweeper writes this file, others do not; the jobs' folders are named by it.
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(
+        write_text_atomically(
             folder / "multirun.yaml", as_yaml(redacted(OmegaConf.to_container(config, enum_to_str=True)))
         )
         # The folder may hold failures of an earlier sweep with other values; they are not this one's.

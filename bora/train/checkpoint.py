@@ -16,7 +16,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import UserError, first_line
-from bora.lib.files import ordinary, whole
+from bora.lib.files import atomic_write, require_regular_file
 from bora.lib.stopping import SIGNALS, Stop
 from bora.model.loading import tensors_sha256
 from bora.runs.directory import DAMAGED, SUMMARY, RunDirectory
@@ -37,7 +37,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it is not a checkpoint.
     """
     try:
-        with zipfile.ZipFile(ordinary(path)) as records:
+        with zipfile.ZipFile(require_regular_file(path)) as records:
             damaged = records.testzip()  # their checksums, which torch does not look at
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} was changed")
@@ -71,7 +71,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path)) as out:
+        with atomic_write(Path(path)) as out:
             file = _Told(out)
             try:
                 torch.save(checkpoint, cast(BinaryIO, file))

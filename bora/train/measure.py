@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from bora.data.batches import Batch, on_device
-from bora.data.module import Corpus
+from bora.data.corpus import Corpus
 from bora.errors import UserError
 from bora.lib.machine import forget_peak, peak_memory
 from bora.model.loading import load_backbone, on_gpu

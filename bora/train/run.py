@@ -6,14 +6,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import pandas as pd
 import torch
 from omegaconf import DictConfig
 
 from bora.config import plain
-from bora.data.module import Corpus, TaskDataModule, build_corpus
+from bora.data.corpus import Corpus, build_corpus
+from bora.data.module import TaskDataModule
+from bora.data.read import read_documents
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.lib.console import print_tasks
 from bora.lib.processes import is_first
@@ -45,7 +47,7 @@ def train(
         directory: where the run's files go.
         group, name: of the W&B run.
         given: keys that were set on the command line; see RunDirectory.differences.
-        table: columns task, text, date; in the place of what cfg.data.reader reads.
+        table: columns task, text, date; in the place of what cfg.data names.
 
     Raises:
         UserError: for whatever in the input cannot be used, before training starts.
@@ -158,28 +160,9 @@ def load_corpus(cfg: DictConfig, pretrained: Pretrained, table: pd.DataFrame | N
         raise UserError(
             f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
         )
-    return build_corpus(
-        hydra.utils.instantiate(d.reader) if table is None else table,
-        pretrained.tokenizer,
-        selection={
-            "selection": d.selection,
-            "n_tasks": d.n_tasks,
-            "min_documents": d.min_documents,
-            "max_documents": d.max_documents,
-            "documents_per_task": plain(d)["documents_per_task"],
-            "min_characters": d.min_characters,
-            "drop_duplicates": d.drop_duplicates,
-            "seed": d.split.seed,
-        },
-        split_options=plain(d.split),
-        encoding=encoding_options(cfg),
-    )
-
-
-def encoding_options(cfg: DictConfig) -> dict[str, Any]:
-    """How the config has texts turned into tokens: keyword arguments of bora.data.tokens.encode."""
-    data = plain(cfg.data)
-    return {key: data[key] for key in ("max_tokens", "prompt", "template", "append_eos", "prepend_bos")}
+    if table is None:
+        table = read_documents(d)
+    return build_corpus(table, Tokens.of(d, pretrained.tokenizer), d)
 
 
 def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
@@ -188,7 +171,7 @@ def build_data(cfg: DictConfig, pretrained: Pretrained, corpus: Corpus) -> TaskD
     return TaskDataModule(
         corpus,
         # What stands in padding matters only where padding is scored: the end of text is predicted then.
-        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else tokenizer.pad_token_id or 0,
+        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else Tokens.of(cfg.data, tokenizer).pad_id,
         batch_size=cfg.data.batch_size,
         eval_batch_size=cfg.data.eval_batch_size,
         seed=cfg.seed,

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from bora.config import flat
+from bora.data.tokens import Tokens
 from bora.errors import UserError, first_line
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.directory import RunDirectory
@@ -36,6 +37,11 @@ class Restored(NamedTuple):
     cfg: DictConfig
     summary: dict[str, Any]
     directory: RunDirectory
+
+    @property
+    def tokens(self) -> Tokens:
+        """How the run turns text into tokens."""
+        return Tokens.of(self.cfg.data, self.tokenizer)
 
     @property
     def per_task(self) -> pd.DataFrame:

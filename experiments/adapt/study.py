@@ -19,12 +19,10 @@ import torch
 
 from bora.data.batches import Batches, Documents, loader
 from bora.data.table import read
-from bora.data.tokens import encode
-from bora.lib.files import write_whole
+from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
 from bora.runs.directory import versions
 from bora.train.module import HierarchicalLoRA
-from bora.train.run import encoding_options
 from bora.use.adapt import fit, new_tasks
 from bora.use.restore import Restored, restore
 
@@ -76,12 +74,12 @@ def scratch(restored: Restored, names: list[str], counts: list[int], n_tokens: i
 def study(run: Path, path: str) -> None:
     restored = restore(run)
     speakers = speakers_of(restored, read(path))
-    names, pad = list(speakers), restored.tokenizer.pad_token_id or 0
+    names, tokens = list(speakers), restored.tokens
 
     def documents(rows: slice, who: list[str]) -> Documents:
         part = pd.concat([speakers[name].iloc[rows] for name in who])
-        encoded, _ = encode(part, restored.tokenizer, **encoding_options(restored.cfg))
-        return Documents(encoded, [names.index(t) for t in part["task"]], pad)
+        encoded, _ = tokens.encode(part)
+        return Documents(encoded, [names.index(t) for t in part["task"]], tokens.pad_id)
 
     held_out = slice(max(EPOCHS), None)
     validation, test = documents(held_out, names[:N_VALIDATION]), documents(held_out, names[N_VALIDATION:])
@@ -91,13 +89,13 @@ def study(run: Path, path: str) -> None:
         "run": run.name, "tau": restored.summary["tau"], "dtype": restored.summary["dtype"], "lr": LR, "batch": BATCH,
         "validating": names[:N_VALIDATION], "testing": names[N_VALIDATION:], "versions": versions(),
     }  # fmt: skip
-    write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
+    write_text_atomically(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
         nonlocal done
         result = result.reset_index().assign(method=method, speeches=speeches, epochs=epochs)
         done = pd.concat([done, result]) if len(done) else result
-        write_whole(out, done.to_csv(index=False))
+        write_text_atomically(out, done.to_csv(index=False))
         nll = result["nats"].sum() / result["tokens"].sum()
         print(f"{method}, {speeches}: {np.exp(nll):.2f} after {epochs} epochs", flush=True)
 
@@ -166,7 +164,7 @@ def show() -> None:
         differences = [interval(("prior", n), other) for other in (("mean", 0), ("scratch", n))]
         shown = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") for d, low, high in differences]
         lines.append(f"| {n} | " + " | ".join([*(f"{c:.2f}" for c in cells), *shown]) + " |")
-    write_whole(HERE / "table.md", "\n".join(lines) + "\n")
+    write_text_atomically(HERE / "table.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
