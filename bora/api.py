@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 
 from bora.commands.overrides import compose_config
 from bora.config import conf_folder
-from bora.data.columns import columns_of, from_arrow, from_values
+from bora.data.columns import Columns, from_arrow, from_values
+from bora.data.errors import in_file, setting_names
 from bora.errors import UserError
 from bora.lib.cache import digest
 from bora.lib.stopping import Stopped
@@ -25,7 +26,7 @@ from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use.restore import Restored, restore
 
-THE_FRAME = "the frame"  # in messages
+ARGUMENTS = {"task": "task=", "text": "text=", "date": "date="}  # in messages
 
 
 def fit(
@@ -92,14 +93,12 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
     Raises:
         UserError: it is no frame, or a column is not there or holds what is no text.
     """
-    if not isinstance(frame, pd.DataFrame):
-        # Not by their to_pandas, which makes floats of integers with gaps.
-        table = _arrow(frame)
-        names = columns_of(table.column_names, THE_FRAME, task, text, date)
-        return from_arrow(table, names, THE_FRAME)
-    frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
-    names = columns_of(frame.columns.tolist(), THE_FRAME, task, text, date)
-    return from_values({c: frame[c] for c in names}, names, THE_FRAME)
+    columns = Columns(task, text, date)
+    with setting_names(ARGUMENTS), in_file("the frame"):
+        if not isinstance(frame, pd.DataFrame):
+            # Not by their to_pandas, which makes floats of integers with gaps.
+            return from_arrow(_arrow(frame), columns)
+        return from_values(frame.set_axis([str(c) for c in frame.columns], axis=1), columns)
 
 
 def _arrow(frame: Any) -> pa.Table:

@@ -19,7 +19,8 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import bora.commands.run
 from bora.bayes.adapters import LowRank
-from bora.data.module import Corpus, TaskDataModule
+from bora.data.corpus import Corpus
+from bora.data.module import TaskDataModule
 from bora.data.select import Dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.use.restore import restore

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 import bora.commands.run
 from bora.commands import report
 from bora.errors import UserError
-from bora.lib.cache import digest, kept
+from bora.lib.cache import cached_table, digest
 from bora.model.pretrained import from_pretrained
 from bora.use import export, generate
 from tests.conftest import table
@@ -233,7 +233,7 @@ def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
         for old in (tmp_path / "tokens").iterdir():
             old.unlink()
         (tmp_path / f"tokens/{key}.{zlib.crc32(content):08x}.arrow").write_bytes(content)
-        assert kept("tokens", key, lambda: made)["x"].to_pylist() == expected
+        assert cached_table("tokens", key, lambda: made)["x"].to_pylist() == expected
 
 
 # Calls that run what they read, by their last two names; the first of them may be any where it says so.

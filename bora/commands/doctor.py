@@ -132,8 +132,7 @@ def nothing_kept(cfg: DictConfig) -> Iterator[None]:
     """
     from bora.lib import cache
 
-    reader = OmegaConf.select(cfg, "data.reader._target_")
-    if reader == "bora.data.talk_of_norway.read" and cfg.data.path is None:
+    if cfg.data.source == "talk_of_norway" and cfg.data.path is None:
         file = cache.cache_root() / "talk_of_norway" / "ton.csv"
         if not file.is_file():
             raise UserError(
@@ -141,7 +140,7 @@ def nothing_kept(cfg: DictConfig) -> Iterator[None]:
                 "or with data.path=/path/to/ton.csv"
             )
     with cache.read_only():
-        if reader != "bora.data.datasets.read" or importlib.util.find_spec("datasets") is None:
+        if cfg.data.source != "datasets" or importlib.util.find_spec("datasets") is None:
             yield
             return
         import datasets

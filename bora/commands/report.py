@@ -52,12 +52,12 @@ def archive(folders: list[Path], file: Path) -> None:
     Raises:
         UserError: no folder, or no finished run.
     """
-    from bora.lib.files import output_folder
+    from bora.lib.files import make_output_folder
     from bora.report.series import read_runs, to_records
     from bora.runs.archive import write_archive
 
     runs, problems = read_runs(folders)
-    output_folder(file.parent)
+    make_output_folder(file.parent)
     write_archive(file, to_records(runs, file))
     for line in problems:
         print(f"bora: {line}", file=sys.stderr)
@@ -74,13 +74,13 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
         from bora.report.page import build_section, page
     except ModuleNotFoundError as error:
         raise UserError(f"{NEEDS} (there is no {error.name})") from error
-    from bora.lib.files import output_folder, write_whole
+    from bora.lib.files import make_output_folder, write_text_atomically
     from bora.report.evidence import Evidence
     from bora.report.series import read_runs, series_of
     from bora.report.task_map import build_task_map
 
     runs, problems = read_runs(folders)
-    output_folder(output)
+    make_output_folder(output)
     all_series, left_out = series_of(runs)
     problems += left_out
     sections = []
@@ -100,7 +100,7 @@ def build(folders: list[Path], output: Path, color_by: str | None, to_wandb: boo
         sections.append(build_section(series, projection))
     for section in sections:
         section.write(output if len(sections) == 1 else output / section.slug)
-    write_whole(output / "index.html", page(sections, problems, len(runs)))
+    write_text_atomically(output / "index.html", page(sections, problems, len(runs)))
     if to_wandb:
         from bora.report.wandb import log_view
 

@@ -82,7 +82,7 @@ class Documents(Dataset[Batch]):
 class Batches(Sampler):
     """Index lists for Documents: every document once an epoch, step by step.
 
-    An epoch has ⌈N / (batch_size · accumulate)⌉ optimiser steps, whatever the order:
+    An epoch has ⌈N / (batch_size · accumulate)⌉ optimiser steps in every order:
 
     - bucketed: documents of like length together, steps of like many tokens, in random order, so that
       little is padded and no step is much longer than another;
@@ -111,7 +111,7 @@ class Batches(Sampler):
         Args:
             lengths: tokens of each document.
             batch_size: documents in a batch (if bucketed: on average), all processes together.
-            order: bucketed or shuffled, anew each epoch from (seed, epoch); or the documents' indices.
+            order: bucketed or shuffled, drawn for each epoch from (seed, epoch); or the documents' indices.
             accumulate: batches whose gradients make one step.
         """
         self.lengths, self.order, self.seed = np.asarray(lengths), order, seed
@@ -172,7 +172,7 @@ class Batches(Sampler):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that can go on within an epoch; Lightning keeps its state in checkpoints."""
+    """A DataLoader that can resume within an epoch; Lightning keeps its state in checkpoints."""
 
     sampler: Batches
 

@@ -1,118 +1,129 @@
-"""The columns task, text and date of whatever table, and their cells as text.
+"""The columns task, text and date of any table, and their cells as text.
 
-Everything is text: a speaker may be called "NA", a task may be "007".
+Everything is text: a speaker may be called "NA", a task "007".
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from bora.errors import UserError, first_line
-from bora.lib.names import one_spelling
+from bora.data.errors import ReadError
+from bora.errors import UserError
+from bora.lib.names import normalise_names
 
-# Where data.task is not given, the first of these columns that the table has.
+# The column of tasks where none is named: the first of these that the table has.
 TASK_COLUMNS = ("task", "rep_name")
-OPTIONAL = "\0optional"  # in the place of a column: one of these, if there is one; no column is called so
 NAMES_SHOWN, CHARACTERS_SHOWN = 30, 60  # in a message that lists columns
 
 
-def columns_of(
-    available: list[str], path: Path | str, task: str | None, text: str, date: str | None
-) -> dict[str, str]:
-    """Which of the table's columns are task, text and date: {column in the table: our name}.
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are meant.
 
-    Raises:
-        UserError: one that is needed is missing, or there twice.
+    Args:
+        task: names the task; None for the first of TASK_COLUMNS.
+        text: holds the document.
+        date: None for `date` where there is one.
+        need_task: False if a table without a column of tasks will do where none is named.
     """
 
-    def need(option: str, name: str) -> str:
-        if name not in available:
-            raise UserError(f"data.{option}={name}: {path} has no such column; it has {_listed(available)}")
-        if available.count(name) > 1:
-            raise UserError(f"{path} has more than one column {name!r}; rename them")
-        return name
+    task: str | None = None
+    text: str = "text"
+    date: str | None = None
+    need_task: bool = True
 
-    if task in (None, OPTIONAL):
-        needed, task = task is None, next((c for c in TASK_COLUMNS if c in available and c != text), None)
-        if task is None and needed:
-            raise UserError(
-                f"data.task is not given and {path} has no column {' or '.join(TASK_COLUMNS)}; "
-                f"name the column that holds the task: data.task=COLUMN, one of {_listed(available)}"
+    def find(self, available: list[str]) -> dict[str, str]:
+        """Find the columns in a table: {the table's name: task, text or date}.
+
+        Raises:
+            ReadError: a column is missing, or there twice, or two of the three are one.
+        """
+        task, date = self.task, self.date
+        if task is None:
+            task = next((c for c in TASK_COLUMNS if c in available and c != self.text), None)
+        if task is None and self.need_task:
+            raise ReadError(
+                "task",
+                "COLUMN",
+                f"name the column that holds the task; the table has no {' or '.join(TASK_COLUMNS)}, it has "
+                f"{list_names(available)}",
             )
-    if date is None and "date" in available and "date" not in (task, text):
-        date = "date"
-    chosen = {} if task is None else {"task": need("task", task)}
-    chosen["text"] = need("text", text)
-    if date is not None:
-        chosen["date"] = need("date", date)
-    if len(set(chosen.values())) < len(chosen):
-        raise UserError(
-            "task, text and date must be different columns, not "
-            + ", ".join(f"data.{option}={name}" for option, name in chosen.items())
-        )
-    return {name: ours for ours, name in chosen.items()}
+        if date is None and "date" in available and "date" not in (task, self.text):
+            date = "date"
+        chosen = {"task": task, "text": self.text, "date": date}
+        found: dict[str, str] = {}
+        for argument, name in chosen.items():
+            if name is None:
+                continue
+            if name not in available:
+                raise ReadError(
+                    argument, name, f"there is no such column; the table has {list_names(available)}"
+                )
+            if available.count(name) > 1:
+                raise ReadError(argument, name, "the table has more than one such column; rename them")
+            if name in found:
+                raise ReadError(
+                    argument, name, f"that is the column of the {found[name]}, too; give different columns"
+                )
+            found[name] = argument
+        return found
 
 
-def _listed(names: list[str]) -> str:
-    """Column names as one short line, whatever they hold."""
+def list_names(names: list[str]) -> str:
+    """List column names in one short line, whatever they hold."""
     shown = [n[:CHARACTERS_SHOWN] + "…" * (len(n) > CHARACTERS_SHOWN) for n in names[:NAMES_SHOWN]]
     shown = [n if n.isprintable() else repr(n) for n in shown]
     more = [f"{len(names) - NAMES_SHOWN} more"] * (len(names) > NAMES_SHOWN)
     return ", ".join([*shown, *more])
 
 
-def from_values(columns: Mapping[str, Iterable], names: Mapping[str, str], source: str) -> pd.DataFrame:
-    """A table of any values as text: None, NaN and the like as the empty string, truth as JSON and Parquet write it.
+def from_values(values: Mapping[str, Iterable] | pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    """Convert any values to text: missing values become '', booleans 'true'/'false', times with a zone UTC.
 
-    A number is written as Python writes it, 1.0 or 0.1, in its own precision; a moment with a time zone in UTC.
+    A number is written as Python writes it, 1.0 or 0.1, in its own precision.
 
     Args:
-        columns: the values by column.
-        names: see `columns_of`.
-        source: where they are from, for messages.
+        values: by column of the table.
+
+    Returns:
+        See `finish`.
 
     Raises:
-        UserError: a value that is more than one (a list, an object), is bytes, or is no text that can be written
-            down; or no rows.
+        UserError: a value is a list, an object, bytes, or text that UTF-8 has no bytes for; or there are no rows.
     """
     table = {}
-    for column, ours in names.items():
-        values, cells = columns[column], []
-        if isinstance(values, pd.Series) and isinstance(values.dtype, np.dtype) and values.dtype.kind == "f":
-            values = values.to_numpy()  # whose numbers know their precision
-        for row, value in enumerate(values):
+    for column, ours in columns.find(list(values)).items():
+        cells = []
+        cells_given = values[column]
+        if isinstance(cells_given, pd.Series) and cells_given.dtype.kind == "f":
+            cells_given = cells_given.to_numpy()  # its numbers know their precision
+        for row, value in enumerate(cells_given):
+            where = f"column {column!r} holds a {type(value).__name__} in row {row} (counted from 0)"
             try:
-                cells.append(value if isinstance(value, str) else _written(value))
-            except (TypeError, ValueError, ArithmeticError) as error:
-                what = (
-                    "not a text or a number"
-                    if isinstance(error, TypeError)
-                    else "which cannot be written down"
-                )
+                cells.append(value if isinstance(value, str) else _to_text(value))
+                cells[-1].encode("utf-8")
+            except TypeError as error:
+                raise UserError(f"{where}; give a text or a number") from error
+            except UnicodeEncodeError as error:
                 raise UserError(
-                    f"{source}: column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), {what}"
+                    f"{where} with half a surrogate pair, which is no character; rewrite the text"
                 ) from error
-        try:
-            table[ours] = pa.array(cells, pa.large_string()).to_pandas()
-        except UnicodeEncodeError as error:
-            row = next(i for i, c in enumerate(cells) if any("\ud800" <= letter <= "\udfff" for letter in c))
-            raise UserError(
-                f"{source}: column {column!r} holds half a surrogate pair in row {row} (counted from 0), which is no "
-                "character; write the text anew"
-            ) from error
-    return finish(pd.DataFrame(table), source)
+            except (ValueError, ArithmeticError) as error:
+                raise UserError(f"{where}, which cannot be written down") from error
+        table[ours] = pa.array(cells, pa.large_string()).to_pandas()
+    return finish(pd.DataFrame(table))
 
 
-def _written(value: Any) -> str:
-    """A value that is no text, as text.
+def _to_text(value: Any) -> str:
+    """Convert a value to text.
 
     Raises:
-        TypeError, ValueError, ArithmeticError: it cannot be.
+        TypeError, ValueError, ArithmeticError: it has no text.
     """
     if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
         raise TypeError(value)
@@ -125,14 +136,14 @@ def _written(value: Any) -> str:
     return str(value)
 
 
-def from_arrow(table: pa.Table, names: Mapping[str, str], source: str) -> pd.DataFrame:
-    """`from_values` for Arrow, which casts whole columns, and integers with gaps as they are.
+def from_arrow(table: pa.Table, columns: Columns) -> pd.DataFrame:
+    """Convert an Arrow table as `from_values` does, a column at a time; integers stay integers beside missing values.
 
     Raises:
-        UserError: a column that is no text; or no rows.
+        UserError: a column is not text; or there are no rows.
     """
-    columns = {}
-    for column, ours in names.items():
+    found = {}
+    for column, ours in columns.find(table.column_names).items():
         cells = table[column]
         try:
             if pa.types.is_floating(cells.type):  # as numpy writes it; Arrow would write 1 for 1.0
@@ -141,25 +152,23 @@ def from_arrow(table: pa.Table, names: Mapping[str, str], source: str) -> pd.Dat
                     [pa.array(["" if np.isnan(n) else str(n) for n in numbers], pa.large_string())]
                 )
             cells = cells.cast(pa.large_string()).fill_null("")
-            cells.validate(full=True)  # that it is UTF-8, which nobody has looked at yet
+            cells.validate(full=True)  # checks the UTF-8, which reading does not
         except (pa.ArrowException, ValueError) as error:
-            raise UserError(
-                f"{source} is not readable: column {column!r} of type {cells.type} is no text ({first_line(error)})"
-            ) from error
-        columns[ours] = cells.to_pandas()
-    return finish(pd.DataFrame(columns), source)
+            raise UserError(f"column {column!r} of type {cells.type} is not text ({error})") from error
+        found[ours] = cells.to_pandas()
+    return finish(pd.DataFrame(found))
 
 
-def finish(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Columns task, text and date, the empty string for what is not there, and each task's name in one spelling.
+def finish(table: pd.DataFrame) -> pd.DataFrame:
+    """Complete a table: columns task, text and date, '' where there is none, and each task's name in one spelling.
 
     Raises:
-        UserError: no rows, or a task's name that cannot be one.
+        UserError: there are no rows, or a task's name holds a control character.
     """
     if table.empty:
-        raise UserError(f"{source} holds no rows")
+        raise UserError("there are no rows")
     for ours in ("task", "date"):
         if ours not in table:
             table[ours] = ""
-    table["task"] = one_spelling(table["task"], source)
+    table["task"] = normalise_names(table["task"])
     return table[["task", "text", "date"]]

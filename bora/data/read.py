@@ -1,27 +1,35 @@
-"""Where documents come from: data.source."""
+"""Read the documents that a config's `data` names."""
+
+from collections.abc import Mapping
 
 import pandas as pd
 
 from bora.config import AnyData
-from bora.data import datasets, stdlib, table, talk_of_norway
+from bora.data import huggingface, stdlib, table, talk_of_norway
+from bora.data.errors import SETTINGS, setting_names
 from bora.errors import UserError
 
 
-def read_documents(data: AnyData) -> pd.DataFrame:
-    """Read a corpus: columns task, text, date; the index counts the source's rows.
+def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.DataFrame:
+    """Read a corpus with the reader of its `source`.
+
+    Args:
+        names: what the user calls each argument of a reader, for messages.
+
+    Returns:
+        Columns `task` and `text`, and `date` where there may be one, all text; the index counts the source's rows
+        from 0.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the input cannot be used; names the setting at fault.
     """
-    match data.source:
-        case "table":
+    with setting_names(names):
+        if data.source == "table":
             return table.read(data.path, data.task, data.text, data.date)
-        case "datasets":
-            return datasets.read(data.path, data.split_name, data.subset, data.task, data.text, data.date)
-        case "talk_of_norway":
-            return talk_of_norway.read(
-                data.path, data.url, data.task or "rep_name", data.text, data.date or "date"
-            )
-        case "stdlib":
+        if data.source == "datasets":
+            return huggingface.read(data.path, data.split_name, data.subset, data.task, data.text, data.date)
+        if data.source == "talk_of_norway":
+            return talk_of_norway.read(data.path, data.url, data.task, data.text, data.date)
+        if data.source == "stdlib":
             return stdlib.read(data.modules)
     raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")

@@ -1,14 +1,14 @@
-"""Which documents are kept and which tasks are trained: a table in, a smaller table out."""
+"""Select the tasks that are trained, and their documents: a table in, a smaller table out."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from bora.errors import UserError
-from bora.lib.names import look_alikes
+from bora.lib.names import warn_of_look_alikes
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ PLAIN_BOUNDS = (20, None)
 
 @dataclass
 class Dropped:
-    """What was left out on the way from the table to the documents, by reason."""
+    """Counts of the rows that are left out, by reason."""
 
     rows: dict[str, int] = field(default_factory=dict)
 
@@ -92,7 +92,7 @@ def select(
             )
         return kept
 
-    # Of a large table the texts are most: they stay where they are until it is known which are wanted.
+    # The texts are most of a large table: they are not copied until it is known which are wanted.
     texts = table["text"]
     rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
     rows = keep(rows, rows["task"] != "", "without a task")
@@ -101,7 +101,7 @@ def select(
         cleaned = rows["task"].str.lower().str.replace(".", "", regex=False)
         rows = within_bounds(rows).assign(task=cleaned)
     else:
-        _tell_look_alikes(rows["task"].unique())
+        warn_of_look_alikes(rows["task"].unique())
     rows = keep(rows, rows["length"] > min_characters, f"of {min_characters} characters or fewer")
     if drop_duplicates:
         rows = keep(rows, ~_repeated(rows, texts), "repeated within their task")
@@ -136,35 +136,25 @@ def select(
     return rows[table.columns], chosen, dropped
 
 
-def _tell_look_alikes(names: Iterable[str]) -> None:
-    alike = look_alikes(names)
-    if alike:
-        log.warning(
-            "task names that differ in capital letters, like characters or invisible ones alone stay different tasks: "
-            "%s%s; where one is meant, mend the table",
-            " and ".join(map(ascii, alike[0])), f", and {len(alike) - 1} more such groups" * (len(alike) > 1),
-        )  # fmt: skip
-
-
 def _blank(texts: pd.Series) -> pd.Series:
-    """Which texts hold white space alone."""
+    """Find texts of white space alone."""
     return texts.str.isspace() | (texts == "")
 
 
 def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:
-    """Which rows have a task and a text that stood there before; only texts of equal length are compared."""
+    """Find rows that repeat an earlier row's task and text; compares only texts of equal length."""
     alike = rows.duplicated(["task", "length"], keep=False)
     compared = rows[alike].drop(columns="length").assign(text=_at(texts, rows.index[alike]))
     return compared.duplicated(["task", "text"]).reindex(rows.index, fill_value=False)
 
 
 def _at(texts: pd.Series, index: pd.Index) -> pd.Series:
-    """The texts of some rows; by a mask, since Arrow would copy the whole column to take them by number."""
+    """Take the texts of some rows by a mask; Arrow would copy the whole column to take them by number."""
     return texts[texts.index.isin(index)]
 
 
 def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
-    """All task names of the table in the order of the selection; ties by name."""
+    """Sort all task names in the order of the selection; ties by name."""
     names = sorted(table["task"].unique())
     if selection in ("alphabetical", "reference"):
         return names
@@ -177,12 +167,12 @@ def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
     first = dates.groupby(table["task"]).min()
     undated = first.index[first.isna()]
     if len(undated):
-        parse_dates(table[table["task"] == undated[0]])  # says which row, and raises
+        parse_dates(table[table["task"] == undated[0]])  # raises, and names the row
     return sorted(names, key=lambda name: (first[name], name))
 
 
 def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
-    """The date column (ISO 8601) as timestamps; where a time zone is not given it is UTC.
+    """Parse the date column (ISO 8601) to timestamps; a date without a time zone is UTC.
 
     Args:
         missing: whether a cell may be empty.
@@ -190,7 +180,7 @@ def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
     Raises:
         UserError: a date cannot be read, or is missing and may not be.
     """
-    # pandas also takes "now" and "today"; and finer than microseconds it has no year before 1677 or after 2262.
+    # pandas also parses "now" and "today"; finer than microseconds it has no year before 1677 or after 2262.
     text = table["date"].str.strip().str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
     written = text.where(text.str.match(r"\d{4}"))
     dates = pd.to_datetime(written, errors="coerce", format="ISO8601", utc=True)

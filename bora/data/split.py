@@ -1,4 +1,4 @@
-"""Every task's documents into train, validation and test."""
+"""Split each task's documents into train, validation and test."""
 
 import hashlib
 
@@ -77,14 +77,14 @@ def split(
 
 
 def leakage(documents: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """How many documents of a split repeat, letter by letter, a text of a split that is used before it.
+    """Count the documents of a split that repeat, letter by letter, a text of a split that is used before it.
 
     Args:
         documents: columns task, text, split.
 
     Returns:
         For validation (which repeats training) and test (which repeats training or validation): `within_task`, a text
-        of the document's own task, and `in_all`, of whatever task.
+        of the document's own task, and `in_all`, of any task.
     """
     found = {}
     for i, part in enumerate(SPLITS[1:], start=1):

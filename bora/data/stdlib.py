@@ -1,7 +1,7 @@
-"""The Python standard library as a table: a task is a package or module, a document a function.
+"""Read the Python standard library as a table: a task is a package or module, a document a function.
 
-Real text that every user already has. The functions are read from the source files of the
-running interpreter, so the documents differ a little from one Python version to the next.
+It is real text that every user has. The functions come from the source files of the running
+interpreter, so the documents differ a little from one Python version to the next.
 """
 
 import ast
@@ -9,26 +9,26 @@ import sys
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 
-from bora.errors import UserError
-from bora.lib.cache import digest, kept
+from bora.data.errors import ReadError
+from bora.lib.cache import cached_table, digest
 
 # Test code lies inside some packages (`unittest/test` in Python 3.11); it is not part of a task.
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 
 
 def source_root() -> Path:
-    """The folder that holds the standard library's source files."""
+    """Find the folder of the standard library's source files."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def source_files(module: str, root: Path) -> list[Path]:
-    """The source files of one top-level package or module, sorted, test folders left out."""
+    """List the source files of one top-level package or module, sorted, without test folders."""
     single = root / f"{module}.py"
     files = [single] if single.is_file() else []
     files += sorted((root / module).rglob("*.py"))
@@ -36,7 +36,7 @@ def source_files(module: str, root: Path) -> list[Path]:
 
 
 def functions(source: str) -> Iterator[str]:
-    """The source of every function and method, dedented, decorators included.
+    """Yield the source of every function and method, dedented, with its decorators.
 
     A function inside a function belongs to the outer one's document, so no text comes twice.
     """
@@ -57,30 +57,32 @@ def functions(source: str) -> Iterator[str]:
     return visit(tree)
 
 
-def read(modules: list[str]) -> pd.DataFrame:
-    """One row a function: columns `task` (the module), `text` (source), `file`.
+def read(modules: Sequence[str]) -> pd.DataFrame:
+    """Read one row a function: columns `task` (the module), `text` (source), `file`.
 
     Raises:
-        UserError: a module has no source file in this interpreter's library.
+        ReadError: a module has no source file in this interpreter's library.
     """
     root = source_root()
     files = {module: source_files(module, root) for module in modules}
     for module, found in files.items():
         if not found:
-            raise UserError(
-                f"data.modules names {module!r}, but {root} holds no source file of it; take it "
-                "out of data.modules, or run a Python that has its library as source files"
+            raise ReadError(
+                "modules",
+                module,
+                f"{root} holds no source file of it; remove it from the list, or run a Python that has its library as "
+                "source files",
             )
-    # Parsing takes seconds, so it is done once for these files.
+    # Parsing takes seconds, so its result is cached for these files.
     states = [
         (m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, found in files.items() for f in found
     ]
-    return kept(
-        "stdlib", digest(["functions", 1, sys.version, states]), lambda: _parse(files, root)
-    ).to_pandas()
+    key = digest(["functions", 1, sys.version, states])
+    return cached_table("stdlib", key, lambda: _parse(files, root)).to_pandas()
 
 
 def _parse(files: dict[str, list[Path]], root: Path) -> pa.Table:
+    """Parse the modules' files to a row a function."""
     rows = [
         (module, text, file.relative_to(root).as_posix())
         for module, found in files.items()

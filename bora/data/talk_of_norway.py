@@ -1,4 +1,4 @@
-"""Talk of Norway: speeches of the Norwegian parliament, 1998 to 2016 (the paper's corpus).
+"""Read Talk of Norway: speeches of the Norwegian parliament, 1998 to 2016 (the paper's corpus).
 
 Lapponi, Søyland, Velldal and Oepen (2018), "The Talk of Norway: a richly annotated corpus of the
 Norwegian parliament, 1998–2016"; Norwegian Licence for Open Government Data.
@@ -7,37 +7,29 @@ Norwegian parliament, 1998–2016"; Norwegian Licence for Open Government Data.
 import shutil
 import tarfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 from huggingface_hub.file_download import http_get
 
+from bora.data.columns import Columns
 from bora.data.csv_file import read_csv
-from bora.data.streams import COMPRESSIONS
-from bora.data.table import UNREADABLE
+from bora.data.errors import ReadError, in_file
 from bora.errors import UserError, first_line
 from bora.lib.cache import cache_root
-from bora.lib.files import whole
-
-LARGEST = 2**33  # bytes of a ton.csv
-MOST_UNPACKED = 2**37  # bytes of the archive up to it
-# Members of an archive that tell the next one's name, or more of it, and how long they may be, bytes.
-NAMES = {
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-}
-LONGEST_NAME = 2**20
+from bora.lib.files import atomic_write
 
 
 def read(
-    path: str | None, url: str, task: str = "rep_name", text: str = "text", date: str = "date"
+    path: str | None,
+    url: str,
+    task: str | None = "rep_name",
+    text: str = "text",
+    date: str | None = "date",
 ) -> pd.DataFrame:
-    """The speeches as columns `task` (speaker), `text`, `date`; the index counts the file's rows.
+    """Read the speeches.
 
-    What is missing there (a president's name), R wrote as NA: it is read as empty.
+    R wrote missing values (a president's name) as NA: they are read as ''.
 
     Args:
         path: ton.csv, plain or compressed (.gz, .bz2, .xz, .zst, .zip), or a folder that holds it or data/ton.csv;
@@ -45,30 +37,32 @@ def read(
         url: the corpus archive (.tar.gz) that holds data/ton.csv.
         task, text, date: the columns.
 
+    Returns:
+        Columns `task` (speaker), `text`, `date`, all text; the index counts the file's rows from 0.
+
     Raises:
-        UserError: no such file, no network, or not the file that was expected.
+        UserError: the archive cannot be downloaded or unpacked.
+        ReadError: there is no such file or column, or it is not a table like ton.csv.
     """
-    file = _find(Path(path).expanduser()) if path is not None else download(url)
-    try:
-        return read_csv(file, ",", COMPRESSIONS.get(file.suffix.lower()), task, text, date, missing="NA")
-    except UNREADABLE as error:
-        raise UserError(f"data.path={file} is not a table like ton.csv: {first_line(error)}") from error
+    file = download(url) if path is None else _find(Path(path).expanduser())
+    with in_file(file):
+        return read_csv(file, Columns(task, text, date), missing="NA")
 
 
 def _find(path: Path) -> Path:
     for candidate in (path, path / "ton.csv", path / "data" / "ton.csv"):
         if candidate.is_file():
             return candidate
-    raise UserError(
-        f"data.path={path}: there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)"
+    raise ReadError(
+        "path", path, "there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)"
     )
 
 
 def download(url: str) -> Path:
-    """Fetch the archive and take ton.csv out of it, once; an interrupted download goes on.
+    """Fetch the archive and take ton.csv out of it, once; resume an interrupted download.
 
     Raises:
-        UserError: the archive cannot be had, or holds no ton.csv.
+        UserError: the archive cannot be downloaded, or holds no ton.csv.
     """
     folder = cache_root() / "talk_of_norway"
     target = folder / "ton.csv"
@@ -83,7 +77,7 @@ def download(url: str) -> Path:
         except Exception as error:  # whatever the HTTP client raises, the user can do the same about it
             raise UserError(
                 f"Talk of Norway could not be downloaded from {url} ({type(error).__name__}: "
-                f"{first_line(error)}); run again to go on, or "
+                f"{first_line(error)}); run again to resume, or "
                 "download it yourself and give data.path=/path/to/ton.csv"
             ) from error
         partial.replace(archive)
@@ -92,51 +86,23 @@ def download(url: str) -> Path:
     return target
 
 
-class _Header(tarfile.TarInfo):
-    """A member's header. Those that only hold a longer name are read whole, so that their size is looked at first."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in NAMES and header.size > LONGEST_NAME:
-            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
-        return header
-
-
 def _extract(archive: Path, target: Path) -> None:
-    """Take the one file ton.csv out of the archive; the annotations beside it stay packed.
-
-    No name in the archive decides where anything is written.
+    """Write the archive's one file ton.csv to `target`; no name in the archive decides where anything is written.
 
     Raises:
-        UserError: it is no archive, or not the one that was expected: no ton.csv, or one that is a link, lies outside
-            the archive's folder or is too large.
+        UserError: it is damaged, or holds no ton.csv.
     """
     try:
         # A stream: the archive is read once, up to the file that is wanted.
-        with tarfile.open(archive, "r|gz", tarinfo=_Header) as members:
+        with tarfile.open(archive, "r|gz") as members:
             for member in members:
-                if member.offset_data + member.size > MOST_UNPACKED:
-                    raise _refused(archive, f"unpacks to more than {MOST_UNPACKED / 2**30:g} GiB")
-                path = PurePosixPath(member.name)
-                if path.name != "ton.csv" or member.isdir():
-                    continue
-                if path.is_absolute() or ".." in path.parts:
-                    raise _refused(archive, f"has {member.name}, outside its own folder")
-                if not member.isfile():
-                    raise _refused(archive, "has a ton.csv that is a link or a device")
-                if member.size > LARGEST:
-                    raise _refused(archive, f"has a ton.csv of more than {LARGEST / 2**30:g} GiB")
-                if (content := members.extractfile(member)) is not None:
-                    with whole(target) as out:
+                content = members.extractfile(member) if member.isreg() else None
+                if content is not None and Path(member.name).name == "ton.csv":
+                    with atomic_write(target) as out:
                         shutil.copyfileobj(content, out)
                     return
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(
-            f"{archive} is not a whole .tar.gz archive ({error}); delete it and run again"
+            f"{archive} is not a complete .tar.gz archive ({error}); delete it and run again"
         ) from error
     raise UserError(f"{archive} holds no ton.csv; delete it, or give data.path=/path/to/ton.csv")
-
-
-def _refused(archive: Path, why: str) -> UserError:
-    return UserError(f"{archive} {why}, so nothing is taken out of it; delete it, and see to data.url")

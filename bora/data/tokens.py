@@ -1,6 +1,7 @@
-"""Texts to token ids: beginning, unscored prompt, scored text, end."""
+"""Turn texts into token ids: beginning, unscored prompt, scored text, end."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,13 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from bora.config import Data
 from bora.errors import UserError
-from bora.lib.cache import digest, kept
+from bora.lib.cache import cached_table, digest
 
-# What bounds the memory for what will be cut off: a token has some 500 bytes in the tokenizer.
-DOCUMENTS_AT_A_TIME, CHARACTERS_AT_A_TIME = 1024, 2**22
-LONGEST = 2**23  # characters of a text: 1 to 4 GB
+# These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
+MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
+MAX_TEXT_CHARS = 2**23  # takes 1 to 4 GB
 # A row a document: its ids, how many of them are the prompt, how many tokens were cut off.
 TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("n_prompt", pa.int32()), ("n_lost", pa.int64())])
 
@@ -28,126 +30,153 @@ class Encoded:
 
     @property
     def n_scored(self) -> int:
-        """Tokens whose likelihood counts: those after the prompt that have one before them."""
+        """Count the tokens whose likelihood counts: those after the prompt that have one before them."""
         return len(self.ids) - max(1, self.n_prompt)
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """What data.max_tokens cut off."""
+    """What max_tokens cut off."""
 
     documents: int
     tokens: int
 
 
-def encode(
-    table: pd.DataFrame,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    prompt: str | None = None,
-    template: str = "{text}",
-    append_eos: bool = False,
-    prepend_bos: bool = True,
-) -> tuple[list[Encoded], Truncation]:
-    """Tokenise each row's text, in the table's order.
+@dataclass(frozen=True)
+class Tokens:
+    """How text becomes tokens, in training and wherever a run is used.
 
-    A document is: the tokenizer's beginning-of-text token where it puts one by itself (OPT does),
-    the prompt, the text, and, if asked for, the end-of-text token; then cut to max_tokens.
+    A document is: the tokenizer's beginning-of-text token where it puts one by itself (OPT does), the prompt, the
+    text, and, if asked for, the end-of-text token; then cut to max_tokens.
 
     Args:
-        table: columns task, text.
-        max_tokens: longest document, everything included.
-        prompt: text before each document, `{task}` stands for the task's name; None for none.
+        tokenizer: the backbone's.
+        max_tokens: longest document, everything included; 2 or more, since the first token is never scored.
+        prompt: unscored text before each document, `{task}` stands for the task's name; None for none.
         template: how the text itself is written, `{text}` stands for it.
         append_eos: put the end-of-text token, scored, after each document.
         prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
 
     Raises:
-        UserError: max_tokens < 2, a template without its field, or a text that no memory could hold as tokens.
+        UserError: max_tokens < 2, or a template without its field.
     """
-    if max_tokens < 2:
-        raise UserError(f"data.max_tokens={max_tokens} must be 2 or more: the first token is never scored")
-    if "{text}" not in template:
-        raise UserError(f"data.template={template!r} must hold {{text}}")
-    lengths = table["text"].str.len()
-    if len(table) and lengths.max() > LONGEST:
-        raise UserError(
-            f"the text in row {lengths.idxmax()} (counted from 0) has {lengths.max():,} characters, and at most "
-            f"{LONGEST:,} can be made tokens, of which data.max_tokens={max_tokens} are kept; divide it into documents, "
-            "or take it out"
-        )
-    how = (max_tokens, prompt, template, append_eos, prepend_bos)
-    identity = fingerprint(tokenizer)
-    if identity is None:
-        tokens = _encode(table, tokenizer, *how)
-    else:
-        key = digest(["tokens", 1, identity, how, len(table)], [*table["task"], *table["text"]])
-        tokens = kept("tokens", key, lambda: _encode(table, tokenizer, *how))
-    ids = tokens["ids"].combine_chunks()
-    # Views into one array (of our own: Arrow's may not be written to), a document each.
-    documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
-    lost = tokens["n_lost"].to_numpy()
-    encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
-    return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
 
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    prompt: str | None = None
+    template: str = "{text}"
+    append_eos: bool = False
+    prepend_bos: bool = True
 
-def _encode(
-    table: pd.DataFrame,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    prompt: str | None,
-    template: str,
-    append_eos: bool,
-    prepend_bos: bool,
-) -> pa.Table:
-    """The documents' TOKENS."""
-    begin = beginning(tokenizer) if prepend_bos else []
-    end = [tokenizer.eos_token_id] if append_eos else []
-    prompts = dict.fromkeys(table["task"].unique(), begin)
-    if prompt is not None:
-        prompts = {task: begin + _ids(tokenizer, [prompt.replace("{task}", task)])[0] for task in prompts}
-    parts = []
-    # Neither number ever falls, so a new part begins where their sum rises.
-    number = table["text"].str.len().to_numpy(np.int64).cumsum() // CHARACTERS_AT_A_TIME
-    number += np.arange(len(table)) // DOCUMENTS_AT_A_TIME
-    starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
-    for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
-        part = table.iloc[start:stop]
-        ids, n_prompt, n_lost = [], [], []
-        texts = [template.replace("{text}", text) for text in part["text"]]
-        for task, text in zip(part["task"], _ids(tokenizer, texts), strict=True):
-            whole = prompts[task] + text + end
-            ids.append(whole[:max_tokens])
-            n_prompt.append(min(len(prompts[task]), max_tokens))
-            n_lost.append(max(0, len(whole) - max_tokens))
-        parts.append(pa.table([ids, n_prompt, n_lost], schema=TOKENS))
-    return pa.concat_tables(parts) if parts else TOKENS.empty_table()
+    def __post_init__(self):
+        if self.max_tokens < 2:
+            raise UserError(
+                f"data.max_tokens={self.max_tokens} must be 2 or more: the first token is never scored"
+            )
+        if "{text}" not in self.template:
+            raise UserError(f"data.template={self.template!r} must hold {{text}}")
+
+    @classmethod
+    def of(cls, data: Data, tokenizer: PreTrainedTokenizerBase) -> "Tokens":
+        """Make the one that a config's `data` asks for."""
+        return cls(tokenizer, data.max_tokens, data.prompt, data.template, data.append_eos, data.prepend_bos)
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills rows on the right; it is masked, so any will do where the tokenizer has none."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
+    def names_task(self) -> bool:
+        """Whether the prompt tells each document its task's name."""
+        return "{task}" in (self.prompt or "")
+
+    @cached_property
+    def beginning(self) -> list[int]:
+        """The beginning-of-text token, if the tokenizer puts one before a text by itself and it is asked for."""
+        first = self.tokenizer("").input_ids[:1] if self.prepend_bos else []
+        return first if first and first[0] == self.tokenizer.bos_token_id else []
+
+    def before(self, task: str | None) -> list[int]:
+        """Encode what stands before a text: the beginning-of-text token and the prompt.
+
+        Args:
+            task: the name for `{task}`; None only where the prompt does not hold it.
+        """
+        if self.prompt is None:
+            return self.beginning
+        prompt = self.prompt if task is None else self.prompt.replace("{task}", task)
+        return self.beginning + self._ids([prompt])[0]
+
+    def encode(self, table: pd.DataFrame) -> tuple[list[Encoded], Truncation]:
+        """Tokenise each row's text, in the table's order; the tokens are cached for the next start.
+
+        Args:
+            table: columns task, text.
+
+        Raises:
+            UserError: a text is too long for its tokens to fit in memory.
+        """
+        lengths = table["text"].str.len()
+        if len(table) and lengths.max() > MAX_TEXT_CHARS:
+            raise UserError(
+                f"the text in row {lengths.idxmax()} (counted from 0) has {lengths.max():,} characters, and at most "
+                f"{MAX_TEXT_CHARS:,} can be made tokens, of which data.max_tokens={self.max_tokens} are used; divide "
+                "it into documents, or remove it"
+            )
+        identity = fingerprint(self.tokenizer)
+        if identity is None:
+            tokens = self._encode(table)
+        else:
+            how = (self.max_tokens, self.prompt, self.template, self.append_eos, self.prepend_bos)
+            key = digest(["tokens", 1, identity, how, len(table)], [*table["task"], *table["text"]])
+            tokens = cached_table("tokens", key, lambda: self._encode(table))
+        ids = tokens["ids"].combine_chunks()
+        # Views into one array (our own: Arrow's may not be written to), one a document.
+        documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
+        lost = tokens["n_lost"].to_numpy()
+        encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
+        return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
+
+    def _encode(self, table: pd.DataFrame) -> pa.Table:
+        """Tokenise to a table of TOKENS, a part at a time."""
+        end = [self.tokenizer.eos_token_id] if self.append_eos else []
+        before = {task: self.before(task) for task in table["task"].unique()}
+        parts = []
+        # Neither number ever falls, so a new part begins where their sum rises.
+        number = table["text"].str.len().to_numpy(np.int64).cumsum() // MAX_PART_CHARS
+        number += np.arange(len(table)) // MAX_PART_DOCUMENTS
+        starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
+        for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
+            part = table.iloc[start:stop]
+            ids, n_prompt, n_lost = [], [], []
+            texts = [self.template.replace("{text}", text) for text in part["text"]]
+            for task, text in zip(part["task"], self._ids(texts), strict=True):
+                document = before[task] + text + end
+                ids.append(document[: self.max_tokens])
+                n_prompt.append(min(len(before[task]), self.max_tokens))
+                n_lost.append(max(0, len(document) - self.max_tokens))
+            parts.append(pa.table([ids, n_prompt, n_lost], schema=TOKENS))
+        return pa.concat_tables(parts) if parts else TOKENS.empty_table()
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Return what `tokenizer(texts, add_special_tokens=False)` gives."""
+        if not texts:
+            return []
+        if self.tokenizer.is_fast:  # without the masks and the positions in the text, which nobody reads
+            backend = self.tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        # verbose=False: longer texts than the model's are cut here, so the warning would mislead.
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A hash of all that decides a tokenizer's ids; None for one in Python, whose code decides too."""
+    """Hash all that decides a tokenizer's ids; None for a tokenizer in Python, whose code decides too."""
     if not tokenizer.is_fast:
         return None
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     return digest(
         [tokenizers.__version__, transformers.__version__, special], [tokenizer.backend_tokenizer.to_str()]
     )
-
-
-def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-text token, if the tokenizer puts one before a text by itself."""
-    first = tokenizer("").input_ids[:1]
-    return first if first and first[0] == tokenizer.bos_token_id else []
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """What `tokenizer(texts, add_special_tokens=False)` gives."""
-    if not texts:
-        return []
-    if tokenizer.is_fast:  # spares the positions in the text and the masks, which nobody reads
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    # verbose=False: texts longer than the model are cut here, so the warning would mislead.
-    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids

@@ -1,4 +1,4 @@
-"""Where downloads, dequantised models, large tables' columns and tokens are kept between runs."""
+"""Keep downloads, dequantised models, large tables' columns and tokens between runs."""
 
 import contextlib
 import hashlib
@@ -14,17 +14,18 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from bora.errors import first_line
+from bora.lib.files import PARTIAL
 
 log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
-    """$BORA_CACHE, or ~/.cache/bora."""
+    """Return the cache folder: $BORA_CACHE, or ~/.cache/bora."""
     return Path(os.environ.get("BORA_CACHE", "~/.cache/bora")).expanduser()
 
 
 def digest(about: object, texts: Iterable[str] = ()) -> str:
-    """A key for `kept`: a hash of plain values and of texts, one after the other."""
+    """Hash plain values and texts, in order, to a key for `cached_table`: 32 hexadecimal digits."""
     found = hashlib.sha256(json.dumps(about).encode())
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -38,7 +39,7 @@ _read_only: ContextVar[bool] = ContextVar("read_only", default=False)
 
 @contextlib.contextmanager
 def read_only() -> Iterator[None]:
-    """Within: what the cache has is used, and nothing is written to it or removed from it."""
+    """Use what the cache has, and neither write to it nor remove from it, within the context."""
     before = _read_only.set(True)
     try:
         yield
@@ -47,50 +48,50 @@ def read_only() -> Iterator[None]:
 
 
 def is_read_only() -> bool:
-    """Whether the cache must be left as it is."""
+    """Return whether the cache may only be read."""
     return _read_only.get()
 
 
-def kept(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """The table that `make` gives; from the cache folder if it was made before.
+def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
+    """Return the table that `make` gives, from the cache folder where it was made before.
 
-    It is an Arrow file that is mapped into memory, so that the processes of a sweep share it; its checksum
-    stands in its name. A file that is not what was written is made anew. A cache folder that cannot be written
-    to costs time, nothing else.
+    The cached table is an Arrow file mapped into memory, so the processes of a sweep share it. Its name holds its
+    checksum; a file that does not match is made again. Where the cache folder is not writable, the table is made
+    each time.
 
     Args:
         kind: folder within the cache.
-        key: from `digest`, of all that the table depends on.
+        key: from `digest`, of everything that the table depends on.
     """
     folder = cache_root() / kind
     for file in folder.glob(f"{key}.*.arrow"):
         try:
             if file.name.split(".")[1] == _checksum(file):
-                return _mapped(file)
-            reason = "it was changed"
+                return _map_file(file)
+            reason = "its checksum does not match"
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = first_line(error)
-        log.info("%s is not whole (%s): made anew", file, reason)
+        log.info("%s is damaged (%s): made again", file, reason)
         if not is_read_only():
             _remove(file)
     table = make()
     if is_read_only():
         return table
-    partial = folder / f"{key}.{os.getpid()}.partial"
+    partial = folder / f"{key}.{os.getpid()}{PARTIAL}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with pa.ipc.new_file(str(partial), table.schema) as writer:
             writer.write_table(table)
         file = partial.replace(folder / f"{key}.{_checksum(partial)}.arrow")
     except OSError as error:
-        log.info("%s could not be written (%s): it will be made again next time", partial, error)
+        log.info("%s could not be written (%s): made again next time", partial, error)
         _remove(partial)
         return table
-    del table  # mapped, it needs no memory of its own
-    return _mapped(file)
+    del table  # the mapped file needs no memory of its own
+    return _map_file(file)
 
 
-def _mapped(file: Path) -> pa.Table:
+def _map_file(file: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
@@ -103,6 +104,6 @@ def _checksum(file: Path) -> str:
 
 
 def _remove(file: Path) -> None:
-    """Delete a file of the cache, if it is there and may be deleted."""
+    """Delete a file of the cache, if it exists and may be deleted."""
     with contextlib.suppress(OSError):
         file.unlink()

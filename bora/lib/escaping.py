@@ -1,8 +1,8 @@
-"""Names and texts that anyone may have written, made safe to stand in a page, a card or a paper."""
+"""Escape names and texts for a page, a card or a paper."""
 
 import re
 
-# An interval's brackets, as of [1.2, 3.4], are let stand: they make no link.
+# The brackets of an interval, such as [1.2, 3.4], stay: they make no link.
 _MARKUP = re.compile(r"([!#$&*<>\\^_`{|}~]|\[(?![\d−-])|\](?=[(\[:]))")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
@@ -13,15 +13,15 @@ _LATEX |= {c: f"$^{n}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and other control characters."""
+    """Replace line breaks and other control characters by single spaces."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def markdown(text: str) -> str:
-    """Any text as one line of Markdown that shows it as it is; not to begin a line with, where + and = mean something."""
+    """Write any text as one line of Markdown that shows it as it is; not to begin a line, where + and = are markup."""
     return _MARKUP.sub(r"\\\1", one_line(text))
 
 
 def latex(text: str) -> str:
-    """Any text as one line of LaTeX that shows it as it is, our Greek and superscripts included."""
+    """Write any text as one line of LaTeX that shows it as it is, our Greek letters and superscripts included."""
     return "".join(_LATEX.get(c, c) for c in one_line(text))

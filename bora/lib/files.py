@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from typing import BinaryIO
 
 from bora.errors import UserError
 
-PARTIAL = ".partial"  # how the name of a file ends that is being written
+PARTIAL = ".partial"  # the ending of a file that is still being written
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """Within: a file to write to. After: it is at `path`, on the disk; unless an error came out, then nothing is changed.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Write a file atomically: it appears at `path` complete and fsynced, or not at all.
 
-    A reader never sees half of it, and a power cut leaves the old file or the new one.
+    Where a file was at `path`, it stays as it was until then: a reader sees the old one or the new one.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -26,29 +26,35 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the renaming itself
+            os.fsync(folder)  # the new name itself
         finally:
             os.close(folder)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def ordinary(path: Path) -> Path:
-    """The path, unless a pipe or a device is there, which could be waited for forever.
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, complete or not at all."""
+    with atomic_write(path) as out:
+        out.write(text.encode("utf-8"))
+
+
+def require_regular_file(path: Path) -> Path:
+    """Return the path, unless it is a pipe or a device: reading from one may never end.
 
     Raises:
-        OSError: there is.
+        OSError: it is one.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError("it is no ordinary file")
+        raise OSError("it is not a regular file")
     return path
 
 
-def output_folder(out: Path) -> None:
+def make_output_folder(out: Path) -> None:
     """Make the folder that a command writes to.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: it cannot be made, or is not writable.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -58,9 +64,3 @@ def output_folder(out: Path) -> None:
         ) from error
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: nothing can be written there; give another folder")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with whole(path) as out:
-        out.write(text.encode("utf-8"))

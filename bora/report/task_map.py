@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from bora.config import Columns
+from bora.data.errors import SETTINGS
 from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.report.series import Run
@@ -128,11 +129,8 @@ def attribute(run: Run, column: str) -> pd.Series:
     data = RunDirectory(run.folder).config().data
     if not isinstance(data, Columns):
         raise UserError(f"data={data.name} has no columns to colour the tasks by")
-    try:
-        table = read_documents(data.model_copy(update={"text": column}))
-    except UserError as error:
-        # The column was read in the text's place; it is not the text's option that the user gave.
-        raise UserError(str(error).replace(f"data.text={column}", f"--color-by={column}")) from error
+    # The column is read in the text's place.
+    table = read_documents(data.model_copy(update={"text": column}), SETTINGS | {"text": "--color-by="})
     documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
     values = table["text"].reindex(documents["row"]).to_numpy()
     commonest = (

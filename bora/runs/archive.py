@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bora.errors import UserError, first_line
-from bora.lib.files import whole
+from bora.lib.files import atomic_write
 
 ARCHIVE = "runs.csv.gz"
 NEEDED = ("run", "task", "summary.tau", "summary.seed", "summary.data_sha256")
@@ -56,7 +56,7 @@ def write_archive(file: Path, records: Iterable[Record]) -> None:
     )
     others = [name for name in table.columns if name not in {"run", *settings, *figures}]
     text = table[["run", *settings, *figures, *others]].to_csv(index=False, lineterminator="\n")
-    with whole(file) as out:
+    with atomic_write(file) as out:
         out.write(gzip.compress(text.encode(), mtime=0))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bora.errors import UserError, first_line
-from bora.lib.files import ordinary
+from bora.lib.files import require_regular_file
 
 FINGERPRINT = "fingerprint"  # in a checkpoint: what decides its run's numbers, see `check_same_run`
 
@@ -20,7 +20,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it is not a run's checkpoint.
     """
     try:
-        with zipfile.ZipFile(ordinary(path)) as records:
+        with zipfile.ZipFile(require_regular_file(path)) as records:
             damaged = records.testzip()  # torch does not look at the checksums
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from bora.config import Config, flatten, parse
 from bora.errors import UserError, first_line, printable
-from bora.lib.files import PARTIAL, ordinary, write_whole
+from bora.lib.files import PARTIAL, require_regular_file, write_text_atomically
 from bora.lib.machine import is_first_process
 
 log = logging.getLogger(__name__)
@@ -146,9 +146,9 @@ class RunDirectory:
             log.info("resuming from %s", self.last)
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_whole(self.path / CONFIG, to_yaml(config.model_dump()))
+        write_text_atomically(self.path / CONFIG, to_yaml(config.model_dump()))
         (self.path / OVERRIDES).parent.mkdir(exist_ok=True)
-        write_whole(self.path / OVERRIDES, to_yaml(list(overrides)))
+        write_text_atomically(self.path / OVERRIDES, to_yaml(list(overrides)))
         return False
 
     def _differences(self, config: Config) -> list[str]:
@@ -196,12 +196,12 @@ class RunDirectory:
 
     def write_documents(self, documents: pd.DataFrame) -> None:
         """Write documents.csv: one row a document kept."""
-        write_whole(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
+        write_text_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
 
     def write_per_task(self, per_task: pd.DataFrame) -> None:
         """Write per_task.csv: one row a task, in the order of selection."""
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
-        write_whole(self.path / PER_TASK, per_task[columns].to_csv(index=False))
+        write_text_atomically(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
@@ -213,7 +213,7 @@ class RunDirectory:
             *(f"checkpoints/{c.name}" for c in (self.best, self.last)),
         ]
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]
-        write_whole(self.path / SUMS, "".join(lines))
+        write_text_atomically(self.path / SUMS, "".join(lines))
         write_json(self.path / SUMMARY, summary)
         # A sweep's job may have been refused while this run was at work.
         (self.path / FAILED).unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def readable(file: Path) -> Iterator[Path]:
         UserError: it cannot be read.
     """
     try:
-        yield ordinary(file)
+        yield require_regular_file(file)
     except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not readable: {first_line(error)}") from error
 
@@ -292,7 +292,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """Write a JSON object atomically."""
-    write_whole(file, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomically(
+        file, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def json_safe(value: Any) -> Any:

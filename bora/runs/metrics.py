@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bora.errors import UserError, first_line
-from bora.lib.files import ordinary, write_whole
+from bora.lib.files import require_regular_file, write_text_atomically
 
 METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file at that time
 OVERALL = ("nll", "perplexity", "perplexity_macro")
@@ -46,7 +46,7 @@ class MetricsFile:
                 raise UserError(f"{path} was changed since the last checkpoint; {FIX}")
             os.truncate(path, len(kept))
         else:
-            write_whole(path, _line(COLUMNS))
+            write_text_atomically(path, _line(COLUMNS))
             self.crc32 = zlib.crc32(path.read_bytes())
 
     def append(self, figures: Mapping[str, float], step: int) -> None:
@@ -78,7 +78,7 @@ def _read(path: Path, size: int) -> bytes:
         UserError: it is missing, unreadable or shorter.
     """
     try:
-        with ordinary(path).open("rb") as file:
+        with require_regular_file(path).open("rb") as file:
             kept = file.read(size)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing, and the interrupted run needs it to resume; {FIX}") from error

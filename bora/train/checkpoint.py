@@ -14,7 +14,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import UserError
-from bora.lib.files import whole
+from bora.lib.files import atomic_write
 from bora.lib.stopping import SIGNALS, Stop
 from bora.runs.checkpoints import FINGERPRINT
 from bora.train.loggers import RunLogger
@@ -28,7 +28,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(Path(path)) as out:
+        with atomic_write(Path(path)) as out:
             file = _RecordingFile(out)
             try:
                 torch.save(checkpoint, cast(BinaryIO, file))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bora.bayes.adapters import SUFFIXES, Layout, disk_key, linear_shape
 from bora.config import Config
 from bora.data.batches import Batches
-from bora.data.module import Corpus
+from bora.data.corpus import Corpus
 from bora.model.likelihood import CHUNK_ELEMENTS
 from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets

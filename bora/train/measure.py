@@ -11,7 +11,7 @@ import torch
 
 from bora.config import Config
 from bora.data.batches import Batch, on_device
-from bora.data.module import Corpus
+from bora.data.corpus import Corpus
 from bora.errors import UserError
 from bora.lib.machine import peak_memory, reset_peak_memory
 from bora.model.loading import load_backbone, on_gpu

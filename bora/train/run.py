@@ -11,8 +11,10 @@ import pandas as pd
 import torch
 
 from bora.config import Config
-from bora.data.module import Corpus, TaskDataModule, build_corpus
+from bora.data.corpus import Corpus, build_corpus
+from bora.data.module import TaskDataModule
 from bora.data.read import read_documents
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.lib.console import print_tasks
 from bora.lib.machine import is_first_process
@@ -155,27 +157,9 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
         raise UserError(
             f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
         )
-    return build_corpus(
-        read_documents(d) if table is None else table,
-        pretrained.tokenizer,
-        selection={
-            "selection": d.selection,
-            "n_tasks": d.n_tasks,
-            "min_documents": d.min_documents,
-            "max_documents": d.max_documents,
-            "documents_per_task": d.documents_per_task,
-            "min_characters": d.min_characters,
-            "drop_duplicates": d.drop_duplicates,
-            "seed": d.split.seed,
-        },
-        split_options=d.split.model_dump(),
-        encoding=encoding_options(cfg),
-    )
-
-
-def encoding_options(cfg: Config) -> dict[str, Any]:
-    """How the config has texts turned into tokens: keyword arguments of bora.data.tokens.encode."""
-    return cfg.data.model_dump(include={"max_tokens", "prompt", "template", "append_eos", "prepend_bos"})
+    if table is None:
+        table = read_documents(d)
+    return build_corpus(table, Tokens.of(d, pretrained.tokenizer), d)
 
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
@@ -184,7 +168,7 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
     return TaskDataModule(
         corpus,
         # What stands in padding matters only where padding is scored: the end of text is predicted then.
-        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else tokenizer.pad_token_id or 0,
+        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else Tokens.of(cfg.data, tokenizer).pad_id,
         batch_size=cfg.data.batch_size,
         eval_batch_size=cfg.data.eval_batch_size,
         seed=cfg.seed,

@@ -19,13 +19,12 @@ import torch
 from bora.commands.exits import cli_errors
 from bora.config import MAX_COUNT, MAX_SEED
 from bora.data.batches import Batches, Documents, loader, on_device
-from bora.data.tokens import Encoded, encode
+from bora.data.tokens import Encoded
 from bora.errors import UserError
-from bora.lib.files import output_folder
+from bora.lib.files import make_output_folder
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.train.module import HierarchicalLoRA
-from bora.train.run import encoding_options
 from bora.use.common import destination, whole_folder
 from bora.use.restore import Restored, restore
 from bora.use.texts import read_texts, sha256
@@ -124,8 +123,7 @@ def adapt(
     counts = np.bincount(index, minlength=len(names)).tolist()
     model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
     model.lr = lr
-    pad = restored.tokenizer.pad_token_id or 0
-    fit(model, Documents(encoded, index, pad), epochs, batch_size, seed)
+    fit(model, Documents(encoded, index, restored.tokens.pad_id), epochs, batch_size, seed)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: not all of {lost} is finite; give a learning rate below {lr:g}")
@@ -192,7 +190,7 @@ def run(arguments: argparse.Namespace) -> None:
     restored = restore(arguments.run)
     named = table[table["task"].str.strip() != ""]
     names = named["task"].str.strip().tolist()
-    encoded, truncation = encode(named, restored.tokenizer, **encoding_options(restored.cfg))
+    encoded, truncation = restored.tokens.encode(named)
     kept = [(e, name) for e, name in zip(encoded, names, strict=True) if e.n_scored > 0]
     dropped = {
         "without a task": len(table) - len(named),
@@ -206,7 +204,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"task {without[0]!r} has no document with a token to score")
     tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
     check_tau(tau)
-    output_folder(out)
+    make_output_folder(out)
     model = adapt(
         restored, encoded, tasks, tau, arguments.epochs, arguments.lr, arguments.batch_size, arguments.seed
     )

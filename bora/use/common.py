@@ -1,4 +1,4 @@
-"""What the commands that use a finished run share: where it is loaded, and what stands before a text."""
+"""What the commands that use a finished run share: where it is loaded, and where they write."""
 
 import argparse
 import difflib
@@ -11,11 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from bora.config import Config, Dtype
-from bora.data.tokens import beginning
+from bora.config import Dtype
 from bora.errors import UserError, first_line
 from bora.model.pretrained import DTYPES
-from bora.train.run import encoding_options
 from bora.use.restore import Restored, restore
 
 DEVICES = ("cpu", "cuda")
@@ -97,23 +95,3 @@ def check_tasks(restored: Restored, tasks: Iterable[str]) -> None:
             rest = f", … ({len(names)} in all)" if len(names) > 30 else ""
             there = f"near to it: {', '.join(close)}" if close else f"it has {', '.join(names[:30])}{rest}"
             raise UserError(f"--task {task}: the run has no such task; {there}")
-
-
-def names_task(cfg: Config) -> bool:
-    """Whether each document is told its task's name, in the unscored prompt."""
-    return "{task}" in (encoding_options(cfg)["prompt"] or "")
-
-
-def before_text(restored: Restored, task: str | None) -> list[int]:
-    """The ids that training puts before a text: the beginning-of-text token and the prompt.
-
-    Args:
-        task: the name for `{task}` in the prompt; None only where the prompt does not ask for it.
-    """
-    encoding, tokenizer = encoding_options(restored.cfg), restored.tokenizer
-    ids = beginning(tokenizer) if encoding["prepend_bos"] else []
-    prompt = encoding["prompt"]
-    if prompt is not None:
-        prompt = prompt if task is None else prompt.replace("{task}", task)
-        ids = ids + tokenizer(prompt, add_special_tokens=False).input_ids
-    return ids

@@ -22,7 +22,7 @@ from bora.commands.exits import cli_errors
 from bora.config import MAX_COUNT
 from bora.errors import UserError
 from bora.lib.console import plain_console
-from bora.lib.files import output_folder, write_whole
+from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, versions, write_json
 from bora.use.common import restore_on, run_parser
 from bora.use.restore import Restored
@@ -35,7 +35,7 @@ from bora.use.score import (
     log_prior,
     perplexities,
 )
-from bora.use.texts import check_there, read_texts, sha256
+from bora.use.texts import check_exists, read_texts, sha256
 
 PRIORS = ("uniform", "documents")
 SHOWN = 5  # unknown tasks that are named
@@ -145,7 +145,7 @@ def make_folder(out: Path) -> None:
     """
     if any((out / name).exists() for name in (CONFIG, METRICS, "checkpoints")):
         raise UserError(f"--out {out}: a run is in that folder; give another one")
-    output_folder(out)
+    make_output_folder(out)
 
 
 def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
@@ -169,9 +169,9 @@ def write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path,
 
 
 def _write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
-    write_whole(out / DOCUMENTS, found.documents.to_csv(index=False))
+    write_text_atomically(out / DOCUMENTS, found.documents.to_csv(index=False))
     if found.per_task is not None:
-        write_whole(out / PER_TASK, found.per_task.to_csv(index=False))
+        write_text_atomically(out / PER_TASK, found.per_task.to_csv(index=False))
     if form is not None:
         n = len(found.documents)
         long = pd.DataFrame(
@@ -182,7 +182,7 @@ def _write(found: Evaluation, names: list[str], about: dict[str, Any], out: Path
             }
         )
         if form == "csv":
-            write_whole(out / "likelihoods.csv", long.to_csv(index=False))
+            write_text_atomically(out / "likelihoods.csv", long.to_csv(index=False))
         else:
             long.to_parquet(out / "likelihoods.parquet", index=False)
     results = {
@@ -278,7 +278,7 @@ def main() -> None:
             raise UserError(
                 f"--batch-size {arguments.batch_size}: must be a whole number from 1 to {MAX_COUNT}"
             )
-        check_there(arguments.data)
+        check_exists(arguments.data)
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         column = arguments.text or getattr(restored.cfg.data, "text", "text")
         table = read_texts(arguments.data, column, arguments.task)

@@ -16,7 +16,7 @@ from bora.bayes.adapters import LowRank
 from bora.commands.exits import cli_errors
 from bora.config import Config, HubModel
 from bora.errors import UserError
-from bora.lib.files import write_whole
+from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
 from bora.runs.peft_folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.use.card import card
@@ -128,12 +128,12 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
         config.save_pretrained(str(out / folder))
         lora = adapters.mean_lora if task is None else adapters.tasks[task]
         save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})
-        write_whole(out / folder / CARD, card(restored, base, task, folder))
+        write_text_atomically(out / folder / CARD, card(restored, base, task, folder))
     mapping = {
         "mean": MEAN if MEAN in chosen else None,
         "tasks": {folder: task for folder, task in chosen.items() if task is not None},
     }
-    write_whole(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
     return len(chosen)
 
 
@@ -193,7 +193,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, nam
     merge_into(model, adapters.tasks[task], adapters.scale)
     model.save_pretrained(out)
     restored.tokenizer.save_pretrained(out)
-    write_whole(out / CARD, card(restored, base, task, name, merged=True))
+    write_text_atomically(out / CARD, card(restored, base, task, name, merged=True))
 
 
 @torch.no_grad()

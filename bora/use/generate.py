@@ -15,8 +15,7 @@ from transformers import GenerationConfig
 
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
-from bora.train.run import encoding_options
-from bora.use.common import before_text, check_tasks, names_task, restore_on, run_parser
+from bora.use.common import check_tasks, restore_on, run_parser
 from bora.use.restore import Restored
 from bora.use.sampling import Options, add_options, options_of
 
@@ -95,9 +94,9 @@ def generate(
     check_tasks(restored, tasks)
     speakers = [Speaker("task", task) for task in tasks]
     for kind in (kind for kind, asked in (("mean", mean), ("base", base)) if asked):
-        if names_task(restored.cfg) and not tasks:
+        if restored.tokens.names_task and not tasks:
             raise UserError(f"--{kind}: the run's data.prompt names the task; give the name with --task")
-        speakers += [Speaker(kind, task) for task in (tasks if names_task(restored.cfg) else [None])]
+        speakers += [Speaker(kind, task) for task in (tasks if restored.tokens.names_task else [None])]
     if not speakers or not prompts:
         raise UserError("give at least one --prompt, and at least one of --task, --mean and --base")
     rows = [(p, s, n) for p in prompts for s in speakers for n in range(how.num_return_sequences)]
@@ -175,9 +174,10 @@ def _ends(restored: Restored) -> set[int]:
 
 
 def _start(restored: Restored, speaker: Speaker, prompt: str) -> list[int]:
-    before_the_text = encoding_options(restored.cfg)["template"].partition("{text}")[0]
+    tokens = restored.tokens
+    before_the_text = tokens.template.partition("{text}")[0]
     ids = restored.tokenizer(before_the_text + prompt, add_special_tokens=False).input_ids
-    start = before_text(restored, speaker.task) + ids
+    start = tokens.before(speaker.task) + ids
     if not start:
         raise UserError(
             "--prompt: this model puts no token before a text, so an empty prompt gives it no start"

@@ -8,6 +8,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from bora.config import Config, Dtype
+from bora.data.tokens import Tokens
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
@@ -32,6 +33,11 @@ class Restored(NamedTuple):
     cfg: Config
     summary: dict[str, Any]
     directory: RunDirectory
+
+    @property
+    def tokens(self) -> Tokens:
+        """How the run turns text into tokens."""
+        return Tokens.of(self.cfg.data, self.tokenizer)
 
     @property
     def per_task(self) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """New documents under a run's models: perplexities, and whose text it is, p(d | text) ∝ p(d) · p(text | θ_d)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from bora.data.batches import Batch, Documents, on_device
-from bora.data.tokens import Encoded, encode
+from bora.data.tokens import Encoded
 from bora.errors import UserError
 from bora.model.likelihood import n_scored
 from bora.train.module import HierarchicalLoRA
 from bora.train.perplexity import TaskPerplexity
-from bora.train.run import encoding_options
-from bora.use.common import before_text
 from bora.use.restore import Restored
 
 # Steps and how many → the same steps, shown to a person.
@@ -40,9 +38,9 @@ def perplexities(
         mean over those tasks, and `n_truncated` documents.
     """
     model, names = restored.model, restored.model.adapters.task_names
-    encoded, truncation = encode(table, restored.tokenizer, **encoding_options(restored.cfg))
+    encoded, truncation = restored.tokens.encode(table)
     tasks = [names.index(task) for task in table["task"]]
-    documents = Documents(encoded, tasks, restored.tokenizer.pad_token_id or 0)
+    documents = Documents(encoded, tasks, restored.tokens.pad_id)
     metrics = {column: TaskPerplexity(len(names)) for column in MODELS}
     # By length, as in the run's own test, so that little is padded.
     order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
@@ -122,18 +120,14 @@ def likelihoods(
     Raises:
         UserError: the longest prompt leaves no room within data.max_tokens.
     """
-    model, encoding = restored.model, encoding_options(restored.cfg)
+    model, tokens = restored.model, restored.tokens
     names = model.adapters.task_names
-    before = [np.array(before_text(restored, name), dtype=np.int32) for name in names]
-    room = encoding["max_tokens"] - max(map(len, before))
+    before = [np.array(tokens.before(name), dtype=np.int32) for name in names]
+    room = tokens.max_tokens - max(map(len, before))
     if room < 2:
-        raise UserError(
-            f"data.max_tokens={encoding['max_tokens']}: the longest prompt leaves no room for a text"
-        )
-    bare = encoding | {"max_tokens": room, "prompt": None, "prepend_bos": False}
-    encoded, _ = encode(
-        pd.DataFrame({"task": "", "text": list(texts)}, dtype=str), restored.tokenizer, **bare
-    )
+        raise UserError(f"data.max_tokens={tokens.max_tokens}: the longest prompt leaves no room for a text")
+    bare = replace(tokens, max_tokens=room, prompt=None, prepend_bos=False)
+    encoded, _ = bare.encode(pd.DataFrame({"task": "", "text": list(texts)}, dtype=str))
     lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
     scored = lengths if min(map(len, before)) else np.maximum(lengths - 1, 0)
     nats = np.zeros((len(encoded), len(names)))
@@ -148,9 +142,7 @@ def likelihoods(
             Encoded(np.concatenate([before[d], encoded[i].ids]), len(before[d]))
             for i, d in zip(document, task, strict=True)
         ]
-        batch = Documents(rows, task.tolist(), restored.tokenizer.pad_token_id or 0)[
-            list(range(len(rows))), 1
-        ]
+        batch = Documents(rows, task.tolist(), tokens.pad_id)[list(range(len(rows))), 1]
         nll = nll_under(model, on_device(batch, model.device), "task")
         nats[document, task] = -nll.double().cpu().numpy()
     return Likelihoods(nats, scored)

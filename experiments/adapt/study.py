@@ -20,7 +20,7 @@ import torch
 from bora.data.batches import Batches, Documents, loader
 from bora.data.table import read
 from bora.data.tokens import encode
-from bora.lib.files import write_whole
+from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
 from bora.runs.directory import versions
 from bora.train.module import HierarchicalLoRA
@@ -101,13 +101,13 @@ def study(run: Path, path: str) -> None:
         "testing": names[N_VALIDATION:],
         "versions": versions(),
     }
-    write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
+    write_text_atomically(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
         nonlocal done
         result = result.reset_index().assign(method=method, speeches=speeches, epochs=epochs)
         done = pd.concat([done, result]) if len(done) else result
-        write_whole(out, done.to_csv(index=False))
+        write_text_atomically(out, done.to_csv(index=False))
         nll = result["nats"].sum() / result["tokens"].sum()
         print(f"{method}, {speeches}: {np.exp(nll):.2f} after {epochs} epochs", flush=True)
 

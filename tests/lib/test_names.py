@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bora.errors import UserError
-from bora.lib.names import look_alikes, one_spelling, safe_names
+from bora.lib.names import look_alikes, normalise_names, safe_names
 from bora.use.card import escape
 
 ODD = [
@@ -40,7 +40,7 @@ def test_a_name_has_one_spelling(caplog):
     names = pd.Series(
         ["Jose\u0301", " Jos\u00e9\n", "A \u00a0\tB", "A B", "", " ", "ann", "Ann"], index=range(3, 11)
     )
-    found = one_spelling(names, "here")
+    found = normalise_names(names, "here")
     assert found.tolist() == ["Jos\u00e9", "Jos\u00e9", "A B", "A B", "", "", "ann", "Ann"]
     assert found.index.equals(names.index)
     assert "2 task(s) are spelled in more than one way" in caplog.text
@@ -48,7 +48,7 @@ def test_a_name_has_one_spelling(caplog):
 
 
 def test_one_spelling_each_is_not_worth_a_word(caplog):
-    one_spelling(pd.Series([" a", " a", "b", "", " "]), "here")
+    normalise_names(pd.Series([" a", " a", "b", "", " "]), "here")
     assert not caplog.text
 
 
@@ -57,7 +57,7 @@ def test_a_control_character_is_no_part_of_a_name(name):
     with pytest.raises(
         UserError, match=r"^here: the task's name '.*\\x.*' in row 1 \(counted from 0\)"
     ) as told:
-        one_spelling(pd.Series(["fine", name]), "here")
+        normalise_names(pd.Series(["fine", name]), "here")
     assert str(told.value).isprintable()
 
 

@@ -1,0 +1,162 @@
+"""Table → tasks → tokens → splits: the documents that a run is about."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bora.config import Data
+from bora.data.select import Dropped, select
+from bora.data.split import leakage, split
+from bora.data.tokens import Encoded, Tokens, Truncation
+from bora.errors import UserError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents that a run is about, ready as tokens.
+
+    Attributes:
+        task_names: the D tasks in the order of selection.
+        documents: one row a document: row (its number in the table as read), task, split, n_tokens, n_scored, text.
+        encoded: the tokens of each of those rows.
+        dropped, truncation: what was left out.
+        sha256: of every document's row, task, split and text.
+    """
+
+    task_names: list[str]
+    documents: pd.DataFrame
+    encoded: list[Encoded]
+    dropped: Dropped
+    truncation: Truncation
+    sha256: str
+
+    def per_task(self) -> pd.DataFrame:
+        """Count documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
+        by = self.documents.groupby(["task", "split"])
+        counts, scored = (
+            x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum())
+        )
+        return pd.DataFrame(
+            {
+                "n_train": counts["train"],
+                "n_val": counts["validation"],
+                "n_test": counts["test"],
+                "train_tokens": scored["train"],
+                "test_tokens": scored["test"],
+            }
+        )
+
+    def tokens_sha256(self) -> str:
+        """Hash every document and its tokens, which depend on the tokenizer."""
+        found = hashlib.sha256(self.sha256.encode())
+        for document in self.encoded:
+            found.update(f"{len(document.ids)} {document.n_prompt}\n".encode() + document.ids.tobytes())
+        return found.hexdigest()
+
+    def leakage(self) -> dict[str, dict[str, int]]:
+        """Count documents of validation and test whose text was seen before; see `bora.data.split.leakage`."""
+        return leakage(self.documents)
+
+    def describe(self) -> str:
+        """Describe the corpus in a few lines: its size, and what was dropped, cut off or seen before."""
+        counts = self.per_task()
+        tokens = self.documents["n_tokens"].sum()
+        total = tokens + self.truncation.tokens
+        return (
+            f"{len(self.task_names)} tasks, {len(self.documents):,} documents: "
+            f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
+            f"{counts.train_tokens.sum():,} scored tokens), {counts.n_val.sum():,} validation, "
+            f"{counts.n_test.sum():,} test\n"
+            f"dropped: {self.dropped}\n"
+            f"truncated: {self.truncation.documents:,} documents, "
+            f"{self.truncation.tokens / total:.1%} of the tokens\n"
+            f"leakage: {self._describe_leakage()}"
+        )
+
+    def _describe_leakage(self) -> str:
+        parts = [
+            f"{n['in_all']:,} of {(self.documents['split'] == part).sum():,} {part} documents repeat a text of "
+            f"{before} ({n['within_task']:,} of their own task)"
+            for (part, n), before in zip(
+                self.leakage().items(), ("training", "training or validation"), strict=True
+            )
+            if n["in_all"]
+        ]
+        return ", ".join(parts) or "none"
+
+
+def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
+    """Select tasks and documents, encode them, and split each task's.
+
+    Args:
+        table: columns task, text, and date where selection or split ask for one.
+        data: the settings of selection and split.
+
+    Raises:
+        UserError: see `select`, `Tokens.encode` and `split`; also where a task has too few documents with a token to
+            score.
+    """
+    if "date" not in table:
+        table = table.assign(date="")
+    table, names, dropped = select(
+        table,
+        selection=data.selection,
+        n_tasks=data.n_tasks,
+        min_documents=data.min_documents,
+        max_documents=data.max_documents,
+        documents_per_task=data.documents_per_task,
+        min_characters=data.min_characters,
+        drop_duplicates=data.drop_duplicates,
+        seed=data.split.seed,
+    )
+    encoded, truncation = tokens.encode(table)
+    scored = pd.Series([e.n_scored for e in encoded], index=table.index)
+    dropped.add("without a token to score", (scored < 1).sum())
+    _require_three_scored(table["task"], scored > 0)
+    encoded = [e for e in encoded if e.n_scored > 0]
+    table = table[scored > 0]
+    documents = table.assign(
+        row=table.index,
+        split=split(
+            table,
+            method=data.split.method,
+            validation=data.split.validation,
+            test=data.split.test,
+            seed=data.split.seed,
+        ),
+        n_tokens=[len(e.ids) for e in encoded],
+        n_scored=[e.n_scored for e in encoded],
+    ).reset_index(drop=True)
+    digest = hashlib.sha256()
+    for record in zip(
+        documents["row"], documents["task"], documents["split"], documents["text"], strict=True
+    ):
+        digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
+    corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
+    counts = corpus.per_task()
+    for column, part in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
+        if (counts[column] == 0).any():
+            raise UserError(
+                f"task {counts[column].idxmin()!r} is left without {part} documents; raise "
+                "data.min_documents or change data.split"
+            )
+    return corpus
+
+
+def _require_three_scored(tasks: pd.Series, scored: pd.Series) -> None:
+    """Refuse a task whose documents with a token to score are too few for three parts.
+
+    Args:
+        tasks, scored: of each document its task, and whether it has such a token.
+    """
+    counts = scored.groupby(tasks).agg(["sum", "size"])
+    short = counts[(counts["sum"] < 3) & (counts["sum"] < counts["size"])]
+    if len(short):
+        n, of = short.iloc[0]
+        raise UserError(
+            f"task {short.index[0]!r} has {f'{n} documents' if n else 'no document'} with a token to score, of {of} "
+            f"({len(short)} such task(s)), and needs three: after the first token and data.prompt nothing is left "
+            "within data.max_tokens; raise that, shorten the prompt, or drop short texts with data.min_characters"
+        )
