@@ -10,7 +10,8 @@ from typing import Any, cast
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from bora.bayes.prior import ESTIMATORS, LIKELIHOODS, PENALTIES
+from bora.bayes.objective import ESTIMATORS, LIKELIHOODS
+from bora.bayes.prior import PENALTIES
 from bora.errors import UserError
 from bora.lib.redaction import MARK
 

@@ -163,7 +163,7 @@ class LastCheckpoint(Checkpoint):
             checkpoint |= self.metrics.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
-        lost = not_finite(module.adapters)
+        lost = not_finite(module.model.adapters)
         if lost is not None:  # the file that is there stays
             raise UserError(
                 f"training diverged: after step {trainer.global_step} not all of {lost} is finite; give a lower "

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from bora.lib.names import safe_names
 from bora.runs.tracker import Tracker
 from bora.runs.trackers import RUN_ID
-from bora.train.module import HierarchicalLoRA
+from bora.train.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class TaskLines(Callback):
         self.most = most
 
     def on_fit_start(self, trainer: L.Trainer, module) -> None:
-        tasks = len(module.adapters.task_names)
+        tasks = len(module.model.tasks)
         if tasks > self.most and self._trackers(trainer):
             log.info(
                 "the first %d of %d tasks have lines in the dashboard (logger.task_lines); per_task.csv will have all",
@@ -47,13 +47,14 @@ class TaskLines(Callback):
             logger.save()
             checkpoint[RUN_ID] = logger.version
 
-    def _log(self, trainer: L.Trainer, module: HierarchicalLoRA, split: str) -> None:
+    def _log(self, trainer: L.Trainer, module: TrainingModule, split: str) -> None:
         trackers = self._trackers(trainer)
         # The metric sums over processes, so that all of them must ask for it, trackers or not.
         perplexities = module.metric(split).compute()["task_perplexity"].tolist()
         if not trackers:
             return
-        names, distances = module.adapters.task_names, module.adapters.distances().tolist()
+        adapters = module.model.adapters
+        names, distances = adapters.task_names, adapters.distances().tolist()
         safe = safe_names(names)
         for logger in trackers:
             figures: dict[str, float] = {}

@@ -20,7 +20,7 @@ from bora.lib.stopping import Stop
 from bora.runs.directory import RunDirectory
 from bora.runs.metrics import MetricsFile
 from bora.train.checkpoint import LastCheckpoint, WholeCheckpoints, hold_to, load_own, weights_sha256
-from bora.train.module import HierarchicalLoRA, NonFiniteLoss
+from bora.train.module import NonFiniteLoss, TrainingModule
 from bora.train.progress import TrainingLog
 from bora.train.task_lines import TaskLines
 
@@ -53,7 +53,7 @@ class Fitter:
     best: BestCheckpoint
     last: LastCheckpoint
 
-    def fit(self, model: HierarchicalLoRA, data: L.LightningDataModule, resume_from: Path | None) -> str:
+    def fit(self, module: TrainingModule, data: L.LightningDataModule, resume_from: Path | None) -> str:
         """Train to the end, and leave the epoch that validation prefers in the model, and its metrics.
 
         Args:
@@ -67,7 +67,7 @@ class Fitter:
                 refuses the settings, which it says of some only when it has the data.
         """
         try:
-            self.trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+            self.trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
         except NonFiniteLoss as error:
             saved = self.last.path if self.last.path.is_file() else "none yet"
             raise UserError(
@@ -89,16 +89,16 @@ class Fitter:
         score = self.best.best_model_score
         if score is None or not score.isfinite():
             raise UserError(
-                f"training diverged: no epoch had a finite validation NLL (tau={model.tau:g}, learning rate "
-                f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
+                f"training diverged: no epoch had a finite validation NLL (tau={module.model.tau:g}, learning rate "
+                f"{module.lr:g}, {module.model.adapters.name}); give a lower optim.lr"
             )
         # Not by ckpt_path=…: that would set the counts back to the best epoch too.
         best = Path(self.best.best_model_path)
         checkpoint = load_own(best)
-        hold_to(checkpoint, self.last.fingerprint | dict(model.hparams), best)
-        model.load_factors(checkpoint)
-        self.trainer.validate(model, data, verbose=False)
-        found = float(self.trainer.callback_metrics[model.monitor])
+        hold_to(checkpoint, self.last.fingerprint | module.model.hyperparameters, best)
+        module.load_state_dict(checkpoint["state_dict"])
+        self.trainer.validate(module, data, verbose=False)
+        found = float(self.trainer.callback_metrics[module.monitor])
         if not math.isclose(found, score.item(), rel_tol=ROUNDING):
             raise UserError(
                 f"{best} is not of this run's best epoch: its validation NLL is {found:.6g} nats a token, not "

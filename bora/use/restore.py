@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
+from bora.bayes.model import HierarchicalLoRA
 from bora.config import flat
 from bora.errors import UserError, first_line
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.directory import RunDirectory
 from bora.runs.replay import CONFIG, EARLIER, check_calls
 from bora.train.checkpoint import load_best
-from bora.train.module import HierarchicalLoRA
 
 log = logging.getLogger(__name__)
 
@@ -76,5 +76,5 @@ def restore(run: Path, accelerator: str = "cpu", dtype: str | None = None) -> Re
     if trained_on is not None and same_dtype and trained_on != backbone_sha256(pretrained.model):
         log.warning("the backbone is not to the bit the one that %s was trained on", run)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
-    model.load_factors(checkpoint)
+    model.load_trained_state(checkpoint["state_dict"])
     return Restored(model.eval(), pretrained.tokenizer, cfg, summary, directory)
