@@ -7,12 +7,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from bora.bayes.adamw import learning_rate
+from bora.bayes.model import HierarchicalLoRA
 from bora.config import check, config_folder, format_value, register_resolvers
 from bora.errors import UserError
 from bora.lib.stopping import Stop
 from bora.runs.directory import RunDirectory
 from bora.runs.metrics import MetricsFile
-from bora.train.module import HierarchicalLoRA, learning_rate
 from bora.train.run import build_data, build_model, load_corpus
 from bora.train.trainer import build_fitter
 

@@ -6,8 +6,8 @@ The hierarchical mean Θ is one more such row. What is stored beside it depends 
 |---|---|---|
 | Centered | θ_d | the paper's parameterization |
 | NonCentered | δ_d = θ_d − Θ | |
-| Shared | nothing: every task is Θ | τ = ∞ |
 | Separate | θ_d; Θ is their average | τ = 0 |
+| Shared | nothing: every task is Θ | τ = ∞ |
 """
 
 import math
@@ -19,22 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from bora.bayes.prior import FLAT, Prior
-from bora.bayes.rows import rows
+from bora.bayes.rows import Form, rows
 from bora.model.lora import Layout, LowRank
 
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
 
-# On disk the factors stand layer by layer, so that a checkpoint can be read without knowing the layout: A_mean and
-# B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
+# Suffixes on disk: A_mean and B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
 MEAN, THETA, OFFSET = "_mean", "", "_offset"
 
 
 class Adapters(nn.Module, ABC):
-    """θ_1 … θ_D and Θ.
+    """θ_1 … θ_D and Θ; a subclass for each form.
 
     Attributes:
         name: of the form, as in the summary.
-        suffix: of what is stored, on disk; None if nothing is.
+        suffixes: on disk, of each parameter.
         mean: [P] Θ.
         stored: [D, P], or None.
         layout: of a row.
@@ -46,7 +45,7 @@ class Adapters(nn.Module, ABC):
     """
 
     name: str
-    suffix: str | None
+    suffixes: dict[str, str]
     stored: nn.Parameter | None
 
     def __init__(
@@ -58,13 +57,13 @@ class Adapters(nn.Module, ABC):
         with torch.no_grad():
             for lora in layout.factors(self.mean).values():
                 nn.init.kaiming_uniform_(lora.A, a=math.sqrt(5))  # as PEFT starts LoRA; B is 0
-        self.register_parameter("stored", self._start(init_std))
+            self.register_parameter("stored", self._start(init_std))
         self.register_state_dict_post_hook(_save_by_layer)
         self.register_load_state_dict_pre_hook(_load_by_layer)
 
     @abstractmethod
     def _start(self, init_std: float) -> nn.Parameter | None:
-        """Return what is stored at the start."""
+        """Return `stored` at the start."""
 
     @abstractmethod
     def theta(self, task: int) -> Tensor:
@@ -87,17 +86,15 @@ class Adapters(nn.Module, ABC):
         """
 
     @abstractmethod
-    def _place(self, theta: Tensor | None, offset: Tensor | None) -> None:
-        """Put the tasks where they are to begin, Θ being in place; see `start_at`."""
-
-    @torch.no_grad()
     def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
         """Take over Θ [P], and θ or δ [D, P] as far as this form can hold them; without either, tasks start at Θ."""
-        self.mean.copy_(mean)
-        self._place(theta, offset)
 
     def before_evaluation(self) -> None:
         """Bring Θ to where this form has it, if training does not."""
+
+    def start_from(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Take over what any form saved, as far as this one can hold it; see `read_saved`."""
+        self.start_at(*read_saved(state, list(self.layout.shapes), prefix))
 
     @property
     def tasks(self) -> "TaskLoRAs":
@@ -107,37 +104,32 @@ class Adapters(nn.Module, ABC):
     @torch.no_grad()
     def distances(self) -> Tensor:
         """Return ‖θ_d − Θ‖₂ in parameter units, [D] float64 on the CPU."""
-        n, some = len(self.task_names), max(1, ELEMENTS_AT_A_TIME // self.layout.n_parameters)
-        parts = [
-            self.deviations(slice(i, i + some)).double().square().sum(dim=1).cpu() for i in range(0, n, some)
-        ]
-        return torch.cat(parts).sqrt()
+        some = max(1, ELEMENTS_AT_A_TIME // self.layout.n_parameters)
+        parts = [slice(i, i + some) for i in range(0, len(self.task_names), some)]
+        squares = [self.deviations(part).double().square().sum(dim=1).cpu() for part in parts]
+        return torch.cat(squares).sqrt()
 
 
-class _Matrix(Adapters):
+class _Matrix(Adapters, Form):
     """A form that stores a row a task."""
 
     stored: nn.Parameter
 
     @abstractmethod
-    def theta_of(self, row: Tensor, mean: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def deviation_of(self, row: Tensor, mean: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def add_to_mean(self, of_mean: Tensor, of_theta: Tensor, of_deviation: Tensor | None) -> None: ...
-
-    @abstractmethod
-    def _at_mean(self) -> Tensor:
-        """Return a row whose θ_d is Θ, [P]."""
+    def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
+        """Return what is stored of tasks with this θ or δ [D, P]; [P], of a task at Θ, without either."""
 
     def _start(self, init_std: float) -> nn.Parameter:
         shape = (len(self.task_names), self.layout.n_parameters)
-        stored = self._at_mean().detach().expand(shape).clone()
+        stored = self._row(None, None).expand(shape).clone()
         if init_std:
             stored.add_(torch.randn(shape), alpha=init_std)
         return nn.Parameter(stored)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
+        self.mean.copy_(mean)
+        self.stored.copy_(self._row(theta, offset))
 
     def theta(self, task: int) -> Tensor:
         return self.theta_of(self.stored[task], self.mean)
@@ -152,7 +144,7 @@ class _Matrix(Adapters):
 class Centered(_Matrix):
     """The matrix holds θ_d."""
 
-    name, suffix = "centered", THETA
+    name, suffixes = "centered", {"mean": MEAN, "stored": THETA}
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         return row
@@ -164,17 +156,16 @@ class Centered(_Matrix):
         if of_deviation is not None:
             of_mean -= of_deviation
 
-    def _at_mean(self) -> Tensor:
-        return self.mean
-
-    def _place(self, theta: Tensor | None, offset: Tensor | None) -> None:
-        self.stored.copy_(theta if theta is not None else self.mean if offset is None else self.mean + offset)
+    def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
+        if theta is not None:
+            return theta
+        return self.mean if offset is None else self.mean + offset
 
 
 class NonCentered(_Matrix):
     """The matrix holds δ_d = θ_d − Θ."""
 
-    name, suffix = "noncentered", OFFSET
+    name, suffixes = "noncentered", {"mean": MEAN, "stored": OFFSET}
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         return mean + row
@@ -185,17 +176,14 @@ class NonCentered(_Matrix):
     def add_to_mean(self, of_mean: Tensor, of_theta: Tensor, of_deviation: Tensor | None) -> None:
         of_mean += of_theta
 
-    def _at_mean(self) -> Tensor:
-        return torch.zeros_like(self.mean)
-
-    def _place(self, theta: Tensor | None, offset: Tensor | None) -> None:
-        if offset is None:
-            offset = torch.zeros_like(self.mean) if theta is None else theta - self.mean
-        self.stored.copy_(offset)
+    def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
+        if offset is not None:
+            return offset
+        return torch.zeros_like(self.mean) if theta is None else theta - self.mean
 
 
 class Separate(Centered):
-    """Tasks without a prior to tie them (τ = 0): no θ_d depends on Θ, which is their average, the limit τ → 0+."""
+    """No prior ties the tasks: no θ_d depends on Θ, which is their average, the limit τ → 0+."""
 
     @torch.no_grad()
     def before_evaluation(self) -> None:
@@ -203,28 +191,28 @@ class Separate(Centered):
 
 
 class Shared(Adapters):
-    """One LoRA for all tasks (τ = ∞)."""
+    """One LoRA for all tasks."""
 
-    name, suffix = "shared", None
+    name, suffixes = "shared", {"mean": MEAN}
 
     def _start(self, init_std: float) -> None:
         return None
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
+        self.mean.copy_(mean)
 
     def theta(self, task: int) -> Tensor:
         return self.mean
 
     def deviations(self, tasks: slice = slice(None)) -> Tensor:
-        n = len(self.task_names[tasks])
-        return self.mean.new_zeros(()).expand(n, len(self.mean))
+        return self.mean.new_zeros(()).expand(len(self.task_names[tasks]), len(self.mean))
 
     def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
         return self.mean.to(dtype), self.mean.new_zeros(len(task))
 
-    def _place(self, theta: Tensor | None, offset: Tensor | None) -> None:
-        pass
 
-
-FORMS = {form.name: form for form in (Centered, NonCentered)}
+PARAMETERIZATIONS = {form.name: form for form in (Centered, NonCentered)}
 
 
 def choose_form(tau: float, parameterization: str) -> type[Adapters]:
@@ -233,13 +221,12 @@ def choose_form(tau: float, parameterization: str) -> type[Adapters]:
     Raises:
         ValueError: 0 < τ < ∞ and there is no such parameterization.
     """
-    if math.isinf(tau):
-        return Shared
-    if tau == 0:
-        return Separate
-    if parameterization not in FORMS:
-        raise ValueError(f"parameterization must be one of {', '.join(FORMS)}, not {parameterization!r}")
-    return FORMS[parameterization]
+    if tau == 0 or math.isinf(tau):
+        return Separate if tau == 0 else Shared
+    if parameterization not in PARAMETERIZATIONS:
+        known = ", ".join(PARAMETERIZATIONS)
+        raise ValueError(f"parameterization must be one of {known}, not {parameterization!r}")
+    return PARAMETERIZATIONS[parameterization]
 
 
 class TaskLoRAs(Mapping):
@@ -252,12 +239,9 @@ class TaskLoRAs(Mapping):
         self._adapters = adapters
 
     def __getitem__(self, name: str) -> dict[str, LowRank]:
-        if name not in self:
+        if name not in self._adapters.task_names:
             raise KeyError(name)
         return self._adapters.layout.factors(self._adapters.theta(self._adapters.task_names.index(name)))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._adapters.task_names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapters.task_names)
@@ -280,7 +264,10 @@ class Saved(NamedTuple):
 
 
 def disk_names(layers: Sequence[str], suffix: str, prefix: str = "") -> list[str]:
-    """Return the names on disk of all the layers' factors of one kind, in the layout's order."""
+    """Return the names on disk of all the layers' factors of one kind, in the layout's order.
+
+    A checkpoint holds the factors layer by layer, so that it can be read without knowing the layout.
+    """
     # The dots of a layer's path are written as slashes: a dot divides modules.
     return [
         f"{prefix}stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"
@@ -298,12 +285,9 @@ def read_saved(state: Mapping[str, Tensor], layers: Sequence[str], prefix: str =
     Raises:
         KeyError: it has no Θ of these layers.
     """
-
-    def read(suffix: str) -> Tensor | None:
-        names = disk_names(layers, suffix, prefix)
-        return _join(state, names) if all(name in state for name in names) else None
-
-    return Saved(_join(state, disk_names(layers, MEAN, prefix)), read(THETA), read(OFFSET))
+    names = [disk_names(layers, suffix, prefix) for suffix in (MEAN, THETA, OFFSET)]
+    theta, offset = (_join(state, n) if all(name in state for name in n) else None for n in names[1:])
+    return Saved(_join(state, names[0]), theta, offset)
 
 
 def _join(state: Mapping[str, Tensor], names: list[str]) -> Tensor:
@@ -311,20 +295,15 @@ def _join(state: Mapping[str, Tensor], names: list[str]) -> Tensor:
     return torch.cat([state[name].flatten(-2) for name in names], dim=-1)
 
 
-def _suffixes(adapters: Adapters) -> dict[str, str]:
-    """Parameter → its suffix on disk."""
-    return {"mean": MEAN} if adapters.suffix is None else {"mean": MEAN, "stored": adapters.suffix}
-
-
 def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for parameter, suffix in _suffixes(adapters).items():
+    for parameter, suffix in adapters.suffixes.items():
         factors = adapters.layout.factors(state.pop(prefix + parameter)).values()
         names = disk_names(list(adapters.layout.shapes), suffix, prefix)
         state.update(zip(names, (value for lora in factors for value in lora), strict=True))
 
 
 def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for parameter, suffix in _suffixes(adapters).items():
+    for parameter, suffix in adapters.suffixes.items():
         names = disk_names(list(adapters.layout.shapes), suffix, prefix)
         if all(name in state for name in names):
             state[prefix + parameter] = _join(state, names)

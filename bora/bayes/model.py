@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bora.bayes.adamw import RowwiseAdamW
-from bora.bayes.adapters import TaskLoRAs, choose_form, read_saved
+from bora.bayes.adapters import TaskLoRAs, choose_form
 from bora.bayes.objective import (
     ESTIMATORS,
     LIKELIHOODS,
@@ -192,4 +192,4 @@ class HierarchicalLoRA(nn.Module):
             theirs = checkpoint["hyper_parameters"][key]
             if theirs != ours[key]:
                 raise UserError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours[key]})")
-        self.adapters.start_at(*read_saved(checkpoint["state_dict"], ours["layers"], ADAPTERS))
+        self.adapters.start_from(checkpoint["state_dict"], ADAPTERS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from bora.bayes.adapters import MEAN, Adapters, choose_form, disk_names
+from bora.bayes.adapters import Adapters, choose_form, disk_names
 from bora.config import batches_limit, plain
 from bora.data.batches import Batches
 from bora.data.module import Corpus
@@ -83,7 +83,7 @@ def cost(cfg: DictConfig, model: PreTrainedModel, corpus: Corpus) -> Cost:
     layers = named_targets(model, plain(cfg.lora)["target_modules"])
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     form = choose_form(float(cfg.tau), cfg.prior.parameterization)
-    stored = 0 if form.suffix is None else len(corpus.task_names)  # rows of the [D, P] matrix
+    stored = len(corpus.task_names) if "stored" in form.suffixes else 0  # rows of the [D, P] matrix
     P, trainable = layout.n_parameters, (stored + 1) * layout.n_parameters
     counts = corpus.per_task()
     lengths = corpus.documents.loc[corpus.documents["split"] == "train", "n_tokens"].tolist()
@@ -163,8 +163,7 @@ def _around(layout: Layout, form: type[Adapters], task_names: list[str]) -> int:
 
     What one name or record takes was read off checkpoints; a test holds the sum to real ones.
     """
-    layers = list(layout.shapes)
-    keys = disk_names(layers, MEAN) + ([] if form.suffix is None else disk_names(layers, form.suffix))
-    records = 12 if form.suffix is None else 16
+    keys = [key for suffix in form.suffixes.values() for key in disk_names(list(layout.shapes), suffix)]
+    records = 16 if "stored" in form.suffixes else 12
     names = sum(len(name.encode()) + 16 for name in task_names)
     return 3300 + sum(len(key) + 106 for key in keys) + 190 * records + names

@@ -1,7 +1,7 @@
 """The LightningModule: how a HierarchicalLoRA is trained to its MAP estimate, validated and tested."""
 
 import logging
-from typing import Any, cast
+from typing import cast
 
 import lightning as L
 import torch
@@ -60,10 +60,10 @@ class TrainingModule(L.LightningModule):
         self.save_hyperparameters(model.hyperparameters, logger=False)
 
     # A checkpoint holds what is trained, not the frozen backbone, and is loaded strictly.
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args, **options):
         return self.model.trained_state()
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False) -> None:
         self.model.load_trained_state(state_dict)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

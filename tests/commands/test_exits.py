@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bora
-from bora.train.module import HierarchicalLoRA
+from bora.bayes.model import HierarchicalLoRA
 from tests.conftest import table
 
 TABLE = ["data=table", "data.path=t.csv", "data.min_documents=5"]
@@ -137,8 +137,8 @@ def test_a_terminal_without_greek_letters_is_no_reason_to_fail(tmp_path):
 
 
 def test_a_diverged_run_is_told_and_leaves_no_summary(command, tmp_path, monkeypatch):
-    real = HierarchicalLoRA.document_nll
-    monkeypatch.setattr(HierarchicalLoRA, "document_nll", lambda *a, **k: real(*a, **k) * float("nan"))
+    real = HierarchicalLoRA.nll
+    monkeypatch.setattr(HierarchicalLoRA, "nll", lambda *a, **k: real(*a, **k) * float("nan"))
     small = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"]
     code, _, err = command(*small, "trainer.max_epochs=2", "hydra.run.dir=run")
     assert code == 2

@@ -155,11 +155,11 @@ def test_a_resumed_run_goes_on_as_the_same_run_and_has_no_figure_twice(
             raise Stop
         return step(self, batch, batch_idx)
 
-    step = getattr(bora.train.trainer.HierarchicalLoRA, where)
-    monkeypatch.setattr(bora.train.trainer.HierarchicalLoRA, where, stop)
+    step = getattr(bora.train.trainer.TrainingModule, where)
+    monkeypatch.setattr(bora.train.trainer.TrainingModule, where, stop)
     with pytest.raises(Stop):
         command(*arguments)
-    monkeypatch.setattr(bora.train.trainer.HierarchicalLoRA, where, step)
+    monkeypatch.setattr(bora.train.trainer.TrainingModule, where, step)
     last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == (12 if where == "test_step" else 6)
     if tracker == "mlflow":
@@ -195,7 +195,7 @@ def test_tensorboard_has_nothing_twice_of_a_run_that_is_begun_anew(command, tmp_
         def stop(self, batch, batch_idx):
             raise Stop
 
-        patch.setattr(bora.train.trainer.HierarchicalLoRA, "validation_step", stop)
+        patch.setattr(bora.train.trainer.TrainingModule, "validation_step", stop)
         with pytest.raises(Stop):
             command(*arguments)
     assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
