@@ -18,11 +18,13 @@ from hydra.core.global_hydra import GlobalHydra
 from transformers import OPTConfig, OPTForCausalLM
 
 import bora.commands.run
-from bora.bayes.adapters import LowRank
+from bora.bayes.model import HierarchicalLoRA
 from bora.data.corpus import Corpus
 from bora.data.module import TaskDataModule
 from bora.data.select import Dropped
 from bora.data.tokens import Encoded, Truncation
+from bora.model.backbone import Backbone
+from bora.model.lora import LowRank
 from bora.use.restore import restore
 
 VOCABULARY = 60
@@ -61,6 +63,14 @@ def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
 def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> TaskDataModule:
     """The DataModule of a tiny_corpus."""
     return TaskDataModule(tiny_corpus(sizes), 1, batch_size, 4, seed)
+
+
+def hierarchical(
+    model, tasks, task_documents, n_tokens, tau, rank=2, alpha=3.0, targets=None, compile=False, **options
+) -> HierarchicalLoRA:
+    """BoRA on a transformers model."""
+    backbone = Backbone(model, targets, rank, alpha, compile)
+    return HierarchicalLoRA(backbone, tasks, task_documents, n_tokens, tau, **options)
 
 
 def random_factors(model, seed: int = 0, std: float = 0.2) -> None:
@@ -157,7 +167,7 @@ def assert_restores(run: Path, table: Path, rel: float = 1e-5) -> None:
             ids = restored.tokenizer(texts[d.row], return_tensors="pt").input_ids[:, :20]
             task = torch.tensor([restored.model.adapters.task_names.index(row.task)])
             with torch.no_grad():
-                nats += restored.model.document_nll({"input_ids": ids, "labels": ids, "task": task}).item()
+                nats += restored.model.nll({"input_ids": ids, "labels": ids, "task": task}).item()
             tokens += d.n_scored
         assert nats / tokens == pytest.approx(row.test_nll, rel=rel)
 

@@ -1,1 +1,1 @@
-"""What is believed of the tasks before and after their documents: prior, objective, adapters, optimiser."""
+"""What is believed of the tasks before their documents, and after: prior, objective, adapters, optimiser, model."""

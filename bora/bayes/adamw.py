@@ -1,10 +1,11 @@
-"""AdamW that touches only the rows of the [D, P] matrix whose tasks are in the batch.
+"""MAP: AdamW that touches only the rows of the [D, P] matrix whose tasks are in the batch; clipping by rows.
 
-A dense AdamW visits all D tasks in every step, to no use for those that have no gradient. Here a row and its two
-moments are left alone until its task is in a batch, and the moments' bias is corrected by the row's own
+A dense AdamW visits all D tasks in every step, though most have no gradient. Here a row and its two moments stay
+as they are until its task is in a batch, and the moments' bias is corrected by the row's own
 number of steps: at τ = 0 each task is trained exactly as by an AdamW of its own that steps when the task has data.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -42,14 +43,27 @@ class RowwiseAdamW(torch.optim.Optimizer):
             parts = [part for p in group["params"] if p.grad is not None for part in self._parts(p, p.grad)]
             if not parts:
                 continue
-            params, grads, exp_avgs, exp_avg_sqs, steps = (
-                list(column) for column in zip(*parts, strict=True)
-            )
+            params, grads, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
             beta1, beta2 = group["betas"]
+            options = {
+                "lr": group["lr"],
+                "beta1": beta1,
+                "beta2": beta2,
+                "eps": group["eps"],
+                "weight_decay": 0.0,
+            }
             adamw(
-                params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
-                lr=group["lr"], weight_decay=0.0, eps=group["eps"], maximize=False,
-            )  # fmt: skip
+                params,
+                grads,
+                exp_avgs,
+                exp_avg_sqs,
+                [],
+                steps,
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                **options,
+            )
         return loss
 
     def _parts(
@@ -72,7 +86,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
 
 def sum_over_processes(gradient: Tensor) -> Tensor:
-    """The sum of all processes' sparse gradients, each of its own rows.
+    """Sum all processes' sparse gradients, each of its own rows.
 
     Args:
         gradient: sparse [D, P], of the rows that this process's documents need.
@@ -89,3 +103,37 @@ def sum_over_processes(gradient: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(
         rows[None], total, gradient.shape, is_coalesced=True, check_invariants=False
     )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], bound: float, by_value: bool = False) -> None:
+    """Clip the gradients of all tasks and of Θ together, in place; sparse ones too, which torch's own clipping cannot.
+
+    Args:
+        bound: of the norm of all of them together, or of each value.
+    """
+    parts = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.is_sparse:
+            gradient = parameter.grad = gradient.coalesce()
+            gradient = gradient._values()  # a change of these changes the gradient
+        if gradient is not None:
+            parts.append(gradient)
+    factor = None if by_value else (bound / (torch.nn.utils.get_total_norm(parts) + 1e-6)).clamp(max=1)
+    for part in parts:
+        if factor is None:
+            part.clamp_(-bound, bound)
+        else:
+            part.mul_(factor)
+
+
+def learning_rate(tau: float, parameterization: str) -> float:
+    """Return the default learning rate.
+
+    Where the centered form is asked for: the paper's rule, 1e-5 · τ, and 1e-4 at τ = 0 (Table 1). Else,
+    and at τ = ∞: 1e-3 at every τ, so that the limits are trained no worse than what lies between them
+    (experiments/stdlib: at τ = 0 the paper's rate is too low by far).
+    """
+    if parameterization != "centered" or math.isinf(tau):
+        return 1e-3
+    return 1e-4 if tau == 0 else 1e-5 * tau

@@ -1,83 +1,247 @@
-"""The tasks' LoRAs as one matrix: row d is θ_d, every low-rank factor of task d, layer after layer.
+"""The tasks' LoRAs as one matrix: row d is of task d, every low-rank factor of it, layer after layer.
 
-At a layer with frozen weight W the output for a document of task d is (eq. 3)::
+The hierarchical mean Θ is one more such row. What is stored beside it depends on the form:
 
-    y = W x + (α/r) · B_d A_d x          A_d [r, n_in], B_d [n_out, r]
-
-One forward serves a batch of mixed tasks: the rows of the batch's tasks are gathered once (bora.bayes.rows), cut
-into the layers' factors, and two batched products are added to each frozen layer's output by a forward hook, so
-the backbone itself is never changed. The hierarchical mean Θ is one more such row.
+| form | stored [D, P] | when |
+|---|---|---|
+| Centered | θ_d | the paper's parameterization |
+| NonCentered | δ_d = θ_d − Θ | |
+| Separate | θ_d; Θ is their average | τ = 0 |
+| Shared | nothing: every task is Θ | τ = ∞ |
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from bora.bayes.rows import Form, Prior, rows
-from bora.errors import UserError
+from bora.bayes.prior import FLAT, Prior
+from bora.bayes.rows import Form, rows
+from bora.model.lora import Layout, LowRank
 
-Linear = nn.Linear | Conv1D  # GPT-2's Conv1D keeps its weight transposed
-
-PARAMETERIZATIONS = ("centered", "noncentered", "shared")
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
 
-
-class LowRank(NamedTuple):
-    """One low-rank update: A [r, n_in] and B [n_out, r]; or [D, …] or [R, …], one a task or a row."""
-
-    A: Tensor
-    B: Tensor
+# Suffixes on disk: A_mean and B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
+MEAN, THETA, OFFSET = "_mean", "", "_offset"
 
 
-class Layout:
-    """Where in θ_d ∈ Rᴾ each layer's A and B stand: A before B, layers in the backbone's order."""
+class Adapters(nn.Module, ABC):
+    """θ_1 … θ_D and Θ; a subclass for each form.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int):
-        """
+    Attributes:
+        name: of the form, as in the summary.
+        suffixes: on disk, of each parameter.
+        mean: [P] Θ.
+        stored: [D, P], or None.
+        layout: of a row.
+        task_names: the D tasks; a document's task is an index into this list.
+        sparse: `stored` gets a sparse gradient, of the rows in the batch alone.
+
+    Args:
+        init_std: standard deviation of θ_d around Θ at the start, in parameter units.
+    """
+
+    name: str
+    suffixes: dict[str, str]
+    stored: nn.Parameter | None
+
+    def __init__(
+        self, layout: Layout, task_names: Sequence[str], init_std: float = 0.0, sparse: bool = False
+    ):
+        super().__init__()
+        self.layout, self.task_names, self.sparse = layout, list(task_names), sparse
+        self.mean = nn.Parameter(torch.zeros(layout.n_parameters))
+        with torch.no_grad():
+            for lora in layout.factors(self.mean).values():
+                nn.init.kaiming_uniform_(lora.A, a=math.sqrt(5))  # as PEFT starts LoRA; B is 0
+            self.register_parameter("stored", self._start(init_std))
+        self.register_state_dict_post_hook(_save_by_layer)
+        self.register_load_state_dict_pre_hook(_load_by_layer)
+
+    @abstractmethod
+    def _start(self, init_std: float) -> nn.Parameter | None:
+        """Return `stored` at the start."""
+
+    @abstractmethod
+    def theta(self, task: int) -> Tensor:
+        """Return θ of one task, [P]: a view of the matrix in the centered form."""
+
+    @abstractmethod
+    def deviations(self, tasks: slice = slice(None)) -> Tensor:
+        """Return θ_d − Θ of some of the tasks, [M, P]."""
+
+    @abstractmethod
+    def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+        """Return θ of a batch's documents, and the prior's potential of their tasks.
+
         Args:
-            shapes: layer name → (n_in, n_out).
-            rank: r ≥ 1.
+            task: [R].
+            dtype: of θ.
+
+        Returns:
+            θ [R, P], or [P] where all tasks share it; potentials [R] in nats.
         """
-        self.shapes = {name: ((rank, n_in), (n_out, rank)) for name, (n_in, n_out) in shapes.items()}
-        self.sizes = [math.prod(shape) for pair in self.shapes.values() for shape in pair]
+
+    @abstractmethod
+    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
+        """Take over Θ [P], and θ or δ [D, P] as far as this form can hold them; without either, tasks start at Θ."""
+
+    def before_evaluation(self) -> None:
+        """Bring Θ to where this form has it, if training does not."""
+
+    def start_from(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Take over what any form saved, as far as this one can hold it; see `read_saved`."""
+        self.start_at(*read_saved(state, list(self.layout.shapes), prefix))
 
     @property
-    def n_parameters(self) -> int:
-        """P, the length of θ_d."""
-        return sum(self.sizes)
+    def tasks(self) -> "TaskLoRAs":
+        """Each task's LoRA by name."""
+        return TaskLoRAs(self)
 
-    def factors(self, theta: Tensor) -> dict[str, LowRank]:
-        """[…, P] → views, layer name → (A […, r, n_in], B […, n_out, r])."""
-        pieces = iter(theta.split(self.sizes, dim=-1))
-        return {
-            name: LowRank(*(next(pieces).unflatten(-1, shape) for shape in pair))
-            for name, pair in self.shapes.items()
-        }
+    @torch.no_grad()
+    def distances(self) -> Tensor:
+        """Return ‖θ_d − Θ‖₂ in parameter units, [D] float64 on the CPU."""
+        some = max(1, ELEMENTS_AT_A_TIME // self.layout.n_parameters)
+        parts = [slice(i, i + some) for i in range(0, len(self.task_names), some)]
+        squares = [self.deviations(part).double().square().sum(dim=1).cpu() for part in parts]
+        return torch.cat(squares).sqrt()
+
+
+class _Matrix(Adapters, Form):
+    """A form that stores a row a task."""
+
+    stored: nn.Parameter
+
+    @abstractmethod
+    def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
+        """Return what is stored of tasks with this θ or δ [D, P]; [P], of a task at Θ, without either."""
+
+    def _start(self, init_std: float) -> nn.Parameter:
+        shape = (len(self.task_names), self.layout.n_parameters)
+        stored = self._row(None, None).expand(shape).clone()
+        if init_std:
+            stored.add_(torch.randn(shape), alpha=init_std)
+        return nn.Parameter(stored)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
+        self.mean.copy_(mean)
+        self.stored.copy_(self._row(theta, offset))
+
+    def theta(self, task: int) -> Tensor:
+        return self.theta_of(self.stored[task], self.mean)
+
+    def deviations(self, tasks: slice = slice(None)) -> Tensor:
+        return self.deviation_of(self.stored[tasks], self.mean)
+
+    def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+        return rows(self.stored, self.mean, task, self, dtype, prior)
+
+
+class Centered(_Matrix):
+    """The matrix holds θ_d."""
+
+    name, suffixes = "centered", {"mean": MEAN, "stored": THETA}
+
+    def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
+        return row
+
+    def deviation_of(self, row: Tensor, mean: Tensor) -> Tensor:
+        return row - mean
+
+    def add_to_mean(self, of_mean: Tensor, of_theta: Tensor, of_deviation: Tensor | None) -> None:
+        if of_deviation is not None:
+            of_mean -= of_deviation
+
+    def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
+        if theta is not None:
+            return theta
+        return self.mean if offset is None else self.mean + offset
+
+
+class NonCentered(_Matrix):
+    """The matrix holds δ_d = θ_d − Θ."""
+
+    name, suffixes = "noncentered", {"mean": MEAN, "stored": OFFSET}
+
+    def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
+        return mean + row
+
+    def deviation_of(self, row: Tensor, mean: Tensor) -> Tensor:
+        return row
+
+    def add_to_mean(self, of_mean: Tensor, of_theta: Tensor, of_deviation: Tensor | None) -> None:
+        of_mean += of_theta
+
+    def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
+        if offset is not None:
+            return offset
+        return torch.zeros_like(self.mean) if theta is None else theta - self.mean
+
+
+class Separate(Centered):
+    """No prior ties the tasks: no θ_d depends on Θ, which is their average, the limit τ → 0+."""
+
+    @torch.no_grad()
+    def before_evaluation(self) -> None:
+        self.mean.copy_(self.stored.mean(dim=0))
+
+
+class Shared(Adapters):
+    """One LoRA for all tasks."""
+
+    name, suffixes = "shared", {"mean": MEAN}
+
+    def _start(self, init_std: float) -> None:
+        return None
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
+        self.mean.copy_(mean)
+
+    def theta(self, task: int) -> Tensor:
+        return self.mean
+
+    def deviations(self, tasks: slice = slice(None)) -> Tensor:
+        return self.mean.new_zeros(()).expand(len(self.task_names[tasks]), len(self.mean))
+
+    def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+        return self.mean.to(dtype), self.mean.new_zeros(len(task))
+
+
+PARAMETERIZATIONS = {form.name: form for form in (Centered, NonCentered)}
+
+
+def choose_form(tau: float, parameterization: str) -> type[Adapters]:
+    """Choose the form that is trained: Shared at τ = ∞, Separate at τ = 0, else the one asked for.
+
+    Raises:
+        ValueError: 0 < τ < ∞ and there is no such parameterization.
+    """
+    if tau == 0 or math.isinf(tau):
+        return Separate if tau == 0 else Shared
+    if parameterization not in PARAMETERIZATIONS:
+        known = ", ".join(PARAMETERIZATIONS)
+        raise ValueError(f"parameterization must be one of {known}, not {parameterization!r}")
+    return PARAMETERIZATIONS[parameterization]
 
 
 class TaskLoRAs(Mapping):
     """One task's LoRA by the task's name: layer name → LowRank.
 
-    In the centered form the tensors are views of the stacked factors: writing to them trains or
-    edits that task alone.
+    In the centered form the tensors are views of the matrix: writing to them trains or edits that task alone.
     """
 
-    def __init__(self, adapters: "Adapters"):
+    def __init__(self, adapters: Adapters):
         self._adapters = adapters
 
     def __getitem__(self, name: str) -> dict[str, LowRank]:
-        index = self._adapters.task_names.index(name) if name in self else None
-        if index is None:
+        if name not in self._adapters.task_names:
             raise KeyError(name)
-        return self._adapters.layout.factors(self._adapters.theta(index))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._adapters.task_names
+        return self._adapters.layout.factors(self._adapters.theta(self._adapters.task_names.index(name)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapters.task_names)
@@ -86,243 +250,62 @@ class TaskLoRAs(Mapping):
         return len(self._adapters.task_names)
 
 
-class Adapters(nn.Module):
-    """θ_1 … θ_D and Θ, hooked onto a frozen backbone.
+class Saved(NamedTuple):
+    """What some form saved: Θ [P], and θ or δ [D, P] or neither."""
 
-    `mean` [P] is Θ. What is `stored` beside it, [D, P], depends on `parameterization`:
+    mean: Tensor
+    theta: Tensor | None
+    offset: Tensor | None
 
-    - centered: the θ_d themselves (the paper's);
-    - noncentered: the δ_d = θ_d − Θ;
-    - shared: nothing; every task is Θ (τ = ∞).
+    @property
+    def deviations(self) -> Tensor | None:
+        """[D, P] θ_d − Θ; None where all tasks are Θ."""
+        return self.offset if self.theta is None else self.theta - self.mean
+
+
+def disk_names(layers: Sequence[str], suffix: str, prefix: str = "") -> list[str]:
+    """Return the names on disk of all the layers' factors of one kind, in the layout's order.
+
+    A checkpoint holds the factors layer by layer, so that it can be read without knowing the layout.
     """
-
-    stored: nn.Parameter | None
-
-    def __init__(
-        self,
-        layers: Mapping[str, Linear],
-        task_names: list[str],
-        rank: int,
-        alpha: float,
-        parameterization: str,
-        init_std: float = 0.0,
-        sparse: bool = False,
-    ):
-        """
-        Args:
-            layers: the backbone's linear layers to adapt, by their name in the backbone.
-            task_names: the D tasks; a document's task is an index into this list.
-            rank: r ≥ 1.
-            alpha: LoRA's α; the update is scaled by α/r.
-            parameterization: one of PARAMETERIZATIONS.
-            init_std: standard deviation of θ_d around Θ at the start, in parameter units.
-            sparse: the [D, P] matrix gets a sparse gradient, of the rows in the batch alone.
-        """
-        super().__init__()
-        if parameterization not in PARAMETERIZATIONS:
-            raise ValueError(
-                f"parameterization must be one of {', '.join(PARAMETERIZATIONS)}, not {parameterization!r}"
-            )
-        self.task_names, self.parameterization = list(task_names), parameterization
-        self.scale, self.sparse = alpha / rank, sparse
-        self.layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, rank)
-        shape = (len(self.task_names), self.layout.n_parameters)
-        self.mean = nn.Parameter(torch.zeros(shape[1]))
-        with torch.no_grad():
-            for lora in self.layout.factors(self.mean).values():
-                nn.init.kaiming_uniform_(lora.A, a=math.sqrt(5))  # as PEFT starts LoRA; B is 0
-        if parameterization == "shared":
-            self.register_parameter("stored", None)
-        elif parameterization == "centered":
-            self.stored = nn.Parameter(self.mean.detach().expand(shape).clone())
-        else:
-            self.stored = nn.Parameter(torch.zeros(shape))
-        if init_std and self.stored is not None:
-            with torch.no_grad():
-                self.stored.add_(torch.randn(shape), alpha=init_std)
-        for name, layer in layers.items():
-            layer.register_forward_hook(self._hook(name))
-        self._factors: dict[str, LowRank] | None = None
-        self.register_state_dict_post_hook(_save_by_layer)
-        self.register_load_state_dict_pre_hook(_load_by_layer)
-
-    def theta(self, task: int) -> Tensor:
-        """[P] θ of one task: a view of the matrix in the centered form."""
-        if self.stored is None:
-            return self.mean
-        return self.stored[task] if self.parameterization == "centered" else self.mean + self.stored[task]
-
-    def rows(
-        self, task: Tensor, dtype: torch.dtype, prior: Prior | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """θ of a batch's documents, and −log prior of their tasks in nats.
-
-        Args:
-            task: [R].
-            dtype: of θ.
-            prior: None where its energies are not asked for.
-
-        Returns:
-            θ [R, P], or [P] where all share Θ; energies [R], or None.
-        """
-        if self.stored is None:
-            return self.mean.to(dtype), None
-        form = Form(self.parameterization == "centered", self.sparse, dtype)
-        return rows(self.stored, self.mean, task, form, prior)
-
-    def deviation(self, stored: Tensor) -> Tensor:
-        """[…, P] θ_d − Θ from what is stored of θ_d."""
-        return stored - self.mean if self.parameterization == "centered" else stored
-
-    @contextmanager
-    def routed(self, theta: Tensor | None):
-        """Within: row i of every forward runs under theta[i]. None, or outside: the bare backbone.
-
-        Args:
-            theta: [R, P], a row for each of the batch's; or [P], the same for all.
-        """
-        self._factors = None if theta is None else self.layout.factors(theta)
-        try:
-            yield
-        finally:
-            self._factors = None
-
-    def _hook(self, name: str):
-        def add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self._factors is None:
-                return None  # leaves the frozen layer's output as it is
-            return add_low_rank(output, args[0], self._factors[name], self.scale)
-
-        return add_update
-
-    @property
-    def tasks(self) -> TaskLoRAs:
-        """Each task's LoRA by name."""
-        return TaskLoRAs(self)
-
-    @property
-    def mean_lora(self) -> dict[str, LowRank]:
-        """The hierarchical mean Θ: layer name → LowRank."""
-        return self.layout.factors(self.mean)
-
-    @property
-    def params_per_task(self) -> int:
-        """P, the length of θ_d."""
-        return self.layout.n_parameters
-
-    @torch.no_grad()
-    def distances(self) -> Tensor:
-        """[D] ‖θ_d − Θ‖₂ in parameter units (float64)."""
-        if self.stored is None:
-            return torch.zeros(len(self.task_names), dtype=torch.float64)
-        some = self.stored.split(max(1, ELEMENTS_AT_A_TIME // self.params_per_task))
-        squares = [self.deviation(rows).double().square().sum(dim=1).cpu() for rows in some]
-        return torch.cat(squares).sqrt()
-
-    @torch.no_grad()
-    def move_mean_to_average(self) -> None:
-        """Set Θ to the plain mean of the θ_d, its best value at fixed θ and any τ > 0 (centered only)."""
-        if self.stored is not None:
-            self.mean.copy_(self.stored.mean(dim=0))
-
-    @torch.no_grad()
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over θ and Θ, as far as this form can hold them, from what any form saved.
-
-        Args:
-            state: another Adapters' state_dict, of the same tasks, layers and rank.
-        """
-        mean = _rows(state, _disk_keys(self, "_mean"))
-        theta, offset = (
-            _rows(state, keys) if all(key in state for key in keys) else None
-            for keys in (_disk_keys(self, ""), _disk_keys(self, "_offset"))
-        )
-        self.mean.copy_(mean)
-        if self.stored is None:
-            return
-        if offset is None:
-            offset = torch.zeros_like(mean) if theta is None else theta - mean
-        self.stored.copy_(
-            offset if self.parameterization == "noncentered" else mean + offset if theta is None else theta
-        )
-
-
-# On disk the factors stand layer by layer, under the names that the README gives, so that a checkpoint can be read
-# without knowing the layout: A_mean and B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
-SUFFIXES = {
-    "centered": {"mean": "_mean", "stored": ""},
-    "noncentered": {"mean": "_mean", "stored": "_offset"},
-    "shared": {"mean": "_mean"},
-}
-
-
-def disk_key(layer: str, factor: str, suffix: str) -> str:
-    """A factor's name on disk: of the layer's A or B, with one of SUFFIXES."""
     # The dots of a layer's path are written as slashes: a dot divides modules.
-    return f"stacks.{layer.replace('.', '/')}.{factor}{suffix}"
+    return [
+        f"{prefix}stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"
+    ]
 
 
-def _disk_keys(adapters: Adapters, suffix: str, prefix: str = "") -> list[str]:
-    """The names of all the layers' factors, in the layout's order."""
-    return [prefix + disk_key(layer, factor, suffix) for layer in adapters.layout.shapes for factor in "AB"]
+def read_saved(state: Mapping[str, Tensor], layers: Sequence[str], prefix: str = "") -> Saved:
+    """Read what any form saved.
+
+    Args:
+        state: a state_dict of adapters.
+        layers: their names, in the layout's order.
+        prefix: of its keys.
+
+    Raises:
+        KeyError: it has no Θ of these layers.
+    """
+    names = [disk_names(layers, suffix, prefix) for suffix in (MEAN, THETA, OFFSET)]
+    theta, offset = (_join(state, n) if all(name in state for name in n) else None for n in names[1:])
+    return Saved(_join(state, names[0]), theta, offset)
 
 
-def _rows(state: Mapping[str, Tensor], keys: list[str]) -> Tensor:
+def _join(state: Mapping[str, Tensor], names: list[str]) -> Tensor:
     """[P] or [D, P] from the factors of those names."""
-    return torch.cat([state[key].flatten(-2) for key in keys], dim=-1)
+    return torch.cat([state[name].flatten(-2) for name in names], dim=-1)
 
 
 def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for name, suffix in SUFFIXES[adapters.parameterization].items():
-        if prefix + name in state:
-            for layer, lora in adapters.layout.factors(state.pop(prefix + name)).items():
-                for factor, value in lora._asdict().items():
-                    state[prefix + disk_key(layer, factor, suffix)] = value
+    for parameter, suffix in adapters.suffixes.items():
+        factors = adapters.layout.factors(state.pop(prefix + parameter)).values()
+        names = disk_names(list(adapters.layout.shapes), suffix, prefix)
+        state.update(zip(names, (value for lora in factors for value in lora), strict=True))
 
 
 def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for name, suffix in SUFFIXES[adapters.parameterization].items():
-        keys = _disk_keys(adapters, suffix, prefix)
-        if all(key in state for key in keys):
-            state[prefix + name] = _rows(state, keys)
-            for key in keys:
-                del state[key]
-
-
-def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
-    """output + scale · B A x; where rows have factors of their own, written into `output` itself.
-
-    A frozen linear layer needs its output no more, so a copy of it would be for nothing; should some layer
-    need it all the same for its gradient, autograd refuses with an error.
-
-    Args:
-        output: [R, T, n_out], or [R·T, n_out] (OPT flattens before its feed-forward layers).
-        x: the same with n_in.
-        lora: A [R, r, n_in] and B [R, n_out, r], one a row; or A [r, n_in] and B [n_out, r] for all rows.
-        scale: α/r.
-
-    Raises:
-        UserError: the rows of x are not those of the batch's documents.
-    """
-    A, B = lora
-    if A.dim() == 2:
-        hidden = nn.functional.linear(x, A)
-        flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), B.mT, alpha=scale)
-        return flat.view(output.shape)
-    if len(x) % len(A) or (x.dim() > 2 and len(x) != len(A)):
-        raise UserError(
-            f"lora.target_modules: a layer was given {len(x)} rows for {len(A)} documents, so it cannot be "
-            "told whose they are (a routed expert?); name other layers"
-        )
-    hidden = torch.bmm(x.reshape(len(A), -1, x.shape[-1]), A.mT)
-    # Not even a view where none is needed: autograd would copy the gradient for it.
-    rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])
-    rows.baddbmm_(hidden, B.mT, alpha=scale)
-    return output
-
-
-def linear_shape(layer: Linear) -> tuple[int, int]:
-    """(n_in, n_out) of a linear layer."""
-    if isinstance(layer, Conv1D):
-        return layer.nx, layer.nf
-    return layer.in_features, layer.out_features
+    for parameter, suffix in adapters.suffixes.items():
+        names = disk_names(list(adapters.layout.shapes), suffix, prefix)
+        if all(name in state for name in names):
+            state[prefix + parameter] = _join(state, names)
+            for name in names:
+                del state[name]

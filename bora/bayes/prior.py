@@ -1,98 +1,135 @@
-"""The negative log posterior U(θ, Θ) of eq. 6, in nats, as plain functions on tensors::
+"""The prior of a task's deviation δ_d = θ_d − Θ: its energy −log p(δ_d) in nats, and the energy's gradient.
 
-    U(θ, Θ) = − Σ_d Σ_n log p(document n of task d | θ_d)  +  τ/2 · Σ_d ‖θ_d − Θ‖²
+| class | −log p(δ) | |
+|---|---|---|
+| Gaussian | τ/2 · ‖δ‖² + P/2 · log(2π/τ) | δ ~ N(0, τ⁻¹I) (eq. 5) |
+| Norm | Σ over factors f of (τ ‖f‖_F + log Z_f) | the published code's penalty, not squared |
+| Flat | 0 | τ = 0; and τ = ∞, where no task deviates |
 
-with Θ's hyperprior flat. What is minimised is U / T, T the number of scored training tokens.
+Z_f = ∫ exp(−τ‖f‖) df = 2 π^{n/2} Γ(n) / (Γ(n/2) τⁿ) over the n numbers of a factor. The terms without δ are the
+normaliser. Training at a fixed τ leaves it out, so what is minimised and logged is the potential alone.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 PENALTIES = ("gaussian", "norm")
-LIKELIHOODS = ("sum", "task_mean")
-ESTIMATORS = ("by_document", "dense")
 
 
-def likelihood_estimate(nll: Tensor, batches: int) -> Tensor:
-    """Unbiased estimate of the data's −log likelihood from one batch of an epoch.
+class Prior(ABC):
+    """A density of the deviation; rows are independent."""
 
-    An epoch divides the documents into K batches. K · Σ_batch nll has the sum over all documents as its
-    mean over these batches, however many documents each of them has.
+    @abstractmethod
+    def potential(self, deviations: Tensor) -> Tensor:
+        """Return −log p of each row without its normaliser: [M, P] → [M] nats."""
 
-    Args:
-        nll: [R] nats of the batch's documents (or of this process's share of them).
-        batches: K.
-    """
-    return nll.sum() * batches
+    @abstractmethod
+    def pull(self, deviations: Tensor) -> Tensor:
+        """Return the potential's gradient: [M, P] → [M, P]."""
 
+    @property
+    @abstractmethod
+    def log_normaliser(self) -> float:
+        """The part of a row's −log p that does not depend on the deviation, in nats."""
 
-def task_mean_estimate(nll: Tensor, scored: Tensor, task: Tensor, task_documents: Tensor) -> Tensor:
-    """What the published code puts in the likelihood's place: Σ_d N_d · (mean NLL of d's tokens).
-
-    The sum is over the tasks in the batch, the mean over the scored tokens of their rows.
-
-    Args:
-        nll, scored: [R] nats and scored tokens of the documents at hand.
-        task: [R] their tasks.
-        task_documents: [D] N_d, training documents of each task.
-    """
-    weights = task_documents.to(nll.dtype)
-    nats = torch.zeros_like(weights).index_add(0, task, nll)
-    tokens = torch.zeros_like(weights).index_add(0, task, scored.to(nll.dtype))
-    return (weights * nats / tokens.clamp(min=1)).sum()
+    def energy(self, deviations: Tensor) -> Tensor:
+        """Return −log p of each row: [M, P] → [M] nats."""
+        return self.potential(deviations) + self.log_normaliser
 
 
-def prior_energies(deviations: Tensor, tau: float, penalty: str, sizes: Sequence[int]) -> Tensor:
-    """[M] the −log of each row's prior without its constant, in nats.
+@dataclass(frozen=True)
+class Gaussian(Prior):
+    """N(0, τ⁻¹I) over P parameters.
 
-    gaussian: τ/2 · ‖θ_d − Θ‖² (eq. 5). norm: τ · Σ over the factors of ‖·‖_F, not squared, the prior
-    of the published code.
-
-    Args:
-        deviations: [M, P] θ_d − Θ.
+    Attributes:
         tau: 0 < τ < ∞, in (parameter units)⁻².
+        n_parameters: P.
+    """
+
+    tau: float
+    n_parameters: int
+
+    def potential(self, deviations: Tensor) -> Tensor:
+        return 0.5 * self.tau * deviations.square().sum(dim=1)
+
+    def pull(self, deviations: Tensor) -> Tensor:
+        return self.tau * deviations
+
+    @property
+    def log_normaliser(self) -> float:
+        return self.n_parameters / 2 * math.log(2 * math.pi / self.tau)
+
+
+@dataclass(frozen=True)
+class Norm(Prior):
+    """∝ exp(−τ Σ ‖f‖_F) over the factors f that P is made of.
+
+    Attributes:
+        tau: 0 < τ < ∞, in (parameter units)⁻¹.
+        sizes: numbers in each factor.
+    """
+
+    tau: float
+    sizes: Sequence[int]
+
+    def potential(self, deviations: Tensor) -> Tensor:
+        norms = [torch.linalg.vector_norm(f, dim=1) for f in deviations.split(list(self.sizes), dim=1)]
+        return self.tau * torch.stack(norms).sum(dim=0)
+
+    def pull(self, deviations: Tensor) -> Tensor:
+        """τ times each factor's unit vector; zero where a factor is at Θ."""
+        factors = deviations.split(list(self.sizes), dim=1)
+        least = torch.finfo(deviations.dtype).tiny
+        units = [f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp(min=least) for f in factors]
+        return self.tau * torch.cat(units, dim=1)
+
+    @property
+    def log_normaliser(self) -> float:
+        return sum(
+            math.log(2)
+            + n / 2 * math.log(math.pi)
+            - math.lgamma(n / 2)
+            + math.lgamma(n)
+            - n * math.log(self.tau)
+            for n in self.sizes
+        )
+
+
+class Flat(Prior):
+    """No prior; improper, its constant taken as 0."""
+
+    def potential(self, deviations: Tensor) -> Tensor:
+        return deviations.new_zeros(len(deviations))
+
+    def pull(self, deviations: Tensor) -> Tensor:
+        return torch.zeros_like(deviations)
+
+    @property
+    def log_normaliser(self) -> float:
+        return 0.0
+
+
+FLAT = Flat()
+
+
+def make_prior(tau: float, penalty: str, sizes: Sequence[int]) -> Prior:
+    """Choose the prior.
+
+    Args:
+        tau: 0 ≤ τ ≤ ∞; at both ends there is nothing to weigh.
         penalty: one of PENALTIES.
-        sizes: lengths of the factors that P is made of.
+        sizes: numbers in each factor, P in all.
 
     Raises:
         ValueError: `penalty` is not one of PENALTIES.
     """
-    if penalty == "gaussian":
-        return 0.5 * tau * deviations.square().sum(dim=1)
-    if penalty == "norm":
-        factors = deviations.split(list(sizes), dim=1)
-        return tau * torch.stack([torch.linalg.vector_norm(f, dim=1) for f in factors]).sum(dim=0)
-    raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
-
-
-def prior_gradients(deviations: Tensor, tau: float, penalty: str, sizes: Sequence[int]) -> Tensor:
-    """[M, P] the gradient of each row's energy with respect to its deviation: of `prior_energies`, written out.
-
-    gaussian: τ (θ_d − Θ). norm: τ times each factor's unit vector; zero where a factor is at Θ.
-
-    Args, Raises: as `prior_energies`.
-    """
-    if penalty == "gaussian":
-        return tau * deviations
-    if penalty == "norm":
-        factors = deviations.split(list(sizes), dim=1)
-        least = torch.finfo(deviations.dtype).tiny
-        units = [f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp(min=least) for f in factors]
-        return tau * torch.cat(units, dim=1)
-    raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
-
-
-def prior_estimate(energies: Tensor, task: Tensor, task_documents: Tensor, batches: int) -> Tensor:
-    """Unbiased estimate of Σ_d energy_d from one batch: a document brings 1/N_d of its task's prior.
-
-    A task that has no document in the batch has no part in it, and so no gradient.
-
-    Args:
-        energies: [R] the prior energy of each document's task.
-        task: [R] their tasks.
-        task_documents: [D] N_d, training documents of each task.
-        batches: K, batches an epoch.
-    """
-    return (energies / task_documents[task]).sum() * batches
+    if penalty not in PENALTIES:
+        raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
+    if tau == 0 or math.isinf(tau):
+        return FLAT
+    return Gaussian(tau, sum(sizes)) if penalty == "gaussian" else Norm(tau, tuple(sizes))

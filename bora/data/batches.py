@@ -1,35 +1,15 @@
 """Documents to padded batches, in an order that the seed and the epoch decide."""
 
 from collections.abc import Iterator, Sequence
-from typing import NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bora.data.tokens import Encoded
 from bora.errors import UserError
+from bora.model.batch import Batch
 from bora.model.likelihood import IGNORE
-
-
-class Batch(TypedDict):
-    """R documents, padded on the right to T tokens."""
-
-    input_ids: Tensor  # [R, T]
-    labels: Tensor  # [R, T], IGNORE on padding and prompt
-    task: Tensor  # [R]
-    batches: int  # K, that an epoch has
-    attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
-
-
-B = TypeVar("B", bound=Batch)
-
-
-def on_device(batch: B, device: torch.device) -> B:
-    """The batch with its tensors on a device."""
-    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    return cast(B, moved)
 
 
 class Documents(Dataset[Batch]):

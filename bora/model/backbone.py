@@ -1,45 +1,103 @@
-"""The frozen language model, reduced to hidden states and a head."""
+"""A frozen language model that runs each row of a batch under its own θ."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bora.errors import UserError
-from bora.model.likelihood import Head
+from bora.model.batch import Batch
+from bora.model.likelihood import Head, document_nll
+from bora.model.lora import Layout, LowRank, add_low_rank, linear_shape
+from bora.model.targets import find_targets
 
 
 class Backbone(nn.Module):
-    """A frozen causal language model, split where its output layer begins.
+    """A frozen causal language model whose target layers add a low-rank update, a row its own.
 
-    Always in evaluation mode: dropout inside a frozen model would only add noise.
+    One forward serves a batch of mixed tasks: a forward hook adds two batched products to each target layer's
+    output (eq. 3), so the model itself is never changed. Always in evaluation mode: dropout inside a frozen model
+    would only add noise.
+
+    Attributes:
+        layout: where in θ each target layer's factors stand.
+        scale: α/r, the factor of the updates.
 
     Args:
-        model: a transformers causal language model.
-        compile: run it compiled by torch where gradients are needed. Validation and test, which are
-            short, would each have to be compiled anew, so they are not.
+        model: a transformers causal language model; it is frozen here.
+        target_modules: the layers with an update; see bora.model.targets.
+        rank: r ≥ 1.
+        alpha: LoRA's α.
+        compile: run it compiled by torch where gradients are needed. Validation and test are short and would
+            each need a compilation of their own, so they run as they are.
 
     Raises:
-        UserError: the model is not one that the likelihood can take; see `_check`.
+        UserError: the likelihood cannot take the model (see `_check`), or a layer cannot have a LoRA (see
+            `find_targets`).
     """
 
     _scale: float  # of the logits
     _cap: float | None
 
-    def __init__(self, model: PreTrainedModel, compile: bool = False):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        target_modules: str | list[str] | None = None,
+        rank: int = 16,
+        alpha: float = 16,
+        compile: bool = False,
+    ):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self._scale, self._cap = 1.0, None
         self._check()
         self._compiled = torch.compile(self._hidden, dynamic=True) if compile else self._hidden
+        layers = find_targets(model, target_modules)
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
+        self.layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, rank)
+        self._factors: dict[str, LowRank] | None = None
+        for name, layer in layers.items():
+            layer.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str):
+        def add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if self._factors is None:
+                return None  # leaves the frozen layer's output as it is
+            return add_low_rank(output, args[0], self._factors[name], self.scale)
+
+        return add_update
+
+    @contextmanager
+    def routed(self, theta: Tensor | None):
+        """Run row i of every forward inside this context under theta[i]; outside it the model is bare.
+
+        Args:
+            theta: [R, P], a row for each of the batch's; [P], the same for all; or None for the bare model.
+        """
+        self._factors = None if theta is None else self.layout.factors(theta.to(self.dtype))
+        try:
+            yield
+        finally:
+            self._factors = None
+
+    def nll(self, batch: Batch, theta: Tensor | None) -> Tensor:
+        """Return −log p of each document (eq. 2), [R] nats.
+
+        Args:
+            theta: as `routed` takes it.
+        """
+        with self.routed(theta):
+            hidden = self.hidden(batch["input_ids"], batch.get("attention_mask"))
+        return document_nll(hidden, batch["labels"], self.head)
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype that the model computes in."""
         return self.model.dtype
 
     @property
@@ -56,10 +114,10 @@ class Backbone(nn.Module):
         return self.model.get_submodule("model") if base is self.model else base
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """[R, T] token ids, padded on the right → [R, T, H] last hidden states.
+        """Return the last hidden states, [R, T, H], of token ids [R, T] that are padded on the right.
 
-        Without a mask no real token sees the padding on its right all the same, since the model is
-        causal. One is needed only where padding itself is scored (experiment=reference).
+        The model is causal, so no real token sees the padding on its right, mask or not. A mask is needed only
+        where padding itself is scored (experiment=reference).
         """
         run = self._compiled if torch.is_grad_enabled() else self._hidden
         return run(input_ids, attention_mask)
@@ -70,7 +128,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Hold the model to what the likelihood takes for granted, on eight tokens.
+        """Check on eight tokens what the likelihood takes for granted.
 
         Logits must be the head's of the last hidden state, at most scaled or softly capped as the model's
         config says. And a position must not see the ones after it: a masked language model would read
@@ -97,7 +155,7 @@ class Backbone(nn.Module):
 
 
 def _logit_changes(config: PreTrainedConfig) -> Iterator[tuple[float, float | None]]:
-    """Scale and cap of the logits as a config may mean them, the likeliest first; last, that nothing is done."""
+    """Yield the scales and caps of the logits that a config may mean, the likeliest first; last, neither."""
 
     def given(key: str) -> float | None:
         value = getattr(config, key, None)

@@ -34,7 +34,7 @@ class Head(NamedTuple):
     cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[…, H] last hidden states → […, V]."""
+        """Return the logits […, V] of last hidden states […, H]."""
         z = self.scale * nn.functional.linear(hidden, self.weight, self.bias)
         return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
@@ -81,22 +81,13 @@ class _TokenNLL(torch.autograd.Function):
         return (gradient * grad_nll[:, None]).to(gradient.dtype), None, None
 
 
-def token_nll(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    scale: float = 1.0,
-    cap: float | None = None,
-) -> Tensor:
-    """Negative log-likelihood of each target token, in nats.
+def token_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """Return the negative log-likelihood of each target token, in nats.
 
     Args:
         hidden: [S, H] last hidden states, one row a scored position.
-        weight: [V, H] the head's weight, frozen.
-        bias: [V] or None, frozen.
         targets: [S] token ids.
-        scale, cap: what is done to the logits, see Head.
+        head: the output layer, frozen.
 
     Returns:
         [S] nats; float32, or float64 where `hidden` is.
@@ -104,32 +95,29 @@ def token_nll(
     Raises:
         ValueError: the head is trainable; its gradient is not computed here.
     """
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
+    if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
         raise ValueError("token_nll treats the head as a constant, but it requires a gradient")
-    return _TokenNLL.apply(hidden, Head(weight, bias, scale, cap), targets)
+    return _TokenNLL.apply(hidden, head, targets)
 
 
-def document_nll(hidden: Tensor, labels: Tensor, head: nn.Linear | Head) -> Tensor:
-    """−Σ_i log p(w_{i+1} | w_{1:i}) over the scored tokens of each document (eq. 2), in nats.
+def document_nll(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """Return −Σ_i log p(w_{i+1} | w_{1:i}) over the scored tokens of each document (eq. 2), in nats.
 
     Args:
         hidden: [R, T, H] last hidden states of R documents.
         labels: [R, T] the token ids themselves (not shifted), IGNORE where a token is not scored.
-        head: the frozen output layer, H → V; a Head where more is done to its logits.
+        head: the output layer, frozen.
 
     Returns:
         [R] nats, one number a document; 0 for a document without scored tokens.
     """
     targets = labels[:, 1:]  # position t predicts token t + 1
     scored = targets != IGNORE
-    if not isinstance(head, Head):
-        head = Head(head.weight, head.bias)
-    weight, bias, scale, cap = head
-    nll = token_nll(hidden[:, :-1][scored], weight, bias, targets[scored], scale, cap)
+    nll = token_nll(hidden[:, :-1][scored], targets[scored], head)
     rows = scored.nonzero()[:, 0]
     return nll.new_zeros(len(labels)).index_add(0, rows, nll)
 
 
 def n_scored(labels: Tensor) -> Tensor:
-    """[R] the number of scored tokens of each document; the first token is never scored."""
+    """Count the scored tokens of each document, [R]; the first token is never scored."""
     return (labels[:, 1:] != IGNORE).sum(dim=1)

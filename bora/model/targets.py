@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bora.bayes.adapters import Linear
 from bora.errors import UserError
+from bora.model.lora import Linear
 
 DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that try the layers out
 

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bora.bayes.adapters import read_saved
+from bora.bayes.model import ADAPTERS
 from bora.config import Columns
 from bora.data.errors import SETTINGS
 from bora.data.read import read_documents
@@ -44,19 +46,10 @@ class TaskMap:
 
 
 def deviations(checkpoint: dict) -> torch.Tensor:
-    """[D, P] θ_d − Θ in float64, from a checkpoint of either parameterisation; all 0 at τ = ∞."""
-    state = checkpoint["state_dict"]
-    names = checkpoint["hyper_parameters"]["task_names"]
-    parts = []
-    for key, mean in state.items():
-        if not key.endswith("_mean"):
-            continue
-        stem = key.removesuffix("_mean")
-        if stem in state:
-            parts.append((state[stem] - mean).double().flatten(1))
-        elif f"{stem}_offset" in state:
-            parts.append(state[f"{stem}_offset"].double().flatten(1))
-    return torch.cat(parts, dim=1) if parts else torch.zeros(len(names), 1, dtype=torch.float64)
+    """[D, P] θ_d − Θ in float64, from a checkpoint of any form; all 0 at τ = ∞."""
+    known = checkpoint["hyper_parameters"]
+    found = read_saved(checkpoint["state_dict"], known["layers"], ADAPTERS).deviations
+    return torch.zeros(len(known["task_names"]), 1, dtype=torch.float64) if found is None else found.double()
 
 
 def build_task_map(run: Run, column: str | None = None) -> TaskMap:

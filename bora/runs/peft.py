@@ -11,8 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bora.bayes.adapters import Adapters, LowRank, disk_key
+from bora.bayes.adapters import Shared
+from bora.bayes.model import HierarchicalLoRA
 from bora.errors import UserError, first_line
+from bora.model.backbone import Backbone
+from bora.model.lora import LowRank
 from bora.runs.peft_folders import ADAPTER_CONFIG, ADAPTER_TENSORS, MAPPING, PREFIX
 
 log = logging.getLogger(__name__)
@@ -65,26 +68,27 @@ def has_adapters(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() or (folder / MAPPING).is_file()
 
 
-def start_from_adapters(adapters: Adapters, folder: Path) -> None:
+def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
     """Begin at PEFT adapters: at one that is Θ and every θ_d, or at an exported folder's, by the tasks' names.
 
     Θ is the exported mean, or the mean of the folder's adapters; a task that has none begins at Θ.
 
     Args:
-        adapters: fresh; the rows of A that an adapter of a smaller rank does not have stay as they are.
+        model: fresh; the rows of A that an adapter of a smaller rank does not have stay as they are.
         folder: one for which `has_adapters`.
 
     Raises:
         UserError: an adapter that cannot be read, is no plain LoRA, or is of other layers or a larger rank.
     """
+    adapters = model.adapters
     fresh = adapters.mean.detach().clone()
 
     def read(name: str) -> Tensor:
-        return _theta(adapters, read_adapter(folder / name), folder / name, fresh)
+        return _theta(model.backbone, read_adapter(folder / name), folder / name, fresh)
 
     if (folder / ADAPTER_CONFIG).is_file():
         mean = read("")
-        adapters.start_from(_state(adapters, mean, None))
+        adapters.start_at(mean)
         log.info("init_from: the mean and every task start at the adapter %s", folder)
         return
     mean_folder, tasks = read_mapping(folder)
@@ -92,14 +96,14 @@ def start_from_adapters(adapters: Adapters, folder: Path) -> None:
     # Where there is no mean, adapters of tasks that are not in this run have their part in it.
     thetas = {task: read(name) for name, task in tasks.items() if task in ours or mean_folder is None}
     mean = read(mean_folder) if mean_folder is not None else torch.stack(list(thetas.values())).mean(dim=0)
-    if adapters.stored is None:
-        adapters.start_from(_state(adapters, mean, None))
+    if isinstance(adapters, Shared):
+        adapters.start_at(mean)
         log.info(
             "init_from: the mean, which every task is, starts at %s", mean_folder or "the adapters' mean"
         )
         return
     rows = torch.stack([thetas.get(task, mean) for task in adapters.task_names])
-    adapters.start_from(_state(adapters, mean, rows))
+    adapters.start_at(mean, rows)
     missing = [task for task in adapters.task_names if task not in thetas]
     log.info("init_from: %d of %d tasks start at their own adapter", len(ours) - len(missing), len(ours))
     if missing:
@@ -171,7 +175,7 @@ def _read_layers(file: Path, rank: int) -> dict[str, LowRank]:
     return {layer: LowRank(pair["A"], pair["B"]) for layer, pair in found.items()}
 
 
-def _theta(adapters: Adapters, lora: PeftLoRA, folder: Path, fresh: Tensor) -> Tensor:
+def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> Tensor:
     """[P] θ with the adapter's update: (α/r) B A is (α'/r') B' A', whatever the two ranks and α.
 
     Args:
@@ -180,7 +184,7 @@ def _theta(adapters: Adapters, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
     Raises:
         UserError: other layers, or a larger rank.
     """
-    ours = adapters.layout.factors(fresh)
+    ours = backbone.layout.factors(fresh)
     for layer in [*lora.layers, *ours]:
         if layer not in ours or layer not in lora.layers:
             lacking = "which this run does not adapt" if layer not in ours else "which it does not have"
@@ -190,7 +194,7 @@ def _theta(adapters: Adapters, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
                 "lora.target_modules"
             )
     theta = fresh.clone()
-    for layer, (A, B) in adapters.layout.factors(theta).items():
+    for layer, (A, B) in backbone.layout.factors(theta).items():
         theirs = lora.layers[layer]
         if lora.rank > len(A):
             raise UserError(
@@ -204,19 +208,8 @@ def _theta(adapters: Adapters, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
             )
         A[: lora.rank] = theirs.A
         # Beyond its rank A stays random and B zero, as a fresh LoRA's are: both zero could never learn.
-        B[:, : lora.rank] = theirs.B * (lora.scale / adapters.scale)
+        B[:, : lora.rank] = theirs.B * (lora.scale / backbone.scale)
     return theta
-
-
-def _state(adapters: Adapters, mean: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
-    """Θ [P], and θ [D, P] where there is one, as Adapters.start_from takes them: by layer."""
-    state = {}
-    for suffix, theta in (("_mean", mean), ("", rows)):
-        if theta is not None:
-            for layer, lora in adapters.layout.factors(theta).items():
-                for factor, value in lora._asdict().items():
-                    state[disk_key(layer, factor, suffix)] = value
-    return state
 
 
 def _json(file: Path) -> dict[str, Any]:

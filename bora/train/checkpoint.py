@@ -118,7 +118,7 @@ class LastCheckpoint(Checkpoint):
         checkpoint |= self.logger.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
-        lost = find_nonfinite(module.adapters)
+        lost = find_nonfinite(module.model.adapters)
         if lost is not None:  # the older file stays
             raise UserError(
                 f"training diverged: after step {trainer.global_step} {lost} is not finite; give a lower optim.lr. "

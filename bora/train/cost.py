@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from bora.bayes.adapters import SUFFIXES, Layout, disk_key, linear_shape
+from bora.bayes.adapters import Adapters, choose_form, disk_names
 from bora.config import Config
 from bora.data.batches import Batches
 from bora.data.corpus import Corpus
 from bora.model.likelihood import CHUNK_ELEMENTS
+from bora.model.lora import Layout, linear_shape
 from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets
-from bora.train.module import effective_parameterization
 
 FLOAT = 4  # bytes of float32: θ, Θ, their gradients and moments, whatever the backbone computes in
 
@@ -81,8 +81,8 @@ def cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
     """
     layers = named_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
-    form = effective_parameterization(float(cfg.tau), cfg.prior.parameterization)
-    stored = 0 if form == "shared" else len(corpus.task_names)  # rows of the [D, P] matrix
+    form = choose_form(float(cfg.tau), cfg.prior.parameterization)
+    stored = len(corpus.task_names) if "stored" in form.suffixes else 0  # rows of the [D, P] matrix
     P, trainable = layout.n_parameters, (stored + 1) * layout.n_parameters
     counts = corpus.per_task()
     lengths = corpus.documents.loc[corpus.documents["split"] == "train", "n_tokens"].tolist()
@@ -101,7 +101,7 @@ def cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
         model=cfg.model.name,
         dtype=str(model.dtype).removeprefix("torch."),
         attention=model.config._attn_implementation,
-        parameterization=form,
+        parameterization=form.name,
         backbone_parameters=sum(p.numel() for p in model.parameters()),
         trainable_parameters=trainable,
         params_per_task=P,
@@ -157,15 +157,12 @@ def _backbone(model: PreTrainedModel, quantization: str | None) -> int:
     return whole
 
 
-def _around(layout: Layout, form: str, task_names: list[str]) -> int:
+def _around(layout: Layout, form: type[Adapters], task_names: list[str]) -> int:
     """Bytes of a checkpoint beside its numbers: names, loop, callbacks, and the archive's own.
 
     What one name or record takes was read off checkpoints; a test holds the sum to real ones.
     """
-    suffixes = SUFFIXES[form].values()
-    keys = [
-        disk_key(layer, factor, suffix) for layer in layout.shapes for factor in "AB" for suffix in suffixes
-    ]
-    records = 12 if form == "shared" else 16
+    keys = [key for suffix in form.suffixes.values() for key in disk_names(list(layout.shapes), suffix)]
+    records = 16 if "stored" in form.suffixes else 12
     names = sum(len(name.encode()) + 16 for name in task_names)
     return 3300 + sum(len(key) + 106 for key in keys) + 190 * records + names

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from bora.config import Config
-from bora.data.batches import Batch, on_device
 from bora.data.corpus import Corpus
 from bora.errors import UserError
 from bora.lib.machine import peak_memory, reset_peak_memory
+from bora.model.batch import Batch, to_device
 from bora.model.loading import load_backbone, on_gpu
 from bora.train.cost import Cost
-from bora.train.run import build_data, build_model
+from bora.train.run import build_data, build_model, build_module
 
 MEASURED, UNMEASURED = 20, 2  # batches that are timed, and those before them
 LONGEST = 20.0  # seconds after which no further batch is timed
@@ -61,18 +61,17 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data).to(device)
-    optimiser = model.configure_optimizers()
+    optimiser = build_module(cfg, model).configure_optimizers()
     reset_peak_memory()  # that of loading
 
     def train(batch: Batch) -> None:
         optimiser.zero_grad()
-        objective = model.objective(on_device(batch, device))
-        (objective.likelihood + objective.prior).backward()
+        model.objective(to_device(batch, device)).loss.backward()
         optimiser.step()
 
     def validate(batch: Batch) -> None:
         with torch.no_grad():
-            model.document_nll(on_device(batch, device))
+            model.nll(to_device(batch, device))
 
     training = iter(data.train_dataloader())
     for batch in islice(training, UNMEASURED):

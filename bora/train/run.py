@@ -10,6 +10,8 @@ import lightning as L
 import pandas as pd
 import torch
 
+from bora.bayes.adamw import learning_rate
+from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule
@@ -19,6 +21,7 @@ from bora.errors import UserError
 from bora.lib.console import print_tasks
 from bora.lib.machine import is_first_process
 from bora.lib.stopping import Stop, stopping
+from bora.model.backbone import Backbone
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.model.pretrained import Pretrained
 from bora.runs.checkpoints import check_same_run, load_checkpoint, load_own
@@ -27,7 +30,7 @@ from bora.runs.metrics import MetricsFile
 from bora.runs.peft import has_adapters, start_from_adapters
 from bora.runs.trackers import open_trackers
 from bora.train.loggers import RunLogger
-from bora.train.module import HierarchicalLoRA
+from bora.train.module import TrainingModule
 from bora.train.trainer import build_fitter
 
 log = logging.getLogger(__name__)
@@ -83,12 +86,11 @@ def _train(
     log.info("%s", corpus.describe())
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data)
-    if model.parameterization != cfg.prior.parameterization:
-        log.info(
-            "at tau=%g the %s form is trained (not %s)",
-            cfg.tau, model.parameterization, cfg.prior.parameterization,
-        )  # fmt: skip
-    about = identity(cfg, model, corpus) | {"backbone_sha256": backbone}
+    form = model.adapters.name
+    if form != cfg.prior.parameterization:
+        log.info("at tau=%g the %s form is trained (not %s)", cfg.tau, form, cfg.prior.parameterization)
+    module = build_module(cfg, model)
+    about = identity(cfg, module, corpus) | {"backbone_sha256": backbone}
     fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
     checkpoint, resume_from = {}, directory.last if directory.last.is_file() else None
     if resume_from is not None:
@@ -100,12 +102,12 @@ def _train(
     with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
         del checkpoint  # Lightning reads it itself
         logger = RunLogger(metrics, trackers)
-        fitter = build_fitter(cfg, directory, logger, model.monitor, fingerprint, stop)
+        fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
         trainer, progress = fitter.trainer, fitter.progress
-        fitter.fit(model, data, resume_from)
+        fitter.fit(module, data, resume_from)
         # The model is the best epoch's on validation; only now is test read, and once.
-        trainer.test(model, data, verbose=False)
-        per_task, summary = results(model, corpus)
+        trainer.test(module, data, verbose=False)
+        per_task, summary = results(module, corpus)
         summary |= {
             "best_epoch": progress.best_epoch,
             "epochs": progress.epochs,
@@ -180,29 +182,34 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
 def build_model(
     cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
 ) -> HierarchicalLoRA:
-    """The LightningModule that the config describes."""
+    """Build the model that the config describes, at its start."""
+    lora = cfg.lora.model_dump()
+    init_std = lora.pop("init_std")
     model = HierarchicalLoRA(
-        pretrained.model,
+        Backbone(pretrained.model, **lora, compile=cfg.model.compile),
         task_names,
-        task_documents=data.task_documents,
-        n_tokens=data.n_tokens,
-        tau=cfg.tau,
-        **cfg.lora.model_dump(),
+        data.task_documents,
+        data.n_tokens,
+        cfg.tau,
         **cfg.prior.model_dump(),
         likelihood=cfg.likelihood,
-        compile=cfg.model.compile,
-        lr=cfg.optim.lr,
-        betas=(cfg.optim.betas[0], cfg.optim.betas[1]),
-        eps=cfg.optim.eps,
-        nonfinite=cfg.optim.nonfinite,
+        init_std=init_std,
     )
     if cfg.init_from is not None:
         source = start_of(cfg.init_from)
         if source.is_finished:
             model.start_from(load_checkpoint(source.best))
         else:
-            start_from_adapters(model.adapters, source.path)
+            start_from_adapters(model, source.path)
     return model
+
+
+def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
+    """Build the model's training as the config describes it."""
+    lr = cfg.optim.lr
+    if lr is None:
+        lr = learning_rate(model.tau, cfg.prior.parameterization)
+    return TrainingModule(model, lr, tuple(cfg.optim.betas), cfg.optim.eps, cfg.optim.nonfinite)
 
 
 def start_of(init_from: str) -> RunDirectory:
@@ -219,16 +226,16 @@ def start_of(init_from: str) -> RunDirectory:
     return source
 
 
-def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
+def results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
     """per_task.csv's rows and the summary's perplexities, from the metrics after testing."""
-    val, test, base = (model.metric(k).compute() for k in ("val", "test", "base_test"))
+    val, test, base = (module.metric(k).compute() for k in ("val", "test", "base_test"))
     per_task = corpus.per_task().rename_axis("task").reset_index()
     # What was scored in the end: more than the documents' own tokens where padding is scored too.
     per_task["test_tokens"] = test["task_tokens"].long().tolist()
     for split, result in (("val", val), ("test", test)):
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
         per_task[f"{split}_perplexity"] = result["task_perplexity"].tolist()
-    per_task["distance"] = model.adapters.distances().tolist()
+    per_task["distance"] = module.model.adapters.distances().tolist()
     summary = {
         "val_perplexity": val["perplexity"].item(),
         "val_perplexity_macro": val["perplexity_macro"].item(),
@@ -236,15 +243,16 @@ def results(model: HierarchicalLoRA, corpus: Corpus) -> tuple[pd.DataFrame, dict
         "test_perplexity_macro": test["perplexity_macro"].item(),
         "base_test_perplexity": base["perplexity"].item(),
     }
-    if "val_by_batch" in model.metrics:  # the published code's own figure
-        by_batch = model.metric("val_by_batch").compute()
+    if "val_by_batch" in module.metrics:  # the published code's own figure
+        by_batch = module.metric("val_by_batch").compute()
         per_task["val_perplexity_by_batch"] = by_batch["task_perplexity"].tolist()
         summary["val_perplexity_by_batch"] = by_batch["perplexity"].item()
     return per_task, summary
 
 
-def identity(cfg: Config, model: HierarchicalLoRA, corpus: Corpus) -> dict[str, Any]:
+def identity(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:
     """What was run: the part of the summary that is known before training."""
+    model = module.model
     return {
         "tau": model.tau,
         "seed": cfg.seed,
@@ -253,13 +261,13 @@ def identity(cfg: Config, model: HierarchicalLoRA, corpus: Corpus) -> dict[str, 
         "attention": model.backbone.model.config._attn_implementation,
         "data": str(cfg.data.name),
         "n_tasks": len(corpus.task_names),
-        "parameterization": model.parameterization,
+        "parameterization": model.adapters.name,
         "penalty": model.penalty,
         "likelihood": model.likelihood,
-        "lr": model.lr,
-        "n_documents": model.n_documents,
+        "lr": module.lr,
+        "n_documents": int(model.task_documents.sum()),
         "n_tokens": model.n_tokens,
-        "params_per_task": model.adapters.params_per_task,
+        "params_per_task": model.n_parameters,
         "dropped": corpus.dropped.rows,
         "truncated_documents": corpus.truncation.documents,
         "truncated_tokens": corpus.truncation.tokens,

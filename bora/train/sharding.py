@@ -15,22 +15,21 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from bora.errors import UserError
-from bora.train.module import HierarchicalLoRA
+from bora.train.module import TrainingModule
 
 
 class ShardedBackbone(DDPStrategy):
-    """Lightning's DDP, with the blocks of `module.backbone` sharded over the processes (trainer=fsdp)."""
+    """Lightning's DDP, with the backbone's blocks sharded over the processes (trainer=fsdp)."""
 
     def setup(self, trainer: L.Trainer) -> None:
-        module = cast(HierarchicalLoRA, self.lightning_module)
-        if not isinstance(
-            module.backbone.decoder, FSDPModule
-        ):  # it is called for each of fit, validate, test
-            shard(module.backbone.decoder, init_device_mesh(self.root_device.type, (self.world_size,)))
-            # Each process has another part of these, so they are neither sent round nor compared.
+        module = cast(TrainingModule, self.lightning_module)
+        decoder = module.model.backbone.decoder
+        if not isinstance(decoder, FSDPModule):  # setup is called for each of fit, validate and test
+            shard(decoder, init_device_mesh(self.root_device.type, (self.world_size,)))
+            # Each process has another part of these, so they are neither broadcast nor compared.
             module._ddp_params_and_buffers_to_ignore = [
                 *getattr(module, "_ddp_params_and_buffers_to_ignore", ()),
-                *(f"backbone.{name}" for name, _ in module.backbone.named_parameters()),
+                *(name for name, _ in module.named_parameters() if name.startswith("model.backbone.")),
             ]
         super().setup(trainer)
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from bora.lib.names import safe_names
 from bora.runs.trackers import Tracker
-from bora.train.module import HierarchicalLoRA
+from bora.train.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class TaskLines(Callback):
         self.trackers, self.n_tasks = trackers, n_tasks
 
     def on_fit_start(self, trainer: L.Trainer, module) -> None:
-        tasks = len(module.adapters.task_names)
+        tasks = len(module.model.tasks)
         if tasks > self.n_tasks and self.trackers:
             log.info(
                 "the first %d of %d tasks have lines in the dashboard (logger.task_lines); per_task.csv will have all",
@@ -42,12 +42,13 @@ class TaskLines(Callback):
     def on_test_epoch_end(self, trainer: L.Trainer, module) -> None:
         self._log(trainer, module, "test")
 
-    def _log(self, trainer: L.Trainer, module: HierarchicalLoRA, split: str) -> None:
+    def _log(self, trainer: L.Trainer, module: TrainingModule, split: str) -> None:
         # The metric sums over processes, so every process asks for it, with or without trackers.
         perplexities = module.metric(split).compute()["task_perplexity"].tolist()
         if not self.trackers:
             return
-        names, distances = module.adapters.task_names, module.adapters.distances().tolist()
+        adapters = module.model.adapters
+        names, distances = adapters.task_names, adapters.distances().tolist()
         safe = safe_names(names)
         for tracker in self.trackers:
             figures: dict[str, float] = {}

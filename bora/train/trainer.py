@@ -20,7 +20,7 @@ from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
 from bora.train.checkpoint import AtomicCheckpoints, LastCheckpoint
 from bora.train.loggers import RunLogger
-from bora.train.module import HierarchicalLoRA, NonFiniteLoss
+from bora.train.module import NonFiniteLoss, TrainingModule
 from bora.train.progress import Progress
 from bora.train.sharding import ShardedBackbone
 from bora.train.task_lines import TaskLines
@@ -63,7 +63,7 @@ class Fitter:
     best: BestCheckpoint
     last: LastCheckpoint
 
-    def fit(self, model: HierarchicalLoRA, data: L.LightningDataModule, resume_from: Path | None) -> None:
+    def fit(self, module: TrainingModule, data: L.LightningDataModule, resume_from: Path | None) -> None:
         """Train to the end, and leave the epoch that validation prefers in the model, and its metrics.
 
         Args:
@@ -74,7 +74,7 @@ class Fitter:
                 refuses the settings, which it says of some only when it has the data.
         """
         try:
-            self.trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+            self.trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
         except NonFiniteLoss as error:
             saved = self.last.path if self.last.path.is_file() else "none yet"
             raise UserError(
@@ -96,16 +96,16 @@ class Fitter:
         score = self.best.best_model_score
         if score is None or not score.isfinite():
             raise UserError(
-                f"training diverged: no epoch had a finite validation NLL (tau={model.tau:g}, learning rate "
-                f"{model.lr:g}, {model.parameterization}); give a lower optim.lr"
+                f"training diverged: no epoch had a finite validation NLL (tau={module.model.tau:g}, learning rate "
+                f"{module.lr:g}, {module.model.adapters.name}); give a lower optim.lr"
             )
         # Not by ckpt_path=…: that would set the counts back to the best epoch too.
         best = Path(self.best.best_model_path)
         checkpoint = load_own(best)
         check_same_run(checkpoint, self.last.fingerprint, best)
-        model.load_factors(checkpoint)
-        self.trainer.validate(model, data, verbose=False)
-        found = float(self.trainer.callback_metrics[model.monitor])
+        module.load_state_dict(checkpoint["state_dict"])
+        self.trainer.validate(module, data, verbose=False)
+        found = float(self.trainer.callback_metrics[module.monitor])
         if not math.isclose(found, score.item(), rel_tol=ROUNDING):
             raise UserError(
                 f"{best} does not match this run: its validation NLL is {found:.6g} nats a token, the log says "

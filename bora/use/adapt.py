@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
+from bora.bayes.model import HierarchicalLoRA
 from bora.commands.exits import cli_errors
 from bora.config import MAX_COUNT, MAX_SEED
-from bora.data.batches import Batches, Documents, loader, on_device
+from bora.data.batches import Batches, Documents, loader
 from bora.data.tokens import Encoded
 from bora.errors import UserError
 from bora.lib.files import make_output_folder
+from bora.model.batch import to_device
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
-from bora.train.module import HierarchicalLoRA
 from bora.use.common import destination, whole_folder
 from bora.use.restore import Restored, restore
 from bora.use.texts import read_texts, sha256
@@ -56,21 +56,19 @@ def new_tasks(
         UserError: τ is out of range.
     """
     check_tau(tau)
-    known = dict(restored.model.hparams) | {
-        "task_names": list(names), "task_documents": list(task_documents), "n_tokens": n_tokens, "tau": tau,
-        "parameterization": "noncentered", "estimator": "by_document", "likelihood": "sum", "lr": None,
-    }  # fmt: skip
-    model = HierarchicalLoRA.from_hyperparameters(restored.model.backbone.model, known)
-    with torch.no_grad():
-        model.adapters.mean.copy_(restored.model.adapters.mean)
+    old = restored.model
+    model = HierarchicalLoRA(old.backbone, names, task_documents, n_tokens, tau, penalty=old.penalty)
+    model.to(old.device)
+    model.adapters.start_at(old.adapters.mean)
     model.adapters.mean.requires_grad_(False)
-    return model.to(restored.model.adapters.mean.device)
+    return model
 
 
 def fit(
     model: HierarchicalLoRA,
     documents: Documents,
     epochs: int,
+    lr: float,
     batch_size: int = 16,
     seed: int = 0,
     after_epoch: Callable[[int], None] = lambda epoch: None,
@@ -80,19 +78,18 @@ def fit(
     Args:
         documents: of the model's tasks.
         epochs: passes over them.
+        lr: AdamW's learning rate.
         batch_size: documents a step, on average.
         seed: of their order.
         after_epoch: called with the epoch's number, from 1.
     """
-    optimiser = model.configure_optimizers()
+    optimiser = model.optimizer(lr)
     batches = Batches([len(d.ids) for d in documents.documents], batch_size, seed=seed)
-    device = model.adapters.mean.device
     for epoch in range(epochs):
         batches.set_epoch(epoch)
         for batch in loader(documents, batches):
             optimiser.zero_grad()
-            objective = model.objective(on_device(batch, device))
-            (objective.likelihood + objective.prior).backward()
+            model.objective(to_device(batch, model.device)).loss.backward()
             optimiser.step()
         after_epoch(epoch + 1)
 
@@ -122,8 +119,7 @@ def adapt(
     index = [names.index(t) for t in tasks]
     counts = np.bincount(index, minlength=len(names)).tolist()
     model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
-    model.lr = lr
-    fit(model, Documents(encoded, index, restored.tokens.pad_id), epochs, batch_size, seed)
+    fit(model, Documents(encoded, index, restored.tokens.pad_id), epochs, lr, batch_size, seed)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: not all of {lost} is finite; give a learning rate below {lr:g}")
@@ -142,8 +138,8 @@ def write(
     directory = RunDirectory(out)
     directory.checkpoints.mkdir()
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
-    state = {f"adapters.{key}": value.cpu() for key, value in model.adapters.state_dict().items()}
-    checkpoint = {"state_dict": state, "hyper_parameters": dict(model.hparams)}
+    state = {key: value.cpu() for key, value in model.trained_state().items()}
+    checkpoint = {"state_dict": state, "hyper_parameters": model.hyperparameters}
     AtomicCheckpoints().save_checkpoint(checkpoint, directory.checkpoints / "best.ckpt")
     per_task = pd.DataFrame(
         {

@@ -49,13 +49,17 @@ def card(restored: Restored, base: str | None, task: str | None, folder: str, me
         _how_to_load(folder, base, merged),
     ]
     if not merged:
-        parts.append(_vllm(folder, base, restored.model.hparams["rank"]))
+        parts.append(_vllm(folder, base, restored.model.hyperparameters["rank"]))
     return "\n\n".join(parts) + "\n"
 
 
 def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, str]:
     """What the table says, in its order."""
-    summary, hparams, per_task = restored.summary, restored.model.hparams, restored.directory.per_task()
+    summary, hparams, per_task = (
+        restored.summary,
+        restored.model.hyperparameters,
+        restored.directory.per_task(),
+    )
     facts = {"base model": escape(base or f"{summary['model']} (random weights)")}
     if task is not None:
         row = cast(pd.Series, per_task.set_index("task").loc[task])  # a task stands there once

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bora.bayes.adapters import Shared
 from bora.commands.exits import cli_errors
 from bora.config import MAX_COUNT
 from bora.errors import UserError
@@ -236,7 +237,7 @@ def notes(found: Evaluation, restored: Restored) -> Iterator[str]:
         yield f"{counts['unlabelled']:,} rows name no task; they are in {DOCUMENTS} only"
     if counts["without_a_token_to_score"]:
         yield f"{counts['without_a_token_to_score']:,} rows have no token to score; nothing is said of them"
-    if restored.model.parameterization == "shared":
+    if isinstance(restored.model.adapters, Shared):
         yield "at tau=inf all tasks share one model: what tells them apart is the prior, and their names in a prompt"
     if restored.cfg.data.score_padding:
         yield "the run scored padding too; here it is not, so perplexities are not those of the run's own tables"

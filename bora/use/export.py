@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bora.bayes.adapters import LowRank
 from bora.commands.exits import cli_errors
 from bora.config import Config, HubModel
 from bora.errors import UserError
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
+from bora.model.lora import LowRank
 from bora.runs.peft_folders import ADAPTER_TENSORS, CARD, MAPPING, MEAN, PREFIX
 from bora.use.card import card
 from bora.use.common import check_tasks, destination, whole_folder
@@ -123,10 +123,10 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
     chosen: dict[str, str | None] = {folders[t]: t for t in wanted or adapters.task_names}
     if wanted is None:
         chosen[MEAN] = None
-    config = peft_config(model, restored.model.hparams, base)
+    config = peft_config(model, restored.model.hyperparameters, base)
     for folder, task in chosen.items():
         config.save_pretrained(str(out / folder))
-        lora = adapters.mean_lora if task is None else adapters.tasks[task]
+        lora = restored.model.mean if task is None else adapters.tasks[task]
         save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})
         write_text_atomically(out / folder / CARD, card(restored, base, task, folder))
     mapping = {
@@ -142,7 +142,7 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str):
 
     Args:
         model: the frozen model.
-        hparams: the LightningModule's: layers, rank, alpha.
+        hparams: the model's: layers, rank, alpha.
         base: by what transformers loads it.
     """
     from peft import LoraConfig
@@ -189,8 +189,9 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, nam
     Args:
         name: what the folder will be called.
     """
-    adapters, model = restored.model.adapters, restored.model.backbone.model
-    merge_into(model, adapters.tasks[task], adapters.scale)
+    backbone = restored.model.backbone
+    model = backbone.model
+    merge_into(model, restored.model.tasks[task], backbone.scale)
     model.save_pretrained(out)
     restored.tokenizer.save_pretrained(out)
     write_text_atomically(out / CARD, card(restored, base, task, name, merged=True))

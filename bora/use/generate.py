@@ -139,7 +139,7 @@ def continuations(
     mask = [[0] * (width - len(start)) + [1] * len(start) for start in starts]
     # GenerationMixin's, which transformers does not declare to be part of every PreTrainedModel.
     extend = cast(Callable[..., Tensor], model.backbone.model.generate)
-    with model.adapters.routed(_theta(restored, speakers)):
+    with model.backbone.routed(_theta(restored, speakers)):
         out = extend(
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -153,8 +153,8 @@ def continuations(
 
 @torch.no_grad()
 def _theta(restored: Restored, speakers: Sequence[Speaker]) -> Tensor:
-    """[R, P] each row's θ, in the backbone's dtype."""
-    adapters, dtype = restored.model.adapters, restored.model.backbone.dtype
+    """[R, P] each row's θ."""
+    adapters = restored.model.adapters
     of: dict[Speaker, Tensor] = {}
     for speaker in dict.fromkeys(speakers):
         if speaker.kind == "task":
@@ -162,7 +162,7 @@ def _theta(restored: Restored, speakers: Sequence[Speaker]) -> Tensor:
             theta = adapters.theta(adapters.task_names.index(speaker.task))
         else:
             theta = adapters.mean if speaker.kind == "mean" else torch.zeros_like(adapters.mean)
-        of[speaker] = theta.to(dtype)
+        of[speaker] = theta
     return torch.stack([of[speaker] for speaker in speakers])
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config, Dtype
 from bora.data.tokens import Tokens
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
-from bora.train.module import HierarchicalLoRA
 
 log = logging.getLogger(__name__)
 
@@ -65,5 +65,5 @@ def restore(run: Path, accelerator: str = "cpu", dtype: Dtype | None = None) -> 
     if same_dtype and summary["backbone_sha256"] != backbone_sha256(pretrained.model):
         log.warning("the backbone's weights are not exactly those that %s was trained on", run)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
-    model.load_factors(checkpoint)
+    model.load_trained_state(checkpoint["state_dict"])
     return Restored(model.eval(), pretrained.tokenizer, cfg, summary, directory)

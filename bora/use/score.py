@@ -6,21 +6,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from bora.data.batches import Batch, Documents, on_device
+from bora.bayes.model import HierarchicalLoRA, Under
+from bora.data.batches import Documents
 from bora.data.tokens import Encoded
 from bora.errors import UserError
+from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
-from bora.train.module import HierarchicalLoRA
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
 # Steps and how many → the same steps, shown to a person.
 Progress = Callable[[Iterable[int], int], Iterable[int]]
-MODELS = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
+MODELS: dict[str, Under] = {
+    "perplexity": "task",
+    "mean_model_perplexity": "mean",
+    "base_model_perplexity": "base",
+}
 
 
+@torch.no_grad()
 def perplexities(
     restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, n: steps
 ) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -46,9 +51,9 @@ def perplexities(
     order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
     starts = range(0, len(order), batch_size)
     for start in progress(starts, len(starts)):
-        batch = on_device(documents[order[start : start + batch_size], 1], model.device)
+        batch = to_device(documents[order[start : start + batch_size], 1], model.device)
         for column, kind in MODELS.items():
-            nll = nll_under(model, batch, kind)
+            nll = model.nll(batch, kind)
             metrics[column].update(nll.cpu(), n_scored(batch["labels"]).cpu(), batch["task"].cpu())
     found = {column: metric.compute() for column, metric in metrics.items()}
     per_task = pd.DataFrame(
@@ -64,14 +69,6 @@ def perplexities(
     overall = {column: result["perplexity"].item() for column, result in found.items()}
     overall |= {"perplexity_macro": per_task["perplexity"].mean(), "n_truncated": truncation.documents}
     return per_task, overall
-
-
-@torch.no_grad()
-def nll_under(model: HierarchicalLoRA, batch: Batch, kind: str) -> Tensor:
-    """[R] nats of each document under its `task`, under the `mean` Θ, or under the `base` model."""
-    if kind != "mean":
-        return model.document_nll(batch, adapted=kind == "task")
-    return model.nll_under(batch, model.adapters.mean.to(model.backbone.dtype))
 
 
 @dataclass(frozen=True)
@@ -105,6 +102,7 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
     return np.log(weights / weights.sum())
 
 
+@torch.no_grad()
 def likelihoods(
     restored: Restored, texts: Sequence[str], batch_size: int, progress: Progress = lambda steps, n: steps
 ) -> Likelihoods:
@@ -143,7 +141,7 @@ def likelihoods(
             for i, d in zip(document, task, strict=True)
         ]
         batch = Documents(rows, task.tolist(), tokens.pad_id)[list(range(len(rows))), 1]
-        nll = nll_under(model, on_device(batch, model.device), "task")
+        nll = model.nll(to_device(batch, model.device))
         nats[document, task] = -nll.double().cpu().numpy()
     return Likelihoods(nats, scored)
 

@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
 from bora.data.table import read
 from bora.data.tokens import encode
 from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
 from bora.runs.directory import versions
-from bora.train.module import HierarchicalLoRA
 from bora.train.run import encoding_options
 from bora.use.adapt import fit, new_tasks
 from bora.use.restore import Restored, restore
@@ -32,6 +32,7 @@ HERE = Path(__file__).parent
 N_VALIDATION, N_TEST, TEST_SPEECHES = 4, 12, 16
 EPOCHS = {1: 30, 4: 15, 16: 8, 64: 4}  # at most, by speeches
 BATCH, LR = 8, 1e-3
+UNDER = {"own": "task", "mean": "mean", "frozen": "base"}
 
 
 def speakers_of(restored: Restored, table: pd.DataFrame, seed: int = 0) -> dict[str, pd.DataFrame]:
@@ -52,11 +53,7 @@ def nats(model: HierarchicalLoRA, documents: Documents, kind: str) -> pd.DataFra
     order = np.argsort([len(d.ids) for d in documents.documents], kind="stable")
     rows = []
     for batch in loader(documents, Batches([len(d.ids) for d in documents.documents], 32, order)):
-        if kind == "mean":
-            theta = model.adapters.mean.to(model.backbone.dtype)
-            nll = model.nll_under(batch, theta)
-        else:
-            nll = model.document_nll(batch, adapted=kind == "own")
+        nll = model.nll(batch, UNDER[kind])
         for task, n, scored in zip(
             batch["task"].tolist(), nll.tolist(), n_scored(batch["labels"]).tolist(), strict=True
         ):
@@ -67,14 +64,7 @@ def nats(model: HierarchicalLoRA, documents: Documents, kind: str) -> pd.DataFra
 def scratch(restored: Restored, names: list[str], counts: list[int], n_tokens: int) -> HierarchicalLoRA:
     """Separate LoRAs, as PEFT starts them."""
     torch.manual_seed(0)
-    known = dict(restored.model.hparams) | {
-        "task_names": names,
-        "task_documents": counts,
-        "n_tokens": n_tokens,
-        "tau": 0.0,
-        "parameterization": "centered",
-    }
-    return HierarchicalLoRA.from_hyperparameters(restored.model.backbone.model, known)
+    return HierarchicalLoRA(restored.model.backbone, names, counts, n_tokens, tau=0.0)
 
 
 def study(run: Path, path: str) -> None:
@@ -121,7 +111,6 @@ def study(run: Path, path: str) -> None:
                 model = new_tasks(restored, names, counts, tokens, float(restored.summary["tau"]))
             else:
                 model = scratch(restored, names, counts, tokens)
-            model.lr = LR
             if speeches == 1 and method == "prior":
                 for kind in ("mean", "frozen"):
                     note(nats(model, test, kind), kind, 0, 0)
@@ -134,7 +123,7 @@ def study(run: Path, path: str) -> None:
                 if curve[-1] == min(curve):
                     best.copy_(model.adapters.stored.data)
 
-            fit(model, train, epochs, BATCH, after_epoch=judge)
+            fit(model, train, epochs, LR, BATCH, after_epoch=judge)
             model.adapters.stored.data.copy_(best)
             note(nats(model, test, "own"), method, speeches, 1 + int(np.argmin(curve)))
 

@@ -40,17 +40,18 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bora.bayes.adapters import Layout, linear_shape
+from bora.bayes.adamw import learning_rate
+from bora.bayes.model import HierarchicalLoRA
 from bora.commands.overrides import compose_config
-from bora.data.batches import Batch
 from bora.lib.machine import peak_memory as process_peak
 from bora.lib.machine import processor, reset_peak_memory
 from bora.model.backbone import Backbone
-from bora.model.likelihood import IGNORE, document_nll, n_scored
+from bora.model.batch import Batch
+from bora.model.likelihood import IGNORE, n_scored
 from bora.model.loading import load_backbone
+from bora.model.lora import Layout, linear_shape
 from bora.model.targets import find_targets
 from bora.runs.directory import versions
-from bora.train.module import HierarchicalLoRA
 
 MIB = 2**20
 
@@ -117,12 +118,12 @@ def variants(cfg: SimpleNamespace) -> list[Variant]:
 
 
 def floor(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> Step:
-    backbone = Backbone(model, compile)
+    backbone = Backbone(model, cfg.lora.target_modules, compile=compile)
     # The embeddings' output is where the backward ends; nothing is trained.
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
     def step(batch: MaskedBatch) -> None:
-        nll = document_nll(backbone.hidden(batch["input_ids"]), batch["labels"], backbone.head)
+        nll = backbone.nll(batch, None)
         (nll.sum() / n_scored(batch["labels"]).sum()).backward()
 
     return step
@@ -191,25 +192,23 @@ def loop(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
 
 
 def bora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> Step:
-    module = HierarchicalLoRA(
-        model,
-        [f"task{d}" for d in range(n_tasks)],
+    lora, names = cfg.lora.model_dump(), [f"task{d}" for d in range(n_tasks)]
+    init_std = lora.pop("init_std")
+    hierarchical = HierarchicalLoRA(
+        Backbone(model, **lora, compile=compile),
+        names,
         [100] * n_tasks,
         100 * n_tasks * cfg.length,
         cfg.tau,
-        **dict(cfg.lora),
-        **dict(cfg.prior),
-        betas=tuple(cfg.optim.betas),
-        eps=cfg.optim.eps,
-        compile=compile,
-    )
-    module.to(cfg.device)
-    optimiser = module.configure_optimizers()
+        **cfg.prior.model_dump(),
+        init_std=init_std,
+    ).to(cfg.device)
+    lr = learning_rate(cfg.tau, cfg.prior.parameterization)
+    optimiser = hierarchical.optimizer(lr, tuple(cfg.optim.betas), cfg.optim.eps)
 
     def step(batch: MaskedBatch) -> None:
         optimiser.zero_grad()
-        objective = module.objective(batch)
-        (objective.likelihood + objective.prior).backward()
+        hierarchical.objective(batch).loss.backward()
         optimiser.step()
 
     return step

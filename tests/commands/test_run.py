@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import bora.commands.run
-from bora.bayes.adapters import LowRank
+from bora.model.lora import LowRank
 from bora.model.pretrained import packaged
 from bora.runs.directory import RunDirectory
 from tests.conftest import merged, table
@@ -318,7 +318,7 @@ def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
     def crash(self, batch, batch_idx):
         raise RuntimeError("the machine caught fire")
 
-    monkeypatch.setattr("bora.train.module.HierarchicalLoRA.training_step", crash)
+    monkeypatch.setattr("bora.train.module.TrainingModule.training_step", crash)
     with pytest.raises(RuntimeError, match="fire"):
         command("hydra.run.dir=a", *SMALL)
     assert codes == [1]

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from bora.bayes.model import HierarchicalLoRA
 from bora.commands import report
 from bora.runs.directory import RunDirectory
-from bora.train.module import HierarchicalLoRA
 from tests.conftest import same_files, table
 from tests.faults.processes import finish, start, wait_for
 from tests.faults.test_kills import SMALL
@@ -159,10 +159,10 @@ def bad_batch(monkeypatch):
         return found._replace(likelihood=found.likelihood * float("nan")) if len(steps) == 5 else found
 
     monkeypatch.setattr(HierarchicalLoRA, "objective", objective)
-    nll = HierarchicalLoRA.document_nll
+    nll = HierarchicalLoRA.nll
     monkeypatch.setattr(
-        HierarchicalLoRA, "document_nll",
-        lambda self, batch, adapted=True: nll(self, batch, adapted)
+        HierarchicalLoRA, "nll",
+        lambda self, batch, under="task": nll(self, batch, under)
         * (float("nan") if len(steps) == 5 and torch.is_grad_enabled() is False and self.training else 1.0),
     )  # fmt: skip
 

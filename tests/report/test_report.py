@@ -287,16 +287,17 @@ def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
 
 def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
     """best.ckpt with θ_d − Θ as given."""
-    mean = torch.full((2, theta.shape[1] // 2), 5.0)
-    deviation = torch.tensor(theta).reshape(len(theta), 2, -1).float()
-    stack = {
-        "A_mean": mean,
-        "A" if form == "centered" else "A_offset": deviation + mean * (form == "centered"),
-    }
-    state = {f"adapters.stacks.layer.{k}": v for k, v in stack.items()}
+    mean, state = torch.full((1, theta.shape[1] // 2), 5.0), {}
+    for factor, part in zip(
+        "AB", torch.tensor(theta).float().unflatten(1, (2, 1, -1)).unbind(1), strict=True
+    ):
+        stem = f"adapters.stacks.layer.{factor}"
+        state[f"{stem}_mean"] = mean
+        state[stem if form == "centered" else f"{stem}_offset"] = part + mean * (form == "centered")
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.save(
-        {"state_dict": state, "hyper_parameters": {"task_names": names}}, folder / "checkpoints/best.ckpt"
+        {"state_dict": state, "hyper_parameters": {"task_names": names, "layers": ["layer"]}},
+        folder / "checkpoints/best.ckpt",
     )
 
 

@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
+from bora.bayes.model import HierarchicalLoRA
 from bora.errors import UserError
 from bora.runs.peft import start_from_adapters
-from bora.train.module import HierarchicalLoRA
 from bora.use.restore import restore
-from tests.conftest import random_factors, tiny_opt
+from tests.conftest import hierarchical, random_factors, tiny_opt
 from tests.use.test_export import IDS, base_folder, exported, our_logits, peft_logits, train  # noqa: F401
 
 STILL = ["optim.lr=1e-12", "trainer.max_steps=1"]
@@ -22,7 +22,7 @@ STILL = ["optim.lr=1e-12", "trainer.max_steps=1"]
 
 def model_of(tasks: list[str], tau: float = 100, rank: int = 4, alpha: float = 6, **more) -> HierarchicalLoRA:
     torch.manual_seed(3)
-    return HierarchicalLoRA(tiny_opt(), tasks, [3] * len(tasks), 50, tau, rank, alpha, **more)
+    return hierarchical(tiny_opt(), tasks, [3] * len(tasks), 50, tau, rank, alpha, **more)
 
 
 def peft_folder(folder: Path, seed: int = 0, rank: int = 2, alpha: float = 5, **more) -> Path:
@@ -50,7 +50,7 @@ def test_one_adapter_is_the_start_of_all(tmp_path, form, tau):
     folder = peft_folder(tmp_path / "adapter", rank=2, alpha=5)
     model = model_of(["a", "b"], tau, parameterization=form)
     fresh = model.adapters.mean.detach().clone()
-    start_from_adapters(model.adapters, folder)
+    start_from_adapters(model, folder)
     for lora in (*model.tasks.values(), model.mean):
         for layer, (A, B) in lora.items():
             expected = update(folder, layer, 5 / 2)
@@ -78,7 +78,7 @@ def test_tasks_start_at_their_own_adapter_by_name(tmp_path, caplog, mean):
     folder = exported_folder(tmp_path / "out", ["old", "b", "a"], mean)
     model = model_of(["a", "b", "new"])
     with caplog.at_level("INFO", "bora"):
-        start_from_adapters(model.adapters, folder)
+        start_from_adapters(model, folder)
     assert "2 of 3 tasks" in caplog.text
     assert "no adapter for new" in caplog.text
     assert "no task old" in caplog.text
@@ -165,7 +165,7 @@ def test_what_is_no_plain_lora_of_these_layers_is_refused(tmp_path, config, mess
     random_factors(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(UserError) as error:
-        start_from_adapters(model.adapters, folder)
+        start_from_adapters(model, folder)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -210,14 +210,14 @@ def test_spoiled_files_are_told_in_one_line(tmp_path):
         ),
     ):
         with pytest.raises(UserError) as error:
-            start_from_adapters(model_of(["a", "b"]).adapters, folder)
+            start_from_adapters(model_of(["a", "b"]), folder)
         assert message in str(error.value), folder
         assert "\n" not in str(error.value)
     for text in ("{", "[]", "{}", '{"mean": null, "tasks": {}}', '{"mean": 1, "tasks": {"f": "a"}}'):
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out/tasks.json").write_text(text)
         with pytest.raises(UserError, match=r"tasks\.json"):
-            start_from_adapters(model_of(["a", "b"]).adapters, tmp_path / "out")
+            start_from_adapters(model_of(["a", "b"]), tmp_path / "out")
 
 
 def test_the_command_ends_with_exit_code_2(command, tmp_path):

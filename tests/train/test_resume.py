@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import bora.train.trainer
 from bora.runs.directory import RunDirectory
-from bora.train.module import HierarchicalLoRA
+from bora.train.module import TrainingModule
 from tests.conftest import same_files, table
 
 SMALL = [
@@ -30,8 +30,8 @@ class Stop(Exception):
 
 
 def stop_at(monkeypatch, what: str, count: int):
-    """Let the count-th call of HierarchicalLoRA.`what` fail; undone when called."""
-    original, calls = getattr(HierarchicalLoRA, what), []
+    """Let the count-th call of TrainingModule.`what` fail; undone when called."""
+    original, calls = getattr(TrainingModule, what), []
 
     def fail(self, *args):
         calls.append(1)
@@ -39,8 +39,8 @@ def stop_at(monkeypatch, what: str, count: int):
             raise Stop("the machine went away")
         return original(self, *args)
 
-    monkeypatch.setattr(HierarchicalLoRA, what, fail)
-    return lambda: monkeypatch.setattr(HierarchicalLoRA, what, original)
+    monkeypatch.setattr(TrainingModule, what, fail)
+    return lambda: monkeypatch.setattr(TrainingModule, what, original)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_a_run_of_so_many_steps_goes_on(command, tmp_path, monkeypatch, more, la
 def test_a_run_that_is_asked_to_stop_in_its_last_step_ends_training_first(command, tmp_path, monkeypatch):
     arguments = ["logger=none", *SMALL, "trainer.max_steps=5"]
     assert command(*arguments, "hydra.run.dir=whole")[0] == 0
-    step = HierarchicalLoRA.training_step
+    step = TrainingModule.training_step
 
     def asked(self, batch, batch_idx):
         if self.global_step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(HierarchicalLoRA, "training_step", asked)
+    monkeypatch.setattr(TrainingModule, "training_step", asked)
     assert command(*arguments, "hydra.run.dir=stopped")[0] == 143
     assert torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     assert command(*arguments, "hydra.run.dir=stopped")[0] == 0

@@ -12,10 +12,9 @@ import torch
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded
 from bora.errors import UserError
-from bora.train.module import HierarchicalLoRA
 from bora.use import adapt, evaluate, export
 from bora.use.restore import restore
-from tests.conftest import VOCABULARY, random_factors, table, tiny_opt
+from tests.conftest import VOCABULARY, hierarchical, random_factors, table, tiny_opt
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def trained():
     backbone = tiny_opt(dtype=torch.float64)
     for layer in backbone.model.decoder.layers:
         layer.activation_fn = torch.nn.GELU()
-    model = HierarchicalLoRA(backbone, ["a", "b"], [3, 3], 60, 50.0, rank=2).double()
+    model = hierarchical(backbone, ["a", "b"], [3, 3], 60, 50.0, rank=2, alpha=16).double()
     random_factors(model, std=0.1)
     return SimpleNamespace(model=model, tokenizer=SimpleNamespace(pad_token_id=1), summary={"tau": 50.0})
 
@@ -53,10 +52,10 @@ def test_many_new_tasks_at_once_are_each_alone(trained):
 def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(trained):
     encoded, mean = documents(3, 1), trained.model.adapters.mean.detach().clone()
     model = adapt.new_tasks(trained, ["x"], [3], 24, 50.0).double()
-    for model.lr in (1e-2, 1e-3, 1e-4, 1e-5):
-        adapt.fit(model, Documents(encoded, [0] * 3, 1), epochs=250)
+    for lr in (1e-2, 1e-3, 1e-4, 1e-5):
+        adapt.fit(model, Documents(encoded, [0] * 3, 1), epochs=250, lr=lr)
     whole = Documents(encoded, [0] * 3, 1)[[0, 1, 2], 1]
-    nll, deviation = model.document_nll(whole).sum(), model.adapters.stored[0]
+    nll, deviation = model.nll(whole).sum(), model.adapters.stored[0]
     (gradient,) = torch.autograd.grad(nll, model.adapters.stored, retain_graph=True)
     # At the maximum the likelihood's pull is the prior's: τ (θ − Θ).
     pull = -gradient.to_dense()[0]

@@ -94,7 +94,7 @@ def test_the_posterior_is_that_of_a_loop_over_single_task_models(run, tmp_path, 
     nats = np.zeros((len(texts), len(names)))
     for d, name in enumerate(names):
         model = load_backbone(restored.cfg.model, "cpu", 24).model.double()
-        model = merged(model, restored.model.tasks[name], restored.model.adapters.scale)
+        model = merged(model, restored.model.tasks[name], restored.model.backbone.scale)
         for i, text in enumerate(texts):
             tokens = ([*ids(f" [text] {text}"), 2] if named else ids(text))[:room]
             whole = torch.tensor([prompts[d] + tokens])

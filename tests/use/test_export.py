@@ -89,7 +89,7 @@ def our_logits(run: Path, ids: torch.Tensor) -> dict[str | None, torch.Tensor]:
     thetas = {name: adapters.theta(d) for d, name in enumerate(adapters.task_names)} | {None: adapters.mean}
     logits = {}
     for name, theta in thetas.items():
-        with torch.no_grad(), adapters.routed(theta):
+        with torch.no_grad(), model.backbone.routed(theta):
             logits[name] = model.backbone.model(input_ids=ids).logits
     return logits
 

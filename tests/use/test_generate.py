@@ -49,7 +49,7 @@ def alone(restored: Restored, lora: dict | None, ids: list[int], n: int = 12, **
     """What a model of one task, its LoRA merged into its weights, adds to one unpadded prompt."""
     model = load_backbone(restored.cfg.model, "cpu", 24).model.double()
     if lora is not None:
-        model = merged(model, lora, restored.model.adapters.scale)
+        model = merged(model, lora, restored.model.backbone.scale)
     ids = torch.tensor([ids])
     mask = torch.ones_like(ids)
     out = model.generate(ids, attention_mask=mask, max_new_tokens=n, do_sample=False, **options)

@@ -1,0 +1,195 @@
+"""The hierarchical model: a frozen backbone, a LoRA θ_d a task, and the prior that ties them to Θ."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bora.bayes.adamw import RowwiseAdamW
+from bora.bayes.adapters import TaskLoRAs, choose_form
+from bora.bayes.objective import (
+    ESTIMATORS,
+    LIKELIHOODS,
+    Objective,
+    prior_by_document,
+    sum_likelihood,
+    task_mean_likelihood,
+)
+from bora.bayes.prior import FLAT, make_prior
+from bora.errors import UserError
+from bora.model.backbone import Backbone
+from bora.model.batch import Batch
+from bora.model.likelihood import n_scored
+from bora.model.lora import LowRank
+
+Under = Literal["task", "mean", "base"]  # θ_d of each document's task, Θ, or no LoRA
+
+ADAPTERS = "adapters."  # prefix of a checkpoint's names
+
+
+class HierarchicalLoRA(nn.Module):
+    """BoRA: the negative log posterior U(θ, Θ) over all θ_d and Θ (Eide & Frigessi 2024, 3.4).
+
+    Args:
+        backbone: frozen; it runs each row under its own θ.
+        task_names: the D tasks; a batch's `task` indexes this list.
+        task_documents: N_d, training documents of each task.
+        n_tokens: T, scored training tokens of all tasks.
+        tau: precision of the prior, 0 ≤ τ ≤ ∞.
+        parameterization: centered | noncentered, for 0 < τ < ∞; see bora.bayes.adapters.
+        penalty: gaussian (eq. 5) | norm (the published code).
+        estimator: of the prior in a step. by_document: 1/N_d of task d's with each of its documents; tasks
+            without a document in the batch are untouched | dense: all of it, every task in every step.
+        likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL, with which U
+            itself is minimised.
+        init_std: standard deviation of θ_d around Θ at the start, in parameter units.
+    """
+
+    task_documents: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task_names: Sequence[str],
+        task_documents: Sequence[int],
+        n_tokens: int,
+        tau: float,
+        parameterization: str = "noncentered",
+        penalty: str = "gaussian",
+        estimator: str = "by_document",
+        likelihood: str = "sum",
+        init_std: float = 0.0,
+    ):
+        super().__init__()
+        for name, value, options in (
+            ("likelihood", likelihood, LIKELIHOODS),
+            ("estimator", estimator, ESTIMATORS),
+        ):
+            if value not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
+        self.tau, self.penalty, self.likelihood, self.estimator = float(tau), penalty, likelihood, estimator
+        self.n_tokens = n_tokens
+        self.backbone = backbone
+        self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
+        form = choose_form(self.tau, parameterization)
+        self.adapters = form(backbone.layout, task_names, init_std, sparse=estimator == "by_document")
+        self.prior = make_prior(self.tau, penalty, backbone.layout.sizes)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Plain values, from which `from_hyperparameters` builds the model again."""
+        return {
+            "tau": self.tau,
+            "parameterization": self.adapters.name,
+            "penalty": self.penalty,
+            "estimator": self.estimator,
+            "likelihood": self.likelihood,
+            "rank": self.backbone.rank,
+            "alpha": self.backbone.alpha,
+            "layers": list(self.backbone.layout.shapes),
+            "task_names": self.adapters.task_names,
+            "task_documents": self.task_documents.tolist(),
+            "n_tokens": self.n_tokens,
+        }
+
+    @classmethod
+    def from_hyperparameters(cls, model: Any, hyperparameters: Mapping[str, Any]) -> "HierarchicalLoRA":
+        """Build the model that a checkpoint is of, its factors not yet loaded.
+
+        Args:
+            model: the transformers model that it was trained on.
+            hyperparameters: a checkpoint's `hyper_parameters`.
+        """
+        known = dict(hyperparameters)
+        backbone = Backbone(model, known.pop("layers"), known.pop("rank"), known.pop("alpha"))
+        return cls(backbone, **known)
+
+    @property
+    def tasks(self) -> TaskLoRAs:
+        """Each task's LoRA by name: `model.tasks["name"]["layer"].A`."""
+        return self.adapters.tasks
+
+    @property
+    def mean(self) -> dict[str, LowRank]:
+        """The hierarchical mean Θ: `model.mean["layer"].A`."""
+        return self.backbone.layout.factors(self.adapters.mean)
+
+    @property
+    def n_parameters(self) -> int:
+        """P, the length of θ_d."""
+        return self.backbone.layout.n_parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where θ is."""
+        return self.adapters.mean.device
+
+    def nll(self, batch: Batch, under: Under = "task") -> Tensor:
+        """Return −log p of each document, [R] nats: under its task's θ_d, under Θ, or under the bare backbone."""
+        if under == "base":
+            return self.backbone.nll(batch, None)
+        if under == "mean":
+            return self.backbone.nll(batch, self.adapters.mean)
+        return self.backbone.nll(batch, self.adapters.rows(batch["task"], self.backbone.dtype)[0])
+
+    def prior_potential(self) -> Tensor:
+        """Return the prior's part of U: the sum over all tasks, in nats, without its normaliser."""
+        return self.prior.potential(self.adapters.deviations()).sum()
+
+    def objective(self, batch: Batch, n_processes: int = 1) -> Objective:
+        """Estimate U/T from one batch of mixed tasks: its mean over an epoch's batches is U/T, as is its gradient's.
+
+        Args:
+            batch: of documents; this process's share of it where there are several.
+            n_processes: over which the gradients are averaged.
+        """
+        task, scored = batch["task"], n_scored(batch["labels"])
+        batches, n_d = batch["batches"] * n_processes, self.task_documents
+        dense = self.estimator == "dense"
+        theta, potentials = self.adapters.rows(task, self.backbone.dtype, FLAT if dense else self.prior)
+        nll = self.backbone.nll(batch, theta)
+        if self.likelihood == "sum":
+            likelihood, unit = sum_likelihood(nll, batches), self.n_tokens
+        else:
+            likelihood, unit = task_mean_likelihood(nll, scored, task, n_d), 1
+        prior = self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches)
+        return Objective(likelihood / unit, prior / unit, nll.detach().sum(), scored.sum().to(nll.dtype))
+
+    def optimizer(
+        self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> torch.optim.Optimizer:
+        """Return AdamW over all θ_d and Θ; without weight decay, which would be a second prior, around zero."""
+        parameters = self.adapters.parameters()
+        if self.adapters.sparse:
+            return RowwiseAdamW(parameters, lr, betas, eps)
+        return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay=0.0, fused=True)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return what is trained, as a checkpoint holds it: everything but the frozen backbone."""
+        return self.adapters.state_dict(prefix=ADAPTERS)
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over all of what `trained_state` gave, of this very form.
+
+        Raises:
+            RuntimeError: a tensor is missing, unknown, or of another shape.
+        """
+        found = nn.ModuleDict({ADAPTERS.removesuffix("."): self.adapters})
+        found.load_state_dict(state)
+
+    def start_from(self, checkpoint: Mapping[str, Any]) -> None:
+        """Begin at another run's θ and Θ, whatever its τ and parameterization.
+
+        Args:
+            checkpoint: its `hyper_parameters` and `state_dict`.
+
+        Raises:
+            UserError: it is of other tasks, layers, rank or α.
+        """
+        ours = self.hyperparameters
+        for key in ("task_names", "layers", "rank", "alpha"):
+            theirs = checkpoint["hyper_parameters"][key]
+            if theirs != ours[key]:
+                raise UserError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours[key]})")
+        self.adapters.start_from(checkpoint["state_dict"], ADAPTERS)

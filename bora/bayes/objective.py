@@ -1,0 +1,75 @@
+"""The negative log posterior U(θ, Θ) of eq. 6, in nats, and unbiased estimates of its parts from one batch::
+
+    U(θ, Θ) = − Σ_d Σ_n log p(document n of task d | θ_d)  −  Σ_d log p(θ_d − Θ)
+
+with Θ's hyperprior flat. What is minimised is U / T, T the number of scored training tokens. An epoch divides the
+documents into K batches: the mean of an estimate over them is the whole, however unequal the batches are.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LIKELIHOODS = ("sum", "task_mean")
+ESTIMATORS = ("by_document", "dense")
+
+
+class Objective(NamedTuple):
+    """U/T from one batch.
+
+    Attributes:
+        likelihood, prior: its two parts, in nats a token.
+        nats: the batch's own NLL.
+        tokens: scored in the batch.
+    """
+
+    likelihood: Tensor
+    prior: Tensor
+    nats: Tensor
+    tokens: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """What is minimised."""
+        return self.likelihood + self.prior
+
+
+def sum_likelihood(nll: Tensor, batches: int) -> Tensor:
+    """Estimate the data's −log likelihood (eq. 4): K · Σ_batch nll.
+
+    Args:
+        nll: [R] nats of the batch's documents (or of this process's share of them).
+        batches: K.
+    """
+    return nll.sum() * batches
+
+
+def task_mean_likelihood(nll: Tensor, scored: Tensor, task: Tensor, task_documents: Tensor) -> Tensor:
+    """Return what the published code puts in the likelihood's place: Σ_d N_d · (mean NLL of d's tokens).
+
+    The sum is over the tasks in the batch, the mean over the scored tokens of their rows.
+
+    Args:
+        nll, scored: [R] nats and scored tokens of the batch's documents.
+        task: [R] their tasks.
+        task_documents: [D] N_d, training documents of each task.
+    """
+    weights = task_documents.to(nll.dtype)
+    nats = torch.zeros_like(weights).index_add(0, task, nll)
+    tokens = torch.zeros_like(weights).index_add(0, task, scored.to(nll.dtype))
+    return (weights * nats / tokens.clamp(min=1)).sum()
+
+
+def prior_by_document(potentials: Tensor, task: Tensor, task_documents: Tensor, batches: int) -> Tensor:
+    """Estimate Σ_d potential_d: each document brings 1/N_d of its task's prior.
+
+    A task without a document in the batch has no part in it, and so no gradient.
+
+    Args:
+        potentials: [R] nats, of each document's task.
+        task: [R] their tasks.
+        task_documents: [D] N_d, training documents of each task.
+        batches: K.
+    """
+    return (potentials / task_documents[task]).sum() * batches

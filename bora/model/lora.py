@@ -1,0 +1,89 @@
+"""One low-rank update of a linear layer, and where every layer's factors stand in θ_d.
+
+At a layer with frozen weight W the output for a document of task d is (eq. 3)::
+
+    y = W x + (α/r) · B_d A_d x          A_d [r, n_in], B_d [n_out, r]
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, addmm, bmm, nn
+from transformers.pytorch_utils import Conv1D
+
+from bora.errors import UserError
+
+Linear = nn.Linear | Conv1D  # GPT-2's Conv1D keeps its weight transposed
+
+
+class LowRank(NamedTuple):
+    """One low-rank update: A [r, n_in] and B [n_out, r]; or [D, …] or [R, …], one a task or a row."""
+
+    A: Tensor
+    B: Tensor
+
+
+class Layout:
+    """Where in θ_d ∈ Rᴾ each layer's A and B stand: A before B, layers in the backbone's order.
+
+    Args:
+        shapes: layer name → (n_in, n_out).
+        rank: r ≥ 1.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int):
+        self.shapes = {name: ((rank, n_in), (n_out, rank)) for name, (n_in, n_out) in shapes.items()}
+        self.sizes = [math.prod(shape) for pair in self.shapes.values() for shape in pair]
+
+    @property
+    def n_parameters(self) -> int:
+        """P, the length of θ_d."""
+        return sum(self.sizes)
+
+    def factors(self, theta: Tensor) -> dict[str, LowRank]:
+        """[…, P] → views, layer name → (A […, r, n_in], B […, n_out, r])."""
+        pieces = iter(theta.split(self.sizes, dim=-1))
+        return {
+            name: LowRank(*(next(pieces).unflatten(-1, shape) for shape in pair))
+            for name, pair in self.shapes.items()
+        }
+
+
+def linear_shape(layer: Linear) -> tuple[int, int]:
+    """Return (n_in, n_out) of a linear layer."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features
+
+
+def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
+    """Return output + scale · B A x; where rows have factors of their own, written into `output` itself.
+
+    A frozen linear layer no longer needs its output, so a copy would be wasted; should a layer need it for its
+    gradient after all, autograd raises an error.
+
+    Args:
+        output: [R, T, n_out], or [R·T, n_out] (OPT flattens before its feed-forward layers).
+        x: the same with n_in.
+        lora: A [R, r, n_in] and B [R, n_out, r], one a row; or A [r, n_in] and B [n_out, r] for all rows.
+        scale: α/r.
+
+    Raises:
+        UserError: the rows of x are not those of the batch's documents.
+    """
+    A, B = lora
+    if A.dim() == 2:
+        hidden = nn.functional.linear(x, A)
+        flat = addmm(output.flatten(0, -2), hidden.flatten(0, -2), B.mT, alpha=scale)
+        return flat.view(output.shape)
+    if len(x) % len(A) or (x.dim() > 2 and len(x) != len(A)):
+        raise UserError(
+            f"lora.target_modules: a layer was given {len(x)} rows for {len(A)} documents, so a row's document is "
+            "unknown (a routed expert?); name other layers"
+        )
+    hidden = bmm(x.reshape(len(A), -1, x.shape[-1]), A.mT)
+    # No view where none is needed: autograd would copy the gradient for it.
+    rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])
+    rows.baddbmm_(hidden, B.mT, alpha=scale)
+    return output
