@@ -39,7 +39,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(whole, tmp_path, signum, 
     process.join(60)
     assert process.exitcode == code
     said = (tmp_path / "first.err").read_text().splitlines()
-    assert said == [f"bora: stopped by {signum}; run the same command again to resume from the last checkpoint"]
+    assert said == [
+        f"bora: stopped by {signum}; run the same command again to resume from the last checkpoint"
+    ]
     assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] > 2
     assert finish(tmp_path, "second", *run)[0] == 0
     same_files(whole, tmp_path / "a")
