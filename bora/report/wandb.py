@@ -1,4 +1,4 @@
-"""The report as a run of its own in Weights & Biases: a view of the sweep with panels that can be looked into."""
+"""The report as its own run in Weights & Biases: interactive panels of the sweep."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from bora.report.page import Section
 from bora.report.series import Run
 from bora.runs.trackers import wandb_mode
 
-MOST = 100  # tasks with a line each
+MAX_LINES = 100  # tasks in a chart
 
 
 def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
@@ -27,9 +27,15 @@ def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
     if mode == "disabled":
         return
     view = wandb.init(
-        project=config["logger.project"], entity=config["logger.entity"], group=config["name"], name="report",
-        job_type="report", dir=output, mode=mode, settings=wandb.Settings(console="off", silent=True),
-    )  # fmt: skip
+        project=config["logger.project"],
+        entity=config["logger.entity"],
+        group=config["name"],
+        name="report",
+        job_type="report",
+        dir=output,
+        mode=mode,
+        settings=wandb.Settings(console="off", silent=True),
+    )
     with view:
         for section in sections:
             folder = output if len(sections) == 1 else output / section.slug
@@ -40,14 +46,14 @@ def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
 
 
 def panels(evidence: Evidence) -> dict[str, wandb.Table | CustomChart]:
-    """τ against perplexity, the same and the distance from Θ for each task, and the numbers behind them."""
+    """Build the panels: perplexity by τ, perplexity and distance from Θ by τ and task, and a table of the numbers."""
     taus = evidence.series.taus
     overall = {
         words: [evidence.perplexities(tau, split).mean() for tau in taus]
         for words, split in (("validation", "val"), (evidence.measure, "test"))
     }
-    by_task = pd.DataFrame({tau: evidence.by_task(tau).mean(axis=1) for tau in taus}).head(MOST)
-    distances = pd.DataFrame({tau: evidence.distances(tau) for tau in taus}).head(MOST)
+    by_task = pd.DataFrame({tau: evidence.by_task(tau).mean(axis=1) for tau in taus}).head(MAX_LINES)
+    distances = pd.DataFrame({tau: evidence.distances(tau) for tau in taus}).head(MAX_LINES)
     return {
         "perplexity by tau": chart(taus, overall.items(), "perplexity, all tasks by token"),
         "perplexity by tau and task": chart(taus, by_task.T.items(), f"{evidence.measure} of each task"),
@@ -57,18 +63,21 @@ def panels(evidence: Evidence) -> dict[str, wandb.Table | CustomChart]:
 
 
 def chart(taus: list[float], lines: Iterable[tuple[object, Iterable[float]]], title: str) -> CustomChart:
-    """Lines over log₁₀ τ; the limits τ = 0 and ∞ stand one decade beside what lies between them."""
+    """Draw lines over log₁₀ τ, with the limits τ = 0 and ∞ one decade outside the finite values."""
     logs = [math.log10(tau) for tau in taus if 0 < tau < math.inf] or [0.0]
     sides = {0.0: min(logs) - 1, math.inf: max(logs) + 1}
     names, values = zip(*((str(name), list(line)) for name, line in lines), strict=True)
     return wandb.plot.line_series(
-        [sides[tau] if tau in sides else math.log10(tau) for tau in taus], values, keys=names, title=title,
+        [sides[tau] if tau in sides else math.log10(tau) for tau in taus],
+        values,
+        keys=names,
+        title=title,
         xname="log10 tau (0 and inf at the sides)",
-    )  # fmt: skip
+    )
 
 
 def long_table(evidence: Evidence) -> pd.DataFrame:
-    """A row a run and task."""
+    """Build a table with a row for each run and task."""
     rows = [
         run.per_task.rename_axis("task").reset_index().assign(tau=str(run.tau), seed=run.seed)
         for run in evidence.series.runs
@@ -78,7 +87,7 @@ def long_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def pictures(section: Section, folder: Path) -> dict[str, wandb.Table | wandb.Image]:
-    """The report's own tables and figures."""
+    """Collect the report's own tables and figures."""
     tables = {t.name: wandb.Table(dataframe=t.cells.astype(str)) for t in (section.table1, section.table2)}
     images = {p.name: wandb.Image(str(folder / f"{p.name}.png"), caption=p.caption) for p in section.figures}
     return tables | images

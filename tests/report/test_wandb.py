@@ -7,7 +7,7 @@ from tests.report.test_report import KNOWN, evidence_of, sweep  # noqa: F401
 
 
 def lines(panel) -> dict[str, list[tuple[float, float]]]:
-    """A chart's lines by name, as W&B draws them: (x, y)."""
+    """Read a chart's lines by name, as W&B draws them: (x, y)."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in panel.table.data:
         point = dict(zip(panel.table.columns, row, strict=True))
@@ -28,5 +28,5 @@ def test_the_lines_are_the_means_over_seeds(sweep, tmp_path):  # noqa: F811
     assert len(long_table(evidence_of(tmp_path / "s"))) == len(KNOWN) * 2 * 3
 
 
-def test_a_sweep_of_the_limits_alone_is_drawn():
+def test_a_sweep_of_only_the_limits_is_drawn():
     assert lines(chart([0.0, float("inf")], [("a", [2.0, 1.0])], "")) == {"a": [(-1, 2.0), (1, 1.0)]}

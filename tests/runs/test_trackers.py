@@ -20,7 +20,6 @@ from bora.runs import trackers
 from bora.train.module import HierarchicalLoRA
 from tests.conftest import table
 from tests.faults.processes import wait_for
-from tests.test_config import config, options
 
 TASKS = {"Pia Kjærsgaard": 12, "pia-kjærsgaard": 12, "π": 12}
 SAFE = ["Pia-Kjaersgaard", "pia-kjaersgaard-2", "task"]
@@ -29,8 +28,9 @@ SMALL += "hydra.run.dir=run tau=100 name=sweep".split()
 EACH_STEP = [*SMALL, "trainer.log_every_n_steps=1", "data.batch_size=3"]
 
 
-def wandb_records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Read the records of a .wandb file: a log in LevelDB's format, in blocks of 32 KiB, after a header of 7 bytes."""
+def wandb_records(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """Read an offline run's records: a log in LevelDB's format, in blocks of 32 KiB, after a header of 7 bytes."""
+    (file,) = folder.glob("offline-run-*/run-*.wandb")
     data, at, record = file.read_bytes(), 7, b""
     while at < len(data):
         left = 2**15 - at % 2**15
@@ -45,15 +45,10 @@ def wandb_records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
             record = b""
 
 
-def wandb_file(folder: Path) -> Path:
-    (file,) = folder.glob("offline-run-*/run-*.wandb")
-    return file
-
-
 def wandb_figures(folder: Path) -> dict[str, list[float]]:
     """Read every figure of an offline run, by name, in the order logged."""
     figures: dict[str, list[float]] = {}
-    for record in wandb_records(wandb_file(folder)):
+    for record in wandb_records(folder):
         for item in record.history.item:
             value = json.loads(item.value_json)
             if isinstance(value, float):
@@ -92,7 +87,7 @@ def test_a_tracker_has_every_tasks_figures_and_the_config(command, tmp_path, tra
     summary = json.loads((run / "summary.json").read_text())
     if tracker == "wandb":
         figures = wandb_figures(run / "wandb")
-        records = list(wandb_records(wandb_file(run / "wandb")))
+        records = list(wandb_records(run / "wandb"))
         config = {i.key: json.loads(i.value_json) for r in records for i in r.run.config.update}
         assert (config["tau"], config["lora"]["rank"]) == (100, 2)
         assert config["run"]["data_sha256"] == summary["data_sha256"]
@@ -116,18 +111,6 @@ def test_a_tracker_has_every_tasks_figures_and_the_config(command, tmp_path, tra
     metrics = pd.read_csv(run / "metrics.csv")
     assert figures["test/perplexity"] == pytest.approx(metrics["test/perplexity"].dropna().tolist(), rel=1e-6)
     assert not any(name.startswith("val_perplexity/") for name in metrics)
-
-
-def test_only_the_first_tasks_have_lines(command, tmp_path):
-    table(tmp_path / "t.csv", TASKS)
-    code, out, _ = command(*SMALL, "logger=tensorboard", "logger.task_lines=2")
-    assert code == 0
-    assert "the first 2 of 3 tasks have lines in the dashboard (logger.task_lines)" in out
-    figures = tensorboard_figures(tmp_path / "run/tensorboard")
-    assert {name for name in figures if "perplexity/" in name and "_" in name} == {
-        f"{split}_perplexity/{name}" for split in ("val", "test") for name in SAFE[:2]
-    }
-    assert len(pd.read_csv(tmp_path / "run/per_task.csv")) == 3
 
 
 class Stop(Exception):
@@ -247,8 +230,3 @@ def test_a_run_without_a_tracker_imports_none(tmp_path):
     command = [sys.executable, "-c", code, *SMALL, "logger=none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]"), done.stderr
-
-
-def test_every_logger_config_is_known():
-    kinds = {config(f"logger={option}").logger.kind for option in options("logger")}
-    assert kinds == {"none", *trackers.STARTERS} == {"none", "wandb", "mlflow", "tensorboard"}
