@@ -81,7 +81,9 @@ def read_run(folder: Path) -> Run:
     summary, per_task = RunDirectory(folder).results()
     summary = {k: _number(v) for k, v in summary.items()}
     config = with_earlier(RunDirectory(folder).config())
-    _require_settings(folder / CONFIG, config)
+    lacking = [key for key in SETTINGS if key not in config]
+    if lacking:
+        raise UserError(f"{folder / CONFIG} has no {lacking[0]}; {DAMAGED}")
     return Run(folder, config, summary, per_task.set_index("task"))
 
 
@@ -91,10 +93,10 @@ def read_archived(file: Path) -> list[Run]:
     Raises:
         UserError: it is not readable.
     """
-    records = read_archive(file)
-    for record in records:
-        _require_settings(file, record.config)
-    return [Run(file.parent / run, config, summary, per_task) for run, config, summary, per_task in records]
+    return [
+        Run(file.parent / run, config, summary, per_task)
+        for run, config, summary, per_task in read_archive(file)
+    ]
 
 
 def to_records(runs: list[Run], file: Path) -> list[Record]:
@@ -110,12 +112,6 @@ def to_records(runs: list[Run], file: Path) -> list[Record]:
     return [
         Record(place, run.config, run.summary, run.per_task) for place, run in zip(places, runs, strict=True)
     ]
-
-
-def _require_settings(file: Path, config: dict[str, Any]) -> None:
-    lacking = [key for key in SETTINGS if key not in config]
-    if lacking:
-        raise UserError(f"{file} has no {lacking[0]}; {DAMAGED}")
 
 
 def _number(value: Any) -> Any:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,14 +73,14 @@ def read_archive(file: Path) -> list[Record]:
         lacking = [name for name in NEEDED if name not in table]
         if lacking:
             raise ValueError(f"it has no column {lacking[0]}")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{file} is no archive of runs: {first_line(error)}") from error
     return [_record(str(run), rows) for run, rows in table.groupby("run", sort=False)]
 
 
 def _record(run: str, rows: pd.DataFrame) -> Record:
     """Build a run from its rows; a column without a value in the first row is not this run's."""
-    first = {name: cell for name, cell in rows.iloc[0].items() if cell}
+    first = {str(name): cell for name, cell in rows.iloc[0].items() if cell}
     config = {k.removeprefix("config."): _from_cell(v) for k, v in first.items() if k.startswith("config.")}
     figures = {
         k.removeprefix("summary."): _from_cell(v) for k, v in first.items() if k.startswith("summary.")
