@@ -28,11 +28,7 @@ def shown(find) -> list:
 
 @pytest.mark.parametrize(
     "command",
-    [
-        c
-        for c in shown(commands)
-        if re.match("bora (run|doctor) ", c.values[0]) and "RUN" not in c.values[0]
-    ],
+    [c for c in shown(commands) if re.match("bora (run|doctor) ", c.values[0]) and "RUN" not in c.values[0]],
 )
 def test_commands_of_hydra_compose(command):
     composed(overrides(command))
