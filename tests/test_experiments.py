@@ -48,7 +48,9 @@ def test_a_studys_commands_are_known(study, tmp_path):
 
 def cells(text: str) -> set[tuple[str, ...]]:
     """The rows of a page's tables, without the lines below their heads."""
-    lines = [line.replace("\\", "") for line in text.splitlines() if line.startswith("|") and "--" not in line]
+    lines = [
+        line.replace("\\", "") for line in text.splitlines() if line.startswith("|") and "--" not in line
+    ]
     return {tuple(cell.strip() for cell in line.split("|")) for line in lines}
 
 

@@ -81,9 +81,7 @@ def read_run(folder: Path) -> Run:
     summary, per_task = RunDirectory(folder).results()
     summary = {k: _number(v) for k, v in summary.items()}
     config = with_earlier(RunDirectory(folder).config())
-    lacking = [key for key in SETTINGS if key not in config]
-    if lacking:
-        raise UserError(f"{folder / CONFIG} has no {lacking[0]}; {DAMAGED}")
+    _require_settings(folder / CONFIG, config)
     return Run(folder, config, summary, per_task.set_index("task"))
 
 
@@ -93,10 +91,10 @@ def read_archived(file: Path) -> list[Run]:
     Raises:
         UserError: it is not readable.
     """
-    return [
-        Run(file.parent / run, config, summary, per_task)
-        for run, config, summary, per_task in read_archive(file)
-    ]
+    records = read_archive(file)
+    for record in records:
+        _require_settings(file, record.config)
+    return [Run(file.parent / run, config, summary, per_task) for run, config, summary, per_task in records]
 
 
 def to_records(runs: list[Run], file: Path) -> list[Record]:
@@ -112,6 +110,12 @@ def to_records(runs: list[Run], file: Path) -> list[Record]:
     return [
         Record(place, run.config, run.summary, run.per_task) for place, run in zip(places, runs, strict=True)
     ]
+
+
+def _require_settings(file: Path, config: dict[str, Any]) -> None:
+    lacking = [key for key in SETTINGS if key not in config]
+    if lacking:
+        raise UserError(f"{file} has no {lacking[0]}; {DAMAGED}")
 
 
 def _number(value: Any) -> Any:
