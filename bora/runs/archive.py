@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def read_archive(file: Path) -> list[Record]:
         lacking = [name for name in NEEDED if name not in table]
         if lacking:
             raise ValueError(f"it has no column {lacking[0]}")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{file} is no archive of runs: {first_line(error)}") from error
     return [_record(str(run), rows) for run, rows in table.groupby("run", sort=False)]
 

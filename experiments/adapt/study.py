@@ -20,11 +20,9 @@ import torch
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
 from bora.data.table import read
-from bora.data.tokens import encode
 from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
 from bora.runs.directory import versions
-from bora.train.run import encoding_options
 from bora.use.adapt import fit, new_tasks
 from bora.use.restore import Restored, restore
 
@@ -74,7 +72,7 @@ def study(run: Path, path: str) -> None:
 
     def documents(rows: slice, who: list[str]) -> Documents:
         part = pd.concat([speakers[name].iloc[rows] for name in who])
-        encoded, _ = encode(part, restored.tokenizer, **encoding_options(restored.cfg))
+        encoded, _ = restored.tokens.encode(part)
         return Documents(encoded, [names.index(t) for t in part["task"]], pad)
 
     held_out = slice(max(EPOCHS), None)
@@ -91,7 +89,7 @@ def study(run: Path, path: str) -> None:
         "testing": names[N_VALIDATION:],
         "versions": versions(),
     }
-    write_text_atomically(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
+    write_text_atomically(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
         nonlocal done

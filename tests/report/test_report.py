@@ -143,6 +143,28 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert "confirmed: every task is better than on its own" in out
 
 
+def test_an_archive_gives_the_report_of_its_folders(sweep, report, tmp_path):
+    report("s", "-o", "folders")  # as the page names the runs' folders
+    code, out, err = report("s", "--archive", "runs.csv.gz")
+    assert (code, err) == (0, "")
+    assert out == f"{2 * len(KNOWN)} runs: {tmp_path / 'runs.csv.gz'}\n"
+    sweep.rename(tmp_path / "gone")
+    report("runs.csv.gz", "-o", "archive")
+    files = sorted(path.name for path in (tmp_path / "folders").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "archive").iterdir())
+    for name in files:
+        assert (tmp_path / "folders" / name).read_bytes() == (tmp_path / "archive" / name).read_bytes(), name
+
+
+def test_an_archived_run_counts_once(sweep, report, tmp_path):
+    report(sweep, "--archive", "runs.csv.gz")
+    next(sweep.glob("tau=0,seed=1/summary.json")).unlink()  # begun again
+    runs, problems = read_runs([tmp_path])
+    assert len(runs) == 2 * len(KNOWN) - 1
+    assert len(problems) == 1
+    assert "not finished" in problems[0]
+
+
 def test_the_best_tau_is_validations_choice_alone(tmp_path):
     evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
     assert (evidence.best_tau, evidence.best_middle_tau) == (100, 100)
