@@ -29,7 +29,8 @@ def build(tmp_path):
 
 def test_what_is_dropped_and_what_becomes_of_each_row(build):
     tokenizer = packaged("opt_mini").tokenizer
-    rows = [*docs("a", 8), *(("a", text) for text in INVISIBLE), ("a", LONG), *((" a ", text) for _, text in docs("a", 2)), ("", "x"), ("\u00a0", "y")]
+    rows = [*docs("a", 8), *(("a", text) for text in INVISIBLE), ("a", LONG)]
+    rows += [*((" a ", text) for _, text in docs("a", 2)), ("", "x"), ("\u00a0", "y")]
     rows += [*(("a", text) for text in WHITE), *docs("b", 4), ("b", rows[0][1]), *docs("c", 3), *docs("d", 2)]
     corpus = build(rows, n_tasks=2)
     assert corpus.task_names == ["a", "b"]
@@ -91,12 +92,23 @@ def test_leakage_is_counted_within_a_task_and_across(build):
             "in_all": sum(text in set(earlier["text"]) for text in here["text"]),
         }
     assert 0 < found["test"]["within_task"] < found["test"]["in_all"]
-    assert f"{found['test']['in_all']} of 12 test documents repeat a text of training or validation" in corpus.describe()
+    assert (
+        f"{found['test']['in_all']} of 12 test documents repeat a text of training or validation"
+        in corpus.describe()
+    )
 
 
 def test_names_that_a_person_may_take_for_one_are_reported(build, caplog):
     nfd = "Jose\u0301"
-    build([*docs("Ann"), *docs("ann"), *docs("Ann\u200b"), *docs("José"), *((nfd, text) for _, text in docs("x"))])
+    build(
+        [
+            *docs("Ann"),
+            *docs("ann"),
+            *docs("Ann\u200b"),
+            *docs("José"),
+            *((nfd, text) for _, text in docs("x")),
+        ]
+    )
     assert r"1 task(s) are spelled in more than one way" in caplog.text
     assert "stay different tasks: 'Ann' and 'ann' and 'Ann\\u200b'; if one task is meant" in caplog.text
     caplog.clear()
