@@ -13,12 +13,12 @@ import pandas as pd
 import pyarrow as pa
 
 from bora.data.errors import ReadError
-from bora.errors import UserError
+from bora.errors import UserError, first_line
 from bora.lib.names import normalise_names
 
 # The column of tasks where none is named: the first of these that the table has.
 TASK_COLUMNS = ("task", "rep_name")
-NAMES_SHOWN, CHARACTERS_SHOWN = 30, 60  # in a message that lists columns
+MAX_SHOWN_NAMES, MAX_SHOWN_CHARS = 30, 60  # in a message that lists columns
 
 
 @dataclass(frozen=True)
@@ -47,39 +47,30 @@ class Columns:
         if task is None:
             task = next((c for c in TASK_COLUMNS if c in available and c != self.text), None)
         if task is None and self.need_task:
-            raise ReadError(
-                "task",
-                "COLUMN",
-                f"name the column that holds the task; the table has no {' or '.join(TASK_COLUMNS)}, it has "
-                f"{list_names(available)}",
-            )
+            problem = f"name the column that holds the task; the table has {list_names(available)}"
+            raise ReadError("task", "COLUMN", problem)
         if date is None and "date" in available and "date" not in (task, self.text):
             date = "date"
-        chosen = {"task": task, "text": self.text, "date": date}
         found: dict[str, str] = {}
-        for argument, name in chosen.items():
+        for ours, name in (("task", task), ("text", self.text), ("date", date)):
             if name is None:
                 continue
             if name not in available:
-                raise ReadError(
-                    argument, name, f"there is no such column; the table has {list_names(available)}"
-                )
+                raise ReadError(ours, name, f"there is no such column; the table has {list_names(available)}")
             if available.count(name) > 1:
-                raise ReadError(argument, name, "the table has more than one such column; rename them")
+                raise ReadError(ours, name, "the table has more than one such column; rename them")
             if name in found:
-                raise ReadError(
-                    argument, name, f"that is the column of the {found[name]}, too; give different columns"
-                )
-            found[name] = argument
+                raise ReadError(ours, name, f"that column is the {found[name]}, too; give different columns")
+            found[name] = ours
         return found
 
 
 def list_names(names: list[str]) -> str:
     """List column names in one short line, whatever they hold."""
-    shown = [n[:CHARACTERS_SHOWN] + "…" * (len(n) > CHARACTERS_SHOWN) for n in names[:NAMES_SHOWN]]
-    shown = [n if n.isprintable() else repr(n) for n in shown]
-    more = [f"{len(names) - NAMES_SHOWN} more"] * (len(names) > NAMES_SHOWN)
-    return ", ".join([*shown, *more])
+    shown = [
+        n if n.isprintable() else repr(n) for n in (n[:MAX_SHOWN_CHARS] for n in names[:MAX_SHOWN_NAMES])
+    ]
+    return ", ".join(shown) + f" and {len(names) - MAX_SHOWN_NAMES} more" * (len(names) > MAX_SHOWN_NAMES)
 
 
 def from_values(values: Mapping[str, Iterable] | pd.DataFrame, columns: Columns) -> pd.DataFrame:
@@ -94,27 +85,22 @@ def from_values(values: Mapping[str, Iterable] | pd.DataFrame, columns: Columns)
         See `finish`.
 
     Raises:
-        UserError: a value is a list, an object, bytes, or text that UTF-8 has no bytes for; or there are no rows.
+        UserError: a value is a list, an object, bytes, or half a surrogate pair; or there are no rows.
     """
     table = {}
-    for column, ours in columns.find(list(values)).items():
-        cells = []
-        cells_given = values[column]
-        if isinstance(cells_given, pd.Series) and cells_given.dtype.kind == "f":
-            cells_given = cells_given.to_numpy()  # its numbers know their precision
-        for row, value in enumerate(cells_given):
-            where = f"column {column!r} holds a {type(value).__name__} in row {row} (counted from 0)"
+    for column, ours in columns.find([*values]).items():
+        given, cells = values[column], []
+        if isinstance(given, pd.Series) and given.dtype.kind == "f":
+            given = given.to_numpy()  # its numbers know their precision
+        for row, value in enumerate(given):
             try:
                 cells.append(value if isinstance(value, str) else _to_text(value))
                 cells[-1].encode("utf-8")
-            except TypeError as error:
-                raise UserError(f"{where}; give a text or a number") from error
-            except UnicodeEncodeError as error:
+            except (TypeError, ValueError, ArithmeticError) as error:
                 raise UserError(
-                    f"{where} with half a surrogate pair, which is no character; rewrite the text"
+                    f"column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), which cannot be "
+                    f"written down as text ({first_line(error)})"
                 ) from error
-            except (ValueError, ArithmeticError) as error:
-                raise UserError(f"{where}, which cannot be written down") from error
         table[ours] = pa.array(cells, pa.large_string()).to_pandas()
     return finish(pd.DataFrame(table))
 
@@ -126,7 +112,7 @@ def _to_text(value: Any) -> str:
         TypeError, ValueError, ArithmeticError: it has no text.
     """
     if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
-        raise TypeError(value)
+        raise TypeError("give a text or a number")
     if pd.isna(value):
         return ""
     if isinstance(value, (bool, np.bool_)):

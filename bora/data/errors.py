@@ -10,26 +10,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import pyarrow as pa
-
 from bora.errors import UserError, first_line
 
 # The settings of a run's config, by the readers' arguments.
-SETTINGS = {
-    name: f"data.{name}=" for name in ("path", "task", "text", "date", "split_name", "modules", "source")
-}
+SETTINGS = {name: f"data.{name}=" for name in ("path", "task", "text", "date", "split_name", "modules")}
 # What libraries raise at a file that is not what its ending says. Arrow's and json's parsing errors are ValueErrors;
 # zipfile raises RuntimeError at an encrypted member, json RecursionError at a thousand open brackets.
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    lzma.LZMAError,
-    zlib.error,
-    zipfile.BadZipFile,
-    pa.ArrowException,
-)
+UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
 
 class ReadError(UserError):
@@ -73,7 +60,7 @@ def in_file(path: object) -> Iterator[None]:
     except UserError as error:
         raise ReadError("path", path, str(error)) from error
     except UNREADABLE as error:
-        problem = f"{first_line(error)}; the file is damaged, or not what its ending says"
+        advice = "the file is damaged, or not what its ending says"
         if isinstance(error, PermissionError):
-            problem = f"{error.strerror}; allow your user to read it"
-        raise ReadError("path", path, problem) from error
+            advice = "give your user the right to read it"
+        raise ReadError("path", path, f"{first_line(error)}; {advice}") from error

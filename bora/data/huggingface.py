@@ -1,8 +1,6 @@
 """Read Hugging Face datasets: a folder of `save_to_disk`, a folder of data files, or a name on the hub."""
 
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,43 +43,24 @@ def read(
         raise UserError("data=datasets needs its extra: pip install 'bora[datasets]'") from error
     columns = Columns(task, text, date)
     try:
-        with _quiet():
-            found = _load(path, subset)
-            if isinstance(found, datasets.DatasetDict):
-                found = _choose_split(found, split)
-            values = {c: list(_values(found, c)) for c in columns.find(found.column_names)}
+        found = _load(path, subset)
+        if isinstance(found, datasets.DatasetDict):
+            found = _choose_split(found, split)
+        values = {c: list(_values(found, c)) for c in columns.find(found.column_names)}
     except UserError:
         raise
-    # Whatever the hub's client or a file's reader raises, the user can do the same about it.
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
+        reason = error.__cause__ or error
         raise ReadError(
-            "path", path, f"it could not be loaded as a dataset ({_describe_error(error)})"
+            "path",
+            path,
+            f"no dataset could be loaded ({type(reason).__name__}: {first_line(reason)}); give a folder that "
+            "save_to_disk wrote, a folder of data files, or a name on the hub",
         ) from error
     with in_file(path):
         return from_values(values, columns)
-
-
-def _describe_error(error: BaseException) -> str:
-    """Describe an error and its causes."""
-    words = f"{type(error).__name__}: {first_line(error)}"
-    return words if error.__cause__ is None else f"{words}: {_describe_error(error.__cause__)}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let the library draw progress bars on a terminal only, and leave its errors to us."""
-    import datasets
-
-    level, bars = datasets.logging.get_verbosity(), not datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
 
 
 def _load(path: str, subset: str | None) -> Any:

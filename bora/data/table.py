@@ -1,6 +1,7 @@
 """Read any table of (task, text, date): CSV, TSV, JSON lines or Parquet."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet
 
-from bora.data.columns import CHARACTERS_SHOWN, Columns, from_arrow, from_values
+from bora.data.columns import MAX_SHOWN_CHARS, Columns, from_arrow, from_values
 from bora.data.csv_file import read_csv
 from bora.data.errors import ReadError, in_file
 from bora.data.streams import OPENERS, text_lines
-from bora.errors import UserError, first_line
+from bora.errors import UserError
 
 
 def read(
@@ -45,15 +46,10 @@ def require_file(path: str | Path) -> Path:
     Raises:
         ReadError: there is none.
     """
-    try:
-        file = Path(path).expanduser()
-        if file.is_file():
-            return file
-        problem = "there is no such file"
-        if file.exists():
-            problem = "that is a folder, not a file" if file.is_dir() else "that is not a regular file"
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, ~nobody, a NUL
-        problem = f"there is no such file: {first_line(error)}"
+    file = Path(os.path.expanduser(path))
+    if os.path.isfile(file):
+        return file
+    problem = "that is not a regular file" if os.path.exists(file) else "there is no such file"
     raise ReadError("path", path, f"{problem} (seen from {Path.cwd()})")
 
 
@@ -106,7 +102,7 @@ def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     record = dict(pairs)
     if len(record) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {key[:CHARACTERS_SHOWN]!r} is given more than once")
+        raise ValueError(f"the key {key[:MAX_SHOWN_CHARS]!r} is given more than once")
     return record
 
 

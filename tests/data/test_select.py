@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -151,3 +153,25 @@ def test_blank_and_repeated_texts_are_found_as_by_hand():
     assert list(kept.columns) == ["task", "text", "date"]
     assert kept["text"].tolist() == [texts[i] for i in expected]
     assert dropped.rows["empty"] == sum(not x.strip() for x in texts)
+
+
+@pytest.mark.parametrize(
+    ("date", "moment"),
+    [
+        ("2001-02", "2001-02-01"),
+        ("20010105", "2001-01-05"),
+        ("2001", "2001-01-01"),
+        ("2001-02-03 04:05:06", "2001-02-03T04:05:06"),
+        ("2001/02/04", "2001-02-04"),
+        ("2001-2-5", "2001-02-05"),
+        (" 2001-01-03\t", "2001-01-03"),
+        ("2001-01-01T23:30-05:00", "2001-01-02T04:30"),
+        ("2001-01-02T09:00+0400", "2001-01-02T05:00"),
+        ("0001-01-01", "0001-01-01"),
+        ("9999-12-31", "9999-12-31"),
+        ("2001-01-01T00:00:00.123456789", "2001-01-01T00:00:00.123456"),
+    ],
+)
+def test_a_date_is_iso_8601_and_utc_where_it_has_no_time_zone(date, moment):
+    (found,) = selection.parse_dates(pd.DataFrame({"date": [date]}))
+    assert found.isoformat() == datetime.fromisoformat(moment).replace(tzinfo=UTC).isoformat()

@@ -77,13 +77,17 @@ def test_an_unknown_method_is_refused():
 
 def test_leakage_counts_what_repeats_a_text_of_an_earlier_split():
     rows = [
-        ("a", "x", "train"), ("a", "y", "validation"), ("b", "z", "train"),
+        ("a", "x", "train"),
+        ("a", "y", "validation"),
+        ("b", "z", "train"),
         ("a", "x", "validation"),  # of its own task's training
         ("b", "x", "validation"),  # of another's
         ("a", "y", "test"),  # of its own task's validation
         ("b", "y", "test"),
-        ("b", "X", "test"), ("b", "new", "test"), ("b", "new", "test"),  # only test has it
-    ]  # fmt: skip
+        ("b", "X", "test"),
+        ("b", "new", "test"),
+        ("b", "new", "test"),  # only test has it
+    ]
     found = leakage(pd.DataFrame(rows, columns=["task", "text", "split"]))
     assert found == {
         "validation": {"within_task": 1, "in_all": 2},

@@ -1,11 +1,11 @@
 import textwrap
 
 import pytest
-from omegaconf import OmegaConf
 
-from bora.config import config_folder
 from bora.data import stdlib
+from bora.data.read import read_documents
 from bora.errors import UserError
+from tests.data.inputs import data_group
 
 
 def test_functions_are_methods_and_functions_whole_and_once():
@@ -41,8 +41,7 @@ def test_functions_are_methods_and_functions_whole_and_once():
 
 
 def test_the_default_gives_25_tasks_of_60_to_500_documents_on_this_python():
-    modules = OmegaConf.load(config_folder() / "data/stdlib.yaml").modules
-    table = stdlib.read(list(modules))
+    table = read_documents(data_group("stdlib"))
     table = table[table["text"].str.len() > 100].drop_duplicates(["task", "text"])
     counts = table["task"].value_counts()
     assert len(counts) == 25
@@ -53,5 +52,5 @@ def test_the_default_gives_25_tasks_of_60_to_500_documents_on_this_python():
 
 
 def test_a_module_without_source_is_told():
-    with pytest.raises(UserError, match="no_such_module"):
-        stdlib.read(["no_such_module"])
+    with pytest.raises(UserError, match=r"^data\.modules=no_such_module: .* holds no source file of it"):
+        read_documents(data_group("stdlib", modules=["json", "no_such_module"]))

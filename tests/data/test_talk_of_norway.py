@@ -1,11 +1,8 @@
 """The reader on a generated ton.csv of the real file's columns."""
 
-import bz2
 import csv
-import gzip
 import http.server
 import io
-import lzma
 import os
 import re
 import tarfile
@@ -15,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
-from bora.config import config_folder
 from bora.data import csv_file, talk_of_norway
+from bora.data.read import read_documents
 from bora.data.select import select
 from bora.data.split import split
 from bora.errors import UserError
 from bora.model.pretrained import packaged
+from tests.data.inputs import data_group
 
 # As Data.md of the corpus lists them.
 COLUMNS = """id url_rep_id rep_id rep_first_name rep_last_name rep_name rep_from rep_to rep_type county
@@ -70,17 +67,8 @@ def test_the_needed_columns_are_read_row_by_row(ton):
     assert list(table.itertuples(index=False, name=None)) == expected
 
 
-@pytest.mark.parametrize(
-    ("ending", "pack"), [("gz", gzip.compress), ("XZ", lzma.compress), ("bz2", bz2.compress)]
-)
-def test_a_compressed_file_is_read_as_the_plain_one(ton, tmp_path, ending, pack):
-    packed = tmp_path / f"ton.csv.{ending}"
-    packed.write_bytes(pack(ton.read_bytes()))
-    assert talk_of_norway.read(str(packed), url="").equals(talk_of_norway.read(str(ton), url=""))
-
-
 def test_the_second_read_comes_from_the_cache_until_the_file_changes(ton, tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_file, "LARGE", 0)
+    monkeypatch.setattr(csv_file, "MIN_CACHED_BYTES", 0)
     copy = tmp_path / "ton.csv"
     copy.write_bytes(ton.read_bytes())
     first = talk_of_norway.read(str(tmp_path), url="")  # a folder will do
@@ -99,8 +87,7 @@ def test_both_selection_rules_and_both_splits(ton):
     paper, names, dropped = select(table, "paper", n_tasks=25, min_characters=40)
     assert set(names) == {"Zoë A. Å", "Bjørn Tore", "Anne N. X", "Dag"}
     assert dropped.rows["without a task"] == 2
-    config = OmegaConf.load(config_folder() / "data/talk_of_norway.yaml").split
-    shares = split(paper, **config).value_counts(normalize=True)
+    shares = split(paper, **data_group("talk_of_norway").split.model_dump()).value_counts(normalize=True)
     assert shares["test"] == pytest.approx(0.33, abs=0.01)
     reference, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
     assert names == ["bjørn tore", "zoë a å"]
@@ -112,8 +99,10 @@ def test_a_missing_or_foreign_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no ton\.csv"):
         talk_of_norway.read(str(tmp_path / "x"), url="")
     (tmp_path / "ton.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"data\.task=rep_name.*no such column"):
-        talk_of_norway.read(str(tmp_path), url="")
+    with pytest.raises(
+        UserError, match=r"^data\.task=rep_name: there is no such column; the table has a, b$"
+    ):
+        read_documents(data_group("talk_of_norway", path=str(tmp_path)))
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
@@ -141,7 +130,9 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(ton):
+def server(ton, monkeypatch):
+    # http_get obeys HF_HUB_OFFLINE, which whoever runs the tests may have set.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         archive.addfile(_file("ton101/README", 5), io.BytesIO(b"hello"))
@@ -190,8 +181,27 @@ def test_a_download_that_fails_or_is_no_archive_is_told(server):
     with pytest.raises(UserError, match="could not be downloaded"):
         talk_of_norway.download(url.replace("ton101", "ton102"))
     handler.body = handler.body[: len(handler.body) // 2]
-    with pytest.raises(UserError, match="not a whole"):
+    with pytest.raises(UserError, match="not a complete"):
         talk_of_norway.download(url)
+
+
+def test_only_ton_csv_is_written_and_only_to_its_place(tmp_path):
+    content = b"rep_name,text\na,b\n"
+    link = tarfile.TarInfo("data/ton.csv")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for name in ("../evil", "/tmp/evil"):
+            archive.addfile(_file(name, 1), io.BytesIO(b"1"))
+        archive.addfile(link)
+        archive.addfile(_file("../../ton.csv", len(content)), io.BytesIO(content))
+    (tmp_path / "cache").mkdir()
+    talk_of_norway._extract(tmp_path / "a.tar.gz", tmp_path / "cache/ton.csv")
+    assert (tmp_path / "cache/ton.csv").read_bytes() == content
+    assert sorted(f.name for f in tmp_path.rglob("*")) == ["a.tar.gz", "cache", "ton.csv"]
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
+        archive.addfile(link)
+    with pytest.raises(UserError, match=r"holds no ton\.csv"):
+        talk_of_norway._extract(tmp_path / "b.tar.gz", tmp_path / "cache/other.csv")
 
 
 @pytest.mark.skipif(

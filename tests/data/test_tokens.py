@@ -1,9 +1,10 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from bora.data import tokens as encoding
-from bora.data.tokens import beginning, encode
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.pretrained import packaged
 
@@ -17,7 +18,7 @@ TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå
 
 
 def test_without_prompt_a_document_is_the_tokenizers_own_encoding(tokenizer):
-    documents, truncation = encode(TABLE, tokenizer, 100)
+    documents, truncation = Tokens(tokenizer, 100).encode(TABLE)
     for text, document in zip(TABLE["text"], documents, strict=True):
         assert document.ids.tolist() == tokenizer(text).input_ids
         assert document.n_scored == len(document.ids) - 1
@@ -25,34 +26,47 @@ def test_without_prompt_a_document_is_the_tokenizers_own_encoding(tokenizer):
 
 
 def test_every_text_survives_the_byte_level_tokenizer(tokenizer):
-    documents, _ = encode(TABLE, tokenizer, 100)
+    documents, _ = Tokens(tokenizer, 100).encode(TABLE)
     assert [tokenizer.decode(d.ids, skip_special_tokens=True) for d in documents] == TABLE["text"].tolist()
 
 
 def test_prompt_is_there_and_not_scored_text_and_end_are(tokenizer):
-    documents, _ = encode(TABLE, tokenizer, 100, " [task] {task}", " [text] {text}", append_eos=True)
+    documents, _ = Tokens(tokenizer, 100, " [task] {task}", " [text] {text}", append_eos=True).encode(TABLE)
     prompt = tokenizer(" [task] b").input_ids
     text = tokenizer(" [text] def f(x): return x", add_special_tokens=False).input_ids
     assert documents[0].ids.tolist() == [*prompt, *text, tokenizer.eos_token_id]
     assert documents[0].n_scored == len(text) + 1
 
 
+def test_what_stands_before_a_text_and_what_pads_it(tokenizer):
+    tokens = Tokens(tokenizer, 100, " [task] {task}")
+    assert tokens.names_task
+    assert tokens.before("b") == tokenizer(" [task] b").input_ids
+    assert (
+        replace(tokens, prepend_bos=False).before("b")
+        == tokenizer(" [task] b", add_special_tokens=False).input_ids
+    )
+    assert not replace(tokens, prompt=None).names_task
+    assert replace(tokens, prompt="a prompt").before(None) == tokenizer("a prompt").input_ids
+    assert tokens.pad_id == tokenizer.pad_token_id
+
+
 def test_a_braced_text_is_not_a_template(tokenizer):
     table = pd.DataFrame({"task": ["{text}"], "text": ["{task} {0} {"]})
-    (document,), _ = encode(table, tokenizer, 100, "{task}: ", "<{text}>")
+    (document,), _ = Tokens(tokenizer, 100, "{task}: ", "<{text}>").encode(table)
     assert tokenizer.decode(document.ids, skip_special_tokens=True) == "{text}: <{task} {0} {>"
 
 
 def test_long_documents_are_cut_and_counted(tokenizer):
     table = pd.DataFrame({"task": "a", "text": ["x = 1\n" * 50, "y"]})
     whole = len(tokenizer(table["text"][0]).input_ids)
-    documents, truncation = encode(table, tokenizer, 10)
+    documents, truncation = Tokens(tokenizer, 10).encode(table)
     assert [len(d.ids) for d in documents] == [10, len(tokenizer("y").input_ids)]
     assert (truncation.documents, truncation.tokens) == (1, whole - 10)
 
 
 def test_a_prompt_that_fills_the_document_leaves_nothing_to_score(tokenizer):
-    (document, _), _ = encode(TABLE, tokenizer, 4, "a long prompt for {task}, longer than it may be")
+    (document, _), _ = Tokens(tokenizer, 4, "a long prompt for {task}, longer than it may be").encode(TABLE)
     assert document.n_scored == 0
 
 
@@ -62,17 +76,17 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_
     from tokenizers import processors
 
     bare.backend_tokenizer.post_processor = processors.ByteLevel()
-    assert beginning(bare) == []
-    assert beginning(tokenizer) == [tokenizer.bos_token_id]
-    (document, _), _ = encode(TABLE, bare, 100)
+    assert Tokens(bare, 100).before("a") == []
+    assert Tokens(tokenizer, 100).before("a") == [tokenizer.bos_token_id]
+    (document, _), _ = Tokens(bare, 100).encode(TABLE)
     assert document.n_scored == len(document.ids) - 1
 
 
 def test_bad_options_are_refused(tokenizer):
     with pytest.raises(UserError, match="max_tokens"):
-        encode(TABLE, tokenizer, 1)
+        Tokens(tokenizer, 1)
     with pytest.raises(UserError, match="template"):
-        encode(TABLE, tokenizer, 10, template="no field")
+        Tokens(tokenizer, 10, template="no field")
 
 
 OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
@@ -81,11 +95,12 @@ OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
 def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
-    fresh, cut = encode(table, tokenizer, **OPTIONS)
+    tokens = Tokens(tokenizer, **OPTIONS)
+    fresh, cut = tokens.encode(table)
     (file,) = tmp_path.rglob("*.arrow")
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "_encode", lambda *a: pytest.fail("tokenised again"))
-        again, cut_again = encode(table, tokenizer, **OPTIONS)
+        patch.setattr(Tokens, "_encode", lambda *a: pytest.fail("tokenised again"))
+        again, cut_again = tokens.encode(table)
     assert cut == cut_again
     assert cut.documents > 0
     for one, other in zip(fresh, again, strict=True):
@@ -103,7 +118,7 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
         (table, {"template": "<{text}>"}),
     ):
         n_files = len(list(tmp_path.rglob("*.arrow")))
-        encode(other_table, tokenizer, **{**OPTIONS, **options})
+        replace(tokens, **options).encode(other_table)
         assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 1
     assert file.is_file()
 
@@ -112,19 +127,19 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
 def test_a_harmed_cache_is_made_anew(tokenizer, monkeypatch, tmp_path, harm):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": "a", "text": [f"x = {i}" for i in range(200)]})
-    fresh, _ = encode(table, tokenizer, **OPTIONS)
+    fresh, _ = Tokens(tokenizer, **OPTIONS).encode(table)
     (file,) = tmp_path.rglob("*.arrow")
     data = bytearray(file.read_bytes())
     if harm == "flip":
         data[len(data) // 4] ^= 0x40
     file.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
-    again, _ = encode(table, tokenizer, **OPTIONS)
+    again, _ = Tokens(tokenizer, **OPTIONS).encode(table)
     assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
-    encode(table, tokenizer, **OPTIONS)
+    Tokens(tokenizer, **OPTIONS).encode(table)
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "file"))
-    assert len(encode(TABLE, tokenizer, 100)[0]) == 2
+    assert len(Tokens(tokenizer, 100).encode(TABLE)[0]) == 2

@@ -18,11 +18,26 @@ from tests.conftest import table
 from tests.report.test_report import KNOWN, write_run
 
 NASTY = [
-    "<script>alert(1)</script>", "--><img src=x onerror=alert(1)>", "a|b", "`x` ``` y", "two\nlines\r\nand <b>",
-    "[x](javascript:alert(1))", "![x](http://127.0.0.1/x)", "<javascript:alert(1)>", "$\\frac{1}$ $", "\\input{x}",
-    "[5cm] a", "* b", "# c #", "{{ 7 * 7 }}", "&lt;i&gt;", "**bold** _it_ ~~gone~~", "100 % & more ^ ~",
-    "[x]: http://127.0.0.1/x", "[a][x]",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "--><img src=x onerror=alert(1)>",
+    "a|b",
+    "`x` ``` y",
+    "two\nlines\r\nand <b>",
+    "[x](javascript:alert(1))",
+    "![x](http://127.0.0.1/x)",
+    "<javascript:alert(1)>",
+    "$\\frac{1}$ $",
+    "\\input{x}",
+    "[5cm] a",
+    "* b",
+    "# c #",
+    "{{ 7 * 7 }}",
+    "&lt;i&gt;",
+    "**bold** _it_ ~~gone~~",
+    "100 % & more ^ ~",
+    "[x]: http://127.0.0.1/x",
+    "[a][x]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +149,17 @@ def test_model_cards_show_names_as_they_are(command, call, tmp_path):
     names = [one_line(name) for name in NASTY]  # the reader refuses control characters
     table(tmp_path / "t.csv", dict.fromkeys(names, 8))
     code, _, err = command(
-        "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=64", "data.drop_duplicates=false",
-        "data.prompt='<b>[x](javascript:1) ``` {task}'", "trainer.max_steps=1", "lora.rank=1", "logger=none",
+        "data=table",
+        "data.path=t.csv",
+        "data.min_documents=5",
+        "data.max_tokens=64",
+        "data.drop_duplicates=false",
+        "data.prompt='<b>[x](javascript:1) ``` {task}'",
+        "trainer.max_steps=1",
+        "lora.rank=1",
+        "logger=none",
         "hydra.run.dir=run",
-    )  # fmt: skip
+    )
     assert (code, err) == (0, "")
     # A folder that came from elsewhere: what its files say stands in the card, too.
     summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -1,4 +1,4 @@
-"""What these tests make stays theirs: nothing is left in the caches of whoever runs them."""
+"""What these tests cache stays theirs."""
 
 import pytest
 

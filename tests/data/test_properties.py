@@ -1,4 +1,4 @@
-"""Whatever stands in a table, it is refused in one line, or every row of it is kept or counted."""
+"""Any table is refused in one line, or every row of it is kept or counted."""
 
 import csv
 import gzip
@@ -9,17 +9,17 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bora.api import documents
-from bora.data.module import Corpus, build_corpus
+from bora.data.corpus import Corpus, build_corpus
 from bora.data.table import read
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.pretrained import packaged
-from tests.bad_data.inputs import to_csv, to_json
+from tests.data.inputs import data_group, to_csv, to_json, to_parquet
 
 COLUMNS = ("task", "text", "date")
 WRITERS = {
@@ -108,10 +108,7 @@ encodings = st.fixed_dictionaries(
 
 
 def parquet(rows) -> bytes:
-    out = pa.BufferOutputStream()
-    columns = {c: pa.array([row[i] for row in rows], pa.string()) for i, c in enumerate(COLUMNS)}
-    pa.parquet.write_table(pa.table(columns), out)
-    return out.getvalue().to_pybytes()
+    return to_parquet(**{c: pa.array([row[i] for row in rows], pa.string()) for i, c in enumerate(COLUMNS)})
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +216,8 @@ def test_every_row_is_kept_or_counted(rows, rule, parts, how, file, tmp_path, to
     (tmp_path / file).write_bytes(WRITERS[file](rows))
     with one_line():
         table = read(str(tmp_path / file))
-        corpus = build_corpus(table, tokenizer, selection=rule, split_options=parts, encoding=how)
+        data = data_group(path=file, split=parts, **rule, **how)
+        corpus = build_corpus(table, Tokens.of(data, tokenizer), data)
         hold(corpus, rows, rule, parts, how, tokenizer)
 
 
@@ -230,10 +228,8 @@ def test_every_format_gives_the_same_corpus(rows, tmp_path, tokenizer):
     for file, write in WRITERS.items():
         (tmp_path / file).write_bytes(write(rows))
         try:
-            corpus = build_corpus(
-                read(str(tmp_path / file)), tokenizer,
-                selection={"min_documents": 3}, split_options={}, encoding={"max_tokens": 8},
-            )  # fmt: skip
+            data = data_group(path=file, max_tokens=8)
+            corpus = build_corpus(read(tmp_path / file), Tokens.of(data, tokenizer), data)
             found.add(corpus.sha256)
         except UserError as error:
             found.add(str(error).replace(file, "FILE"))
@@ -275,10 +271,18 @@ def test_a_file_that_was_harmed(data, tmp_path):
 
 
 values = st.one_of(
-    st.text(max_size=5), st.none(), st.floats(), st.integers(), st.booleans(), st.binary(max_size=3), st.datetimes(),
-    st.decimals(allow_nan=False), st.lists(st.integers(), max_size=2), st.just({"a": 1}),
+    st.text(max_size=5),
+    st.none(),
+    st.floats(),
+    st.integers(),
+    st.booleans(),
+    st.binary(max_size=3),
+    st.datetimes(),
+    st.decimals(allow_nan=False),
+    st.lists(st.integers(), max_size=2),
+    st.just({"a": 1}),
     st.sampled_from([pd.NA, pd.NaT, pd.Timestamp("2001-01-01", tz="UTC"), "\ud800", json]),
-)  # fmt: skip
+)
 
 
 @given(cells=st.lists(st.tuples(values | st.just("a"), values), max_size=6))
