@@ -1,4 +1,4 @@
-"""The tables that a run and a sweep print at their end."""
+"""What people read on the terminal: the tables of a run and of a sweep, sizes and durations."""
 
 from functools import partial
 
@@ -6,17 +6,40 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
 
 def plain_console() -> Console:
-    """Standard output, where a task's name is not markup."""
+    """Return standard output as a console that prints a task's name as it is, markup or not."""
     plain = partial(Console, markup=False, emoji=False, highlight=False)
     console = plain()
-    # A pipe or a log file has no width of its own; never cut a name there.
+    # A pipe or a log file has no width, and no name may be cut there.
     return console if console.is_terminal else plain(width=120)
 
 
+def size(n: float) -> str:
+    """Format bytes with three digits: 1.25 GiB."""
+    unit = 0
+    while n >= 999.5 and unit < len(UNITS) - 1:
+        n, unit = n / 1024, unit + 1
+    return f"{n:.0f} B" if unit == 0 else f"{n:.{max(0, 2 - len(str(int(n))) + 1)}f} {UNITS[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """Format seconds by their two largest units: 0.3 s, 45 s, 2 min 10 s, 3 h 20 min, 2 d 4 h."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    parts = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    largest = next(i for i, (unit, _) in enumerate(parts) if seconds >= unit)
+    words = []
+    for unit, name in parts[largest : largest + 2]:
+        words.append(f"{int(seconds // unit)} {name}")
+        seconds %= unit
+    return " ".join(word for word in words if not word.startswith("0 "))
+
+
 def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
-    """One row a task, the whole corpus below."""
+    """Print a row for each task, and the whole corpus below."""
     table = Table(title=f"τ = {float(summary['tau']):g}", title_justify="left")
     table.add_column("task", overflow="fold")
     for column in ("train docs", "validation ppl", "test ppl", "‖θ−Θ‖"):
@@ -30,7 +53,7 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
             f"{row.distance:.3f}",
         )
     table.add_section()
-    # A perplexity beyond all numbers stands as "inf" in the file.
+    # In the file an infinite perplexity is the string "inf".
     val, test, val_macro, test_macro, base = (
         f"{float(summary[key]):.2f}"
         for key in (
@@ -48,7 +71,7 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
 
 
 def print_sweep(summaries: list[dict]) -> None:
-    """τ → perplexity, one row a finished run, the best validation perplexity marked."""
+    """Print τ → perplexity, a row for each finished run, and mark the best validation perplexity."""
     table = Table(title="τ → perplexity", title_justify="left")
     for column in ("τ", "seed", "learning rate", "validation ppl", "test ppl", "best epoch", "run"):
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
