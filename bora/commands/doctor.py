@@ -1,261 +1,165 @@
-"""The command `bora doctor OVERRIDES`: this machine, and what a config costs on it, before it is run.
+"""The command `bora doctor OVERRIDES`: will a run fit, and how long will it take.
 
-    bora doctor model=smollm2_135m data=table data.path=letters.csv tau=100
+    bora doctor model=smollm2_135m data=table data.path=letters.csv tau=100 --measure
 
-It takes what `bora run` takes, of one run. Nothing is written and nothing downloaded.
+It takes the settings of one `bora run`, starts no run and downloads nothing.
 """
 
 import argparse
-import importlib.util
 import json
-import logging
+import math
 import os
-import platform
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.table import Table
 
-from bora.commands.run import leaving
-from bora.config import check, config_folder
+from bora.commands.exits import cli_errors
+from bora.commands.overrides import compose_config
+from bora.config import Config
 from bora.errors import UserError
-from bora.lib.redaction import Parser, set_aside
-from bora.runs.replay import AGAIN, as_configs
+from bora.lib.cache import cache_root
+from bora.lib.console import duration, plain_console, size
 
-WHOLE = 0.9  # of what is free that a run may take before it is told
+FULL = 0.9  # share of the free memory above which a step may not fit
+# Parts of a step's memory (bora.train.cost), in words.
+MEMORY = {
+    "backbone": "frozen backbone",
+    "theta": "θ and Θ",
+    "gradients": "their gradients",
+    "moments": "AdamW's two moments",
+    "rows_of_a_batch": "a batch's rows of θ, and their gradients",
+    "logits_of_a_chunk": "logits, a chunk at a time",
+}
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="bora doctor", description="This machine, and what a config costs on it, before it is run."
+    parser = argparse.ArgumentParser(
+        prog="bora doctor", description="Will a run fit, and how long will it take?"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
-    parser.add_argument(
-        AGAIN, type=Path, metavar="RUN", help="as for bora run: begin at a run directory's config"
-    )
+    parser.add_argument("--again", type=Path, metavar="RUN", help="as for bora run: repeat a run's overrides")
     parser.add_argument(
         "--measure",
         action="store_true",
-        help="load the model and take a few real steps, for seconds an epoch and memory",
+        help="load the model and take 20 training steps, for time and memory",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; sizes are in bytes")
     return parser
 
 
-def composed(overrides: list[str], again: Path | None) -> tuple[DictConfig, Path]:
-    """The config that `bora run` would be given, checked, and its run directory.
-
-    Args:
-        again: run directory whose config is begun at; None for conf/config.yaml.
+def examine(cfg: Config, measured: bool) -> dict[str, Any]:
+    """Collect what `bora doctor` reports: the config's names, the Cost, free memory, the Measured, warnings.
 
     Raises:
-        HydraException, OmegaConfBaseException, UserError: what `bora run` would end with.
-    """
-    GlobalHydra.instance().clear()
-    with (
-        nullcontext(config_folder()) if again is None else as_configs(again) as folder,
-        initialize_config_dir(str(folder), version_base="1.3"),
-    ):
-        cfg = compose("config", overrides, return_hydra_config=True)
-    directory = Path(str(OmegaConf.select(cfg, "hydra.run.dir")))
-    with open_dict(cfg):
-        del cfg["hydra"]
-    check(cfg)
-    return cfg, directory
-
-
-def machine(directory: Path) -> dict[str, Any]:
-    """What there is, plain values by what they are of; bytes where it is memory or disk."""
-    import torch
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from bora.lib import machine
-    from bora.lib.cache import cache_root
-    from bora.model.loading import bfloat16_speed
-    from bora.runs.directory import versions
-
-    memory = machine.memory()
-    return {
-        "versions": versions(),
-        "platform": platform.platform(),
-        "processor": machine.processor(),
-        "cores": machine.cores(),
-        "threads": torch.get_num_threads(),
-        "memory": {"total": memory[0], "free": memory[1]},
-        "gpus": machine.gpus(),
-        "bfloat16_speed": bfloat16_speed(),
-        "disk": [
-            {"of": of, "folder": str(path.expanduser().absolute()), "free": machine.free_disk(path)}
-            for of, path in (
-                ("runs", directory),
-                ("cache", cache_root()),
-                ("hub's cache", Path(HF_HUB_CACHE)),
-            )
-        ],
-    }
-
-
-class Warnings(logging.Handler):
-    """Keeps what bora's modules warn of, to be told at the end. Within it they say nothing themselves."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-    def __enter__(self) -> "Warnings":
-        ours = logging.getLogger("bora")
-        ours.addHandler(self)
-        ours.propagate = False
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        ours = logging.getLogger("bora")
-        ours.removeHandler(self)
-        ours.propagate = True
-
-
-@contextmanager
-def nothing_kept(cfg: DictConfig) -> Iterator[None]:
-    """Within: the config's model and documents can be read, if they are here; nothing is downloaded or kept.
-
-    Raises:
-        UserError: the documents are not here.
-    """
-    from bora.lib import cache
-
-    if cfg.data.source == "talk_of_norway" and cfg.data.path is None:
-        file = cache.cache_root() / "talk_of_norway" / "ton.csv"
-        if not file.is_file():
-            raise UserError(
-                f"data=talk_of_norway: {file} is not there; what it costs can be told once bora run has downloaded it, "
-                "or with data.path=/path/to/ton.csv"
-            )
-    with cache.read_only():
-        if cfg.data.source != "datasets" or importlib.util.find_spec("datasets") is None:
-            yield
-            return
-        import datasets
-        from huggingface_hub import constants
-
-        here = Path(cfg.data.path).expanduser().is_dir()
-        settings: list[tuple[Any, str, Any]] = [
-            (datasets.config, "HF_HUB_OFFLINE", True),
-            (constants, "HF_HUB_OFFLINE", True),
-        ]
-        with tempfile.TemporaryDirectory() as scratch:
-            if here:  # the library turns the files into its own format first
-                settings.append((datasets.config, "HF_DATASETS_CACHE", Path(scratch)))
-            before = [getattr(module, name) for module, name, _ in settings]
-            for module, name, value in settings:
-                setattr(module, name, value)
-            try:
-                yield
-            finally:
-                for (module, name, _), value in zip(settings, before, strict=True):
-                    setattr(module, name, value)
-
-
-@contextmanager
-def scratch() -> Iterator[None]:
-    """Within: what libraries keep for their next start (fonts, compiled code) goes where it is removed again."""
-    names = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    before = {name: os.environ.get(name) for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(dict.fromkeys(names, folder))
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-
-
-def examine(cfg: DictConfig, measured: bool) -> dict[str, Any]:
-    """What the config's run costs; see bora.train.cost and bora.train.measure.
-
-    Raises:
-        UserError: what a run's own start would, or the model or documents are not here.
+        UserError: the run could not start; or its model or documents are not on this machine.
     """
     from bora.model.loading import load_backbone
-    from bora.train.cost import cost
-    from bora.train.measure import measure
-    from bora.train.run import load_corpus, quiet, start_of
+    from bora.train.cost import count_cost, measure
+    from bora.train.run import load_corpus, start_of
 
-    quiet()
+    corpus_file = cache_root() / "talk_of_norway" / "ton.csv"
+    if cfg.data.source == "talk_of_norway" and cfg.data.path is None and not corpus_file.is_file():
+        raise UserError(
+            f"data=talk_of_norway: {corpus_file} is not there, and bora doctor downloads nothing; give "
+            "data.path=/path/to/ton.csv, or let bora run download it"
+        )
     if cfg.init_from is not None:
         start_of(cfg.init_from)
-    with nothing_kept(cfg):
-        pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
-        corpus = load_corpus(cfg, pretrained)
-        found = cost(cfg, pretrained.model, corpus)
-        taken = asdict(measure(cfg, corpus, found)) if measured else None
-    return asdict(found) | {
+    free = free_memory(cfg)
+    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
+    corpus = load_corpus(cfg, pretrained)
+    cost = count_cost(cfg, pretrained.model, corpus)
+    report: dict[str, Any] = {
         "data": cfg.data.name,
-        "tau": float(cfg.tau),
-        "parameters": found.parameters,
-        "memory_in_all": found.memory_in_all,
+        "model": cfg.model.name,
+        "dtype": str(pretrained.model.dtype).removeprefix("torch."),
+        "tau": cfg.tau,
+        **asdict(cost),
         "epochs": cfg.trainer.max_epochs,
-        "measured": taken,
+        "free_memory": free,
+        "measured": asdict(measure(cfg, corpus, cost)) if measured else None,
     }
+    return report | {"warnings": warnings_for(report)}
 
 
-def look_out(cfg: DictConfig, machine: dict[str, Any], cost: dict[str, Any]) -> list[str]:
-    """What is likely to go wrong, a line each."""
-    from bora.lib.console import size
+def free_memory(cfg: Config) -> int | None:
+    """Return the free bytes where the run would train: of the fullest GPU, or of the machine; None without a GPU."""
+    from bora.lib import machine
     from bora.model.loading import on_gpu
 
-    lines = []
-    gpu = on_gpu(cfg.trainer.accelerator)
-    if gpu and not machine["gpus"]:
-        lines.append("trainer.accelerator asks for a GPU, and torch sees none")
-    free = min(g["free"] for g in machine["gpus"]) if gpu and machine["gpus"] else None
-    if not gpu:
-        free = machine["memory"]["free"]
-    needed = max(cost["memory_in_all"], (cost["measured"] or {}).get("peak_memory", 0))
-    if free is not None and needed > WHOLE * free:
-        lines.append(
-            f"a step needs {size(needed)} of memory, and {size(free)} are free: take fewer tasks, a lower lora.rank, "
-            "a smaller data.batch_size or model.dtype=bfloat16"
-        )
-    disk = machine["disk"][0]["free"]
-    if 3 * cost["checkpoint"] > WHOLE * disk:  # two, and the one that is being written
-        lines.append(f"checkpoints need {size(3 * cost['checkpoint'])} of disk, and {size(disk)} are free")
-    return lines
+    if not on_gpu(cfg.trainer.accelerator):
+        return machine.memory()[1]
+    return min((gpu["free"] for gpu in machine.gpus()), default=None)
+
+
+def warnings_for(report: dict[str, Any]) -> list[str]:
+    """Say in a line each what is likely to go wrong."""
+    free = report["free_memory"]
+    if free is None:
+        return ["trainer.accelerator asks for a GPU, and torch sees none; give trainer=cpu"]
+    needed = max(sum(report["memory"].values()), (report["measured"] or {}).get("peak_memory", 0))
+    if needed <= FULL * free:
+        return []
+    return [
+        f"a step needs {size(needed)} of memory, and {size(free)} are free; give fewer tasks, a lower lora.rank, a "
+        "smaller data.batch_size or model.dtype=bfloat16"
+    ]
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print what `examine` collected."""
+    r, taken = report, report["measured"]
+    tau = "∞" if math.isinf(r["tau"]) else f"{r['tau']:g}"
+    table = Table(title=f"{r['data']}, {r['model']}, τ = {tau}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    split = ", ".join(f"{r['documents'][s]:,} {s}" for s in ("train", "validation", "test"))
+    table.add_row("tasks", f"{r['tasks']:,}")
+    table.add_row("documents", f"{split}; {r['truncated_share']:.1%} of the tokens cut off")
+    batches = f" of {r['batches']:,} batches" if r["batches"] > r["steps"] else ""
+    table.add_row("an epoch", f"{r['scored_tokens']:,} scored tokens, {r['steps']:,} steps{batches}")
+    table.add_row("at most", f"{r['epochs']:,} epochs, {r['max_steps']:,} steps")
+    table.add_row("frozen", f"{r['frozen_parameters']:,} parameters, {r['dtype']}")
+    table.add_row(
+        "trained", f"{r['trained_parameters']:,} parameters, P = {r['parameters_per_task']:,} for each task"
+    )
+    table.add_row("checkpoints", f"{size(r['checkpoint'])} each, best.ckpt and last.ckpt")
+    table.add_row("memory of a step", f"{size(sum(r['memory'].values()))}, and activations; of these")
+    for part, n_bytes in r["memory"].items():
+        table.add_row(f"  {MEMORY[part]}", size(n_bytes))
+    table.add_row("memory free", "no GPU" if r["free_memory"] is None else size(r["free_memory"]))
+    if taken is None:
+        table.add_row("time", "--measure takes 20 steps to find it")
+    else:
+        table.add_row("memory measured", f"{size(taken['peak_memory'])}, activations and libraries included")
+        epoch, validation, step = (duration(taken[f"{of}_seconds"]) for of in ("epoch", "validation", "step"))
+        table.add_row("time of an epoch", f"{epoch}: {step} a step, and {validation} to validate")
+        table.add_row("time at most", f"{duration(taken['run_seconds'])}, the test included")
+        table.add_row("speed", f"{taken['tokens_per_second']:,.0f} scored tokens a second")
+    plain_console().print(table)
+    for line in r["warnings"]:
+        print(f"warning: {line}")
 
 
 def main() -> None:
     """Run the command line."""
-    found: dict[str, Any] = {}
-    with leaving(), scratch():
-        set_aside()
-        arguments = parser().parse_intermixed_args()
-        cfg, directory = composed(arguments.overrides, arguments.again)
-        from bora.commands.show import show_cost, show_machine
+    arguments = parser().parse_intermixed_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's libraries when they are imported, from here on
+    with cli_errors():
         from bora.runs.directory import json_safe
+        from bora.runs.replay import changed_defaults, replay
 
-        found["machine"] = machine(directory)
-        if not arguments.json:
-            show_machine(found["machine"])
-        with Warnings() as warnings:
-            found["cost"] = examine(cfg, arguments.measure)
-        found["look_out"] = warnings.lines + look_out(cfg, found["machine"], found["cost"])
-    if arguments.json:
-        print(json.dumps(json_safe(found), ensure_ascii=False))
-        return
-    show_cost(found["cost"])
-    for line in found["look_out"]:
-        print(f"look out: {line}")
+        given, run = arguments.overrides, arguments.again
+        cfg, _ = compose_config(given if run is None else replay(run, given))
+        report = examine(cfg, arguments.measure)
+        if run is not None:
+            report["warnings"] += [f"--again: {line}" for line in changed_defaults(run, cfg, given)]
+        if arguments.json:
+            print(json.dumps(json_safe(report), ensure_ascii=False))
+        else:
+            show(report)
 
 
 if __name__ == "__main__":

@@ -1,168 +1,223 @@
-"""What a config costs before it is run: parameters, memory, checkpoints, documents and steps.
+"""What a run costs: counted from its config and its documents, or measured in a few steps.
 
-Parameters, θ and moments are exact; a checkpoint's size is to a per cent; what a step needs beside is about right.
-Its activations are not counted: they grow with data.batch_size · data.max_tokens, and bora.train.measure tells them.
+Counts of parameters, documents, tokens and steps are exact, as are the bytes of θ, Θ and their moments; a checkpoint's
+size is exact to 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, and `measure`
+finds them as part of the peak memory.
 """
 
+import math
+import time
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 
+import numpy as np
+import torch
 from transformers import PreTrainedModel
 
-from bora.bayes.adapters import Adapters, choose_form, disk_names
+from bora.bayes.adapters import choose_form
 from bora.config import Config
 from bora.data.batches import Batches
 from bora.data.corpus import Corpus
+from bora.data.split import SPLITS
+from bora.errors import UserError
+from bora.lib.machine import peak_memory, reset_peak_memory
+from bora.model.batch import to_device
 from bora.model.likelihood import CHUNK_ELEMENTS
+from bora.model.loading import load_backbone, on_gpu
 from bora.model.lora import Layout, linear_shape
 from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets
+from bora.train.run import build_data, build_model, build_module
 
-FLOAT = 4  # bytes of float32: θ, Θ, their gradients and moments, whatever the backbone computes in
+FLOAT_BYTES = 4  # float32: θ, Θ, their gradients and moments, for any dtype of the backbone
+WARMUP_STEPS, MEASURED_STEPS, MEASURED_VALIDATIONS = 2, 20, 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Numbers of things; bytes where it says so.
+    """A run's numbers.
 
     Attributes:
-        model, dtype, attention: the backbone's name, and what was chosen for it.
-        parameterization: the one that is trained.
-        backbone_parameters: frozen.
-        trainable_parameters: of all θ_d and Θ.
-        params_per_task: P.
-        n_tasks: D.
+        tasks: D.
         documents: by split.
-        scored_tokens: of the training documents, which an epoch sees once (trainer.limit_train_batches apart).
-        truncated_tokens: cut off by data.max_tokens, of all documents.
-        batches, steps: of an epoch; a step may take several batches.
+        scored_tokens: of the training documents.
+        truncated_share: of all documents' tokens, cut off by data.max_tokens.
+        batches, steps: of an epoch; a step takes trainer.accumulate_grad_batches batches.
         max_steps: of the whole run, at most.
-        memory: bytes of what a training step holds, by what it is.
-        checkpoint: bytes of last.ckpt; best.ckpt is as large.
+        frozen_parameters: of the backbone.
+        parameters_per_task: P.
+        trained_parameters: all θ_d and Θ.
+        memory: bytes held in a training step, by part, without activations.
+        checkpoint: bytes of last.ckpt, and of best.ckpt.
     """
 
-    model: str
-    dtype: str
-    attention: str
-    parameterization: str
-    backbone_parameters: int
-    trainable_parameters: int
-    params_per_task: int
-    n_tasks: int
+    tasks: int
     documents: dict[str, int]
     scored_tokens: int
-    truncated_tokens: int
+    truncated_share: float
     batches: int
     steps: int
     max_steps: int
+    frozen_parameters: int
+    parameters_per_task: int
+    trained_parameters: int
     memory: dict[str, int]
     checkpoint: int
 
-    @property
-    def parameters(self) -> int:
-        """Frozen and trainable."""
-        return self.backbone_parameters + self.trainable_parameters
 
-    @property
-    def memory_in_all(self) -> int:
-        """Bytes, without activations."""
-        return sum(self.memory.values())
-
-
-def cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
-    """What the config's run costs.
+def count_cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
+    """Count what the config's run costs.
 
     Args:
-        cfg: checked.
-        model: its backbone; its shape is enough (`load_backbone` with weights=False).
-        corpus: its documents.
+        model: its backbone, whose shape is enough: `load_backbone(…, weights=False)`.
 
     Raises:
-        UserError: lora.target_modules names no layers, or what cannot have a LoRA.
+        UserError: lora.target_modules names no layers, or layers that cannot have a LoRA; or there are fewer training
+            documents than a step needs.
     """
     layers = named_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
-    form = choose_form(float(cfg.tau), cfg.prior.parameterization)
-    stored = len(corpus.task_names) if "stored" in form.suffixes else 0  # rows of the [D, P] matrix
-    P, trainable = layout.n_parameters, (stored + 1) * layout.n_parameters
-    counts = corpus.per_task()
-    lengths = corpus.documents.loc[corpus.documents["split"] == "train", "n_tokens"].tolist()
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
-    batches = Batches(
-        lengths,
-        cfg.data.batch_size,
-        accumulate=cfg.trainer.accumulate_grad_batches,
-        n_processes=max(1, devices),
+    form = choose_form(cfg.tau, cfg.prior.parameterization)
+    rows = len(corpus.task_names) if "stored" in form.suffixes else 0  # of the [D, P] matrix
+    trained = (rows + 1) * layout.n_parameters
+    train = corpus.documents[corpus.documents["split"] == "train"]
+    accumulate = cfg.trainer.accumulate_grad_batches
+    n_processes = 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices
+    sampler = Batches(
+        train["n_tokens"].tolist(), cfg.data.batch_size, accumulate=accumulate, n_processes=n_processes
     )
-    batches.check_trainable()
-    in_epoch = min(len(batches), cfg.trainer.limit_train_batches or len(batches))
-    steps = -(-in_epoch // cfg.trainer.accumulate_grad_batches)
-    in_all = steps * cfg.trainer.max_epochs
+    sampler.check_trainable()
+    batches = min(len(sampler), cfg.trainer.limit_train_batches or len(sampler))
+    steps = -(-batches // accumulate)
+    max_steps = steps * cfg.trainer.max_epochs
+    cut = corpus.truncation.tokens
+    # Beside the numbers of θ, Θ and two moments, and RowwiseAdamW's count of steps for each row, a checkpoint holds
+    # about 160 bytes of names for each tensor and 6 kB of Lightning's state.
+    tensors = 2 * len(layers) * (2 if rows else 1)
     return Cost(
-        model=cfg.model.name,
-        dtype=str(model.dtype).removeprefix("torch."),
-        attention=model.config._attn_implementation,
-        parameterization=form.name,
-        backbone_parameters=sum(p.numel() for p in model.parameters()),
-        trainable_parameters=trainable,
-        params_per_task=P,
-        n_tasks=len(corpus.task_names),
-        documents={
-            split: int(counts[column].sum())
-            for split, column in (("train", "n_train"), ("validation", "n_val"), ("test", "n_test"))
-        },
-        scored_tokens=int(counts["train_tokens"].sum()),
-        truncated_tokens=corpus.truncation.tokens,
-        batches=in_epoch,
+        tasks=len(corpus.task_names),
+        documents={split: int((corpus.documents["split"] == split).sum()) for split in SPLITS},
+        scored_tokens=int(train["n_scored"].sum()),
+        truncated_share=cut / (cut + int(corpus.documents["n_tokens"].sum())),
+        batches=batches,
         steps=steps,
-        max_steps=min(cfg.trainer.max_steps, in_all) if cfg.trainer.max_steps > 0 else in_all,
-        memory=_memory(cfg, model, P, stored),
-        checkpoint=3 * FLOAT * trainable + FLOAT * stored + _around(layout, form, corpus.task_names),
+        max_steps=min(max_steps, cfg.trainer.max_steps) if cfg.trainer.max_steps > 0 else max_steps,
+        frozen_parameters=sum(p.numel() for p in model.parameters()),
+        parameters_per_task=layout.n_parameters,
+        trained_parameters=trained,
+        memory=_count_memory(cfg, model, layout.n_parameters, rows),
+        checkpoint=FLOAT_BYTES * (3 * trained + rows) + 160 * tensors + 6000,
     )
 
 
-def _memory(cfg: Config, model: PreTrainedModel, P: int, stored: int) -> dict[str, int]:
-    """Bytes by what they are of.
+def _count_memory(cfg: Config, model: PreTrainedModel, P: int, rows: int) -> dict[str, int]:
+    """Count the bytes of a training step by part.
 
     Args:
         P: length of θ_d.
-        stored: rows of the [D, P] matrix.
+        rows: of the [D, P] matrix.
     """
-    item, documents = model.dtype.itemsize, cfg.data.batch_size
-    in_batch = min(documents, stored)  # tasks
+    documents = cfg.data.batch_size
+    # The dense estimator of the prior gives every task a gradient in every step.
+    with_gradient = rows if cfg.prior.estimator == "dense" else min(documents, rows)
     vocabulary = model.config.get_text_config().vocab_size
-    whole = cfg.prior.estimator == "dense"  # then every task has a gradient in every step
     return {
-        "backbone": _backbone(model, cfg.model.quantization),
-        "theta": FLOAT * (stored + 1) * P,
-        "gradients": FLOAT * ((stored if whole else in_batch) + 1) * P,
-        "moments": 2 * FLOAT * (stored + 1) * P,
-        # θ of each document in the backbone's dtype, and its gradient; at τ = ∞ they share one.
-        "rows_of_a_batch": 2 * item * (documents if stored else 1) * P,
-        "logits_of_a_chunk": FLOAT * min(CHUNK_ELEMENTS, documents * cfg.data.max_tokens * vocabulary),
+        "backbone": _count_backbone(model, cfg.model.quantization),
+        "theta": FLOAT_BYTES * (rows + 1) * P,
+        "gradients": FLOAT_BYTES * (with_gradient + 1) * P,
+        "moments": 2 * FLOAT_BYTES * (rows + 1) * P,
+        # θ of each document in the backbone's dtype, and its gradient; at τ = ∞ all documents share one.
+        "rows_of_a_batch": 2 * model.dtype.itemsize * (documents if rows else 1) * P,
+        "logits_of_a_chunk": FLOAT_BYTES * min(CHUNK_ELEMENTS, documents * cfg.data.max_tokens * vocabulary),
     }
 
 
-def _backbone(model: PreTrainedModel, quantization: str | None) -> int:
-    """Bytes of the frozen model."""
-    whole = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    if quantization is None:
-        return whole
-    for layer in plain_layers(model).values():
-        weight = layer.weight
-        whole -= weight.numel() * weight.element_size()
-        if quantization == "int8":  # one scale an output
-            whole += weight.numel() + linear_shape(layer)[1] * weight.element_size()
-        else:  # half a byte, one scale a block, and what each byte means
-            whole += weight.numel() // 2 + -(-weight.numel() // BLOCK) * FLOAT + 256 * 2 * FLOAT
-    return whole
+def _count_backbone(model: PreTrainedModel, quantization: str | None) -> int:
+    """Count the bytes of the frozen model; where it is quantised, without int8's scales, one for each output."""
+    total = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    if quantization is not None:
+        weights = [layer.weight for layer in plain_layers(model).values()]
+        # nf4 has a float32 scale for each block.
+        bytes_each = {"int8": 1.0, "nf4": 1 / 2 + FLOAT_BYTES / BLOCK}[quantization]
+        total += int(sum(w.numel() * bytes_each - w.nbytes for w in weights))
+    return total
 
 
-def _around(layout: Layout, form: type[Adapters], task_names: list[str]) -> int:
-    """Bytes of a checkpoint beside its numbers: names, loop, callbacks, and the archive's own.
+@dataclass(frozen=True)
+class Measured:
+    """A run's times and memory, from a few of its steps.
 
-    What one name or record takes was read off checkpoints; a test holds the sum to real ones.
+    Attributes:
+        step_seconds: of a training step, on average.
+        tokens_per_second: scored training tokens.
+        validation_seconds: of the validation split once, judged by a few of its batches.
+        epoch_seconds: of training, and validating once.
+        run_seconds: of all epochs and the test, at most.
+        peak_memory: bytes of the GPU; on the CPU of the whole process with its libraries.
     """
-    keys = [key for suffix in form.suffixes.values() for key in disk_names(list(layout.shapes), suffix)]
-    records = 16 if "stored" in form.suffixes else 12
-    names = sum(len(name.encode()) + 16 for name in task_names)
-    return 3300 + sum(len(key) + 106 for key in keys) + 190 * records + names
+
+    step_seconds: float
+    tokens_per_second: float
+    validation_seconds: float
+    epoch_seconds: float
+    run_seconds: float
+    peak_memory: int
+
+
+def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
+    """Take a few training steps in this process, and validate a few batches. Test documents are not read.
+
+    Args:
+        cost: from `count_cost`.
+
+    Raises:
+        UserError: trainer.accelerator asks for a GPU and there is none; or the model cannot be loaded.
+    """
+    device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator}: torch sees no GPU to measure on")
+    torch.manual_seed(cfg.seed)
+    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
+    data = build_data(cfg, pretrained, corpus)
+    model = build_model(cfg, pretrained, corpus.task_names, data).to(device)
+    optimizer = build_module(cfg, model).configure_optimizers()
+    reset_peak_memory()  # loading may need more than training
+    batches = chain.from_iterable(repeat(data.train_dataloader()))  # an epoch may have fewer steps
+
+    def train() -> float:
+        """Take one step; return its scored tokens, which waits for the device."""
+        optimizer.zero_grad()
+        tokens = torch.zeros((), device=device)
+        for batch in islice(batches, cfg.trainer.accumulate_grad_batches):
+            objective = model.objective(to_device(batch, device))
+            objective.loss.backward()
+            tokens += objective.tokens
+        optimizer.step()
+        return tokens.item()
+
+    for _ in range(WARMUP_STEPS):
+        train()
+    start = time.perf_counter()
+    tokens = sum(train() for _ in range(MEASURED_STEPS))
+    seconds = time.perf_counter() - start
+    step_seconds = seconds / MEASURED_STEPS
+    loader = data.val_dataloader()
+    validation = list(loader.sampler)
+    # They are sorted by length, so a few that are evenly spread represent all.
+    few = np.linspace(0, len(validation) - 1, min(MEASURED_VALIDATIONS, len(validation))).astype(int)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for i in few:
+            model.nll(to_device(loader.dataset[validation[i]], device)).sum().item()
+    validation_seconds = (time.perf_counter() - start) / len(few) * len(validation)
+    # At the end the best epoch is validated again, and tested with and without its adapters.
+    validations = math.ceil(cost.max_steps / cost.steps) + 1
+    tests = 2 * cost.documents["test"] / cost.documents["validation"]
+    return Measured(
+        step_seconds=step_seconds,
+        tokens_per_second=tokens / seconds,
+        validation_seconds=validation_seconds,
+        epoch_seconds=step_seconds * cost.steps + validation_seconds,
+        run_seconds=step_seconds * cost.max_steps + validation_seconds * (validations + tests),
+        peak_memory=peak_memory(device.type),
+    )

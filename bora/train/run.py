@@ -209,7 +209,7 @@ def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
     lr = cfg.optim.lr
     if lr is None:
         lr = learning_rate(model.tau, cfg.prior.parameterization)
-    return TrainingModule(model, lr, tuple(cfg.optim.betas), cfg.optim.eps, cfg.optim.nonfinite)
+    return TrainingModule(model, lr, (cfg.optim.betas[0], cfg.optim.betas[1]), cfg.optim.eps, cfg.optim.nonfinite)
 
 
 def start_of(init_from: str) -> RunDirectory:
