@@ -36,9 +36,21 @@ def advisories(service: str) -> tuple[list[dict[str, Any]] | None, str]:
     """Each pinned package with its `vulns`, or with a `skip_reason`; None, and why, where the service gave nothing."""
     ignored = [word for name in IGNORED for word in ("--ignore-vuln", name)]
     code, out, err = call(
-        "pip_audit", "--requirement", "constraints.txt", "--no-deps", "--disable-pip", "--format", "json",
-        "--progress-spinner", "off", "--timeout", "20", "--vulnerability-service", service, *ignored,
-    )  # fmt: skip
+        "pip_audit",
+        "--requirement",
+        "constraints.txt",
+        "--no-deps",
+        "--disable-pip",
+        "--format",
+        "json",
+        "--progress-spinner",
+        "off",
+        "--timeout",
+        "20",
+        "--vulnerability-service",
+        service,
+        *ignored,
+    )
     try:
         packages = json.loads(out)["dependencies"]
     except (ValueError, KeyError):  # it came to no result at all
@@ -79,9 +91,7 @@ def audit_packages() -> tuple[int, list[str]]:
 def audit_secrets(files: list[str]) -> tuple[int, list[str]]:
     """Exit code and lines: of detect-secrets, offline, and by TOKENS, over files of the repository."""
     # Not verified: a secret that was found must not be sent anywhere.
-    code, out, err = call(
-        "detect_secrets.pre_commit_hook", "--no-verify", "--baseline", ".secrets.baseline", *files
-    )
+    code, out, err = call("detect_secrets.pre_commit_hook", "--no-verify", "--baseline", ".secrets.baseline", *files)
     ours = [
         f"{kind}: {name}:{text.count(chr(10), 0, found.start()) + 1}"
         for name in files
@@ -100,9 +110,7 @@ def audit_secrets(files: list[str]) -> tuple[int, list[str]]:
 
 def main(arguments: list[str]) -> int:
     """Both; the exit code."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [name for name in tracked.split("\0") if name and (ROOT / name).is_file()]
     codes = []
     for code, lines in (audit_packages(), audit_secrets(files)):

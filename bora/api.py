@@ -72,9 +72,7 @@ def fit(
     # What tells this frame from another, where a folder holds a finished run already.
     sha256 = digest("frame", table[["task", "text", "date"]].to_numpy().ravel())
     cfg = cfg.model_copy(
-        update={
-            "data": cfg.data.model_copy(update={"task": task, "text": text, "date": date, "sha256": sha256})
-        }
+        update={"data": cfg.data.model_copy(update={"task": task, "text": text, "date": date, "sha256": sha256})}
     )
     now = datetime.now()
     folder = Path(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output).expanduser()
@@ -113,9 +111,7 @@ def _arrow(frame: Any) -> pa.Table:
             return pa.table(frame)
     except (TypeError, ValueError, pa.ArrowException):
         pass  # one column, say
-    raise UserError(
-        f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}"
-    )
+    raise UserError(f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}")
 
 
 def _quoted(value: str) -> str:

@@ -6,24 +6,12 @@ import sys
 # Command → the module that is run, and what it is for.
 COMMANDS = {
     "run": ("bora.commands.run", "train, or sweep with -m: bora run tau=100"),
-    "report": (
-        "bora.commands.report",
-        "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini",
-    ),
+    "report": ("bora.commands.report", "tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini"),
     "adapt": ("bora.use.adapt", "fit new tasks from a run's prior: bora adapt RUN OUT --data new.csv"),
     "export": ("bora.use.export", "PEFT adapters, or a merged model, from a run: bora export RUN OUT"),
-    "generate": (
-        "bora.use.generate",
-        "let tasks continue a prompt: bora generate RUN --task a --prompt b",
-    ),
-    "evaluate": (
-        "bora.use.evaluate",
-        "perplexity and likeliest task of new text: bora evaluate RUN --data b.csv",
-    ),
-    "doctor": (
-        "bora.commands.doctor",
-        "this machine, and what a run would cost: bora doctor model=opt_mini tau=100",
-    ),
+    "generate": ("bora.use.generate", "let tasks continue a prompt: bora generate RUN --task a --prompt b"),
+    "evaluate": ("bora.use.evaluate", "perplexity and likeliest task of new text: bora evaluate RUN --data b.csv"),
+    "doctor": ("bora.commands.doctor", "this machine, and what a run would cost: bora doctor model=opt_mini tau=100"),
 }
 
 

@@ -259,14 +259,7 @@ RESERVED = {
     "num_nodes": "a run is of one machine; give trainer.devices for more devices of it",
     "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
     **dict.fromkeys(
-        (
-            "callbacks",
-            "logger",
-            "plugins",
-            "use_distributed_sampler",
-            "num_sanity_val_steps",
-            "enable_model_summary",
-        ),
+        ("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary"),
         "bora sets it itself",
     ),
 }
@@ -353,9 +346,7 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
                 # Where a setting may be of several types, pydantic adds the type that it tried.
                 while len(place) > 1 and _value_at(values, place) is _ABSENT:
                     place.pop()
-                expected.setdefault(".".join(place), []).append(
-                    problem["msg"].removeprefix("Input should be ")
-                )
+                expected.setdefault(".".join(place), []).append(problem["msg"].removeprefix("Input should be "))
     for key, messages in expected.items():
         value = _value_at(values, key.split("."))
         yield f"{key}={'null' if value is None else value} must be {' or '.join(dict.fromkeys(messages))}"

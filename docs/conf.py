@@ -42,9 +42,7 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 # What the repository's own files link to: file or folder → the page that shows it.
-STUDIES = [
-    f"experiments/{readme.parent.name}" for readme in (HERE.parent / "experiments").glob("*/README.md")
-]
+STUDIES = [f"experiments/{readme.parent.name}" for readme in (HERE.parent / "experiments").glob("*/README.md")]
 repository_pages = dict(zip(STUDIES, STUDIES, strict=True)) | {
     "README.md": "index",
     "CHANGELOG.md": "changelog",

@@ -177,9 +177,7 @@ def same_files(a: Path, b: Path) -> None:
     for name in ("per_task.csv", "documents.csv"):
         assert (a / name).read_text() == (b / name).read_text()
     timeless = [c for c in pd.read_csv(a / "metrics.csv") if c != "tokens/s"]
-    pd.testing.assert_frame_equal(
-        pd.read_csv(a / "metrics.csv")[timeless], pd.read_csv(b / "metrics.csv")[timeless]
-    )
+    pd.testing.assert_frame_equal(pd.read_csv(a / "metrics.csv")[timeless], pd.read_csv(b / "metrics.csv")[timeless])
     one, other = (json.loads((f / "summary.json").read_text()) for f in (a, b))
     for summary in (one, other):
         del summary["seconds"], summary["train_tokens_per_second"]

@@ -32,9 +32,15 @@ def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
     found = bora.fit(frame, *SMALL, task="who", text="said", tau=50, output="python")
     frame.to_csv("again.csv", index=False)
     code, _, _ = command(
-        "tau=50", "data=table", "data.path=again.csv", "data.task=who", "data.text=said", *SMALL, "logger=none",
+        "tau=50",
+        "data=table",
+        "data.path=again.csv",
+        "data.task=who",
+        "data.text=said",
+        *SMALL,
+        "logger=none",
         "hydra.run.dir=command",
-    )  # fmt: skip
+    )
     assert code == 0
     for name in ("per_task.csv", "documents.csv"):
         assert (tmp_path / "python" / name).read_text() == (tmp_path / "command" / name).read_text()

@@ -11,11 +11,7 @@ from tests.shown import REPOSITORY
 
 FILE = REPOSITORY / ".ci/audit.py"
 CLEAN = {"name": "torch", "version": "2.13.0", "vulns": []}
-BAD = {
-    "name": "jinja2",
-    "version": "2.10",
-    "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.11", "3"], "aliases": []}],
-}
+BAD = {"name": "jinja2", "version": "2.10", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.11", "3"], "aliases": []}]}
 UNKNOWN = {"name": "ours", "skip_reason": "Dependency not found on PyPI and could not be audited: ours (1)"}
 NO_NETWORK = "Traceback …\nrequests.exceptions.ConnectionError: no such host\n"
 
@@ -87,7 +83,7 @@ def test_a_secret_fails_whatever_the_network(run):
         (f"machine api.wandb.ai\n  login user\n  password {'0a1b2c3d' * 5}", "W&B key, as ~/.netrc has it: notes.md:4"),
         (f"hf_hub_download hf_token password {'0a' * 32}", None),
     ],
-)  # fmt: skip
+)
 def test_what_our_users_log_in_with_is_found_bare(audit, monkeypatch, tmp_path, text, told):
     monkeypatch.setattr(audit, "ROOT", tmp_path)
     monkeypatch.setattr(audit, "call", lambda *words: (0, "", ""))
@@ -111,9 +107,7 @@ def test_a_secret_in_a_file_is_found_and_this_one_has_none(tmp_path):
 
     baseline = tmp_path / "baseline"
     baseline.write_text((REPOSITORY / ".secrets.baseline").read_text())
-    (tmp_path / "x.py").write_text(
-        f"wandb_api_key = '{5 * '0a1b2c3d'}'\nurl = 'https://me:{'9x' * 4}@host'\n"
-    )
+    (tmp_path / "x.py").write_text(f"wandb_api_key = '{5 * '0a1b2c3d'}'\nurl = 'https://me:{'9x' * 4}@host'\n")
     how = ["--no-verify", "--baseline", str(baseline)]
     assert main([*how, str(tmp_path / "x.py")]) == 1
     assert main([*how, __file__]) == 0

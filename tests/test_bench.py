@@ -66,9 +66,7 @@ def test_a_variant_trains_its_adapters_and_nothing_else(cfg, name):
 
 def step_parameters(step) -> dict[str, torch.Tensor]:
     """What a step's optimiser updates."""
-    (optimiser,) = (
-        c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, torch.optim.Optimizer)
-    )
+    (optimiser,) = (c.cell_contents for c in step.__closure__ if isinstance(c.cell_contents, torch.optim.Optimizer))
     return {str(i): p for i, p in enumerate(optimiser.param_groups[0]["params"])}
 
 

@@ -12,11 +12,7 @@ from bora.errors import UserError
 from bora.train.module import learning_rate
 
 GROUPS = ("data", "experiment", "logger", "lora", "model", "optim", "prior", "trainer")
-NEEDED = {
-    "data=table": "data.path=x.csv",
-    "data=datasets": "data.path=x",
-    "model=hub": "model.path=someone/model",
-}
+NEEDED = {"data=table": "data.path=x.csv", "data=datasets": "data.path=x", "model=hub": "model.path=someone/model"}
 
 
 def config(*overrides: str) -> Config:
@@ -56,10 +52,7 @@ def test_every_setting_of_conf_has_a_comment():
         ("data.split.test=0", "data.split.test=0 must be greater than 0"),
         ("data.append_eos=1", "data.append_eos=1 must be a valid boolean"),
         ("data.prompt=5", "data.prompt=5 must be a valid string"),
-        (
-            "data.documents_per_task=2",
-            "data.documents_per_task=2 must be greater than or equal to 3 or a valid list",
-        ),
+        ("data.documents_per_task=2", "data.documents_per_task=2 must be greater than or equal to 3 or a valid list"),
         ("data.modules=null", "data.modules=null must be a valid list"),
         ("data.split=3", "data.split=3 must be a valid dictionary"),
         ("trainer.accelerator=mps", "trainer.accelerator=mps must be 'cpu', 'gpu', 'cuda' or 'auto'"),
@@ -67,20 +60,11 @@ def test_every_setting_of_conf_has_a_comment():
         ("trainer.max_steps=0", "trainer.max_steps=0 trains nothing"),
         ("trainer.limit_train_batches=0.5", "trainer.limit_train_batches=0.5 must be a valid integer"),
         ("trainer.extra.precision=16", "trainer.extra.precision: adapters are trained in float32"),
-        (
-            "trainer.extra.limit_val_batches=2",
-            "trainer.extra.limit_val_batches: validation and test read all",
-        ),
+        ("trainer.extra.limit_val_batches=2", "trainer.extra.limit_val_batches: validation and test read all"),
         ("trainer.extra.max_epochs=2", "trainer.extra.max_epochs: give trainer.max_epochs"),
-        (
-            "trainer.extra.check_val_every_n_epoch=9",
-            "trainer.extra.check_val_every_n_epoch=9: no epoch would be",
-        ),
+        ("trainer.extra.check_val_every_n_epoch=9", "trainer.extra.check_val_every_n_epoch=9: no epoch would be"),
         ("data.template=x", "data.template='x' must hold {text}"),
-        (
-            "logger.kind=paper",
-            "logger.kind must be one of none, wandb, mlflow, tensorboard; give logger=NAME",
-        ),
+        ("logger.kind=paper", "logger.kind must be one of none, wandb, mlflow, tensorboard; give logger=NAME"),
         ("data=table", "data.path is needed and has no default; give data.path=…"),
         ("taau=1", "taau: there is no such setting; did you mean tau?"),
         ("+lora.ranc=1", "lora.ranc: there is no such setting; did you mean lora.rank?"),
@@ -122,11 +106,7 @@ def test_tau_from_zero_to_infinity_is_fine(tau):
 
 def test_the_papers_experiment_is_the_papers():
     cfg = config("experiment=paper")
-    assert (cfg.model.path, cfg.data.name, cfg.data.selection) == (
-        "facebook/opt-350m",
-        "talk_of_norway",
-        "paper",
-    )
+    assert (cfg.model.path, cfg.data.name, cfg.data.selection) == ("facebook/opt-350m", "talk_of_norway", "paper")
     assert (cfg.prior.parameterization, cfg.prior.penalty, cfg.optim.lr) == ("centered", "gaussian", None)
     assert (cfg.trainer.max_epochs, cfg.optim.patience, cfg.name) == (1000, 8, "paper")
     rates = [learning_rate(t, "centered") for t in (0, 1, 10, 100, 1e3, 1e4)]

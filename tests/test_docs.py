@@ -27,16 +27,13 @@ def shown(find) -> list:
 
 
 @pytest.mark.parametrize(
-    "command",
-    [c for c in shown(commands) if re.match("bora (run|doctor) ", c.values[0]) and "RUN" not in c.values[0]],
+    "command", [c for c in shown(commands) if re.match("bora (run|doctor) ", c.values[0]) and "RUN" not in c.values[0]]
 )
 def test_commands_of_hydra_compose(command):
     composed(overrides(command))
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in shown(commands) if re.match("bora (?!run|doctor)", c.values[0])]
-)
+@pytest.mark.parametrize("command", [c for c in shown(commands) if re.match("bora (?!run|doctor)", c.values[0])])
 def test_flags_of_the_other_commands_are_known(command, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, name, *arguments = as_typed(command)

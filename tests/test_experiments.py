@@ -32,9 +32,7 @@ def test_imports_exist(script):
 @pytest.mark.parametrize("study", sorted(p.parent.name for p in EXPERIMENTS.glob("*/study.sh")))
 def test_a_studys_commands_are_known(study, tmp_path):
     for name in ("bora", "python"):  # in place of the real ones: write down the arguments
-        (tmp_path / name).write_text(
-            f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "$LIST"; echo >> "$LIST"\n'
-        )
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "$LIST"; echo >> "$LIST"\n')
         (tmp_path / name).chmod(0o755)
     given = {"BORA": str(tmp_path / "bora"), "LIST": str(tmp_path / "list"), "DATA": "t.csv", "OUT": "out"}
     script = EXPERIMENTS / study / "study.sh"
@@ -48,9 +46,7 @@ def test_a_studys_commands_are_known(study, tmp_path):
 
 def cells(text: str) -> set[tuple[str, ...]]:
     """The rows of a page's tables, without the lines below their heads."""
-    lines = [
-        line.replace("\\", "") for line in text.splitlines() if line.startswith("|") and "--" not in line
-    ]
+    lines = [line.replace("\\", "") for line in text.splitlines() if line.startswith("|") and "--" not in line]
     return {tuple(cell.strip() for cell in line.split("|")) for line in lines}
 
 

@@ -34,17 +34,22 @@ JOBS = {"seed=0,1": 4, "tau=0,inf": 2, "n_trials": 2, "experiment=": 6}
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
     kept = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     return subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, check=False,
-        env=kept | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "BORA_CACHE": str(folder),
+        command,
+        shell=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=kept
+        | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "BORA_CACHE": str(folder),
             "WANDB_MODE": "offline",
         },
-    )  # fmt: skip
+    )
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if re.match("bora run", c) and not re.search("…|RUN", c)]
-)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("bora run", c) and not re.search("…|RUN", c)])
 def test_commands_run(command, tmp_path):
     rng = np.random.default_rng(0)
     speeches = [" ".join(rng.choice(["order", "the", "house", "aye", "no", "speaker"], 9)) for _ in range(60)]
@@ -66,9 +71,7 @@ def test_commands_run(command, tmp_path):
 
 def test_what_a_run_costs_is_told_before(tmp_path):
     (command,) = (c for c in COMMANDS if c.startswith("bora doctor"))
-    speeches = pd.DataFrame(
-        {"speaker": ["a", "b"] * 30, "speech": [f"order, order: number {i}" for i in range(60)]}
-    )
+    speeches = pd.DataFrame({"speaker": ["a", "b"] * 30, "speech": [f"order, order: number {i}" for i in range(60)]})
     speeches.to_csv(tmp_path / "speeches.csv", index=False)
     done = shell(command, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -96,9 +99,11 @@ def test_a_finished_run_is_used(tmp_path):
     done = shell(f"bora run {table} {SMALL} data.documents_per_task=20 hydra.run.dir=RUN", tmp_path)
     assert done.returncode == 0, done.stderr
     for name, result in (
-        ("generate", None), ("evaluate", "evaluation/summary.json"), ("adapt", "OUT/summary.json"),
+        ("generate", None),
+        ("evaluate", "evaluation/summary.json"),
+        ("adapt", "OUT/summary.json"),
         ("export", "OUT/hierarchical-mean/adapter_config.json"),
-    ):  # fmt: skip
+    ):
         (command,) = (c for c in COMMANDS if c.startswith(f"bora {name} "))
         if name == "export":
             shutil.rmtree(tmp_path / "OUT")

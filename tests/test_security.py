@@ -25,9 +25,16 @@ from tests.report.test_report import write_run
 PACKAGE = Path(bora.__file__).parent
 ASSET = PACKAGE / "assets/opt_mini"
 RUN = [
-    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=16", "data.drop_duplicates=false",
-    "trainer.max_epochs=1", "lora.rank=1", "logger=none", "tau=10",
-]  # fmt: skip
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=16",
+    "data.drop_duplicates=false",
+    "trainer.max_epochs=1",
+    "lora.rank=1",
+    "logger=none",
+    "tau=10",
+]
 
 
 class Bomb:
@@ -136,10 +143,7 @@ def test_a_run_directorys_config_can_have_nothing_called(run, mark, command, cal
         assert str(config) in found[2]
         assert "Traceback" not in found[2]
     code, _, err = command("--again", str(run), "hydra.run.dir=again")
-    assert (code, "Traceback" in err) in (
-        (0, False),
-        (2, False),
-    )  # its overrides are replayed, not its config
+    assert (code, "Traceback" in err) in ((0, False), (2, False))  # its overrides are replayed, not its config
 
 
 def test_a_run_directorys_overrides_are_as_if_typed(run, command):
@@ -238,11 +242,30 @@ def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
 
 # Calls that run what they read, by their last two names; the first of them may be any where it says so.
 UNSAFE = {
-    "pickle.load", "pickle.loads", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",
-    "marshal.load", "marshal.loads", "shelve.open", "pd.read_pickle", "pandas.read_pickle", "os.system", "os.popen",
-    "yaml.unsafe_load", "yaml.full_load", "shutil.unpack_archive", "any.extractall", "any.extract",
-    "any.Unpickler", "any.eval(", "any.exec(", "any.compile(",
-}  # fmt: skip
+    "pickle.load",
+    "pickle.loads",
+    "dill.load",
+    "dill.loads",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "joblib.load",
+    "marshal.load",
+    "marshal.loads",
+    "shelve.open",
+    "pd.read_pickle",
+    "pandas.read_pickle",
+    "os.system",
+    "os.popen",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "shutil.unpack_archive",
+    "any.extractall",
+    "any.extract",
+    "any.Unpickler",
+    "any.eval(",
+    "any.exec(",
+    "any.compile(",
+}
 NEEDED = {"load": ("torch", "weights_only", True), "from_pretrained": ("Auto", "trust_remote_code", False)}
 
 
@@ -273,19 +296,27 @@ def unsafe_calls(source: str) -> list[str]:
 def test_no_module_runs_what_it_reads():
     sources = sorted(PACKAGE.rglob("*.py"))
     assert len(sources) > 50
-    assert {
-        str(f.relative_to(PACKAGE)): found for f in sources if (found := unsafe_calls(f.read_text()))
-    } == {}
+    assert {str(f.relative_to(PACKAGE)): found for f in sources if (found := unsafe_calls(f.read_text()))} == {}
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=x)", "pickle.loads(b)",
-        "np.load(f, allow_pickle=True)", "yaml.load(f)", "eval(x)", "exec(x)", "AutoModel.from_pretrained(p)",
-        "f(trust_remote_code=True)", "archive.extractall()", "run(x, shell=True)", "jinja2.Environment(loader=l)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "torch.load(f, weights_only=x)",
+        "pickle.loads(b)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(f)",
+        "eval(x)",
+        "exec(x)",
+        "AutoModel.from_pretrained(p)",
+        "f(trust_remote_code=True)",
+        "archive.extractall()",
+        "run(x, shell=True)",
+        "jinja2.Environment(loader=l)",
     ],
-)  # fmt: skip
+)
 def test_what_runs_what_it_reads_is_found(line):
     assert unsafe_calls(line)
     assert not unsafe_calls("model.eval(); torch.load(f, weights_only=True); json.load(f); re.compile(p)")

@@ -16,16 +16,7 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(out),
-        str(REPOSITORY),
-    ]
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(REPOSITORY)]
     subprocess.run(build, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
@@ -80,11 +71,7 @@ def test_it_runs_elsewhere(wheel, tmp_path):
         "hydra.run.dir=run",
     ]
     where = subprocess.run(
-        [python, "-c", "import bora; print(bora.__file__)"],
-        cwd=elsewhere,
-        capture_output=True,
-        text=True,
-        check=True,
+        [python, "-c", "import bora; print(bora.__file__)"], cwd=elsewhere, capture_output=True, text=True, check=True
     )
     assert where.stdout.startswith(str(site))
     subprocess.run([other / "bin/bora", "run", *small], cwd=elsewhere, check=True, capture_output=True)

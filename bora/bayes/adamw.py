@@ -24,11 +24,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
@@ -45,30 +41,11 @@ class RowwiseAdamW(torch.optim.Optimizer):
                 continue
             params, grads, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
             beta1, beta2 = group["betas"]
-            options = {
-                "lr": group["lr"],
-                "beta1": beta1,
-                "beta2": beta2,
-                "eps": group["eps"],
-                "weight_decay": 0.0,
-            }
-            adamw(
-                params,
-                grads,
-                exp_avgs,
-                exp_avg_sqs,
-                [],
-                steps,
-                fused=True,
-                amsgrad=False,
-                maximize=False,
-                **options,
-            )
+            options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
+            adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, amsgrad=False, maximize=False, **options)
         return loss
 
-    def _parts(
-        self, p: nn.Parameter, gradient: Tensor
-    ) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    def _parts(self, p: nn.Parameter, gradient: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Views (parameter, gradient, first and second moment, steps): of p, or of each of its rows with a gradient."""
         state, rows = self.state[p], gradient.is_sparse
         if not state:
@@ -100,9 +77,7 @@ def sum_over_processes(gradient: Tensor) -> Tensor:
     total = values.new_zeros(len(rows), values.shape[1])
     total[torch.searchsorted(rows, mine)] = values
     dist.all_reduce(total)
-    return torch.sparse_coo_tensor(
-        rows[None], total, gradient.shape, is_coalesced=True, check_invariants=False
-    )
+    return torch.sparse_coo_tensor(rows[None], total, gradient.shape, is_coalesced=True, check_invariants=False)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], bound: float, by_value: bool = False) -> None:

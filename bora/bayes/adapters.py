@@ -48,9 +48,7 @@ class Adapters(nn.Module, ABC):
     suffixes: dict[str, str]
     stored: nn.Parameter | None
 
-    def __init__(
-        self, layout: Layout, task_names: Sequence[str], init_std: float = 0.0, sparse: bool = False
-    ):
+    def __init__(self, layout: Layout, task_names: Sequence[str], init_std: float = 0.0, sparse: bool = False):
         super().__init__()
         self.layout, self.task_names, self.sparse = layout, list(task_names), sparse
         self.mean = nn.Parameter(torch.zeros(layout.n_parameters))
@@ -269,9 +267,7 @@ def disk_names(layers: Sequence[str], suffix: str, prefix: str = "") -> list[str
     A checkpoint holds the factors layer by layer, so that it can be read without knowing the layout.
     """
     # The dots of a layer's path are written as slashes: a dot divides modules.
-    return [
-        f"{prefix}stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"
-    ]
+    return [f"{prefix}stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"]
 
 
 def read_saved(state: Mapping[str, Tensor], layers: Sequence[str], prefix: str = "") -> Saved:

@@ -62,10 +62,7 @@ class HierarchicalLoRA(nn.Module):
         init_std: float = 0.0,
     ):
         super().__init__()
-        for name, value, options in (
-            ("likelihood", likelihood, LIKELIHOODS),
-            ("estimator", estimator, ESTIMATORS),
-        ):
+        for name, value, options in (("likelihood", likelihood, LIKELIHOODS), ("estimator", estimator, ESTIMATORS)):
             if value not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
         self.tau, self.penalty, self.likelihood, self.estimator = float(tau), penalty, likelihood, estimator

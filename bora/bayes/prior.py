@@ -91,11 +91,7 @@ class Norm(Prior):
     @property
     def log_normaliser(self) -> float:
         return sum(
-            math.log(2)
-            + n / 2 * math.log(math.pi)
-            - math.lgamma(n / 2)
-            + math.lgamma(n)
-            - n * math.log(self.tau)
+            math.log(2) + n / 2 * math.log(math.pi) - math.lgamma(n / 2) + math.lgamma(n) - n * math.log(self.tau)
             for n in self.sizes
         )
 

@@ -34,13 +34,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        stored: Tensor,
-        mean: Tensor,
-        places: dict[int, list[int]],
-        form: Form,
-        dtype: torch.dtype,
-        prior: Prior,
+        ctx, stored: Tensor, mean: Tensor, places: dict[int, list[int]], form: Form, dtype: torch.dtype, prior: Prior
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(stored, mean)
         ctx.places, ctx.form, ctx.prior = places, form, prior

@@ -35,15 +35,11 @@ MEMORY = {
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bora doctor", description="Will a run fit, and how long will it take?"
-    )
+    parser = argparse.ArgumentParser(prog="bora doctor", description="Will a run fit, and how long will it take?")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
     parser.add_argument("--again", type=Path, metavar="RUN", help="as for bora run: repeat a run's overrides")
     parser.add_argument(
-        "--measure",
-        action="store_true",
-        help="load the model and take 20 training steps, for time and memory",
+        "--measure", action="store_true", help="load the model and take 20 training steps, for time and memory"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object; sizes are in bytes")
     return parser
@@ -122,9 +118,7 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("an epoch", f"{r['scored_tokens']:,} scored tokens, {r['steps']:,} steps{batches}")
     table.add_row("at most", f"{r['epochs']:,} epochs, {r['max_steps']:,} steps")
     table.add_row("frozen", f"{r['frozen_parameters']:,} parameters, {r['dtype']}")
-    table.add_row(
-        "trained", f"{r['trained_parameters']:,} parameters, P = {r['parameters_per_task']:,} for each task"
-    )
+    table.add_row("trained", f"{r['trained_parameters']:,} parameters, P = {r['parameters_per_task']:,} for each task")
     table.add_row("checkpoints", f"{size(r['checkpoint'])} each, best.ckpt and last.ckpt")
     table.add_row("memory of a step", f"{size(sum(r['memory'].values()))}, and activations; of these")
     for part, n_bytes in r["memory"].items():

@@ -18,15 +18,7 @@ from bora.lib.stopping import Stopped, signal_sent_on
 
 BAD_INPUT, DEFECT = 2, 1
 # Errors of the file system: another folder helps, or room on the disk.
-PLACE = {
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-}
+PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # What conf/sweep asks Hydra for → the package that brings it.
 PLUGINS = {
@@ -88,9 +80,7 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         or "OutOfMemoryError" in type(error).__name__
         or "can't allocate memory" in str(error)
     ):
-        fix = (
-            "give a smaller lora.rank, data.batch_size or data.max_tokens; bora doctor says what a run costs"
-        )
+        fix = "give a smaller lora.rank, data.batch_size or data.max_tokens; bora doctor says what a run costs"
         return f"not enough memory ({first_line(error)}); {fix}", DEFECT
     module = raised_in(error)
     if module.startswith("optuna.storages."):
@@ -113,10 +103,7 @@ def _describe_hydra(error: Exception) -> str:
     """Put an error of Hydra's, which takes several lines, on one."""
     words = str(error).partition("Config search path:")[0].split()
     for plugin, package in PLUGINS.items():
-        if (
-            f"'{plugin}'" in words
-            and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None
-        ):
+        if f"'{plugin}'" in words and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
             return f"{plugin} is not installed: pip install {package}"
     if error.__cause__ is not None:
         words += ["-", first_line(error.__cause__)]

@@ -76,9 +76,7 @@ def prepare(words: list[str]) -> list[str]:
         UserError: a setting or value that there is not; in a sweep, of any job.
     """
     # Flags first: Hydra's parser takes no override before one and another behind it.
-    words = [word for word in words if _is_flag(word)] + [
-        forced(word) for word in words if not _is_flag(word)
-    ]
+    words = [word for word in words if _is_flag(word)] + [forced(word) for word in words if not _is_flag(word)]
     if not any(word in MULTIRUN for word in words):
         return words
     overrides = _parse([word for word in words if not _is_flag(word)])

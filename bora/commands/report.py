@@ -23,19 +23,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a sweep's or a run's folder, or an archive of runs (--archive)",
     )
+    parser.add_argument("-o", "--output", type=Path, default=Path("report"), help="folder to write to (report)")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("report"), help="folder to write to (report)"
+        "-c", "--color-by", metavar="COLUMN", help="column of the corpus's table that colours the map of tasks"
     )
     parser.add_argument(
-        "-c",
-        "--color-by",
-        metavar="COLUMN",
-        help="column of the corpus's table that colours the map of tasks",
-    )
-    parser.add_argument(
-        "--wandb", choices=("auto", "off"), default="auto",
+        "--wandb",
+        choices=("auto", "off"),
+        default="auto",
         help="log the report to Weights & Biases: auto, if the runs were (auto); off",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--archive",
         type=Path,

@@ -12,14 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
-from bora.commands.overrides import (
-    compose_config,
-    overrides_in,
-    prepare,
-    recorded,
-    register_resolvers,
-    to_config,
-)
+from bora.commands.overrides import compose_config, overrides_in, prepare, recorded, register_resolvers, to_config
 from bora.config import conf_folder
 from bora.runs.directory import RunDirectory
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again

@@ -15,9 +15,7 @@ from bora.model.likelihood import IGNORE
 class Documents(Dataset[Batch]):
     """The documents of one split; an item is a whole batch, asked for by a list of indices."""
 
-    def __init__(
-        self, documents: Sequence[Encoded], tasks: Sequence[int], pad_id: int, score_padding: bool = False
-    ):
+    def __init__(self, documents: Sequence[Encoded], tasks: Sequence[int], pad_id: int, score_padding: bool = False):
         """
         Args:
             documents, tasks: the tokens and the task of each document.
@@ -73,9 +71,7 @@ class Batches(Sampler):
     that all of them together are the step of a larger batch on one process. None is repeated or left out.
     """
 
-    JITTER = (
-        0.1  # a document's length is changed by up to this share before sorting: neighbours vary by epoch
-    )
+    JITTER = 0.1  # a document's length is changed by up to this share before sorting: neighbours vary by epoch
 
     def __init__(
         self,

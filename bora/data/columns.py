@@ -67,9 +67,7 @@ class Columns:
 
 def list_names(names: list[str]) -> str:
     """List column names in one short line, whatever they hold."""
-    shown = [
-        n if n.isprintable() else repr(n) for n in (n[:MAX_SHOWN_CHARS] for n in names[:MAX_SHOWN_NAMES])
-    ]
+    shown = [n if n.isprintable() else repr(n) for n in (n[:MAX_SHOWN_CHARS] for n in names[:MAX_SHOWN_NAMES])]
     return ", ".join(shown) + f" and {len(names) - MAX_SHOWN_NAMES} more" * (len(names) > MAX_SHOWN_NAMES)
 
 

@@ -35,9 +35,7 @@ class Corpus:
     def per_task(self) -> pd.DataFrame:
         """Count documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
         by = self.documents.groupby(["task", "split"])
-        counts, scored = (
-            x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum())
-        )
+        counts, scored = (x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum()))
         return pd.DataFrame(
             {
                 "n_train": counts["train"],
@@ -79,9 +77,7 @@ class Corpus:
         parts = [
             f"{n['in_all']:,} of {(self.documents['split'] == part).sum():,} {part} documents repeat a text of "
             f"{before} ({n['within_task']:,} of their own task)"
-            for (part, n), before in zip(
-                self.leakage().items(), ("training", "training or validation"), strict=True
-            )
+            for (part, n), before in zip(self.leakage().items(), ("training", "training or validation"), strict=True)
             if n["in_all"]
         ]
         return ", ".join(parts) or "none"
@@ -130,9 +126,7 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         n_scored=[e.n_scored for e in encoded],
     ).reset_index(drop=True)
     digest = hashlib.sha256()
-    for record in zip(
-        documents["row"], documents["task"], documents["split"], documents["text"], strict=True
-    ):
+    for record in zip(documents["row"], documents["task"], documents["split"], documents["text"], strict=True):
         digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
     corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
     counts = corpus.per_task()

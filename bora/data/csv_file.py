@@ -90,7 +90,5 @@ def _rows(file: Path, separator: str) -> Generator[list[str], None, None]:
         except csv.Error as error:
             problem = 'text after a closing quote. Double the quotes inside a cell: ""'
             if "end of data" in str(error):
-                problem = (
-                    'a quote is opened and never closed. Close it, or double the quotes inside a cell: ""'
-                )
+                problem = 'a quote is opened and never closed. Close it, or double the quotes inside a cell: ""'
             raise UserError(f"the row that begins in line {line}: {problem}") from error

@@ -49,9 +49,7 @@ def read(
         values = {c: list(_values(found, c)) for c in columns.find(found.column_names)}
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
+    except Exception as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
         reason = error.__cause__ or error
         raise ReadError(
             "path",

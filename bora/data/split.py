@@ -13,11 +13,7 @@ METHODS = ("random", "date", "reference")
 
 
 def split(
-    table: pd.DataFrame,
-    method: str = "random",
-    validation: float = 0.25,
-    test: float = 0.25,
-    seed: int = 0,
+    table: pd.DataFrame, method: str = "random", validation: float = 0.25, test: float = 0.25, seed: int = 0
 ) -> pd.Series:
     """Assign each document to train, validation or test, task by task.
 

@@ -74,9 +74,7 @@ def read(modules: Sequence[str]) -> pd.DataFrame:
                 "source files",
             )
     # Parsing takes seconds, so its result is cached for these files.
-    states = [
-        (m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, found in files.items() for f in found
-    ]
+    states = [(m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, found in files.items() for f in found]
     key = digest(["functions", 1, sys.version, states])
     return cached_table("stdlib", key, lambda: _parse(files, root)).to_pandas()
 

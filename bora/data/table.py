@@ -17,11 +17,7 @@ from bora.errors import UserError
 
 
 def read(
-    path: str | Path,
-    task: str | None = None,
-    text: str = "text",
-    date: str | None = None,
-    need_task: bool = True,
+    path: str | Path, task: str | None = None, text: str = "text", date: str | None = None, need_task: bool = True
 ) -> pd.DataFrame:
     """Read the columns that are needed, and only those, in bounded memory.
 

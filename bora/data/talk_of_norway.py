@@ -21,11 +21,7 @@ from bora.lib.files import atomic_write
 
 
 def read(
-    path: str | None,
-    url: str,
-    task: str | None = "rep_name",
-    text: str = "text",
-    date: str | None = "date",
+    path: str | None, url: str, task: str | None = "rep_name", text: str = "text", date: str | None = "date"
 ) -> pd.DataFrame:
     """Read the speeches.
 
@@ -53,9 +49,7 @@ def _find(path: Path) -> Path:
     for candidate in (path, path / "ton.csv", path / "data" / "ton.csv"):
         if candidate.is_file():
             return candidate
-    raise ReadError(
-        "path", path, "there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)"
-    )
+    raise ReadError("path", path, "there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)")
 
 
 def download(url: str) -> Path:
@@ -102,7 +96,5 @@ def _extract(archive: Path, target: Path) -> None:
                         shutil.copyfileobj(content, out)
                     return
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(
-            f"{archive} is not a complete .tar.gz archive ({error}); delete it and run again"
-        ) from error
+        raise UserError(f"{archive} is not a complete .tar.gz archive ({error}); delete it and run again") from error
     raise UserError(f"{archive} holds no ton.csv; delete it, or give data.path=/path/to/ton.csv")

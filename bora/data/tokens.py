@@ -70,9 +70,7 @@ class Tokens:
 
     def __post_init__(self):
         if self.max_tokens < 2:
-            raise UserError(
-                f"data.max_tokens={self.max_tokens} must be 2 or more: the first token is never scored"
-            )
+            raise UserError(f"data.max_tokens={self.max_tokens} must be 2 or more: the first token is never scored")
         if "{text}" not in self.template:
             raise UserError(f"data.template={self.template!r} must hold {{text}}")
 
@@ -177,6 +175,4 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not tokenizer.is_fast:
         return None
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    return digest(
-        [tokenizers.__version__, transformers.__version__, special], [tokenizer.backend_tokenizer.to_str()]
-    )
+    return digest([tokenizers.__version__, transformers.__version__, special], [tokenizer.backend_tokenizer.to_str()])

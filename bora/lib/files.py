@@ -59,8 +59,6 @@ def make_output_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{out}: nothing can be written there ({error.strerror}); give another folder"
-        ) from error
+        raise UserError(f"{out}: nothing can be written there ({error.strerror}); give another folder") from error
     if not os.access(out, os.W_OK):
         raise UserError(f"{out}: nothing can be written there; give another folder")

@@ -49,9 +49,7 @@ def gpus() -> list[dict[str, Any]]:
         free, total = torch.cuda.mem_get_info(i)
         with torch.cuda.device(i):
             bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        found.append(
-            {"name": torch.cuda.get_device_name(i), "memory": total, "free": free, "bfloat16": bfloat16}
-        )
+        found.append({"name": torch.cuda.get_device_name(i), "memory": total, "free": free, "bfloat16": bfloat16})
     return found
 
 

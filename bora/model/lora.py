@@ -45,8 +45,7 @@ class Layout:
         """[…, P] → views, layer name → (A […, r, n_in], B […, n_out, r])."""
         pieces = iter(theta.split(self.sizes, dim=-1))
         return {
-            name: LowRank(*(next(pieces).unflatten(-1, shape) for shape in pair))
-            for name, pair in self.shapes.items()
+            name: LowRank(*(next(pieces).unflatten(-1, shape) for shape in pair)) for name, pair in self.shapes.items()
         }
 
 

@@ -36,12 +36,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # A hub model's weights are in one of these.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class Pretrained(NamedTuple):
@@ -208,9 +203,7 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: b
         try:
             shape = AutoConfig.for_model(config["model_type"], **fields)
             model = (
-                AutoModelForCausalLM.from_config(shape, dtype=torch_dtype)
-                if weights
-                else _shape(shape, torch_dtype)
+                AutoModelForCausalLM.from_config(shape, dtype=torch_dtype) if weights else _shape(shape, torch_dtype)
             )
         except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
             raise UserError(f"model.config: {error}; see transformers' config of that model_type") from error
@@ -255,9 +248,7 @@ def _dequantise(source: Path, dtype: torch.dtype, weights: bool = True) -> Pretr
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     if not weights:
-        return Pretrained(
-            _shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer
-        )
+        return Pretrained(_shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer)
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, trust_remote_code=False)
     # The weights are plain floats now; what describes the GGUF file must not travel with them.
     if hasattr(model.config, "quantization_config"):

@@ -94,11 +94,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
         found = {name: module for name, module in linear.items() if matches(name)}
         for name, module in backbone.named_modules():
             # PEFT would adapt the head or an embedding too; here they stay frozen, and that is not kept quiet.
-            if (
-                name not in linear
-                and matches(name)
-                and next(module.parameters(recurse=False), None) is not None
-            ):
+            if name not in linear and matches(name) and next(module.parameters(recurse=False), None) is not None:
                 raise UserError(
                     f"lora.target_modules={patterns} matches {name}, a {type(module).__name__}; only linear "
                     "layers below the output layer can have a LoRA"

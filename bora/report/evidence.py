@@ -78,9 +78,7 @@ class Evidence:
     @property
     def measure(self) -> str:
         """What the tables show, in words."""
-        return (
-            "validation perplexity as the published code averages it" if self.by_batch else "test perplexity"
-        )
+        return "validation perplexity as the published code averages it" if self.by_batch else "test perplexity"
 
     def perplexities(self, tau: float, split: str = "test") -> np.ndarray:
         """[seeds] overall perplexity at τ: of test, or of the validation that chooses (`val`)."""
@@ -201,29 +199,20 @@ def claims(evidence: Evidence) -> list[Claim]:
     sizes = evidence.tasks()["n_train"].to_numpy()
     if np.ptp(sizes) == 0:
         even = f"every task has {sizes[0]:,} training documents"
-        claimed = (
-            "tasks with little data gain more over τ = 0",
-            "the distance to Θ grows with the task's data",
-        )
+        claimed = ("tasks with little data gain more over τ = 0", "the distance to Θ grows with the task's data")
         return [*found, *(Claim(claim, UNDECIDED, even) for claim in claimed)]
     gain = rank_correlation(sizes, zero.improvement.to_numpy()) if zero else Interval(math.nan)
     found.append(
-        _correlation(
-            "tasks with little data gain more over τ = 0", gain, -1, "training size and gain", middle
-        )
+        _correlation("tasks with little data gain more over τ = 0", gain, -1, "training size and gain", middle)
     )
     distance = rank_correlation(sizes, evidence.distances(middle).to_numpy())
     found.append(
-        _correlation(
-            "the distance to Θ grows with the task's data", distance, 1, "training size and distance", middle
-        )
+        _correlation("the distance to Θ grows with the task's data", distance, 1, "training size and distance", middle)
     )
     return found
 
 
-def _best_in_the_middle(
-    evidence: Evidence, middle: float, zero: Difference | None, one: Difference | None
-) -> Claim:
+def _best_in_the_middle(evidence: Evidence, middle: float, zero: Difference | None, one: Difference | None) -> Claim:
     claim = "a middle τ is best overall"
     chosen, name = evidence.best_tau, format_tau
     parts = [f"validation chooses τ = {name(chosen)}"]

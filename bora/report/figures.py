@@ -29,13 +29,31 @@ MARKERS = "osD^vPX*"
 MANY = 60  # tasks: from here on names do not fit on an axis
 
 STYLE: "dict[RcKeyType, Any]" = {
-    "figure.dpi": 110, "savefig.dpi": 200, "figure.constrained_layout.use": True, "savefig.bbox": "tight",
-    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.labelsize": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#4d4d4d", "axes.linewidth": 0.8,
-    "xtick.color": "#4d4d4d", "ytick.color": "#4d4d4d", "axes.labelcolor": BLACK, "text.color": BLACK,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#ececec", "grid.linewidth": 0.8,
-    "legend.frameon": False, "legend.fontsize": 9, "svg.hashsalt": "bora", "pdf.fonttype": 42,
-}  # fmt: skip
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#4d4d4d",
+    "axes.linewidth": 0.8,
+    "xtick.color": "#4d4d4d",
+    "ytick.color": "#4d4d4d",
+    "axes.labelcolor": BLACK,
+    "text.color": BLACK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "bora",
+    "pdf.fonttype": 42,
+}
 WIDTH, HEIGHT = 6.8, 4.2  # inches
 
 
@@ -110,15 +128,28 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
     low, high = (np.array([getattr(o, end) for o in overall]) for end in ("low", "high"))
     if np.isfinite(low).any():
         ax.errorbar(
-            x, y, yerr=np.vstack([y - low, high - y]), fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3,
+            x,
+            y,
+            yerr=np.vstack([y - low, high - y]),
+            fmt="none",
+            ecolor=BLACK,
+            elinewidth=1.2,
+            capsize=3,
             label="95 %, over seeds",
-        )  # fmt: skip
+        )
     best = evidence.best_tau
     place = x[taus.index(best)]
     ax.plot(
-        place, y[taus.index(best)], marker="o", markersize=12, markerfacecolor="none", markeredgecolor=VERMILION,
-        markeredgewidth=1.8, linestyle="none", label=f"τ = {format_tau(best)}, by validation",
-    )  # fmt: skip
+        place,
+        y[taus.index(best)],
+        marker="o",
+        markersize=12,
+        markerfacecolor="none",
+        markeredgecolor=VERMILION,
+        markeredgewidth=1.8,
+        linestyle="none",
+        label=f"τ = {format_tau(best)}, by validation",
+    )
     ax.set_xscale("symlog", linthresh=smallest, linscale=0.6)
     ax.set_xlim(-0.12 * smallest, x.max() * 1.6 if x.max() > smallest else smallest * 1.6)
     ax.xaxis.set_major_locator(FixedLocator(x.tolist()))
@@ -241,14 +272,9 @@ def task_map(projection: TaskMap) -> Figure:
                 label=f" {shorten(group, 28)}" if group.startswith("_") else shorten(group, 28),
             )
         if rest.any():
-            ax.scatter(
-                x[rest], y[rest], s=26, color=LIGHT, linewidth=0, label=f"{len(counts) - len(shown)} others"
-            )
+            ax.scatter(x[rest], y[rest], s=26, color=LIGHT, linewidth=0, label=f"{len(counts) - len(shown)} others")
         ax.legend(
-            title=shorten(str(projection.column)),
-            loc="center left",
-            bbox_to_anchor=(1.01, 0.5),
-            alignment="left",
+            title=shorten(str(projection.column)), loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left"
         )
     for axis, i in ((ax.xaxis, 0), (ax.yaxis, 1)):
         axis.set_label_text(f"component {i + 1} ({projection.shares[i]:.0%} of the variance)")
@@ -315,21 +341,31 @@ def label_points(figure: Figure, ax: Axes, points: list[tuple[str, float, float]
         box = text.get_window_extent()
         text.remove()
         for dx, dy, ha, va in (
-            (6, 0, "left", "center"), (-6, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"),
-            (5, 5, "left", "bottom"), (5, -5, "left", "top"), (-5, 5, "right", "bottom"), (-5, -5, "right", "top"),
-        ):  # fmt: skip
+            (6, 0, "left", "center"),
+            (-6, 0, "right", "center"),
+            (0, 6, "center", "bottom"),
+            (0, -6, "center", "top"),
+            (5, 5, "left", "bottom"),
+            (5, -5, "left", "top"),
+            (-5, 5, "right", "bottom"),
+            (-5, -5, "right", "top"),
+        ):
             left = places[i][0] + dx - {"left": 0, "right": box.width, "center": box.width / 2}[ha]
             bottom = places[i][1] + dy - {"bottom": 0, "top": box.height, "center": box.height / 2}[va]
             here = (left, bottom, left + box.width, bottom + box.height)
-            inside = (
-                here[0] >= frame.x0 and here[2] <= frame.x1 and here[1] >= frame.y0 and here[3] <= frame.y1
-            )
+            inside = here[0] >= frame.x0 and here[2] <= frame.x1 and here[1] >= frame.y0 and here[3] <= frame.y1
             if inside and not any(_overlap(here, other) for other in taken):
                 scale = 72 / figure.dpi  # pixels to points
                 ax.annotate(
-                    shorten(name, 24), points[i][1:], xytext=(dx * scale, dy * scale), textcoords="offset points",
-                    ha=ha, va=va, fontsize=7.5, color="#4d4d4d",
-                )  # fmt: skip
+                    shorten(name, 24),
+                    points[i][1:],
+                    xytext=(dx * scale, dy * scale),
+                    textcoords="offset points",
+                    ha=ha,
+                    va=va,
+                    fontsize=7.5,
+                    color="#4d4d4d",
+                )
                 taken.append(here)
                 written.add(name)
                 break

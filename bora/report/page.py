@@ -142,18 +142,20 @@ def pictures(evidence: Evidence, projection: TaskMap | None) -> list[Picture]:
     found = [
         ("figure1", figures.sizes(evidence), "Number of documents of each task."),
         (
-            "figure2", figures.perplexity_by_tau(evidence),
+            "figure2",
+            figures.perplexity_by_tau(evidence),
             "τ against perplexity: the thick line is the whole corpus, each thin grey line a task. Between 0 and the "
             "smallest τ the axis is linear; ∞ stands one decade beyond the largest.",
         ),
         (
-            "figure3", figures.improvement(evidence),
+            "figure3",
+            figures.improvement(evidence),
             f"How much lower each task's perplexity is at {at} than with separate models and with one model, by "
             "training size. Above the line the hierarchical model is better.",
         ),
         ("figure4", figures.distances(evidence), f"How far each task is from the hierarchical mean at {at}."),
         ("figure5", figures.size_and_perplexity(evidence), "Training size and perplexity of each task."),
-    ]  # fmt: skip
+    ]
     if projection is not None:
         words = (
             f"The tasks by the first two principal components of θ_d − Θ at τ = {format_tau(projection.tau)}: tasks "
@@ -179,13 +181,7 @@ def provenance(series: Series) -> str:
 
 def page(sections: list[Section], problems: list[str], n_runs: int) -> str:
     """The HTML page: one file, nothing fetched from elsewhere."""
-    template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template(
-        "report.html.j2"
-    )
+    template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("report.html.j2")
     return template.render(
-        sections=sections,
-        problems=problems,
-        n_runs=n_runs,
-        date=date.today().isoformat(),
-        version=version("bora"),
+        sections=sections, problems=problems, n_runs=n_runs, date=date.today().isoformat(), version=version("bora")
     )

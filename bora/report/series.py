@@ -18,9 +18,19 @@ from bora.runs.directory import CONFIG, FAILED, SUMMARY, RunDirectory
 
 # What may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = (
-    "tau", "seed", "name", "init_from", "data.path", "logger.", "model.path",
-    "model.attention", "model.compile", "trainer.log_every_n_steps", "sweep", "experiment",
-)  # fmt: skip
+    "tau",
+    "seed",
+    "name",
+    "init_from",
+    "data.path",
+    "logger.",
+    "model.path",
+    "model.attention",
+    "model.compile",
+    "trainer.log_every_n_steps",
+    "sweep",
+    "experiment",
+)
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,7 @@ def to_records(runs: list[Run], file: Path) -> list[Record]:
     if not all(folder.is_relative_to(base) for folder in folders):
         base = Path(os.path.commonpath([folder.parent for folder in folders]))
     places = [folder.relative_to(base).as_posix() for folder in folders]
-    return [
-        Record(place, run.config, run.summary, run.per_task) for place, run in zip(places, runs, strict=True)
-    ]
+    return [Record(place, run.config, run.summary, run.per_task) for place, run in zip(places, runs, strict=True)]
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -184,9 +192,7 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
         for run in group:
             first = chosen.setdefault((run.tau, run.seed), run)
             if first is not run and _key(first) == _key(run):
-                problems.append(
-                    f"{run.folder} is left out: {first.folder} has the same settings, τ and seed already"
-                )
+                problems.append(f"{run.folder} is left out: {first.folder} has the same settings, τ and seed already")
         series.append(Series(label, sorted(chosen.values(), key=lambda run: (run.tau, run.seed))))
     return series, problems
 

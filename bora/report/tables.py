@@ -53,17 +53,19 @@ class ReportTable:
         table = self._marked(escaping.latex, lambda cell: rf"\textbf{{{cell}}}")
         columns = "".join("l" if self._is_text(c) else "r" for c in self.cells.columns)
         return table.to_latex(
-            index=False, escape=False, caption=escaping.latex(self.caption), label=f"tab:{self.name}",
-            column_format=columns, longtable=len(table) > 40,
-        )  # fmt: skip
+            index=False,
+            escape=False,
+            caption=escaping.latex(self.caption),
+            label=f"tab:{self.name}",
+            column_format=columns,
+            longtable=len(table) > 40,
+        )
 
     def html(self) -> str:
         """A table element; the caption stands beside it in the page."""
         from html import escape
 
-        table = self._marked(
-            lambda cell: escape(escaping.one_line(cell)), lambda cell: f"<strong>{cell}</strong>"
-        )
+        table = self._marked(lambda cell: escape(escaping.one_line(cell)), lambda cell: f"<strong>{cell}</strong>")
         return table.to_html(index=False, escape=False, border=0)
 
     def _is_text(self, column: object) -> bool:
@@ -93,9 +95,7 @@ def table1(evidence: Evidence) -> ReportTable:
         test, validation = evidence.over_seeds(tau), evidence.over_seeds(tau, "val")
         difference = evidence.difference(tau, best)
         row = {
-            "learning_rate": rates[0]
-            if len(rates) == 1
-            else " to ".join(f"{r:g}" for r in (rates[0], rates[-1])),
+            "learning_rate": rates[0] if len(rates) == 1 else " to ".join(f"{r:g}" for r in (rates[0], rates[-1])),
             "tau": tau,
             "perplexity": test.value,
             "perplexity_low": test.low,
@@ -118,9 +118,7 @@ def table1(evidence: Evidence) -> ReportTable:
         if difference is not None:
             o = difference.overall
             row |= {"nll_minus_best": o.value, "nll_minus_best_low": o.low, "nll_minus_best_high": o.high}
-        cell["nats a token above the best τ [95 %, tasks]"] = (
-            "" if difference is None else f"{difference.overall:+.4f}"
-        )
+        cell["nats a token above the best τ [95 %, tasks]"] = "" if difference is None else f"{difference.overall:+.4f}"
         if published is not None:
             theirs = published["perplexity"].get(tau, math.nan)
             row["paper_perplexity"] = theirs
@@ -138,9 +136,7 @@ def table1(evidence: Evidence) -> ReportTable:
     )
     if several:
         caption += " Perplexities are means over seeds, ± half a 95 % t interval over seeds."
-    caption += (
-        " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."
-    )
+    caption += " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."
     caption += " In the paper's column bold is its best." * (published is not None)
     return ReportTable("table1", data, text, bold, caption)
 
@@ -176,18 +172,11 @@ def table2(evidence: Evidence) -> ReportTable:
         "task": "all",
         **{c: f"{overall[c]:.2f}" if c in overall else "" for c in text.columns if c != "task"},
     }
-    bold.loc[len(bold)] = {
-        "task": False,
-        **{c: overall.get(c) == lowest for c in text.columns if c != "task"},
-    }
+    bold.loc[len(bold)] = {"task": False, **{c: overall.get(c) == lowest for c in text.columns if c != "task"}}
     seeds = [len(evidence.series.at(tau)) for tau in taus]
     caption = f"{evidence.measure.capitalize()} of each task by τ; the best of each row in bold."
     if max(seeds) > 1:
-        of_each = (
-            f"{seeds[0]} seeds"
-            if min(seeds) == max(seeds)
-            else f"each τ's seeds, {min(seeds)} to {max(seeds)}"
-        )
+        of_each = f"{seeds[0]} seeds" if min(seeds) == max(seeds) else f"each τ's seeds, {min(seeds)} to {max(seeds)}"
         caption += f" Means over {of_each}."
     return ReportTable("table2", data, text, bold, caption)
 
@@ -200,7 +189,5 @@ def _plain_name(name: str) -> str:
 def claims_table(claims: list[Claim]) -> ReportTable:
     """The paper's claims with their verdicts; no cell is bold."""
     cells = pd.DataFrame([vars(claim) for claim in claims], columns=["claim", "verdict", "numbers"])
-    caption = (
-        f"The paper's claims held against these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
-    )
+    caption = f"The paper's claims held against these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
     return ReportTable("claims", cells, cells, cells.map(lambda cell: False), caption)

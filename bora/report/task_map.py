@@ -102,9 +102,7 @@ def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, floa
     projector = member / np.sqrt(member.sum(axis=0))
 
     def share(rows: np.ndarray) -> float:
-        return float(
-            np.einsum("ik,ij,jk->", projector[rows], gram, projector[rows], optimize=True) / np.trace(gram)
-        )
+        return float(np.einsum("ik,ij,jk->", projector[rows], gram, projector[rows], optimize=True) / np.trace(gram))
 
     rng = np.random.default_rng(0)
     mine = share(np.arange(len(codes)))
@@ -126,7 +124,5 @@ def attribute(run: Run, column: str) -> pd.Series:
     table = read_documents(data.model_copy(update={"text": column}), SETTINGS | {"text": "--color-by="})
     documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
     values = table["text"].reindex(documents["row"]).to_numpy()
-    commonest = (
-        pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
-    )
+    commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
     return commonest.replace("", "(none)")

@@ -82,9 +82,7 @@ def _record(run: str, rows: pd.DataFrame) -> Record:
     """Build a run from its rows; a column without a value in the first row is not this run's."""
     first = {str(name): cell for name, cell in rows.iloc[0].items() if cell}
     config = {k.removeprefix("config."): _from_cell(v) for k, v in first.items() if k.startswith("config.")}
-    figures = {
-        k.removeprefix("summary."): _from_cell(v) for k, v in first.items() if k.startswith("summary.")
-    }
+    figures = {k.removeprefix("summary."): _from_cell(v) for k, v in first.items() if k.startswith("summary.")}
     summary = {k: v for k, v in figures.items() if not k.startswith(VERSIONS)}
     summary["versions"] = {k.removeprefix(VERSIONS): v for k, v in figures.items() if k.startswith(VERSIONS)}
     own = [k for k in first if not k.startswith(("config.", "summary.")) and k not in ("run", "task")]

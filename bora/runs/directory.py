@@ -154,9 +154,7 @@ class RunDirectory:
     def _differences(self, config: Config) -> list[str]:
         """List the settings whose value in config.yaml is another."""
         theirs, ours = flatten(read_yaml(self.path / CONFIG)), settings(config)
-        return sorted(
-            k for k in (theirs.keys() | ours.keys()) - HOW_IT_RESUMES if theirs.get(k) != ours.get(k)
-        )
+        return sorted(k for k in (theirs.keys() | ours.keys()) - HOW_IT_RESUMES if theirs.get(k) != ours.get(k))
 
     def config(self) -> Config:
         """Read config.yaml.
@@ -177,10 +175,7 @@ class RunDirectory:
         """
         if not self.is_finished:
             raise UserError(f"{self.path} holds no finished run (no {SUMMARY})")
-        return {
-            k: float(v) if v in ("inf", "-inf", "nan") else v
-            for k, v in read_json(self.path / SUMMARY).items()
-        }
+        return {k: float(v) if v in ("inf", "-inf", "nan") else v for k, v in read_json(self.path / SUMMARY).items()}
 
     def per_task(self) -> pd.DataFrame:
         """Read per_task.csv.
@@ -205,13 +200,7 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
-        files = [
-            CONFIG,
-            DOCUMENTS,
-            METRICS,
-            PER_TASK,
-            *(f"checkpoints/{c.name}" for c in (self.best, self.last)),
-        ]
+        files = [CONFIG, DOCUMENTS, METRICS, PER_TASK, *(f"checkpoints/{c.name}" for c in (self.best, self.last))]
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]
         write_text_atomically(self.path / SUMS, "".join(lines))
         write_json(self.path / SUMMARY, summary)
@@ -226,9 +215,7 @@ class RunDirectory:
         """
         with readable(self.path / SUMS) as file:
             sums = [line.split("  ", 1) for line in file.read_text("utf-8").splitlines()]
-        return [
-            f for digest, f in sums if not (self.path / f).is_file() or hash_file(self.path / f) != digest
-        ]
+        return [f for digest, f in sums if not (self.path / f).is_file() or hash_file(self.path / f) != digest]
 
     def write_failure(self, failure: dict[str, Any]) -> None:
         """Write failed.json: why a sweep's job failed, until the next attempt."""
@@ -238,10 +225,7 @@ class RunDirectory:
     def failure(self) -> dict[str, Any]:
         """Read failed.json: error, a text; and exit_code."""
         found = read_json(self.path / FAILED)
-        return {
-            "error": printable(str(found.get("error"))),
-            "exit_code": 2 if found.get("exit_code") == 2 else 1,
-        }
+        return {"error": printable(str(found.get("error"))), "exit_code": 2 if found.get("exit_code") == 2 else 1}
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -292,9 +276,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """Write a JSON object atomically."""
-    write_text_atomically(
-        file, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_text_atomically(file, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def json_safe(value: Any) -> Any:

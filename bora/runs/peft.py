@@ -98,9 +98,7 @@ def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
     mean = read(mean_folder) if mean_folder is not None else torch.stack(list(thetas.values())).mean(dim=0)
     if isinstance(adapters, Shared):
         adapters.start_at(mean)
-        log.info(
-            "init_from: the mean, which every task is, starts at %s", mean_folder or "the adapters' mean"
-        )
+        log.info("init_from: the mean, which every task is, starts at %s", mean_folder or "the adapters' mean")
         return
     rows = torch.stack([thetas.get(task, mean) for task in adapters.task_names])
     adapters.start_at(mean, rows)
@@ -128,9 +126,7 @@ def read_mapping(folder: Path) -> tuple[str | None, dict[str, str]]:
         or len(set(tasks.values())) != len(tasks)
         or (mean is None and not tasks)
     ):
-        raise UserError(
-            f"{folder / MAPPING} is not what bora export writes: a mean, and folders with their tasks"
-        )
+        raise UserError(f"{folder / MAPPING} is not what bora export writes: a mean, and folders with their tasks")
     return mean, tasks
 
 
@@ -144,9 +140,7 @@ def read_adapter(folder: Path) -> PeftLoRA:
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} is a PEFT adapter of type {config.get('peft_type')}; a LORA is needed")
     for key, value in config.items():
-        if (key not in HARMLESS and value not in UNSET) or (
-            key == "init_lora_weights" and value not in PLAIN_STARTS
-        ):
+        if (key not in HARMLESS and value not in UNSET) or (key == "init_lora_weights" and value not in PLAIN_STARTS):
             raise UserError(f"{folder} has {key}={json.dumps(value)}: only a plain LoRA can be started from")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):

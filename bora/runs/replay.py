@@ -18,9 +18,7 @@ def split_again(words: list[str]) -> tuple[Path | None, list[str]]:
     Raises:
         UserError: not exactly one run is named.
     """
-    words = [
-        part for word in words for part in (word.split("=", 1) if word.startswith(f"{AGAIN}=") else [word])
-    ]
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{AGAIN}=") else [word])]
     if AGAIN not in words:
         return None, words
     place = words.index(AGAIN)

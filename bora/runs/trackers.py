@@ -148,12 +148,7 @@ class TensorBoard(Tracker):
 
 
 def open_trackers(
-    settings: Any,
-    directory: Path,
-    group: str,
-    name: str,
-    config: dict[str, Any],
-    checkpoint: Mapping[str, Any],
+    settings: Any, directory: Path, group: str, name: str, config: dict[str, Any], checkpoint: Mapping[str, Any]
 ) -> contextlib.AbstractContextManager[list[Tracker]]:
     """Begin a run in the tracker that `settings` asks for.
 
@@ -283,9 +278,7 @@ def start_tensorboard(settings: Any, start: Start) -> TensorBoard:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"logger=tensorboard needs its extra: pip install 'bora[tensorboard]' ({error})"
-        ) from error
+        raise UserError(f"logger=tensorboard needs its extra: pip install 'bora[tensorboard]' ({error})") from error
     return TensorBoard(SummaryWriter(str(start.directory / "tensorboard"), purge_step=start.step))
 
 

@@ -69,9 +69,7 @@ class LastCheckpoint(Checkpoint):
         stop: whether a signal asked the run to stop.
     """
 
-    def __init__(
-        self, path: Path, seconds: float, logger: RunLogger, fingerprint: dict[str, Any], stop: Stop
-    ) -> None:
+    def __init__(self, path: Path, seconds: float, logger: RunLogger, fingerprint: dict[str, Any], stop: Stop) -> None:
         self.path, self.seconds, self.logger = path, seconds, logger
         self.fingerprint, self.stop = fingerprint, stop
         self._saved = time.monotonic()  # a clock that nobody sets
@@ -104,9 +102,7 @@ class LastCheckpoint(Checkpoint):
             self.stop.signum = self.stop.signum or int(signal.SIGTERM)
             self.stop.obey()
 
-    def on_validation_batch_start(
-        self, trainer: L.Trainer, module, batch, batch_idx, dataloader_idx=0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
         if trainer.world_size == 1:  # several could not agree on it here: they stop after the next step
             self.stop.obey()
 

@@ -48,9 +48,7 @@ class TrainingModule(L.LightningModule):
             # DistributedDataParallel expects a dense one.
             self._ddp_params_and_buffers_to_ignore = ["model.adapters.stored"]
         n_tasks = len(model.tasks)
-        metrics: dict[str, Metric] = {
-            split: TaskPerplexity(n_tasks) for split in ("val", "test", "base_test")
-        }
+        metrics: dict[str, Metric] = {split: TaskPerplexity(n_tasks) for split in ("val", "test", "base_test")}
         self.monitor = "val/nll"  # what stops training and chooses the epoch
         if model.likelihood == "task_mean":
             metrics["val_by_batch"] = BatchPerplexity(n_tasks)
@@ -81,13 +79,7 @@ class TrainingModule(L.LightningModule):
             self._not_finite(batch, float(everyones[:2].sum()))
         likelihood, prior = everyones[:2] / n
         nats, tokens = everyones[2:]
-        return {
-            "loss": objective.loss,
-            "likelihood": likelihood,
-            "prior": prior,
-            "nats": nats,
-            "tokens": tokens,
-        }
+        return {"loss": objective.loss, "likelihood": likelihood, "prior": prior, "nats": nats, "tokens": tokens}
 
     def _not_finite(self, batch: Batch, loss: float) -> None:
         with torch.no_grad():
@@ -119,9 +111,7 @@ class TrainingModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         if gradient_clip_val:
-            clip_gradients(
-                self.model.adapters.parameters(), gradient_clip_val, gradient_clip_algorithm == "value"
-            )
+            clip_gradients(self.model.adapters.parameters(), gradient_clip_val, gradient_clip_algorithm == "value")
 
     def metric(self, name: str) -> Metric:
         """Return one of the perplexities that are kept: val, test, base_test, val_by_batch."""

@@ -77,8 +77,4 @@ class BatchPerplexity(Metric):
     def compute(self) -> dict[str, Tensor]:
         """`nll`, `perplexity` over all; `task_perplexity` [D]."""
         nll = self.nll / self.batches
-        return {
-            "nll": nll,
-            "perplexity": nll.exp(),
-            "task_perplexity": (self.task_nll / self.task_batches).exp(),
-        }
+        return {"nll": nll, "perplexity": nll.exp(), "task_perplexity": (self.task_nll / self.task_batches).exp()}

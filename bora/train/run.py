@@ -156,9 +156,7 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
     d = cfg.data
     positions = getattr(pretrained.model.config, "max_position_embeddings", None)
     if positions is not None and d.max_tokens > positions:
-        raise UserError(
-            f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that"
-        )
+        raise UserError(f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that")
     if table is None:
         table = read_documents(d)
     return build_corpus(table, Tokens.of(d, pretrained.tokenizer), d)
@@ -179,9 +177,7 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
     )
 
 
-def build_model(
-    cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule
-) -> HierarchicalLoRA:
+def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule) -> HierarchicalLoRA:
     """Build the model that the config describes, at its start."""
     lora = cfg.lora.model_dump()
     init_std = lora.pop("init_std")
@@ -220,9 +216,7 @@ def start_of(init_from: str) -> RunDirectory:
     """
     source = RunDirectory(Path(init_from).expanduser())
     if not source.is_finished and not has_adapters(source.path):
-        raise UserError(
-            f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter"
-        )
+        raise UserError(f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter")
     return source
 
 

@@ -47,9 +47,7 @@ class BestCheckpoint(ModelCheckpoint):
         def here(path: str) -> str:
             return str(Path(self.dirpath) / Path(path).name) if path else path
 
-        moved = {
-            k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")
-        }
+        moved = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
         models = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
 
@@ -114,12 +112,7 @@ class Fitter:
 
 
 def build_fitter(
-    cfg: Config,
-    directory: RunDirectory,
-    logger: RunLogger,
-    monitor: str,
-    fingerprint: dict[str, Any],
-    stop: Stop,
+    cfg: Config, directory: RunDirectory, logger: RunLogger, monitor: str, fingerprint: dict[str, Any], stop: Stop
 ) -> Fitter:
     """The Trainer that the config describes.
 
@@ -146,9 +139,7 @@ def build_fitter(
     callbacks: list[Callback] = [progress, stopping, lines, best, last]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (
-        {k: v for k, v in settings.items() if v is not None}
-        | STRATEGIES[cfg.trainer.strategy]()
-        | cfg.trainer.extra
+        {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]() | cfg.trainer.extra
     )
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.

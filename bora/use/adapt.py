@@ -36,9 +36,7 @@ def check_tau(tau: float) -> None:
         UserError: there is nothing to fit with such a prior.
     """
     if not 0 < tau < math.inf:
-        raise UserError(
-            f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau"
-        )
+        raise UserError(f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau")
 
 
 def new_tasks(
@@ -126,9 +124,7 @@ def adapt(
     return model.eval()
 
 
-def write(
-    model: HierarchicalLoRA, restored: Restored, out: Path, train_tokens: list[int], about: dict
-) -> None:
+def write(model: HierarchicalLoRA, restored: Restored, out: Path, train_tokens: list[int], about: dict) -> None:
     """A folder that `bora export`, `generate` and `evaluate` read as they read a run's.
 
     Args:
@@ -143,10 +139,15 @@ def write(
     AtomicCheckpoints().save_checkpoint(checkpoint, directory.checkpoints / "best.ckpt")
     per_task = pd.DataFrame(
         {
-            "task": list(model.tasks), "n_train": model.task_documents.tolist(), "n_val": 0, "n_test": 0,
-            "train_tokens": train_tokens, "test_tokens": 0, "distance": model.adapters.distances().tolist(),
+            "task": list(model.tasks),
+            "n_train": model.task_documents.tolist(),
+            "n_val": 0,
+            "n_test": 0,
+            "train_tokens": train_tokens,
+            "test_tokens": 0,
+            "distance": model.adapters.distances().tolist(),
         }
-    )  # fmt: skip
+    )
     directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
     directory.write_summary(about)
 
@@ -188,10 +189,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = named["task"].str.strip().tolist()
     encoded, truncation = restored.tokens.encode(named)
     kept = [(e, name) for e, name in zip(encoded, names, strict=True) if e.n_scored > 0]
-    dropped = {
-        "without a task": len(table) - len(named),
-        "without a token to score": len(named) - len(kept),
-    }
+    dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - len(kept)}
     if not kept:
         raise UserError(f"{arguments.data} has no document with a task and a token to score")
     encoded, tasks = map(list, zip(*kept, strict=True))
@@ -201,15 +199,20 @@ def run(arguments: argparse.Namespace) -> None:
     tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
     check_tau(tau)
     make_output_folder(out)
-    model = adapt(
-        restored, encoded, tasks, tau, arguments.epochs, arguments.lr, arguments.batch_size, arguments.seed
-    )
+    model = adapt(restored, encoded, tasks, tau, arguments.epochs, arguments.lr, arguments.batch_size, arguments.seed)
     about = {
-        "tau": tau, "seed": arguments.seed, "adapted_from": arguments.run.name, "epochs": arguments.epochs,
-        "lr": arguments.lr, "n_tasks": len(model.tasks), "n_documents": len(encoded), "n_tokens": model.n_tokens,
-        "dropped": dropped, "truncated_documents": truncation.documents,
+        "tau": tau,
+        "seed": arguments.seed,
+        "adapted_from": arguments.run.name,
+        "epochs": arguments.epochs,
+        "lr": arguments.lr,
+        "n_tasks": len(model.tasks),
+        "n_documents": len(encoded),
+        "n_tokens": model.n_tokens,
+        "dropped": dropped,
+        "truncated_documents": truncation.documents,
         "truncated_tokens": truncation.tokens,
-    }  # fmt: skip
+    }
     shared = {
         k: restored.summary[k]
         for k in ("model", "dtype", "data", "params_per_task", "backbone_sha256")
@@ -221,9 +224,7 @@ def run(arguments: argparse.Namespace) -> None:
     about |= {"data_sha256": sha256(table), "versions": versions()}
     with whole_folder(out) as folder:
         write(model, restored, folder, list(tokens.values()), about | shared)
-    for name, n, distance in zip(
-        model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True
-    ):
+    for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
         print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
     print("dropped:", ", ".join(f"{n} {why}" for why, n in dropped.items() if n) or "nothing")
     print(f"adapted: {out}")

@@ -55,11 +55,7 @@ def card(restored: Restored, base: str | None, task: str | None, folder: str, me
 
 def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, str]:
     """What the table says, in its order."""
-    summary, hparams, per_task = (
-        restored.summary,
-        restored.model.hyperparameters,
-        restored.directory.per_task(),
-    )
+    summary, hparams, per_task = (restored.summary, restored.model.hyperparameters, restored.directory.per_task())
     facts = {"base model": escape(base or f"{summary['model']} (random weights)")}
     if task is not None:
         row = cast(pd.Series, per_task.set_index("task").loc[task])  # a task stands there once
@@ -91,9 +87,7 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> dict[str, 
         if text is not None and text != "{text}":
             facts[f"data.{key}"] = escape(json.dumps(text, ensure_ascii=False))
     versions = summary["versions"]
-    facts["trained with"] = ", ".join(
-        f"{name} {escape(versions[name])}" for name in ("bora", "torch", "transformers")
-    )
+    facts["trained with"] = ", ".join(f"{name} {escape(versions[name])}" for name in ("bora", "torch", "transformers"))
     return facts
 
 

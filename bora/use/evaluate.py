@@ -27,15 +27,7 @@ from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, versions, write_json
 from bora.use.common import restore_on, run_parser
 from bora.use.restore import Restored
-from bora.use.score import (
-    MODELS,
-    Likelihoods,
-    Progress,
-    accuracy,
-    likelihoods,
-    log_prior,
-    perplexities,
-)
+from bora.use.score import MODELS, Likelihoods, Progress, accuracy, likelihoods, log_prior, perplexities
 from bora.use.texts import check_exists, read_texts, sha256
 
 PRIORS = ("uniform", "documents")
@@ -94,9 +86,7 @@ def evaluate(
     def bar(what: str) -> Progress:
         def shown(steps: Iterable[int], n: int) -> Iterable[int]:
             console = Console(stderr=True)
-            return track(
-                steps, what, n, console=console, transient=True, disable=not (bars and console.is_terminal)
-            )
+            return track(steps, what, n, console=console, transient=True, disable=not (bars and console.is_terminal))
 
         return shown
 
@@ -247,38 +237,28 @@ def main() -> None:
     """Run the command line."""
     parser = run_parser("evaluate", "Perplexity of new text, and the likeliest task of each document.")
     for flag, kind, default, name, meaning in (
-        (
-            "data",
-            Path,
-            None,
-            "FILE",
-            "a table: CSV, TSV, JSON lines or Parquet, the first three also compressed",
-        ),
+        ("data", Path, None, "FILE", "a table: CSV, TSV, JSON lines or Parquet, the first three also compressed"),
         ("text", str, None, "COLUMN", "column with the document (the run's data.text, else text)"),
         ("task", str, None, "COLUMN", "column with the task (task or rep_name, where there is one)"),
         ("out", Path, Path("evaluation"), "FOLDER", "folder to write to (evaluation)"),
         ("batch-size", int, 32, "N", "rows (document × task) in a forward: speed only (32)"),
     ):
         needed = flag == "data"
-        parser.add_argument(
-            f"--{flag}", type=kind, default=default, metavar=name, help=meaning, required=needed
-        )
+        parser.add_argument(f"--{flag}", type=kind, default=default, metavar=name, help=meaning, required=needed)
     parser.add_argument(
-        "--prior", choices=PRIORS, default="uniform",
+        "--prior",
+        choices=PRIORS,
+        default="uniform",
         help="of the tasks: uniform, or by their numbers of training documents (uniform)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--likelihoods",
-        choices=("csv", "parquet"),
-        help="write log p(text | θ) of every document and task, too",
+        "--likelihoods", choices=("csv", "parquet"), help="write log p(text | θ) of every document and task, too"
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
     with cli_errors():
         if not 1 <= arguments.batch_size <= MAX_COUNT:
-            raise UserError(
-                f"--batch-size {arguments.batch_size}: must be a whole number from 1 to {MAX_COUNT}"
-            )
+            raise UserError(f"--batch-size {arguments.batch_size}: must be a whole number from 1 to {MAX_COUNT}")
         check_exists(arguments.data)
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         column = arguments.text or getattr(restored.cfg.data, "text", "text")

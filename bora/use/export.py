@@ -34,13 +34,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's directory")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be empty or not exist")
     parser.add_argument(
-        "-t", "--task", action="append", dest="tasks", metavar="NAME",
+        "-t",
+        "--task",
+        action="append",
+        dest="tasks",
+        metavar="NAME",
         help="export this task only, without the mean; may be given several times",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--merge", action="store_true",
+        "--merge",
+        action="store_true",
         help="write one task's whole model, its LoRA merged into the base model's weights",
-    )  # fmt: skip
+    )
     return parser
 
 

@@ -115,12 +115,7 @@ def generate(
         torch.manual_seed(how.seed)
         for first in range(0, len(rows), how.batch_size):
             some = rows[first : first + how.batch_size]
-            found = continuations(
-                restored,
-                [starts[row[:2]] for row in some],
-                [row[1] for row in some],
-                config,
-            )
+            found = continuations(restored, [starts[row[:2]] for row in some], [row[1] for row in some], config)
             for (prompt, speaker, sequence), (ids, ended) in zip(some, found, strict=True):
                 text = _text(restored, starts[prompt, speaker], ids)
                 answers.append(Answer(prompt, speaker, sequence, text, ids, ended))
@@ -179,9 +174,7 @@ def _start(restored: Restored, speaker: Speaker, prompt: str) -> list[int]:
     ids = restored.tokenizer(before_the_text + prompt, add_special_tokens=False).input_ids
     start = tokens.before(speaker.task) + ids
     if not start:
-        raise UserError(
-            "--prompt: this model puts no token before a text, so an empty prompt gives it no start"
-        )
+        raise UserError("--prompt: this model puts no token before a text, so an empty prompt gives it no start")
     return start
 
 
@@ -227,12 +220,7 @@ def main() -> None:
         options.check()
         restored = restore_on(arguments.run, arguments.device, arguments.dtype)
         answers = generate(
-            restored,
-            arguments.task,
-            arguments.prompt,
-            mean=arguments.mean,
-            base=arguments.base,
-            **asdict(options),
+            restored, arguments.task, arguments.prompt, mean=arguments.mean, base=arguments.base, **asdict(options)
         )
     if arguments.json:
         for answer in answers:

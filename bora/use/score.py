@@ -18,11 +18,7 @@ from bora.use.restore import Restored
 
 # Steps and how many → the same steps, shown to a person.
 Progress = Callable[[Iterable[int], int], Iterable[int]]
-MODELS: dict[str, Under] = {
-    "perplexity": "task",
-    "mean_model_perplexity": "mean",
-    "base_model_perplexity": "base",
-}
+MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
 
 @torch.no_grad()

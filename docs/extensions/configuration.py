@@ -118,8 +118,6 @@ def _row(cells: list[list[nodes.Node]]) -> nodes.row:
 
 def setup(app: Sphinx) -> dict:
     app.add_object_type("conf", "conf", objname="configuration key")
-    app.add_role_to_domain(
-        "std", "conf", XRefRole(innernodeclass=nodes.literal, warn_dangling=True), override=True
-    )
+    app.add_role_to_domain("std", "conf", XRefRole(innernodeclass=nodes.literal, warn_dangling=True), override=True)
     app.add_directive("configuration", Configuration)
     return {"parallel_read_safe": True}

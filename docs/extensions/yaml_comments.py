@@ -72,9 +72,7 @@ def read(file: Path, conf: Path) -> ConfigFile:
     ]
     defaults = [e for key, value in root.value if key.value == "defaults" for e in _entries(value)]
     paragraphs = "\n".join(line for line in header if not line.startswith("@package")).split("\n\n")
-    return ConfigFile(
-        group, file.stem, [" ".join(p.split()) for p in paragraphs if p.strip()], settings, defaults
-    )
+    return ConfigFile(group, file.stem, [" ".join(p.split()) for p in paragraphs if p.strip()], settings, defaults)
 
 
 def read_all(conf: Path) -> list[ConfigFile]:

@@ -152,9 +152,7 @@ def show() -> None:
         found = n[draws].sum(1) / t[draws].sum(1)
         return n.sum() / t.sum(), *np.quantile(found, [0.025, 0.975])
 
-    lines = [
-        "| speeches | " + " | ".join(WORDS.values()) + " | prior − Θ alone, nats a token | prior − scratch |"
-    ]
+    lines = ["| speeches | " + " | ".join(WORDS.values()) + " | prior − Θ alone, nats a token | prior − scratch |"]
     lines.append("|--:" * 7 + "|")
     for n in EPOCHS:
         cells = [

@@ -132,10 +132,7 @@ def floor(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: b
 def peft_model(model: PreTrainedModel, cfg: SimpleNamespace, names: list[str]) -> PeftModel:
     model.set_attn_implementation("sdpa")  # as transformers loads it
     config = LoraConfig(
-        r=cfg.lora.rank,
-        lora_alpha=cfg.lora.alpha,
-        target_modules=cfg.lora.target_modules,
-        task_type="CAUSAL_LM",
+        r=cfg.lora.rank, lora_alpha=cfg.lora.alpha, target_modules=cfg.lora.target_modules, task_type="CAUSAL_LM"
     )
     wrapped = get_peft_model(model, config, adapter_name=names[0])
     for name in names[1:]:
@@ -145,15 +142,11 @@ def peft_model(model: PreTrainedModel, cfg: SimpleNamespace, names: list[str]) -
 
 def one_lora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
     wrapped = peft_model(model, cfg, ["default"])
-    optimiser = torch.optim.AdamW(
-        [p for p in wrapped.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0
-    )
+    optimiser = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
 
     def step(batch: MaskedBatch) -> None:
         optimiser.zero_grad()
-        wrapped(
-            input_ids=batch["input_ids"], attention_mask=batch["mask"], labels=batch["labels"]
-        ).loss.backward()
+        wrapped(input_ids=batch["input_ids"], attention_mask=batch["mask"], labels=batch["labels"]).loss.backward()
         optimiser.step()
 
     return step
@@ -177,9 +170,7 @@ def loop(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
             rows = batch["task"] == d
             wrapped.set_adapter(names[d])
             loss = wrapped(
-                input_ids=batch["input_ids"][rows],
-                attention_mask=batch["mask"][rows],
-                labels=batch["labels"][rows],
+                input_ids=batch["input_ids"][rows], attention_mask=batch["mask"][rows], labels=batch["labels"][rows]
             ).loss
             energy = energy + 100 * loss
         for name in names:

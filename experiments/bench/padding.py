@@ -20,9 +20,7 @@ def main() -> None:
             with initialize_config_dir(str(config_folder()), version_base="1.3"):
                 cfg = compose("config", [*overrides, f"data.max_tokens={max_tokens}"])
             pretrained = load_backbone(cfg.model, "cpu", max_tokens)
-            loader = training.build_data(
-                cfg, pretrained, training.load_corpus(cfg, pretrained)
-            ).train_dataloader()
+            loader = training.build_data(cfg, pretrained, training.load_corpus(cfg, pretrained)).train_dataloader()
             processed = padding = 0
             for epoch in range(3):
                 loader.sampler.set_epoch(epoch)

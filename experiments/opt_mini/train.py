@@ -96,9 +96,7 @@ def held_out_nll(model, documents: list[list[int]], length: int) -> tuple[float,
         ids = torch.tensor([d + [PAD] * (width - len(d)) for d in batch])
         labels = ids.masked_fill(ids == PAD, -100)
         logits = model(input_ids=ids).logits[:, :-1]
-        nats += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
-        ).item()
+        nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").item()
         tokens += int((labels[:, 1:] != -100).sum())
     model.train()
     return nats / tokens, tokens
@@ -153,10 +151,7 @@ def main() -> None:
     warmup = max(1, args.steps // 25)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        lambda s: (
-            min(1.0, (s + 1) / warmup)
-            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / args.steps))))
-        ),
+        lambda s: min(1.0, (s + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, s / args.steps)))),
     )
     log = csv.writer((HERE / "log.csv").open("w", newline=""))
     log.writerow(["step", "tokens", "seconds", "train_nll", "held_out_nll", "held_out_perplexity"])
@@ -189,9 +184,7 @@ def main() -> None:
             running = []
 
     unigram = unigram_nll(
-        [t for d in train_ids for t in d[1:]],
-        [t for d in held_out_ids for t in d[1 : args.length]],
-        args.vocabulary,
+        [t for d in train_ids for t in d[1:]], [t for d in held_out_ids for t in d[1 : args.length]], args.vocabulary
     )
     model.half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

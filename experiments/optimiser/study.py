@@ -38,12 +38,8 @@ def write_curves() -> None:
         # The best epoch's perplexity is written once more at the end.
         perplexity = metrics["val/perplexity"].dropna().tolist()[: record.summary["epochs"]]
         means = metrics.groupby("epoch")[["train/prior", "train/likelihood"]].mean().head(len(perplexity))
-        part = pd.DataFrame(
-            {"run": record.run, "epoch": range(1, len(perplexity) + 1), "val_perplexity": perplexity}
-        )
-        parts.append(
-            part.assign(prior=means["train/prior"].tolist(), likelihood=means["train/likelihood"].tolist())
-        )
+        part = pd.DataFrame({"run": record.run, "epoch": range(1, len(perplexity) + 1), "val_perplexity": perplexity})
+        parts.append(part.assign(prior=means["train/prior"].tolist(), likelihood=means["train/likelihood"].tolist()))
     pd.concat(parts).to_csv(HERE / "curves.csv", index=False, float_format="%.6g")
 
 

@@ -30,9 +30,7 @@ def test_tau_chooses_the_form():
     assert choose_form(math.inf, "centered") is Shared
     assert choose_form(0.0, "noncentered") is Separate
     assert [choose_form(3.0, name) for name in ("centered", "noncentered")] == [Centered, NonCentered]
-    with pytest.raises(
-        ValueError, match="parameterization must be one of centered, noncentered, not 'sideways'"
-    ):
+    with pytest.raises(ValueError, match="parameterization must be one of centered, noncentered, not 'sideways'"):
         choose_form(3.0, "sideways")
 
 

@@ -29,9 +29,7 @@ def cross_entropy(logits, ids):
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear"])  # OPT flattens its rows before fc1
-@pytest.mark.parametrize(
-    ("tau", "parameterization"), [(10.0, "centered"), (10.0, "noncentered"), (math.inf, "")]
-)
+@pytest.mark.parametrize(("tau", "parameterization"), [(10.0, "centered"), (10.0, "noncentered"), (math.inf, "")])
 def test_one_mixed_forward_equals_each_tasks_merged_model(tau, parameterization, targets):
     model, b = build(tau, parameterization=parameterization, targets=targets), batch()
     found = {under: model.nll(b, under) for under in ("task", "mean", "base")}
@@ -39,9 +37,7 @@ def test_one_mixed_forward_equals_each_tasks_merged_model(tau, parameterization,
         ids = b["input_ids"][row : row + 1]
         for under, lora in (("task", model.tasks[TASKS[task]]), ("mean", model.mean), ("base", {})):
             alone = merged(tiny_opt(dtype=torch.float64), lora, scale=6 / 3)
-            torch.testing.assert_close(
-                found[under][row], cross_entropy(alone(ids).logits, ids), rtol=1e-10, atol=0
-            )
+            torch.testing.assert_close(found[under][row], cross_entropy(alone(ids).logits, ids), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear"])
@@ -51,9 +47,7 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
     (model.nll(b).sum() + model.prior_potential()).backward()
 
     def leaves(lora):
-        return {
-            layer: tuple(f.detach().clone().requires_grad_() for f in pair) for layer, pair in lora.items()
-        }
+        return {layer: tuple(f.detach().clone().requires_grad_() for f in pair) for layer, pair in lora.items()}
 
     # The loop: every task a model of its own, its LoRA a leaf θ_d, written out as in eq. 3 and 5.
     theta, mean = [leaves(model.tasks[t]) for t in TASKS], leaves(model.mean)
@@ -61,8 +55,7 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
     for d in range(len(TASKS)):
         base = tiny_opt(dtype=torch.float64).requires_grad_(False)
         weights = {
-            f"{layer}.weight": base.get_submodule(layer).weight + 6 / 3 * B @ A
-            for layer, (A, B) in theta[d].items()
+            f"{layer}.weight": base.get_submodule(layer).weight + 6 / 3 * B @ A for layer, (A, B) in theta[d].items()
         }
         for row in (b["task"] == d).nonzero()[:, 0]:
             ids = b["input_ids"][row : row + 1]
@@ -136,11 +129,7 @@ def test_a_model_is_built_again_from_its_hyperparameters_and_state(tau):
     assert torch.equal(again.nll(b), model.nll(b))
     assert again.n_parameters == 2 * 3 * (16 + 16)  # layers × rank × (n_in + n_out)
     first = next(iter(state))
-    for spoiled in (
-        state | {"adapters.more": state[first]},
-        {k: v for k, v in state.items() if k != first},
-        {},
-    ):
+    for spoiled in (state | {"adapters.more": state[first]}, {k: v for k, v in state.items() if k != first}, {}):
         with pytest.raises(RuntimeError, match="key"):
             again.load_trained_state(spoiled)
 

@@ -64,11 +64,7 @@ def test_the_linear_gaussian_toy_reaches_its_closed_form(form, tau, estimator):
 
     batches = torch.randperm(len(task)).tensor_split(1 if dense else 4)
     optimiser = torch.optim.LBFGS(
-        adapters.parameters(),
-        max_iter=500,
-        tolerance_grad=1e-10,
-        tolerance_change=0,
-        line_search_fn="strong_wolfe",
+        adapters.parameters(), max_iter=500, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def epoch():

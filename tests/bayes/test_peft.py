@@ -84,9 +84,7 @@ def test_tau_zero_equals_separate_peft_fine_tunes_step_for_step(trainer, estimat
     optimisers = {}
     for task, peft in separate.items():
         start_from(peft, start[task])
-        optimisers[task] = torch.optim.AdamW(
-            [p for p in peft.parameters() if p.requires_grad], lr=LR, weight_decay=0.0
-        )
+        optimisers[task] = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
     absences = 0
     for batch, after in zip(recorder.batches, recorder.after, strict=True):
         for d, (task, peft) in enumerate(separate.items()):
@@ -119,9 +117,7 @@ def test_tau_infinity_equals_one_peft_lora_on_the_pooled_data(trainer):
     _, data, start, recorder = train(float("inf"), trainer)
     pooled = peft_model()
     start_from(pooled, start["a"])
-    optimiser = torch.optim.AdamW(
-        [p for p in pooled.parameters() if p.requires_grad], lr=LR, weight_decay=0.0
-    )
+    optimiser = torch.optim.AdamW([p for p in pooled.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
     for batch, after in zip(recorder.batches, recorder.after, strict=True):
         optimiser.zero_grad()
         nll = peft_loss(pooled, batch["input_ids"], batch["labels"])

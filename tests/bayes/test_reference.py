@@ -41,9 +41,18 @@ def model(tau: float = 100.0, **options) -> HierarchicalLoRA:
     data = tiny_data(SIZES)
     torch.manual_seed(0)
     built = HierarchicalLoRA(
-        tiny_opt(), list(SIZES), data.task_documents, data.n_tokens, tau, rank=2, penalty="norm",
-        likelihood="task_mean", parameterization="centered", estimator="dense", **options,
-    )  # fmt: skip
+        tiny_opt(),
+        list(SIZES),
+        data.task_documents,
+        data.n_tokens,
+        tau,
+        rank=2,
+        penalty="norm",
+        likelihood="task_mean",
+        parameterization="centered",
+        estimator="dense",
+        **options,
+    )
     return built.double()
 
 
@@ -100,14 +109,7 @@ def ton(path, sizes: dict[str, int]):
 
 def test_speakers_split_and_text_are_the_published_codes(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
-    sizes = {
-        "Zara B. Ås": 230,
-        "Bo Li": 200,
-        "Ann Vik": 201,
-        "Cy Dahl": 1000,
-        "Dag Eng": 210,
-        "Per H. Moe": 999,
-    }
+    sizes = {"Zara B. Ås": 230, "Bo Li": 200, "Ann Vik": 201, "Cy Dahl": 1000, "Dag Eng": 210, "Per H. Moe": 999}
     table = ton(tmp_path / "ton.csv", sizes)
     cfg = reference(f"data.path={tmp_path / 'ton.csv'}", "data.n_tasks=3", "model=opt_mini")
     from hydra.utils import instantiate
@@ -118,9 +120,7 @@ def test_speakers_split_and_text_are_the_published_codes(tmp_path, monkeypatch):
     assert corpus.task_names == ["ann vik", "dag eng", "per h moe"]
     raw = table.groupby("rep_name").filter(lambda g: 200 < len(g) < 1000)
     raw = raw[raw["text"].str.len() > 40]
-    raw = raw.assign(task=raw["rep_name"].str.lower().str.replace(".", "", regex=False)).reset_index(
-        names="row"
-    )
+    raw = raw.assign(task=raw["rep_name"].str.lower().str.replace(".", "", regex=False)).reset_index(names="row")
     for task in corpus.task_names:
         mine = raw[raw["task"] == task]
         train = mine.sample(frac=0.5, random_state=42)
@@ -146,9 +146,7 @@ def test_padding_is_the_end_token_and_is_scored_as_a_target():
     assert b["attention_mask"].sum(1).tolist() == [7, 3, 9, 5]
     # transformers' own loss, mask and all, is the same number.
     m = model()
-    own = m.backbone.model(
-        input_ids=b["input_ids"], attention_mask=b["attention_mask"], labels=b["labels"]
-    ).loss.item()
+    own = m.backbone.model(input_ids=b["input_ids"], attention_mask=b["attention_mask"], labels=b["labels"]).loss.item()
     scored = (b["labels"][:, 1:] != -100).sum()
     assert (m.document_nll(b, adapted=False).sum() / scored).item() == pytest.approx(own)
 
@@ -177,12 +175,7 @@ def test_the_figure_is_the_exp_of_the_mean_over_batches_of_the_mean_over_tasks()
 
 def test_start_lora_and_optimiser_are_the_published_codes():
     cfg = reference()
-    assert (cfg.lora.rank, cfg.lora.alpha, cfg.lora.target_modules, cfg.lora.init_std) == (
-        16,
-        16,
-        None,
-        0.001,
-    )
+    assert (cfg.lora.rank, cfg.lora.alpha, cfg.lora.target_modules, cfg.lora.init_std) == (16, 16, None, 0.001)
     assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.optim.patience) == (64, 1000, 8)
     assert (cfg.prior.parameterization, cfg.optim.lr, cfg.model.dtype) == ("centered", None, "float32")
     m = model(init_std=0.001)
@@ -201,9 +194,17 @@ def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkey
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     ton(tmp_path / "ton.csv", {"Ann Vik": 210, "Dag Eng": 220})
     code, *_ = command(
-        "experiment=reference", "tau=10", f"data.path={tmp_path / 'ton.csv'}", "model=opt_mini", "data.n_tasks=2",
-        "data.max_tokens=24", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=a", "data.documents_per_task=40",
-    )  # fmt: skip
+        "experiment=reference",
+        "tau=10",
+        f"data.path={tmp_path / 'ton.csv'}",
+        "model=opt_mini",
+        "data.n_tasks=2",
+        "data.max_tokens=24",
+        "trainer.max_epochs=1",
+        "logger=none",
+        "hydra.run.dir=a",
+        "data.documents_per_task=40",
+    )
     assert code == 0
     summary = json.loads((tmp_path / "a/summary.json").read_text())
     per_task = pd.read_csv(tmp_path / "a/per_task.csv")

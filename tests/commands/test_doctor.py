@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from bora.commands.show import show_machine
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
 from bora.commands import doctor
-from bora.commands.show import show_machine
 from bora.data.module import TaskDataModule
 from bora.lib import machine
 from bora.lib.console import duration, size
@@ -27,9 +27,14 @@ from tests.conftest import table
 from tests.test_config import config
 
 SMALL = [
-    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20", "data.drop_duplicates=false",
-    "logger=none", "trainer.max_epochs=2",
-]  # fmt: skip
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=20",
+    "data.drop_duplicates=false",
+    "logger=none",
+    "trainer.max_epochs=2",
+]
 # Small shapes of three architectures: with and without tied weights, with buffers, with Conv1D.
 SHAPES = {
     "opt": OPTConfig(
@@ -37,10 +42,14 @@ SHAPES = {
     ),
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=4096),
     "llama": LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=4096,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=4096,
         tie_word_embeddings=False,
     ),
-}  # fmt: skip
+}
 
 
 def saved(name: str) -> list[str]:
@@ -78,12 +87,7 @@ def told(call):
         ["tau=100"],
         ["tau=0", "prior.estimator=dense", "lora.rank=2", "lora.target_modules=all-linear"],
         ["tau=inf", "lora.rank=3", "trainer.accumulate_grad_batches=2", "data.batch_size=4"],
-        [
-            "tau=10",
-            "+trainer.limit_train_batches=3",
-            "trainer.accumulate_grad_batches=2",
-            "data.batch_size=4",
-        ],
+        ["tau=10", "+trainer.limit_train_batches=3", "trainer.accumulate_grad_batches=2", "data.batch_size=4"],
         ["tau=1", "prior.parameterization=centered", "trainer.max_steps=3", "model.dtype=bfloat16", "llama"],
     ],
     ids=lambda settings: settings[0],
@@ -129,13 +133,7 @@ def test_a_run_that_would_be_done_again_is_told(told, command, call):
 def test_a_checkpoints_size_holds_for_many_tasks_and_ranks(told, command, names, rank):
     sizes = {f"task number {i}": 8 for i in range(names)}
     table(Path("t.csv"), sizes)
-    settings = [
-        "data.n_tasks=null",
-        f"lora.rank={rank}",
-        "data.max_tokens=6",
-        "trainer.max_steps=1",
-        "logger=wandb",
-    ]
+    settings = ["data.n_tasks=null", f"lora.rank={rank}", "data.max_tokens=6", "trainer.max_steps=1", "logger=wandb"]
     expected = told(*settings)["cost"]["checkpoint"]
     assert command(*SMALL, *settings, "hydra.run.dir=run")[0] == 0
     assert expected == pytest.approx(Path("run/checkpoints/last.ckpt").stat().st_size, rel=0.02)
@@ -185,9 +183,7 @@ def test_nothing_is_written(call, tmp_path, monkeypatch, data):
     path = {"table": ["data.path=folder/train.csv"], "datasets": ["data.path=folder"], "stdlib": []}[data]
     settings = [s for s in SMALL if not s.startswith("data.path") and s != "data=table"]
     before = files(tmp_path)
-    code, out, _ = call(
-        doctor.main, f"data={data}", *settings, *path, "data.documents_per_task=20", "--measure"
-    )
+    code, out, _ = call(doctor.main, f"data={data}", *settings, *path, "data.documents_per_task=20", "--measure")
     assert code == 0
     assert f"\n{data}, opt_mini, τ = 100" in out
     assert files(tmp_path) == before
@@ -200,17 +196,18 @@ def test_not_even_what_libraries_keep_is_written(tmp_path):
     named = {"HOME": str(home), "TMPDIR": str(scratch), "BORA_CACHE": str(home / "bora")}
     apart = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME")
     done = subprocess.run(
-        [sys.executable, "-m", "bora.commands.doctor", *SMALL, "--measure", "--json"], check=False, capture_output=True,
-        env={k: v for k, v in os.environ.items() if k not in apart} | named, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "-m", "bora.commands.doctor", *SMALL, "--measure", "--json"],
+        check=False,
+        capture_output=True,
+        env={k: v for k, v in os.environ.items() if k not in apart} | named,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert [*home.rglob("*"), *scratch.rglob("*")] == []
 
 
 def test_measuring_leaves_the_test_documents_alone(told, monkeypatch):
-    monkeypatch.setattr(
-        TaskDataModule, "test_dataloader", lambda self: pytest.fail("the test split was read")
-    )
+    monkeypatch.setattr(TaskDataModule, "test_dataloader", lambda self: pytest.fail("the test split was read"))
     found = told("--measure", "data.batch_size=2")["cost"]
     taken = found["measured"]
     assert taken["batches"] == found["batches"] - 2  # two are not timed
@@ -218,9 +215,7 @@ def test_measuring_leaves_the_test_documents_alone(told, monkeypatch):
     assert taken["epoch_seconds"] == pytest.approx(
         found["batches"] * taken["batch_seconds"] + taken["validation_seconds"]
     )
-    rest = (
-        taken["run_seconds"] - 2 * taken["epoch_seconds"]
-    )  # one more validation, and twice as many test documents
+    rest = taken["run_seconds"] - 2 * taken["epoch_seconds"]  # one more validation, and twice as many test documents
     assert rest == pytest.approx(3 * taken["validation_seconds"])
     assert taken["peak_memory"] > found["memory_in_all"] - found["memory"]["logits_of_a_chunk"]
     assert told("--measure", "data.batch_size=60")["cost"]["measured"]["batches"] == 1  # all that there is
@@ -241,13 +236,19 @@ def test_what_is_printed_can_be_read(call):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("tau=-1", "tau=-1 must be"), ("data.pth=x", "data.pth"), ("tau=0,1", "tau=0,1"), ("model=none", "model/none"),
-        ("data.path=nowhere.csv", "no such file"), ("lora.target_modules=[x]", "matches no linear layer"),
+        ("tau=-1", "tau=-1 must be"),
+        ("data.pth=x", "data.pth"),
+        ("tau=0,1", "tau=0,1"),
+        ("model=none", "model/none"),
+        ("data.path=nowhere.csv", "no such file"),
+        ("lora.target_modules=[x]", "matches no linear layer"),
         ("model=opt_125m", "model.path=facebook/opt-125m: it is no folder, and not in the hub's cache"),
-        ("data=talk_of_norway", "once bora run has downloaded it"), ("init_from=nowhere", "no finished run in"),
-        ("model.dtype=float16", "model.dtype=float16"), ("data.text=speech", "data.text=speech"),
+        ("data=talk_of_norway", "once bora run has downloaded it"),
+        ("init_from=nowhere", "no finished run in"),
+        ("model.dtype=float16", "model.dtype=float16"),
+        ("data.text=speech", "data.text=speech"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_config_ends_in_one_line(call, override, words):
     settings = [s for s in SMALL if not (override == "data=talk_of_norway" and "data" in s)]
     for form in ([], ["--json"]):
@@ -286,13 +287,12 @@ def test_gpus_are_told_with_their_free_memory(monkeypatch, capfd, told):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     cards = machine.gpus()
     assert [(c["name"], c["free"], c["memory"]) for c in cards] == [
-        ("Card 0", 2**30, 80 * 2**30), ("Card 1", 2**31, 80 * 2**30),
-    ]  # fmt: skip
+        ("Card 0", 2**30, 80 * 2**30),
+        ("Card 1", 2**31, 80 * 2**30),
+    ]
     show_machine(found | {"gpus": cards})
     lines = [line for line in capfd.readouterr().out.splitlines() if "Card" in line]
-    assert ["1.00 GiB are free" in lines[0], "2.00 GiB are free" in lines[1], "80.0 GiB" in lines[1]] == [
-        True
-    ] * 3
+    assert ["1.00 GiB are free" in lines[0], "2.00 GiB are free" in lines[1], "80.0 GiB" in lines[1]] == [True] * 3
 
 
 def test_the_machine_is_told_as_the_system_has_it():
@@ -304,11 +304,22 @@ def test_the_machine_is_told_as_the_system_has_it():
 
 def test_sizes_and_durations():
     assert [size(n) for n in (0, 999, 1000, 2**20, 1.5 * 2**30, 153.4 * 2**30)] == [
-        "0 B", "999 B", "0.98 KiB", "1.00 MiB", "1.50 GiB", "153 GiB",
-    ]  # fmt: skip
+        "0 B",
+        "999 B",
+        "0.98 KiB",
+        "1.00 MiB",
+        "1.50 GiB",
+        "153 GiB",
+    ]
     assert [duration(s) for s in (0.123, 9, 45, 130, 3600, 12000, 180000)] == [
-        "0.12 s", "9 s", "45 s", "2 min 10 s", "1 h", "3 h 20 min", "2 d 2 h",
-    ]  # fmt: skip
+        "0.12 s",
+        "9 s",
+        "45 s",
+        "2 min 10 s",
+        "1 h",
+        "3 h 20 min",
+        "2 d 2 h",
+    ]
 
 
 def test_the_cost_is_plain_values(told):

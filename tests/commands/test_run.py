@@ -30,9 +30,18 @@ SMALL = [
 def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau):
     path = table(tmp_path / "t.csv", {"Zoë A.": 24, "b/c": 40, "NA": 12})
     code, out, err = command(
-        f"tau={tau}", "seed=3", "data=table", f"data.path={path}", "data.min_documents=5", "data.drop_duplicates=false",
-        "data.max_tokens=20", "trainer.max_epochs=2", "optim.lr=0.01", "hydra.run.dir=run", "logger=none",
-    )  # fmt: skip
+        f"tau={tau}",
+        "seed=3",
+        "data=table",
+        f"data.path={path}",
+        "data.min_documents=5",
+        "data.drop_duplicates=false",
+        "data.max_tokens=20",
+        "trainer.max_epochs=2",
+        "optim.lr=0.01",
+        "hydra.run.dir=run",
+        "logger=none",
+    )
     assert (code, err) == (0, "")
     run = tmp_path / "run"
     assert out.splitlines()[-1] == f"run directory: {run}"
@@ -95,9 +104,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
             else:
                 factors = [stack[f"{f}_mean"] + stack[f"{f}_offset"][i] for f in "AB"]
             lora[layer] = LowRank(*factors)
-            distance += sum(
-                (f - stack[f"{n}_mean"]).square().sum().item() for f, n in zip(factors, "AB", strict=True)
-            )
+            distance += sum((f - stack[f"{n}_mean"]).square().sum().item() for f, n in zip(factors, "AB", strict=True))
         mine = documents[(documents["task"] == row.task)]
         assert [(mine["split"] == s).sum() for s in ("train", "validation", "test")] == [
             row.n_train,
@@ -164,9 +171,7 @@ def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, 
 
 
 def test_a_sweep_over_other_keys_is_named_by_them(command, tmp_path):
-    code, *_ = command(
-        "-m", "tau=10", "lora.rank=1,2", "name=s", "logger=none", *SMALL, "trainer.max_steps=1"
-    )
+    code, *_ = command("-m", "tau=10", "lora.rank=1,2", "name=s", "logger=none", *SMALL, "trainer.max_steps=1")
     assert code == 0
     assert {f.parent.name for f in tmp_path.glob("multirun/s/*/summary.json")} == {
         "tau=10,seed=0,lora.rank=1",
@@ -203,9 +208,7 @@ def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
 def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_path):
     assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL[3:])[0] == 0
     config = tmp_path / "a/config.yaml"
-    config.write_text(
-        config.read_text().replace("alpha: 16.0", "alpha: 8.0")
-    )  # as if it had been the default then
+    config.write_text(config.read_text().replace("alpha: 16.0", "alpha: 8.0"))  # as if it had been the default then
     path = table(tmp_path / "t.csv", {"a": 9, "b": 9})
     corpus = ["data=table", f"data.path={path}", "data.min_documents=5"]
     code, out, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
@@ -223,9 +226,7 @@ def test_what_was_changed_since_is_found_by_sha256sum(command, tmp_path):
     assert command("logger=none", "hydra.run.dir=a", *SMALL, "trainer.max_steps=1")[0] == 0
     run = tmp_path / "a"
     assert len((run / "SHA256SUMS").read_text().splitlines()) == 6
-    subprocess.run(
-        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True
-    )
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True)
     (run / "per_task.csv").write_text((run / "per_task.csv").read_text() + "\n")
     (run / "checkpoints/last.ckpt").unlink()
     assert RunDirectory(run).verify() == ["checkpoints/last.ckpt", "per_task.csv"]
@@ -233,17 +234,13 @@ def test_what_was_changed_since_is_found_by_sha256sum(command, tmp_path):
 
 def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
     assert (
-        command(
-            "logger=none", "hydra.run.dir=a", "trainer.accumulate_grad_batches=2", *SMALL, "data.batch_size=9"
-        )[0]
+        command("logger=none", "hydra.run.dir=a", "trainer.accumulate_grad_batches=2", *SMALL, "data.batch_size=9")[0]
         == 0
     )
     assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps"), [([], 4), (["trainer.max_steps=3"], 3), (["trainer.max_steps=1"], 1)]
-)
+@pytest.mark.parametrize(("settings", "steps"), [([], 4), (["trainer.max_steps=3"], 3), (["trainer.max_steps=1"], 1)])
 def test_an_epoch_may_be_of_fewer_batches(command, tmp_path, settings, steps):
     limit = "trainer.limit_train_batches=2"
     code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "data.batch_size=5", limit, *settings)
@@ -298,9 +295,7 @@ def test_two_tables_of_one_name_are_two_jobs(command, tmp_path):
 
 
 def test_a_bfloat16_backbone_trains(command, tmp_path):
-    code, *_ = command(
-        "logger=none", "hydra.run.dir=a", "model.dtype=bfloat16", *SMALL, "trainer.max_steps=2"
-    )
+    code, *_ = command("logger=none", "hydra.run.dir=a", "model.dtype=bfloat16", *SMALL, "trainer.max_steps=2")
     assert code == 0
     state = torch.load(tmp_path / "a/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert {v.dtype for v in state.values()} == {torch.float32}  # the adapters are not
@@ -311,9 +306,7 @@ def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
     import wandb
 
     finish = wandb.Run.finish
-    monkeypatch.setattr(
-        wandb.Run, "finish", lambda run, exit_code: (codes.append(exit_code), finish(run, exit_code))
-    )
+    monkeypatch.setattr(wandb.Run, "finish", lambda run, exit_code: (codes.append(exit_code), finish(run, exit_code)))
 
     def crash(self, batch, batch_idx):
         raise RuntimeError("the machine caught fire")
@@ -362,8 +355,6 @@ def test_a_run_starts_from_another(command, tmp_path):
     assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
     assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
     for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "task_names")):
-        code, _, err = command(
-            *still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"
-        )
+        code, _, err = command(*still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three")
         assert (code, err.count("\n")) == (2, 1)
         assert message in err

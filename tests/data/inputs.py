@@ -27,8 +27,7 @@ SCHEMA: TypeAdapter = TypeAdapter(Annotated[AnyData, Field(discriminator="source
 def data_group(source: str = "table", split: dict[str, Any] | None = None, **changes: Any) -> AnyData:
     """conf's values of a source, changed; tasks of three documents will do."""
     shared, own = (
-        yaml.safe_load((conf_folder() / f"data/{name}.yaml").read_text("utf-8"))
-        for name in ("_shared", source)
+        yaml.safe_load((conf_folder() / f"data/{name}.yaml").read_text("utf-8")) for name in ("_shared", source)
     )
     own.pop("defaults")
     parts = shared["split"] | own.pop("split", {}) | (split or {})

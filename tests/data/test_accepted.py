@@ -62,11 +62,7 @@ CASES = {
     "the tasks as rep_name": ("t.csv", to_csv(header=("rep_name", "text")), GOOD),
     **{f"packed as .{end}": (f"t.csv.{end}", pack(to_csv()), GOOD) for end, pack in PACKED.items()},
     **{
-        f"two archives one after the other, .{end}": (
-            f"t.csv.{end}",
-            pack(to_csv()[:50]) + pack(to_csv()[50:]),
-            GOOD,
-        )
+        f"two archives one after the other, .{end}": (f"t.csv.{end}", pack(to_csv()[:50]) + pack(to_csv()[50:]), GOOD)
         for end, pack in PACKED.items()
         if end != "zip"
     },
@@ -143,16 +139,8 @@ FRAMES = {
         {},
         [*[""] * 4, "a"],
     ),
-    "numbers with gaps": (
-        pd.DataFrame({"task": pd.array([7, None], dtype="Int64"), "text": "x"}),
-        {},
-        ["7", ""],
-    ),
-    "single precision": (
-        pd.DataFrame({"task": [0.1, NAN], "text": "x"}).astype({"task": "float32"}),
-        {},
-        ["0.1", ""],
-    ),
+    "numbers with gaps": (pd.DataFrame({"task": pd.array([7, None], dtype="Int64"), "text": "x"}), {}, ["7", ""]),
+    "single precision": (pd.DataFrame({"task": [0.1, NAN], "text": "x"}).astype({"task": "float32"}), {}, ["0.1", ""]),
 }
 
 
@@ -165,9 +153,7 @@ def test_a_frames_values_become_text(given, columns, tasks):
 def test_a_large_table_is_cached_and_read_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "t.csv"
-    path.write_bytes(
-        to_csv([(*row, "2001") for row in AS_THEY_ARE], ("who", "said", "when"), quoting=csv.QUOTE_ALL)
-    )
+    path.write_bytes(to_csv([(*row, "2001") for row in AS_THEY_ARE], ("who", "said", "when"), quoting=csv.QUOTE_ALL))
     columns = {"task": "who", "text": "said", "date": "when"}
     small = read(path, **columns)
     assert not (tmp_path / "cache").exists()
@@ -181,9 +167,7 @@ def test_a_large_table_is_cached_and_read_the_same(tmp_path, monkeypatch):
     data[len(data) // 2] ^= 1
     file.write_bytes(data)  # a damaged one is made again
     pd.testing.assert_frame_equal(read(path, **columns), small)
-    assert read(path, task="when", text="said")["task"].tolist() == ["2001"] * len(
-        ODD
-    )  # other columns, another table
+    assert read(path, task="when", text="said")["task"].tolist() == ["2001"] * len(ODD)  # other columns, another table
     path.write_bytes(path.read_bytes().replace(b"she said", b"he said"))
     assert read(path, **columns)["text"][2] == 'he said "yes, yes"'
 
@@ -192,9 +176,7 @@ def test_labels_of_a_saved_dataset_name_its_tasks_and_splits_are_joined(tmp_path
     from bora.data import huggingface
 
     labels = datasets.ClassLabel(names=["Zoë", "b/c"])
-    features = datasets.Features(
-        {"who": labels, "said": datasets.Value("string"), "n": datasets.Value("int64")}
-    )
+    features = datasets.Features({"who": labels, "said": datasets.Value("string"), "n": datasets.Value("int64")})
     rows = {"who": [0, 1, 0, -1, None], "said": ["one", "two", None, "four", "five"], "n": [1, 2, 3, 4, 5]}
     whole = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": whole, "test": whole.select([1])}).save_to_disk(tmp_path / "saved")
@@ -215,10 +197,7 @@ CARD = f"---\n{CARD}  - {{name: said, dtype: string}}\n  - {{name: id, dtype: st
 def test_a_folder_of_files_is_read_as_text_with_the_labels_that_its_card_declares(tmp_path):
     from bora.data import huggingface
 
-    for name, content in (
-        ("csv/data.csv", b"who,said,id\n0,one,007\n1,NA,2\n"),
-        ("json/t.jsonl", to_json(named())),
-    ):
+    for name, content in (("csv/data.csv", b"who,said,id\n0,one,007\n1,NA,2\n"), ("json/t.jsonl", to_json(named()))):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(content)
     path = str(tmp_path / "csv")

@@ -7,9 +7,7 @@ from bora.data.tokens import Encoded
 from tests.conftest import tiny_data
 
 DOCUMENTS = Documents(
-    [Encoded(np.array([5, 6, 7], dtype=np.int32), 0), Encoded(np.array([8, 9, 10, 11], dtype=np.int32), 2)],
-    [1, 0],
-    1,
+    [Encoded(np.array([5, 6, 7], dtype=np.int32), 0), Encoded(np.array([8, 9, 10, 11], dtype=np.int32), 2)], [1, 0], 1
 )
 
 

@@ -93,22 +93,13 @@ def test_leakage_is_counted_within_a_task_and_across(build):
         }
     assert 0 < found["test"]["within_task"] < found["test"]["in_all"]
     assert (
-        f"{found['test']['in_all']} of 12 test documents repeat a text of training or validation"
-        in corpus.describe()
+        f"{found['test']['in_all']} of 12 test documents repeat a text of training or validation" in corpus.describe()
     )
 
 
 def test_names_that_a_person_may_take_for_one_are_reported(build, caplog):
     nfd = "Jose\u0301"
-    build(
-        [
-            *docs("Ann"),
-            *docs("ann"),
-            *docs("Ann\u200b"),
-            *docs("José"),
-            *((nfd, text) for _, text in docs("x")),
-        ]
-    )
+    build([*docs("Ann"), *docs("ann"), *docs("Ann\u200b"), *docs("José"), *((nfd, text) for _, text in docs("x"))])
     assert r"1 task(s) are spelled in more than one way" in caplog.text
     assert "stay different tasks: 'Ann' and 'ann' and 'Ann\\u200b'; if one task is meant" in caplog.text
     caplog.clear()

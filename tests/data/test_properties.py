@@ -48,23 +48,12 @@ NAMES = [
     "NA",
     "../x",
 ]
-DATES = [
-    "2001-01-01",
-    "2001-01-02",
-    "2001-01-02T00:30+01:00",
-    "20001231",
-    "1999",
-    "2999-01-01",
-    " 2001-01-03",
-    "",
-]
+DATES = ["2001-01-01", "2001-01-02", "2001-01-02T00:30+01:00", "20001231", "1999", "2999-01-01", " 2001-01-03", ""]
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 letters = st.characters(exclude_categories=["Cs"])
 names = st.sampled_from(NAMES) | st.text(letters, max_size=4)
-texts = st.text(letters, max_size=12) | st.sampled_from(
-    ["", " ", "\t\n", "\u3000", "same", "one two three four"]
-)
+texts = st.text(letters, max_size=12) | st.sampled_from(["", " ", "\t\n", "\u3000", "same", "one two three four"])
 days = st.sampled_from(DATES[:7])
 odd = st.tuples(names, texts, days | st.sampled_from(DATES) | st.text(letters, max_size=10))
 
@@ -171,10 +160,7 @@ def hold(corpus: Corpus, rows, rule, parts, how, tokenizer) -> None:
     whole, prompts = {}, {}
     for i in kept:
         name, text = plain(rows[i][0]), rows[i][1]
-        ids = [
-            tokenizer(t, add_special_tokens=False).input_ids
-            for t in (f"{name}: " if how["prompt"] else "", text)
-        ]
+        ids = [tokenizer(t, add_special_tokens=False).input_ids for t in (f"{name}: " if how["prompt"] else "", text)]
         prompts[i], whole[i] = len(begin + ids[0]), begin + ids[0] + ids[1] + end
     scored = {i: min(len(whole[i]), how["max_tokens"]) - max(1, prompts[i]) for i in kept}
     cap = rule["documents_per_task"]
@@ -259,12 +245,8 @@ def test_a_file_that_was_harmed(data, tmp_path):
     file = data.draw(st.sampled_from(list(WRITERS)))
     whole = WRITERS[file]([("a", f"text {i}", "2001-01-01") for i in range(5)])
     start = data.draw(st.integers(0, len(whole)))
-    cut = (
-        data.draw(st.booleans()) or file == "t.parquet"
-    )  # what a changed Parquet file may ask for has no bound
-    harmed = (
-        whole[:start] if cut else whole[:start] + data.draw(st.binary(min_size=1, max_size=3)) + whole[start:]
-    )
+    cut = data.draw(st.booleans()) or file == "t.parquet"  # what a changed Parquet file may ask for has no bound
+    harmed = whole[:start] if cut else whole[:start] + data.draw(st.binary(min_size=1, max_size=3)) + whole[start:]
     (tmp_path / file).write_bytes(harmed)
     with one_line():
         assert 0 < len(read(str(tmp_path / file))) <= 6
@@ -288,9 +270,7 @@ values = st.one_of(
 @given(cells=st.lists(st.tuples(values | st.just("a"), values), max_size=6))
 @settings(QUICK, max_examples=200)
 def test_whatever_values_a_frame_has(cells):
-    frame = pd.DataFrame(
-        {c: pd.Series([row[i] for row in cells], dtype=object) for i, c in enumerate(COLUMNS[:2])}
-    )
+    frame = pd.DataFrame({c: pd.Series([row[i] for row in cells], dtype=object) for i, c in enumerate(COLUMNS[:2])})
     with one_line():
         table = documents(frame, None, "text", None)
         assert len(table) == len(cells)

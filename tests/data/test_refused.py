@@ -13,18 +13,7 @@ import bora
 from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.use.texts import check_exists, read_texts
-from tests.data.inputs import (
-    GOOD,
-    PACKED,
-    corpus_of,
-    data_group,
-    docs,
-    named,
-    to_csv,
-    to_json,
-    to_parquet,
-    zipped,
-)
+from tests.data.inputs import GOOD, PACKED, corpus_of, data_group, docs, named, to_csv, to_json, to_parquet, zipped
 
 MAX_LINE_CHARS = 600
 TEXTS = [text for _, text in GOOD]
@@ -62,27 +51,15 @@ DAMAGED = "; the file is damaged, or not what its ending says$"
 READING = {
     "no such file": ("t.csv", None, r"data.path=t.csv: there is no such file \(seen from /"),
     "a name too long for a file": (f"{'x' * 256}.csv", None, "there is no such file"),
-    "an unknown ending": (
-        "t.xlsx",
-        to_csv(),
-        "data.path=t.xlsx: the ending '.xlsx' is not one of .csv, .tsv",
-    ),
+    "an unknown ending": ("t.xlsx", to_csv(), "data.path=t.xlsx: the ending '.xlsx' is not one of .csv, .tsv"),
     "no ending": ("t", to_csv(), r"the ending '\(none\)'"),
-    "Latin-1": (
-        "t.csv",
-        b"task,text\na,caf\xe9\n",
-        r"t.csv: line 2 is not UTF-8 \(byte 0xe9\); save it as UTF-8$",
-    ),
+    "Latin-1": ("t.csv", b"task,text\na,caf\xe9\n", r"t.csv: line 2 is not UTF-8 \(byte 0xe9\); save it as UTF-8$"),
     "Latin-1 far down": ("t.csv", to_csv(docs("a", 5000)) + b"a,\xe6\n", "line 5002 is not UTF-8"),
     "Latin-1 in a column that is not needed": ("t.csv", b"task,text,n\na,b,\xe6\n", "line 2 is not UTF-8"),
     "Latin-1, packed": ("t.csv.gz", PACKED["gz"](b"task,text\na,\xe6\n"), "line 2 is not UTF-8"),
     "Latin-1 in JSON": ("t.jsonl", b'{"task": "a", "text": "caf\xe9"}\n', "line 1 is not UTF-8"),
     "UTF-16 with a mark": ("t.csv", in_utf("utf-16"), "it is UTF-16 or UTF-32; save it as UTF-8$"),
-    "UTF-16 without a mark": (
-        "t.csv",
-        in_utf("utf-16-le"),
-        "NUL characters, as UTF-16 does; save it as UTF-8$",
-    ),
+    "UTF-16 without a mark": ("t.csv", in_utf("utf-16-le"), "NUL characters, as UTF-16 does; save it as UTF-8$"),
     "half a surrogate pair": (
         "t.jsonl",
         b'{"task": "a", "text": "\\ud83d"}\n',
@@ -111,16 +88,8 @@ READING = {
         to_csv(separator="\t") + b'a\t"Yes," he said\n',
         "line 10: text after",
     ),
-    "a row with more cells": (
-        "t.csv",
-        to_csv() + b"a,b,c\n",
-        "line 10 has 3 cells and the header 2; put a cell that",
-    ),
-    "a row with fewer cells": (
-        "t.csv",
-        to_csv(wider("x"), ("task", "text", "n")) + b"a,b",
-        "line 10 has 2 cells",
-    ),
+    "a row with more cells": ("t.csv", to_csv() + b"a,b,c\n", "line 10 has 3 cells and the header 2; put a cell that"),
+    "a row with fewer cells": ("t.csv", to_csv(wider("x"), ("task", "text", "n")) + b"a,b", "line 10 has 2 cells"),
     "semicolons": (
         "t.csv",
         to_csv(separator=";"),
@@ -139,11 +108,7 @@ READING = {
     ),
     "5,000 columns": ("t.csv", to_csv([["x"] * 5000], map(str, range(5000))), "28, 29 and 4970 more$"),
     "a header of 200,000 characters": ("t.csv", b"x" * 200_000, "the table has x{60}$"),
-    "a terminal's escape in a name": (
-        "t.csv",
-        to_csv([*GOOD, ("\x1b[31mred", "c")]),
-        r"'\\x1b\[31mred' in row 8 ",
-    ),
+    "a terminal's escape in a name": ("t.csv", to_csv([*GOOD, ("\x1b[31mred", "c")]), r"'\\x1b\[31mred' in row 8 "),
     "a broken line of JSON": (
         "t.jsonl",
         to_json(named()) + b'{"task": "a", "text"\n',
@@ -161,24 +126,15 @@ READING = {
         to_json([*named(), {"task": "a", "text": ["b"]}]),
         r"column 'text' holds a list in row 8 \(counted from 0\)",
     ),
-    "lists in Parquet": (
-        "t.parquet",
-        to_parquet(task=["a"], text=[["b"]]),
-        "'text' of type list.* is not text",
-    ),
+    "lists in Parquet": ("t.parquet", to_parquet(task=["a"], text=[["b"]]), "'text' of type list.* is not text"),
     "bytes in Parquet": ("t.parquet", to_parquet(task=["a"], text=[b"\xff"]), "'text' of type binary"),
-    "two columns in Parquet": (
-        "t.parquet",
-        parquet_of_two_columns(),
-        "data.text=text: .* more than one such column",
-    ),
+    "two columns in Parquet": ("t.parquet", parquet_of_two_columns(), "data.text=text: .* more than one such column"),
     "Parquet with a letter changed": ("t.parquet", changed_parquet(), DAMAGED),
     "half a Parquet file": ("t.parquet", half(to_parquet(task=["a"], text=["b"])), DAMAGED),
     "CSV called Parquet": ("t.parquet", to_csv(), DAMAGED),
     "Parquet called CSV": ("t.csv", to_parquet(task=["a"], text=["b"]), "is not UTF-8"),
     **{
-        f"half of .{end}": (f"t.csv.{end}", half(pack(to_csv(docs("a", 900)))), DAMAGED)
-        for end, pack in PACKED.items()
+        f"half of .{end}": (f"t.csv.{end}", half(pack(to_csv(docs("a", 900)))), DAMAGED) for end, pack in PACKED.items()
     },
     **{f"plain text called .{end}": (f"t.csv.{end}", to_csv(), DAMAGED) for end in PACKED},
     "two tables in .zip": (
@@ -230,9 +186,7 @@ def test_a_column_a_folder_and_a_right_are_named_as_the_caller_calls_them(tmp_pa
     with monkeypatch.context() as patch:
         denied = PermissionError(13, "Permission denied")
         patch.setattr("bora.data.streams._open", lambda file: (_ for _ in ()).throw(denied))
-        with pytest.raises(
-            UserError, match=r"^data.path=t.csv: .*denied; give your user the right to read it$"
-        ):
+        with pytest.raises(UserError, match=r"^data.path=t.csv: .*denied; give your user the right to read it$"):
             read_documents(data_group(path="t.csv"))
     with pytest.raises(UserError, match=r"^data=frame is for bora\.fit in Python; here give data=table"):
         read_documents(data_group("frame"))
@@ -247,26 +201,10 @@ def dated(*dates: str) -> bytes:
 BY_DATE = {"split": {"method": "date"}}
 BUILDING = {
     **{
-        f"the date {date}": (
-            dated(date),
-            BY_DATE,
-            f"^1 of 8 documents have no date of the form .*row 0: '{date}'",
-        )
-        for date in (
-            "03/02/2001",
-            "3 February 2001",
-            "now",
-            "2001-02-30",
-            "981158400",
-            "01-02-03",
-            "12345-01-01",
-        )
+        f"the date {date}": (dated(date), BY_DATE, f"^1 of 8 documents have no date of the form .*row 0: '{date}'")
+        for date in ("03/02/2001", "3 February 2001", "now", "2001-02-30", "981158400", "01-02-03", "12345-01-01")
     },
-    "no date": (
-        dated("", "", "", ""),
-        {"selection": "chronological"},
-        r"4 of 4 .*name the column with data.date",
-    ),
+    "no date": (dated("", "", "", ""), {"selection": "chronological"}, r"4 of 4 .*name the column with data.date"),
     "no name anywhere": (
         to_csv([("", text) for text in TEXTS]),
         {},
@@ -282,11 +220,7 @@ BUILDING = {
         {"min_documents": 1},
         "task 'c' has 1 document.*set data.min_documents to 3 or more$",
     ),
-    "caps for other tasks": (
-        to_csv(),
-        {"documents_per_task": [3, 3, 3]},
-        "lists 3 numbers, but there are 2 tasks",
-    ),
+    "caps for other tasks": (to_csv(), {"documents_per_task": [3, 3, 3]}, "lists 3 numbers, but there are 2 tasks"),
     "white space alone": (to_csv([(task, " \t\u3000") for task, _ in GOOD]), {}, "dropped: 8 empty.*look at"),
     "all too short": (to_csv(), {"min_characters": 1000}, "dropped: 8 of 1000 characters or fewer.*look at"),
     "one token, and none before it": (
@@ -330,10 +264,7 @@ FRAMES = {
     "two columns": (pd.concat([frame(), frame()[["text"]]], axis=1), "^text=text: .*rename them"),
     "a list as text": (with_text(["b", "c"]), "^the frame: column 'text' holds a list in row 8"),
     "bytes as text": (with_text(b"bytes"), "holds a bytes in row 8"),
-    "half an emoji": (
-        frame().astype(object).replace(GOOD[3][1], "\ud83d"),
-        "holds a str in row 3 .*surrogate",
-    ),
+    "half an emoji": (frame().astype(object).replace(GOOD[3][1], "\ud83d"), "holds a str in row 3 .*surrogate"),
     "a bell in a name": (frame().replace("b", "b\x07"), r"'b\\x07' in row 4"),
 }
 
@@ -375,16 +306,8 @@ DATASETS = {
         {"text": "said"},
         "^data.text=said: there is no such column; the table has task, text$",
     ),
-    "lists": (
-        saved(train=ONE | {"text": [["b"]]}),
-        {},
-        "^data.path=./d: column 'text' holds a list in row 0",
-    ),
-    "a broken CSV": (
-        holding("t.csv", b"task,text\na,b\na,b,c,d\n"),
-        {},
-        r"no dataset could be loaded \(\w+: .*line 3",
-    ),
+    "lists": (saved(train=ONE | {"text": [["b"]]}), {}, "^data.path=./d: column 'text' holds a list in row 0"),
+    "a broken CSV": (holding("t.csv", b"task,text\na,b\na,b,c,d\n"), {}, r"no dataset could be loaded \(\w+: .*line 3"),
 }
 
 

@@ -59,9 +59,7 @@ def test_what_is_dropped_is_counted_before_tasks_are():
 
 
 def test_short_texts_go_at_the_bound():
-    kept, *_ = select(
-        pd.DataFrame({"task": "a", "text": ["x" * 40, "y" * 41], "date": ""}), min_characters=40
-    )
+    kept, *_ = select(pd.DataFrame({"task": "a", "text": ["x" * 40, "y" * 41], "date": ""}), min_characters=40)
     assert kept.index.tolist() == [1]
 
 

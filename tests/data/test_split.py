@@ -89,7 +89,4 @@ def test_leakage_counts_what_repeats_a_text_of_an_earlier_split():
         ("b", "new", "test"),  # only test has it
     ]
     found = leakage(pd.DataFrame(rows, columns=["task", "text", "split"]))
-    assert found == {
-        "validation": {"within_task": 1, "in_all": 2},
-        "test": {"within_task": 1, "in_all": 2},
-    }
+    assert found == {"validation": {"within_task": 1, "in_all": 2}, "test": {"within_task": 1, "in_all": 2}}

@@ -31,11 +31,7 @@ def test_functions_are_methods_and_functions_whole_and_once():
         '''
     )
     found = list(stdlib.functions(source))
-    assert [f.splitlines()[0] for f in found] == [
-        "@decorated(",
-        "async def method(self):",
-        "def conditional(): pass",
-    ]
+    assert [f.splitlines()[0] for f in found] == ["@decorated(", "async def method(self):", "def conditional(): pass"]
     assert found[0].endswith("return inner")
     assert found[1] == "async def method(self):\n    return 2"
 

@@ -99,9 +99,7 @@ def test_a_missing_or_foreign_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"no ton\.csv"):
         talk_of_norway.read(str(tmp_path / "x"), url="")
     (tmp_path / "ton.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(
-        UserError, match=r"^data\.task=rep_name: there is no such column; the table has a, b$"
-    ):
+    with pytest.raises(UserError, match=r"^data\.task=rep_name: there is no such column; the table has a, b$"):
         read_documents(data_group("talk_of_norway", path=str(tmp_path)))
 
 
@@ -211,8 +209,6 @@ def test_only_ton_csv_is_written_and_only_to_its_place(tmp_path):
 def test_the_real_files_task_sizes_are_those_of_figure_1():
     table = talk_of_norway.read(os.environ["BORA_TON_CSV"], url="")
     kept, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
-    sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[
-        names, ["train", "validation", "test"]
-    ]
+    sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[names, ["train", "validation", "test"]]
     expected = pd.read_csv(os.environ["BORA_FIGURE1"], index_col="task")
     pd.testing.assert_frame_equal(sizes, expected, check_names=False)

@@ -42,10 +42,7 @@ def test_what_stands_before_a_text_and_what_pads_it(tokenizer):
     tokens = Tokens(tokenizer, 100, " [task] {task}")
     assert tokens.names_task
     assert tokens.before("b") == tokenizer(" [task] b").input_ids
-    assert (
-        replace(tokens, prepend_bos=False).before("b")
-        == tokenizer(" [task] b", add_special_tokens=False).input_ids
-    )
+    assert replace(tokens, prepend_bos=False).before("b") == tokenizer(" [task] b", add_special_tokens=False).input_ids
     assert not replace(tokens, prompt=None).names_task
     assert replace(tokens, prompt="a prompt").before(None) == tokenizer("a prompt").input_ids
     assert tokens.pad_id == tokenizer.pad_token_id

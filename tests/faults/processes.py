@@ -37,9 +37,7 @@ def start(folder: Path, name: str, *arguments: str, largest_file: int | None = N
     Args:
         largest_file: bytes after which writing to a file fails, as on a disk that is full.
     """
-    os.environ.pop(
-        "HYDRA_FULL_ERROR", None
-    )  # a run in this process may have set it, and the server takes it over
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # a run in this process may have set it, and the server takes it over
     process = SERVER.Process(target=_run, args=(folder, name, list(arguments), largest_file))
     process.start()
     return process
@@ -53,9 +51,7 @@ def finish(folder: Path, name: str, *arguments: str, largest_file: int | None = 
     return process.exitcode, (folder / f"{name}.out").read_text(), (folder / f"{name}.err").read_text()
 
 
-def wait_for(
-    what: Callable[[], bool], process: ForkServerProcess | subprocess.Popen, seconds: float = 60.0
-) -> None:
+def wait_for(what: Callable[[], bool], process: ForkServerProcess | subprocess.Popen, seconds: float = 60.0) -> None:
     """Until what() is true, while the process lives."""
     until = time.monotonic() + seconds
     while not what():

@@ -39,9 +39,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(whole, tmp_path, signum, 
     process.join(60)
     assert process.exitcode == code
     said = (tmp_path / "first.err").read_text().splitlines()
-    assert said == [
-        f"bora: stopped by {signum}; run the same command again to resume from the last checkpoint"
-    ]
+    assert said == [f"bora: stopped by {signum}; run the same command again to resume from the last checkpoint"]
     assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] > 2
     assert finish(tmp_path, "second", *run)[0] == 0
     same_files(whole, tmp_path / "a")
@@ -93,9 +91,17 @@ def refused(folder: Path, run: list[str]) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("file", [
-    ".hydra/config.yaml", "config.yaml", "documents.csv", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file",
+    [
+        ".hydra/config.yaml",
+        "config.yaml",
+        "documents.csv",
+        "metrics.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    ],
+)
 def test_a_disk_that_is_full_ends_a_run_in_one_line_and_spoils_nothing(whole, tmp_path, file):
     run = [*RUN, "hydra.run.dir=a"]
     # At the latest this file does not fit any more; for metrics.csv when it has grown to half.
@@ -161,16 +167,28 @@ def bad_batch(monkeypatch):
     monkeypatch.setattr(HierarchicalLoRA, "objective", objective)
     nll = HierarchicalLoRA.nll
     monkeypatch.setattr(
-        HierarchicalLoRA, "nll",
-        lambda self, batch, under="task": nll(self, batch, under)
-        * (float("nan") if len(steps) == 5 and torch.is_grad_enabled() is False and self.training else 1.0),
-    )  # fmt: skip
+        HierarchicalLoRA,
+        "nll",
+        lambda self, batch, under="task": (
+            nll(self, batch, under)
+            * (float("nan") if len(steps) == 5 and torch.is_grad_enabled() is False and self.training else 1.0)
+        ),
+    )
 
 
 SMALL_TABLE = [
-    "tau=100", "logger=none", "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20",
-    "data.batch_size=4", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "checkpoint_minutes=0", "hydra.run.dir=a",
-]  # fmt: skip
+    "tau=100",
+    "logger=none",
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=20",
+    "data.batch_size=4",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "checkpoint_minutes=0",
+    "hydra.run.dir=a",
+]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_task(command, tmp_path, bad_batch):

@@ -16,10 +16,17 @@ from tests.faults.processes import finish, start, wait_for
 
 KILLS = int(os.environ.get("BORA_KILLS", "10"))
 SMALL = [
-    "logger=none", "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=20", "data.min_documents=5",
-    "data.max_tokens=32", "data.batch_size=3", "trainer.max_epochs=3", "trainer.log_every_n_steps=2", "lora.rank=4",
+    "logger=none",
+    "data.modules=[pickle,ssl,argparse]",
+    "data.documents_per_task=20",
+    "data.min_documents=5",
+    "data.max_tokens=32",
+    "data.batch_size=3",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=2",
+    "lora.rank=4",
     "checkpoint_minutes=0",
-]  # fmt: skip
+]
 FORMS = [
     ["tau=100"],
     ["tau=0"],
@@ -66,15 +73,24 @@ def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_processes_that_are_killed_together_go_on_together(trainer, tmp_path):
     run = [
-        sys.executable, "-m", "bora.commands.run", *SMALL, "tau=100", f"trainer={trainer}", "trainer.accelerator=cpu",
+        sys.executable,
+        "-m",
+        "bora.commands.run",
+        *SMALL,
+        "tau=100",
+        f"trainer={trainer}",
+        "trainer.accelerator=cpu",
         "+trainer.strategy.process_group_backend=gloo",
-    ]  # fmt: skip
+    ]
 
     def begin(name: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [*run, f"hydra.run.dir={name}"], cwd=tmp_path, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*run, f"hydra.run.dir={name}"],
+            cwd=tmp_path,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     assert begin("whole").wait(120) == 0
     for rows in (3, 9):

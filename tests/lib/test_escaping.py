@@ -53,9 +53,7 @@ def written(tmp_path_factory):
             run = folder / f"s/tau={tau:g},seed={seed}"
             write_run(run, tau, seed, seed * 0.1, known, data__name="<i>corpus</i>")
     (folder / "s/<u>other").mkdir()
-    (folder / "s/<u>other/failed.json").write_text(
-        '{"error": "task \'<script>2</script>\' is left", "exit_code": 2}'
-    )
+    (folder / "s/<u>other/failed.json").write_text('{"error": "task \'<script>2</script>\' is left", "exit_code": 2}')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["bora report", "s"])
@@ -126,14 +124,7 @@ def test_the_latex_tables_keep_their_shape(written):
         assert "%" not in plain
         assert "#" not in plain
         commands = set(re.findall(r"\\[a-zA-Z]+", row))
-        assert commands <= {
-            r"\textbackslash",
-            r"\textasciitilde",
-            r"\textasciicircum",
-            r"\textbf",
-            r"\tau",
-            r"\infty",
-        }
+        assert commands <= {r"\textbackslash", r"\textasciitilde", r"\textasciicircum", r"\textbf", r"\tau", r"\infty"}
 
 
 @pytest.mark.parametrize("name", NASTY)

@@ -58,9 +58,7 @@ def test_escaped_text_is_one_line_without_markup(task):
 
 
 def test_a_name_has_one_spelling(caplog):
-    names = pd.Series(
-        ["Jose\u0301", " Jos\u00e9\n", "A \u00a0\tB", "A B", "", " ", "ann", "Ann"], index=range(3, 11)
-    )
+    names = pd.Series(["Jose\u0301", " Jos\u00e9\n", "A \u00a0\tB", "A B", "", " ", "ann", "Ann"], index=range(3, 11))
     found = normalise_names(names)
     assert found.tolist() == ["Jos\u00e9", "Jos\u00e9", "A B", "A B", "", "", "ann", "Ann"]
     assert found.index.equals(names.index)

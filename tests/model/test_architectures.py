@@ -67,8 +67,7 @@ CONFIGS = {
     "phi3": TINY,
     "qwen2": GROUPED,
     "qwen3": GROUPED,
-    "qwen2_moe": GROUPED
-    | {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+    "qwen2_moe": GROUPED | {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
     "stablelm": TINY,
 }
 NO_DEFAULT = {"cohere": ["q_proj"], "granite": ["q_proj"], "hyperclovax": ["q_proj"], "phi3": ["qkv_proj"]}
@@ -150,9 +149,7 @@ def test_a_mixed_batch_equals_a_loop_over_tasks_with_pefts_adapters(architecture
             scored = batch["labels"][row] != IGNORE
             ids = batch["input_ids"][row, : scored.nonzero().max() + 1]  # no padding
             logits = peft(input_ids=ids[None]).logits[0, :-1]
-            expected = nn.functional.cross_entropy(
-                logits, batch["labels"][row, 1 : len(ids)], reduction="sum"
-            )
+            expected = nn.functional.cross_entropy(logits, batch["labels"][row, 1 : len(ids)], reduction="sum")
             torch.testing.assert_close(nll[row].detach(), expected.detach(), **close)
             (expected * weights[row]).backward()
         for layer, (A, B) in model.adapters.layout.factors(gradients[task]).items():
@@ -172,9 +169,7 @@ def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
         "ALL-LINEAR",
     ):
         peft = get_peft_model(tiny("opt"), LoraConfig(r=1, target_modules=patterns))
-        theirs = {
-            name.removesuffix(".lora_A.default") for name, _ in peft.named_modules() if "lora_A." in name
-        }
+        theirs = {name.removesuffix(".lora_A.default") for name, _ in peft.named_modules() if "lora_A." in name}
         ours = find_targets(tiny("opt"), patterns)
         assert theirs == {f"base_model.model.{name}" for name in ours}
     # PEFT wants the whole name of a single one, too.
@@ -216,9 +211,7 @@ def test_a_routed_expert_is_refused_and_what_is_around_it_is_not():
     model.model.layers[0].mlp = Experts().double()
     before = [module.training for module in model.modules()]
     for patterns in (["experts.0"], "all-linear"):
-        with pytest.raises(
-            UserError, match=r"layers\.0\.mlp\.experts\.0 does not see .* row by row"
-        ) as error:
+        with pytest.raises(UserError, match=r"layers\.0\.mlp\.experts\.0 does not see .* row by row") as error:
             find_targets(model, patterns)
         assert "\n" not in str(error.value)
     assert len(find_targets(model, ["router", "q_proj", "v_proj"])) == 5

@@ -7,13 +7,7 @@ from bora.model.backbone import Backbone
 from bora.train.module import HierarchicalLoRA
 from tests.conftest import random_factors, tiny_opt
 
-TINY = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 50,
-}
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 
 
 def test_a_model_that_reads_ahead_is_refused():
@@ -37,16 +31,13 @@ def test_other_architectures_mixed_forward_equals_one_task_at_a_time(family):
     task = torch.tensor([0, 1, 1, 0])
     mixed = model.document_nll({"input_ids": ids, "labels": ids, "task": task})
     alone = [
-        model.document_nll({"input_ids": ids[i : i + 1], "labels": ids[i : i + 1], "task": task[i : i + 1]})[
-            0
-        ]
+        model.document_nll({"input_ids": ids[i : i + 1], "labels": ids[i : i + 1], "task": task[i : i + 1]})[0]
         for i in range(4)
     ]
     torch.testing.assert_close(mixed, torch.stack(alone))
     expected = torch.nn.functional.cross_entropy(base(ids[:1]).logits[0, :-1], ids[0, 1:], reduction="sum")
     torch.testing.assert_close(
-        model.document_nll({"input_ids": ids[:1], "labels": ids[:1], "task": task[:1]}, adapted=False)[0],
-        expected,
+        model.document_nll({"input_ids": ids[:1], "labels": ids[:1], "task": task[:1]}, adapted=False)[0], expected
     )
 
 

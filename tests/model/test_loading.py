@@ -16,9 +16,7 @@ def opt_mini(*overrides: str):
         return compose("config", ["model=opt_mini", *overrides]).model
 
 
-@pytest.mark.parametrize(
-    ("speed", "dtype"), [(0.1, torch.float32), (1.2, torch.float32), (3.0, torch.bfloat16)]
-)
+@pytest.mark.parametrize(("speed", "dtype"), [(0.1, torch.float32), (1.2, torch.float32), (3.0, torch.bfloat16)])
 def test_auto_takes_bfloat16_where_it_is_fast_and_says_so(monkeypatch, caplog, speed, dtype):
     monkeypatch.setattr(loading, "bfloat16_speed", lambda: speed)
     with caplog.at_level("INFO", logger="bora"):
@@ -65,7 +63,6 @@ def test_every_attention_gives_the_same_perplexity(attention):
     batch = {"input_ids": ids, "labels": ids, "task": torch.tensor([0, 1])}
     nll = HierarchicalLoRA(model, ["a", "b"], [1, 1], 40, 1.0).document_nll(batch, adapted=False)
     expected = [
-        torch.nn.functional.cross_entropy(model(row[None]).logits[0, :-1], row[1:], reduction="sum")
-        for row in ids
+        torch.nn.functional.cross_entropy(model(row[None]).logits[0, :-1], row[1:], reduction="sum") for row in ids
     ]
     torch.testing.assert_close(nll, torch.stack(expected), rtol=1e-9, atol=0)

@@ -18,10 +18,7 @@ def test_the_packaged_model_is_a_language_model():
     assert pretrained.model.dtype == torch.float32
     good, bad = (
         pretrained.model(**(t := pretrained.tokenizer(s, return_tensors="pt")), labels=t.input_ids).loss
-        for s in (
-            "def __init__(self, name):\n    self.name = name\n",
-            "name) =\n __init__ self self.(def :name,",
-        )
+        for s in ("def __init__(self, name):\n    self.name = name\n", "name) =\n __init__ self self.(def :name,")
     )
     assert good < bad - 1
 
@@ -39,10 +36,7 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     shutil.copytree(folder, snapshot)
     (tmp_path / "hub/models--someone--mini/refs").mkdir()
     (tmp_path / "hub/models--someone--mini/refs/main").write_text("abc")
-    for name in (
-        "huggingface_hub.constants.HF_HUB_CACHE",
-        "huggingface_hub.file_download.constants.HF_HUB_CACHE",
-    ):
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
         monkeypatch.setattr(name, str(tmp_path / "hub"))
     monkeypatch.setattr("bora.model.pretrained.HfApi", lambda: pytest.fail("asked the network"))
     cached = from_pretrained("someone/mini")
@@ -78,15 +72,11 @@ def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     model, tokenizer = smollm2_135m()
     for same in (shape, exact.model):
-        assert {n: p.shape for n, p in same.named_parameters()} == {
-            n: p.shape for n, p in model.named_parameters()
-        }
+        assert {n: p.shape for n, p in same.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert torch.equal(exact.model.lm_head.weight, model.lm_head.weight)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
-    monkeypatch.setattr(
-        "bora.model.pretrained._dequantise", lambda *a: pytest.fail("read the GGUF file again")
-    )
+    monkeypatch.setattr("bora.model.pretrained._dequantise", lambda *a: pytest.fail("read the GGUF file again"))
     again, _ = smollm2_135m()
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
@@ -100,9 +90,7 @@ def test_random_weights_have_the_shape_asked_for_and_are_always_the_same():
     # OPT-350m is 331,196,416 numbers, tied embeddings counted once (Zhang et al. 2022: 350M).
     with torch.device("meta"):
         assert sum(p.numel() for p in random_weights(shape()).model.parameters()) == 331_196_416
-    small = shape(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, word_embed_proj_dim=8
-    )
+    small = shape(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, word_embed_proj_dim=8)
     before = torch.get_rng_state()
     one, two = (random_weights(small).model for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)

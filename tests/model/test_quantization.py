@@ -41,9 +41,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "llama", "gemma2"])
-def test_over_a_quantised_backbone_nll_and_gradients_are_those_over_the_dequantised_weights(
-    architecture, kind
-):
+def test_over_a_quantised_backbone_nll_and_gradients_are_those_over_the_dequantised_weights(architecture, kind):
     found, batch = [], mixed_batch()
     for base in quantised(architecture, kind):
         model = HierarchicalLoRA(base, list("abc"), [1] * TASKS, 1, 1.0, RANK, ALPHA, "all-linear")
@@ -62,9 +60,7 @@ def test_a_quantised_layer_is_small_and_keeps_no_float_weight_for_the_backward(k
     weight = layer.dequantised()
     if kind == "nf4":
         bnb = pytest.importorskip("bitsandbytes.functional")
-        theirs = bnb.dequantize_4bit(
-            *bnb.quantize_4bit(plain.weight.detach(), blocksize=64, quant_type="nf4")
-        )
+        theirs = bnb.dequantize_4bit(*bnb.quantize_4bit(plain.weight.detach(), blocksize=64, quant_type="nf4"))
         torch.testing.assert_close(weight, theirs)
     bytes_kept = sum(
         t.untyped_storage().nbytes()

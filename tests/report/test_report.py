@@ -48,20 +48,35 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
     (folder / "config.yaml").write_text(to_yaml(settings))
     per_task = pd.DataFrame(
         {
-            "task": list(tasks), "n_train": [N_TRAIN.get(t, 4 + i * i % 97) for i, t in enumerate(tasks)],
-            "n_val": 5, "n_test": 5, "train_tokens": 100, "test_tokens": 50,
-            "val_nll": math.log(val), "val_perplexity": val + shift,
+            "task": list(tasks),
+            "n_train": [N_TRAIN.get(t, 4 + i * i % 97) for i, t in enumerate(tasks)],
+            "n_val": 5,
+            "n_test": 5,
+            "train_tokens": 100,
+            "test_tokens": 50,
+            "val_nll": math.log(val),
+            "val_perplexity": val + shift,
             "test_nll": [math.log(p + shift) for p in tasks.values()],
-            "test_perplexity": [p + shift for p in tasks.values()], "distance": np.arange(1.0, len(tasks) + 1),
+            "test_perplexity": [p + shift for p in tasks.values()],
+            "distance": np.arange(1.0, len(tasks) + 1),
         }
-    )  # fmt: skip
+    )
     per_task.to_csv(folder / "per_task.csv", index=False)
     summary = {
-        "tau": "inf" if math.isinf(tau) else tau, "seed": seed, "model": "opt_mini", "data": settings["data"]["name"],
-        "lr": lr, "val_perplexity": val + shift, "test_perplexity": test + shift, "base_test_perplexity": 99.0,
-        "val_perplexity_macro": val + shift, "test_perplexity_macro": test + shift,
-        "best_epoch": 3, "data_sha256": "abc", "versions": {"bora": "0"},
-    }  # fmt: skip
+        "tau": "inf" if math.isinf(tau) else tau,
+        "seed": seed,
+        "model": "opt_mini",
+        "data": settings["data"]["name"],
+        "lr": lr,
+        "val_perplexity": val + shift,
+        "test_perplexity": test + shift,
+        "base_test_perplexity": 99.0,
+        "val_perplexity_macro": val + shift,
+        "test_perplexity_macro": test + shift,
+        "best_epoch": 3,
+        "data_sha256": "abc",
+        "versions": {"bora": "0"},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -109,9 +124,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert claims_csv["verdict"].isin(["confirmed", "refuted", "undecided"]).all()
     assert len(claims_csv) == 5
     # Two values 0.2 apart: s/√2 = 0.1, and t with one degree of freedom has 12.706 at 97.5 %.
-    assert (table1["perplexity_high"] - table1["perplexity"]).tolist() == pytest.approx(
-        [1.2706] * 4, rel=1e-4
-    )
+    assert (table1["perplexity_high"] - table1["perplexity"]).tolist() == pytest.approx([1.2706] * 4, rel=1e-4)
     table2 = pd.read_csv(tmp_path / "report/table2.csv")
     assert table2.columns.tolist() == ["task", "tau=0", "tau=10", "tau=100", "tau=inf"]
     assert table2["task"].tolist() == ["ann", "bo", "cy"]
@@ -124,12 +137,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert len(bold) == 1  # validation chooses 100, though test would have chosen 10
     assert [cell.strip() for cell in bold[0].split("|")][2:5] == ["**100**", "**11.10**", "**13.60**"]
     rows = (tmp_path / "report/table2.md").read_text().splitlines()[2:6]
-    assert [re.findall(r"\*\*([\d.]+)\*\*", row) for row in rows] == [
-        ["13.60"],
-        ["12.10"],
-        ["13.10"],
-        ["13.10"],
-    ]
+    assert [re.findall(r"\*\*([\d.]+)\*\*", row) for row in rows] == [["13.60"], ["12.10"], ["13.10"], ["13.10"]]
     latex = (tmp_path / "report/table2.tex").read_text()
     assert r"ann & 22.10 & \textbf{13.60} & 14.10 & 15.10 \\" in latex
     assert r"$\tau$ = $\infty$" in latex
@@ -310,9 +318,7 @@ def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
 def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
     """best.ckpt with θ_d − Θ as given."""
     mean, state = torch.full((1, theta.shape[1] // 2), 5.0), {}
-    for factor, part in zip(
-        "AB", torch.tensor(theta).float().unflatten(1, (2, 1, -1)).unbind(1), strict=True
-    ):
+    for factor, part in zip("AB", torch.tensor(theta).float().unflatten(1, (2, 1, -1)).unbind(1), strict=True):
         stem = f"adapters.stacks.layer.{factor}"
         state[f"{stem}_mean"] = mean
         state[stem if form == "centered" else f"{stem}_offset"] = part + mean * (form == "centered")
@@ -357,9 +363,7 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
     write_run(tmp_path / "s/0", 0.0, **where)
     documents = table.assign(row=table.index, split="train", n_tokens=3, n_scored=2)
     documents[["row", "task", "split", "n_tokens", "n_scored"]].to_csv(folder / "documents.csv", index=False)
-    checkpoint(
-        folder, np.array([[1.0, 0, 0, 0], [0, 2, 0, 1], [1, 0.5, 0, 0]]), ["ann", "bo", "cy"], "noncentered"
-    )
+    checkpoint(folder, np.array([[1.0, 0, 0, 0], [0, 2, 0, 1], [1, 0.5, 0, 0]]), ["ann", "bo", "cy"], "noncentered")
     code, _, err = report("s", "--color-by", "party")
     assert code == 0
     assert "bora:" not in err
@@ -381,35 +385,26 @@ def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report)
     assert table1["paper_perplexity"].tolist() == [12.82]
     table2 = pd.read_csv(tmp_path / "report/table2.csv").set_index("task")
     assert table2["paper_tau=100"].to_dict() == {
-        "Abid Q. Raja": 11.60, "Aksel Hagen": 11.84, "Somebody Else": pytest.approx(math.nan, nan_ok=True)
-    }  # fmt: skip
+        "Abid Q. Raja": 11.60,
+        "Aksel Hagen": 11.84,
+        "Somebody Else": pytest.approx(math.nan, nan_ok=True),
+    }
 
 
 def test_the_papers_tables_are_the_papers():
     assert paper.table1().shape == (6, 3)
     table2 = paper.table2()
     assert table2.shape == (25, 6)
-    assert (
-        table2.idxmin(axis=1) == 100
-    ).all()  # "a precision parameter of 100 gives the best perplexity for all"
+    assert (table2.idxmin(axis=1) == 100).all()  # "a precision parameter of 100 gives the best perplexity for all"
     shared = Path(__file__).parents[2].parent / "shared/paper"
     if shared.is_dir():
-        assert (
-            table2.to_numpy().tolist() == pd.read_csv(shared / "table2.csv", index_col=0).to_numpy().tolist()
-        )
+        assert table2.to_numpy().tolist() == pd.read_csv(shared / "table2.csv", index_col=0).to_numpy().tolist()
         theirs = pd.read_csv(shared / "table1.csv")
         pd.testing.assert_frame_equal(paper.table1(), theirs, check_dtype=False)
 
 
 def test_small_things():
-    assert [format_tau(t) for t in (0.0, 1.0, 137.28, 1e4, 2e5, math.inf)] == [
-        "0",
-        "1",
-        "137.28",
-        "10⁴",
-        "200000",
-        "∞",
-    ]
+    assert [format_tau(t) for t in (0.0, 1.0, 137.28, 1e4, 2e5, math.inf)] == ["0", "1", "137.28", "10⁴", "200000", "∞"]
     assert f"{Interval(1.0):.1f} {Interval(1.0, 0.5, 2.0):+.1f}" == "1.0 +1.0 [+0.5, +2.0]"
     assert [Interval(1, *ends).sign for ends in ((0.1, 2), (-2, -0.1), (-1, 1))] == [1, -1, 0]
     assert latex("50 % of a_b & τ = 10⁴") == r"50 \% of a\_b \& $\tau$ = 10$^4$"

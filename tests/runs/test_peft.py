@@ -65,10 +65,7 @@ def exported_folder(folder: Path, tasks: list[str], mean: bool) -> Path:
         peft_folder(folder / f"f{n}", seed=n)
     if mean:
         peft_folder(folder / "hierarchical-mean", seed=99)
-    mapping = {
-        "mean": "hierarchical-mean" if mean else None,
-        "tasks": {f"f{n}": t for n, t in enumerate(tasks)},
-    }
+    mapping = {"mean": "hierarchical-mean" if mean else None, "tasks": {f"f{n}": t for n, t in enumerate(tasks)}}
     (folder / "tasks.json").write_text(json.dumps(mapping))
     return folder
 
@@ -86,17 +83,12 @@ def test_tasks_start_at_their_own_adapter_by_name(tmp_path, caplog, mean):
     for task, place in (("a", "f2"), ("b", "f1")):
         for layer in layers:
             A, B = model.tasks[task][layer]
-            torch.testing.assert_close(
-                6 / 4 * B @ A, update(folder / place, layer, 5 / 2), rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(6 / 4 * B @ A, update(folder / place, layer, 5 / 2), rtol=1e-5, atol=1e-5)
     for layer in layers:
         theirs = [load_file(folder / f"f{n}/adapter_model.safetensors") for n in range(3)]
         if mean:
             theirs = [load_file(folder / "hierarchical-mean/adapter_model.safetensors")]
-        A, B = (
-            torch.stack([t[f"base_model.model.{layer}.lora_{f}.weight"] for t in theirs]).mean(0)
-            for f in "AB"
-        )
+        A, B = (torch.stack([t[f"base_model.model.{layer}.lora_{f}.weight"] for t in theirs]).mean(0) for f in "AB")
         torch.testing.assert_close(model.mean[layer].A[:2], A)
         torch.testing.assert_close(model.mean[layer].B[:, :2], B * (5 / 2) / (6 / 4))
         for ours, start in zip(model.tasks["new"][layer], model.mean[layer], strict=True):
@@ -129,9 +121,7 @@ def test_a_run_begins_where_the_exported_one_ended(command, exported, tmp_path, 
 
 def test_gpt2s_transposed_layers_come_back(command, capfd, tmp_path):
     base = base_folder(tmp_path / "base", "gpt2")
-    config = LoraConfig(
-        r=3, lora_alpha=5, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True
-    )
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
     torch.manual_seed(0)
     transposed = GPT2LMHeadModel.from_pretrained(base)
     get_peft_model(transposed, config).save_pretrained(tmp_path / "adapter")
@@ -204,10 +194,7 @@ def test_spoiled_files_are_told_in_one_line(tmp_path):
         (changed("rank", tensors={key: torch.ones(3, 16)}), "another rank than the 2"),
         (changed("nan", tensors={key: torch.full((2, 16), torch.nan)}), "not finite"),
         (changed("wide", tensors={key: torch.ones(2, 17)}), "it is of another base model"),
-        (
-            changed("extra", tensors={"base_model.model.lm_head.weight": torch.ones(2)}),
-            "holds base_model.model.lm",
-        ),
+        (changed("extra", tensors={"base_model.model.lm_head.weight": torch.ones(2)}), "holds base_model.model.lm"),
     ):
         with pytest.raises(UserError) as error:
             start_from_adapters(model_of(["a", "b"]), folder)
@@ -224,15 +211,19 @@ def test_the_command_ends_with_exit_code_2(command, tmp_path):
     base = base_folder(tmp_path / "base")
     peft_folder(tmp_path / "adapter", rank=5)
     (tmp_path / "empty").mkdir()
-    for folder, message in (
-        ("empty", "no finished run in that folder, and no PEFT adapter"),
-        ("adapter", "rank"),
-    ):
+    for folder, message in (("empty", "no finished run in that folder, and no PEFT adapter"), ("adapter", "rank")):
         code, _, err = command(
-            "model=opt_350m", f"model.path={base}", "lora.rank=3", "data.modules=[pickle,ssl]", "data.max_tokens=16",
-            "data.documents_per_task=9", "data.min_documents=3", f"init_from={folder}", "hydra.run.dir=run",
+            "model=opt_350m",
+            f"model.path={base}",
+            "lora.rank=3",
+            "data.modules=[pickle,ssl]",
+            "data.max_tokens=16",
+            "data.documents_per_task=9",
+            "data.min_documents=3",
+            f"init_from={folder}",
+            "hydra.run.dir=run",
             "logger=none",
-        )  # fmt: skip
+        )
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
         assert not list(tmp_path.rglob("*.ckpt"))

@@ -61,8 +61,7 @@ def mlflow_figures(uri: str, what: str = "value") -> tuple[dict[str, list[float]
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("sweep").experiment_id])
     figures = {
-        name: [getattr(m, what) for m in client.get_metric_history(run.info.run_id, name)]
-        for name in run.data.metrics
+        name: [getattr(m, what) for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
     }
     return figures, run.data.params, run.info.status
 
@@ -76,9 +75,7 @@ def tensorboard_figures(folder: Path, what: str = "value") -> dict[str, list[flo
     return {tag: [getattr(e, what) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-@pytest.mark.parametrize(
-    ("tracker", "names"), [("wandb", list(TASKS)), ("mlflow", SAFE), ("tensorboard", SAFE)]
-)
+@pytest.mark.parametrize(("tracker", "names"), [("wandb", list(TASKS)), ("mlflow", SAFE), ("tensorboard", SAFE)])
 def test_a_tracker_has_every_tasks_figures_and_the_config(command, tmp_path, tracker, names):
     table(tmp_path / "t.csv", TASKS | {"few": 6})
     code, _, err = command(*SMALL, f"logger={tracker}", "data.n_tasks=3")
@@ -126,9 +123,7 @@ class Stop(Exception):
         ("tensorboard", "validation_step", 0, None),  # before the first checkpoint: starts again
     ],
 )
-def test_a_resumed_run_continues_in_its_tracker(
-    command, tmp_path, monkeypatch, tracker, where, step, resumed
-):
+def test_a_resumed_run_continues_in_its_tracker(command, tmp_path, monkeypatch, tracker, where, step, resumed):
     table(tmp_path / "t.csv", TASKS)
     call = getattr(HierarchicalLoRA, where)
 
@@ -153,9 +148,7 @@ def test_a_resumed_run_continues_in_its_tracker(
     else:
         steps = tensorboard_figures(tmp_path / "run/tensorboard", "step")
     rows = pd.read_csv(tmp_path / "run/metrics.csv")
-    expected = {
-        name: rows["step"][rows[name].notna()].tolist() for name in rows if name not in ("epoch", "step")
-    }
+    expected = {name: rows["step"][rows[name].notna()].tolist() for name in rows if name not in ("epoch", "step")}
     expected = {name: found for name, found in expected.items() if found}
     assert expected["train/loss"] == list(range(12))  # 2 epochs of 6 steps
     assert expected["val/perplexity"] == [5, 11, 12]

@@ -14,15 +14,25 @@ import torch
 from tests.conftest import assert_restores, table
 
 SMALL = [
-    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20", "data.batch_size=4",
-    "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.lr=0.01",
-    "logger=none", "lora.rank=2",
-]  # fmt: skip
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=20",
+    "data.batch_size=4",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "optim.lr=0.01",
+    "logger=none",
+    "lora.rank=2",
+]
 # At τ = 0 the matrix alone has a gradient. In bfloat16 another padding is another rounding.
 CASES = [
-    (0, "float32", "ddp", 1e-4), (100, "float32", "ddp", 1e-4), (100, "bfloat16", "ddp", 1e-2),
+    (0, "float32", "ddp", 1e-4),
+    (100, "float32", "ddp", 1e-4),
+    (100, "bfloat16", "ddp", 1e-2),
     (100, "float32", "fsdp", 1e-4),
-]  # fmt: skip
+]
 
 
 class Runs(NamedTuple):

@@ -19,9 +19,7 @@ SIZES = {"a": 3, "b": 2}
 def build(data, **options) -> HierarchicalLoRA:
     torch.manual_seed(0)
     tau = options.pop("tau", 5.0)
-    return HierarchicalLoRA(
-        tiny_opt(), list(SIZES), data.task_documents, data.n_tokens, tau, rank=2, **options
-    )
+    return HierarchicalLoRA(tiny_opt(), list(SIZES), data.task_documents, data.n_tokens, tau, rank=2, **options)
 
 
 @pytest.mark.parametrize("estimator", ["by_document", "dense"])
@@ -57,10 +55,16 @@ def fit(batch_size: int, accumulate: int) -> HierarchicalLoRA:
     data = tiny_data({"a": 6, "b": 3}, batch_size)
     model = build(data, lr=1e-2)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=2, accumulate_grad_batches=accumulate, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=2,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
     trainer.fit(model, data)
     return model
 
@@ -112,13 +116,9 @@ def test_gradients_are_clipped_as_torch_clips_dense_ones(algorithm, estimator, b
 @pytest.mark.parametrize(("source", "target"), list(product(FORMS, FORMS)))
 def test_any_form_starts_from_any_other(source, target):
     data = tiny_data(SIZES)
-    theirs, ours = (
-        build(data, tau=tau, parameterization=form) for tau, form in (FORMS[source], FORMS[target])
-    )
+    theirs, ours = (build(data, tau=tau, parameterization=form) for tau, form in (FORMS[source], FORMS[target]))
     random_factors(theirs)
-    ours.start_from(
-        {"hyper_parameters": dict(theirs.hparams), "state_dict": copy.deepcopy(theirs.state_dict())}
-    )
+    ours.start_from({"hyper_parameters": dict(theirs.hparams), "state_dict": copy.deepcopy(theirs.state_dict())})
     for layer, mean in ours.mean.items():
         for name in SIZES:
             # One model cannot hold the tasks' own parts, so it is their mean.

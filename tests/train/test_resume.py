@@ -20,9 +20,14 @@ from bora.train.module import TrainingModule
 from tests.conftest import same_files, table
 
 SMALL = [
-    "data.modules=[pickle,ssl,argparse]", "data.documents_per_task=12", "data.min_documents=5", "data.max_tokens=20",
-    "data.batch_size=6", "trainer.max_epochs=3", "trainer.log_every_n_steps=2",
-]  # fmt: skip
+    "data.modules=[pickle,ssl,argparse]",
+    "data.documents_per_task=12",
+    "data.min_documents=5",
+    "data.max_tokens=20",
+    "data.batch_size=6",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=2",
+]
 
 
 class Stop(Exception):
@@ -131,9 +136,13 @@ def test_a_run_goes_on_within_an_epoch(command, tmp_path, monkeypatch, more, cou
 
 def test_within_an_epoch_it_goes_on_between_two_steps_of_accumulated_batches(command, tmp_path, monkeypatch):
     arguments = [
-        "logger=none", *SMALL, "data.batch_size=2", "trainer.accumulate_grad_batches=3", "checkpoint_minutes=0",
+        "logger=none",
+        *SMALL,
+        "data.batch_size=2",
+        "trainer.accumulate_grad_batches=3",
+        "checkpoint_minutes=0",
         "trainer.log_every_n_steps=1",
-    ]  # fmt: skip
+    ]
     assert command(*arguments, "hydra.run.dir=whole")[0] == 0
     mend = stop_at(monkeypatch, "training_step", 6)
     with pytest.raises(Stop):
@@ -154,13 +163,7 @@ def test_within_an_epoch_it_goes_on_between_two_steps_of_accumulated_batches(com
         (["trainer.max_steps=6"], 6),
         (["trainer.max_steps=5", "data.batch_size=2", "trainer.accumulate_grad_batches=3"], 14),
     ],
-    ids=[
-        "in the first epoch",
-        "from an epoch's end",
-        "in the second epoch",
-        "at its end",
-        "of accumulated batches",
-    ],
+    ids=["in the first epoch", "from an epoch's end", "in the second epoch", "at its end", "of accumulated batches"],
 )
 @pytest.mark.parametrize("what", ["training_step", "validation_step", "test_step"])
 def test_a_run_of_so_many_steps_goes_on(command, tmp_path, monkeypatch, more, last, what):
@@ -196,9 +199,7 @@ def test_a_run_that_is_asked_to_stop_in_its_last_step_ends_training_first(comman
 
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_no_validation_in_the_middle_of_an_epoch_is_left_out(command, tmp_path, monkeypatch, count):
-    arguments = [
-        "logger=none", *SMALL, "data.batch_size=3", "+trainer.val_check_interval=0.5", "checkpoint_minutes=0"
-    ]  # fmt: skip
+    arguments = ["logger=none", *SMALL, "data.batch_size=3", "+trainer.val_check_interval=0.5", "checkpoint_minutes=0"]
     assert command(*arguments, "hydra.run.dir=whole")[0] == 0
     summary, rows = RunDirectory(tmp_path / "whole").summary(), pd.read_csv(tmp_path / "whole/metrics.csv")
     figures = rows.dropna(subset="val/nll").iloc[:-1]  # two an epoch; the last are the chosen epoch's again
@@ -254,9 +255,7 @@ def test_an_interrupted_run_with_other_settings_is_refused_or_begun_anew(command
     mend()
     code, _, err = command("logger=none", *SMALL, "hydra.run.dir=a")
     assert code == 2
-    assert (
-        "holds an interrupted run with other settings (lora.rank); give those, choose another folder" in err
-    )
+    assert "holds an interrupted run with other settings (lora.rank); give those, choose another folder" in err
     code, out, _ = command("logger=none", *SMALL, "hydra.run.dir=a", "resume=never")
     assert code == 0
     assert "resume=never: what the interrupted run left here is removed" in out
@@ -287,9 +286,16 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
     path = table(tmp_path / "t.csv", {"a": 24, "b": 30})
     shutil.copytree(Path(bora.__file__).parent / "assets/opt_mini", tmp_path / "model")
     arguments = [
-        "logger=none", "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20",
-        "trainer.max_epochs=3", "model=hub", "model.path=./model", "hydra.run.dir=a",
-    ]  # fmt: skip
+        "logger=none",
+        "data=table",
+        "data.path=t.csv",
+        "data.min_documents=5",
+        "data.max_tokens=20",
+        "trainer.max_epochs=3",
+        "model=hub",
+        "model.path=./model",
+        "hydra.run.dir=a",
+    ]
     mend = stop_at(monkeypatch, "training_step", 3)
     with pytest.raises(Stop):
         command(*arguments)
@@ -302,8 +308,10 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
     path.write_text(whole_text)
     shutil.move(tmp_path / "model", tmp_path / "kept")
     for change, what in (
-        (swap_two_words, "corpus or tokenizer"), (change_the_activation, "backbone"), (change_one_weight, "backbone"),
-    ):  # fmt: skip
+        (swap_two_words, "corpus or tokenizer"),
+        (change_the_activation, "backbone"),
+        (change_one_weight, "backbone"),
+    ):
         shutil.copytree(tmp_path / "kept", tmp_path / "model", dirs_exist_ok=True)
         change(tmp_path / "model")
         code, _, err = command(*arguments)
@@ -313,8 +321,7 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
 
 
 @pytest.mark.parametrize(
-    ("other", "files"),
-    [("seed=1", ["best.ckpt"]), ("+trainer.gradient_clip_val=9", ["last.ckpt", "../metrics.csv"])],
+    ("other", "files"), [("seed=1", ["best.ckpt"]), ("+trainer.gradient_clip_val=9", ["last.ckpt", "../metrics.csv"])]
 )
 def test_checkpoints_of_a_run_with_other_settings_are_refused(command, tmp_path, monkeypatch, other, files):
     arguments = ["tau=10", "logger=none", *SMALL]
@@ -349,9 +356,7 @@ def test_a_best_checkpoint_that_is_not_the_best_is_refused(command, tmp_path, mo
 def test_a_key_of_a_later_version_does_not_undo_what_is_finished(command, tmp_path):
     assert command("logger=none", *SMALL, "hydra.run.dir=a")[0] == 0
     config = tmp_path / "a/config.yaml"
-    config.write_text(
-        "".join(line for line in config.read_text().splitlines(True) if "prepend_bos" not in line)
-    )
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if "prepend_bos" not in line))
     code, out, _ = command("logger=none", *SMALL, "hydra.run.dir=a")
     assert code == 0
     assert "finished already" in out
@@ -413,8 +418,11 @@ def test_a_killed_sweep_ends_with_the_tables_of_one_that_was_not(command, tmp_pa
     assert command(*arguments, "name=whole")[0] == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "bora.commands.run", *arguments, "name=killed"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     second = tmp_path / "multirun/killed/tau=10,seed=0/checkpoints/last.ckpt"
     deadline = time.monotonic() + 120
     while not second.exists() and process.poll() is None and time.monotonic() < deadline:

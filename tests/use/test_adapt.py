@@ -35,10 +35,7 @@ def documents(n: int, seed: int) -> list[Encoded]:
 
 def fitted(trained, encoded, tasks, **options):
     model = adapt.adapt(trained, encoded, tasks, **({"tau": 50.0, "epochs": 30, "lr": 1e-2} | options))
-    return {
-        name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora])
-        for name in model.tasks
-    }
+    return {name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora]) for name in model.tasks}
 
 
 def test_many_new_tasks_at_once_are_each_alone(trained):
@@ -82,9 +79,16 @@ def test_the_limits_are_refused(trained, tau):
 def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, call):
     path = table(tmp_path / "t.csv", {"a": 24, "b": 40})
     code, _, _ = command(
-        "tau=100", "data=table", f"data.path={path}", "data.min_documents=5", "data.max_tokens=20",
-        "trainer.max_epochs=1", "optim.lr=0.01", "hydra.run.dir=run", "logger=none",
-    )  # fmt: skip
+        "tau=100",
+        "data=table",
+        f"data.path={path}",
+        "data.min_documents=5",
+        "data.max_tokens=20",
+        "trainer.max_epochs=1",
+        "optim.lr=0.01",
+        "hydra.run.dir=run",
+        "logger=none",
+    )
     assert code == 0
     new = table(tmp_path / "new.csv", {"c": 3, "": 2, "d/e": 1}, seed=1)
 
@@ -117,10 +121,7 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(command, tmp_path, c
         (["run", "out", "--data", str(new)], "is not empty"),
         (["run", "/proc/other", "--data", str(new)], "/proc/other: nothing can be written there"),
         (["run", "other", "--data", str(new), "--seed", "-1"], "--seed must be a whole number from 0"),
-        (
-            ["run", "other", "--data", str(new), "--batch-size", str(10**20)],
-            "--batch-size must be a whole number",
-        ),
+        (["run", "other", "--data", str(new), "--batch-size", str(10**20)], "--batch-size must be a whole number"),
         (["nowhere", "other", "--data", str(new)], "no finished run"),
         (["run", "other", "--data", "absent.csv"], "--data absent.csv: there is no such file"),
         (["run", "other", "--data", str(new), "--lr", "inf"], "--lr inf"),

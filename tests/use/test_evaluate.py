@@ -23,9 +23,14 @@ from tests.conftest import merged, table
 
 SIZES = {"a": 24, "a longer name": 40, "c/d": 30}
 TRAINING = [
-    "data=table", "data.min_documents=5", "data.max_tokens=24", "trainer.max_epochs=1", "optim.lr=0.02",
-    "hydra.run.dir=run", "logger=none",
-]  # fmt: skip
+    "data=table",
+    "data.min_documents=5",
+    "data.max_tokens=24",
+    "trainer.max_epochs=1",
+    "optim.lr=0.02",
+    "hydra.run.dir=run",
+    "logger=none",
+]
 NAMED = ["data.prompt=' [task] {task}'", "data.template=' [text] {text}'", "data.append_eos=true"]
 
 
@@ -108,9 +113,7 @@ def test_the_posterior_is_that_of_a_loop_over_single_task_models(run, tmp_path, 
     scores = nats + np.log(weights / weights.sum())
     posterior = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     documents = found.documents
-    some = (
-        documents["n_scored"] > 0
-    )  # "x" alone is one token, which nothing stands before without a beginning
+    some = documents["n_scored"] > 0  # "x" alone is one token, which nothing stands before without a beginning
     assert some.tolist() == [True, True, True, True, named]
     assert documents["best"].tolist()[:4] == [names[d] for d in posterior.argmax(axis=1)][:4]
     assert documents["posterior"][some].tolist() == pytest.approx(posterior.max(axis=1)[some], rel=1e-9)
@@ -141,11 +144,7 @@ def test_clearly_different_tasks_are_told_apart(run, line, tmp_path):
     summary = json.loads((tmp_path / "one/summary.json").read_text())
     found = summary["classification"]
     assert found["accuracy"] > 0.9
-    assert (found["n"], found["chance"], found["majority"]) == (
-        60,
-        pytest.approx(1 / 3),
-        pytest.approx(1 / 3),
-    )
+    assert (found["n"], found["chance"], found["majority"]) == (60, pytest.approx(1 / 3), pytest.approx(1 / 3))
     documents = pd.read_csv("one/documents.csv", keep_default_na=False)
     assert (documents["best"] == documents["task"]).mean() == pytest.approx(found["accuracy"])
     assert -np.log(documents["task_posterior"]).mean() == pytest.approx(found["log_loss"])
@@ -158,21 +157,13 @@ def test_clearly_different_tasks_are_told_apart(run, line, tmp_path):
     assert blind["best"].tolist() == documents["best"].tolist()
     assert not (tmp_path / "two/per_task.csv").exists()
     first, second = pd.read_parquet("one/likelihoods.parquet"), pd.read_csv("two/likelihoods.csv")
-    assert (
-        first["task"].tolist() == second["task"].tolist() == list(restore(tmp_path / "run").model.tasks) * 60
-    )
+    assert first["task"].tolist() == second["task"].tolist() == list(restore(tmp_path / "run").model.tasks) * 60
     assert first["log_likelihood"].tolist() == pytest.approx(second["log_likelihood"].tolist())
 
 
 def test_rows_that_are_left_out_are_told(run, line, tmp_path):
     run("data.prepend_bos=false")
-    rows = [
-        ("a", "the house today"),
-        ("nobody", "a vote today"),
-        ("", "this law"),
-        ("c/d", ""),
-        ("nobody", "for a"),
-    ]
+    rows = [("a", "the house today"), ("nobody", "a vote today"), ("", "this law"), ("c/d", ""), ("nobody", "for a")]
     pd.DataFrame(rows, columns=["task", "text"]).to_csv("new.csv", index=False)
     code, _, err = line("run", "--data", "new.csv")
     assert code == 0
@@ -180,9 +171,12 @@ def test_rows_that_are_left_out_are_told(run, line, tmp_path):
     assert "1 rows name no task" in err
     assert "1 rows have no token to score" in err
     assert json.loads((tmp_path / "evaluation/summary.json").read_text())["documents"] == {
-        "rows": 5, "of_the_runs_tasks": 2, "unlabelled": 1, "without_a_token_to_score": 1,
+        "rows": 5,
+        "of_the_runs_tasks": 2,
+        "unlabelled": 1,
+        "without_a_token_to_score": 1,
         "unknown_tasks": {"nobody": 2},
-    }  # fmt: skip
+    }
     documents = pd.read_csv("evaluation/documents.csv", keep_default_na=False)
     assert documents["task"].tolist() == [task for task, _ in rows]
     assert (documents["best"] == "").tolist() == [False, False, False, True, False]
@@ -206,12 +200,7 @@ def test_accuracy_and_its_interval():
     found = accuracy(["a", "a", "b", "a"], ["a", "a", "b", "b"], 5)
     assert (found["accuracy"], found["macro_accuracy"]) == (0.75, 0.75)
     found = accuracy(["a", "a", "a", "a"], ["a", "a", "a", "b"], 5)
-    assert (found["accuracy"], found["macro_accuracy"], found["chance"], found["majority"]) == (
-        0.75,
-        0.5,
-        0.2,
-        0.75,
-    )
+    assert (found["accuracy"], found["macro_accuracy"], found["chance"], found["majority"]) == (0.75, 0.5, 0.2, 0.75)
 
 
 def test_every_format_gives_the_same_texts_without_a_column_of_tasks(tmp_path):

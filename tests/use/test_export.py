@@ -14,14 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.constants import HF_HUB_CACHE
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    OPTConfig,
-    OPTForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import bora
 from bora.use import export
@@ -52,11 +45,7 @@ def base_folder(path: Path, family: str = "opt") -> Path:
     else:
         sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2}
         config = OPTConfig(
-            vocab_size=len(tokenizer),
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            init_std=0.3,
-            **sizes,
+            vocab_size=len(tokenizer), num_attention_heads=2, max_position_embeddings=32, init_std=0.3, **sizes
         )
         model = OPTForCausalLM(config)
     transformers.utils.logging.disable_progress_bar()  # a test of one line on standard error is to see that line
@@ -69,10 +58,21 @@ def base_folder(path: Path, family: str = "opt") -> Path:
 def train(command, base: Path, out: Path, *more: str, tasks: dict[str, int] = TASKS) -> None:
     data = table(out.with_suffix(".csv"), tasks)
     code, _, err = command(
-        "model=opt_350m", f"model.path={base}", "model.dtype=float32", "data=table", f"data.path={data}",
-        "data.min_documents=5", "data.max_tokens=16", "trainer.max_epochs=1", "optim.lr=0.05", "lora.rank=3",
-        "lora.alpha=5", "logger=none", f"hydra.run.dir={out}", *more,
-    )  # fmt: skip
+        "model=opt_350m",
+        f"model.path={base}",
+        "model.dtype=float32",
+        "data=table",
+        f"data.path={data}",
+        "data.min_documents=5",
+        "data.max_tokens=16",
+        "trainer.max_epochs=1",
+        "optim.lr=0.05",
+        "lora.rank=3",
+        "lora.alpha=5",
+        "logger=none",
+        f"hydra.run.dir={out}",
+        *more,
+    )
     assert (code, err) == (0, "")
 
 
@@ -265,10 +265,17 @@ def test_random_weights_that_are_nowhere_are_exported_as_a_whole_model_only(comm
     data = table(tmp_path / "t.csv", TASKS)
     small = "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 ffn_dim=16 word_embed_proj_dim=16"
     code, _, _ = command(
-        "model=opt_350m_random", *(f"model.config.{s}" for s in small.split()), "model.dtype=float32", "data=table",
-        f"data.path={data}", "data.min_documents=5", "data.max_tokens=16", "trainer.max_steps=1", "logger=none",
+        "model=opt_350m_random",
+        *(f"model.config.{s}" for s in small.split()),
+        "model.dtype=float32",
+        "data=table",
+        f"data.path={data}",
+        "data.min_documents=5",
+        "data.max_tokens=16",
+        "trainer.max_steps=1",
+        "logger=none",
         "hydra.run.dir=run",
-    )  # fmt: skip
+    )
     assert code == 0
     code, _, err = exported("run", "out")
     assert (code, err.count("\n")) == (2, 1)

@@ -9,9 +9,17 @@ from bora.use import adapt, evaluate, export
 from tests.conftest import table
 
 SMALL = [
-    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=16", "data.drop_duplicates=false",
-    "trainer.max_steps=1", "lora.rank=4", "logger=none", "tau=10", "hydra.run.dir=run",
-]  # fmt: skip
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=16",
+    "data.drop_duplicates=false",
+    "trainer.max_steps=1",
+    "lora.rank=4",
+    "logger=none",
+    "tau=10",
+    "hydra.run.dir=run",
+]
 
 
 @pytest.fixture

@@ -19,9 +19,15 @@ from tests.conftest import merged, table
 PROMPTS = ["the minister", "this law today and tomorrow asks for", "a vote"]
 # Large steps, so that the tasks have something to disagree about.
 TRAINING = [
-    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=24", "trainer.max_epochs=1",
-    "optim.lr=0.05", "hydra.run.dir=run", "logger=none",
-]  # fmt: skip
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=24",
+    "trainer.max_epochs=1",
+    "optim.lr=0.05",
+    "hydra.run.dir=run",
+    "logger=none",
+]
 
 
 @pytest.fixture
@@ -85,33 +91,37 @@ def test_greedy_answers_are_those_of_merged_models(run, overrides):
 def test_rotary_positions_are_right_behind_padding(run, tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, eos_token_id=2, bos_token_id=2,
-    )  # fmt: skip
+        vocab_size=4096,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        eos_token_id=2,
+        bos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     assets = Path(bora.__file__).parent / "assets/opt_mini"
     AutoTokenizer.from_pretrained(assets).save_pretrained(tmp_path / "llama")
-    restored = run(
-        "model=opt_350m", "model.path=./llama", "model.dtype=float32", "lora.target_modules=all-linear"
-    )
+    restored = run("model=opt_350m", "model.path=./llama", "model.dtype=float32", "lora.target_modules=all-linear")
     answers = generate(restored, ["a", "b/c"], PROMPTS, max_new_tokens=12)
     assert len({len(restored.tokenizer(p).input_ids) for p in PROMPTS}) > 1  # else nothing is padded
     for answer in answers:
-        theirs = alone(
-            restored, restored.model.tasks[answer.speaker.task], restored.tokenizer(answer.prompt).input_ids
-        )
+        theirs = alone(restored, restored.model.tasks[answer.speaker.task], restored.tokenizer(answer.prompt).input_ids)
         assert answer.ids == [i for i in theirs if i != 2]
     assert answers[0].ids != answers[1].ids
 
 
 def test_a_prompt_begins_as_trainings_documents_do(run):
     restored = run(
-        "data.prompt=' [task] {task}'", "data.template=' [text] {text}'", "data.append_eos=true",
+        "data.prompt=' [task] {task}'",
+        "data.template=' [text] {text}'",
+        "data.append_eos=true",
         "data.prepend_bos=false",
-    )  # fmt: skip
-    answers = generate(
-        restored, ["a", "b/c"], PROMPTS, mean=True, base=True, max_new_tokens=12, repetition_penalty=1.7
     )
+    answers = generate(restored, ["a", "b/c"], PROMPTS, mean=True, base=True, max_new_tokens=12, repetition_penalty=1.7)
     assert len(answers) == len(PROMPTS) * 6  # the name stands in the prompt: Θ and backbone under each
     encode = lambda text: restored.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
     for answer in answers:
@@ -159,8 +169,11 @@ def test_the_command_prints_names_or_json(run, line):
     code, out, _ = line("run", "--task", "b/c", "--base", "--prompt", "the law", "--prompt", "", "--json")
     answers = [json.loads(one) for one in out.splitlines()]
     assert [(a["prompt"], a["kind"], a["task"]) for a in answers] == [
-        ("the law", "task", "b/c"), ("the law", "base", None), ("", "task", "b/c"), ("", "base", None),
-    ]  # fmt: skip
+        ("the law", "task", "b/c"),
+        ("the law", "base", None),
+        ("", "task", "b/c"),
+        ("", "base", None),
+    ]
     for arguments, message in (
         (["--task", "nobody", "--prompt", "x"], "--task nobody: the run has no such task; it has"),
         (["--prompt", "x"], "give at least one --prompt"),

@@ -18,9 +18,17 @@ from tests.conftest import assert_restores, table
 def test_a_restored_model_has_the_runs_own_test_nll(command, tmp_path, tau, form):
     path = table(tmp_path / "t.csv", {"a": 24, "b/c": 40})
     code, _, _ = command(
-        f"tau={tau}", f"prior.parameterization={form}", "data=table", f"data.path={path}", "data.min_documents=5",
-        "data.max_tokens=20", "trainer.max_epochs=1", "optim.lr=0.01", "hydra.run.dir=run", "logger=none",
-    )  # fmt: skip
+        f"tau={tau}",
+        f"prior.parameterization={form}",
+        "data=table",
+        f"data.path={path}",
+        "data.min_documents=5",
+        "data.max_tokens=20",
+        "trainer.max_epochs=1",
+        "optim.lr=0.01",
+        "hydra.run.dir=run",
+        "logger=none",
+    )
     assert code == 0
     assert_restores(tmp_path / "run", path)
     config = tmp_path / "run/config.yaml"
@@ -40,9 +48,16 @@ def test_a_model_that_is_gone_is_told_in_one_line(command, call, tmp_path, use):
     path = table(tmp_path / "t.csv", {"a": 24, "b": 40})
     shutil.copytree(Path(bora.__file__).parent / "assets/opt_mini", tmp_path / "model")
     code, _, _ = command(
-        "data=table", f"data.path={path}", "data.min_documents=5", "data.max_tokens=20", "trainer.max_steps=1",
-        "model=hub", "model.path=./model", "hydra.run.dir=run", "logger=none",
-    )  # fmt: skip
+        "data=table",
+        f"data.path={path}",
+        "data.min_documents=5",
+        "data.max_tokens=20",
+        "trainer.max_steps=1",
+        "model=hub",
+        "model.path=./model",
+        "hydra.run.dir=run",
+        "logger=none",
+    )
     assert code == 0
     shutil.rmtree(tmp_path / "model")
     more = {export: ["out"], generate: ["--task", "a", "--prompt", "x"], evaluate: ["--data", path]}[use]
