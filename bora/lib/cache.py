@@ -6,8 +6,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,24 +33,6 @@ def digest(about: object, texts: Iterable[str] = ()) -> str:
     return found.hexdigest()[:32]
 
 
-_read_only: ContextVar[bool] = ContextVar("read_only", default=False)
-
-
-@contextlib.contextmanager
-def read_only() -> Iterator[None]:
-    """Use what the cache has, and neither write to it nor remove from it, within the context."""
-    before = _read_only.set(True)
-    try:
-        yield
-    finally:
-        _read_only.reset(before)
-
-
-def is_read_only() -> bool:
-    """Return whether the cache may only be read."""
-    return _read_only.get()
-
-
 def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
     """Return the table that `make` gives, from the cache folder where it was made before.
 
@@ -72,11 +53,8 @@ def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
         except (OSError, ValueError, pa.ArrowException) as error:
             reason = first_line(error)
         log.info("%s is damaged (%s): made again", file, reason)
-        if not is_read_only():
-            _remove(file)
+        _remove(file)
     table = make()
-    if is_read_only():
-        return table
     partial = folder / f"{key}.{os.getpid()}{PARTIAL}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

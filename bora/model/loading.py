@@ -1,10 +1,9 @@
-"""The model that a config asks for: its loader's, in the dtype and with the attention that suit this machine."""
+"""Load the model that a config asks for, in the dtype and with the attention that suit this machine."""
 
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,15 +16,14 @@ from bora.model.quantization import quantise
 
 log = logging.getLogger(__name__)
 
-FAST = 1.5  # so many times as fast as float32, or it is not worth its rounding
-# Tokens up to which torch's fused attention, whose backward is slow in bfloat16 on a CPU, loses to plain products.
-EAGER_UP_TO = 256
+MIN_SPEEDUP = 1.5  # of bfloat16 over float32; below that it is not worth its rounding
+MAX_EAGER_TOKENS = 256  # up to here plain products beat torch's fused attention in bfloat16 on a CPU
 # Keys of transformers' configs that say where a model is from and how it is run, not what it is.
 NOT_THE_MODEL = {"_name_or_path", "transformers_version", "_attn_implementation", "dtype", "use_cache"}
 
 
 def on_gpu(accelerator: str) -> bool:
-    """Whether Lightning will run on a GPU, by its name of where."""
+    """Tell whether an accelerator, by Lightning's name, is a GPU."""
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
@@ -33,18 +31,16 @@ def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: b
     """Load a model, in the dtype and with the attention that its config asks for.
 
     Args:
-        model: the config group; its dtype and attention may be auto, its quantization null.
-        accelerator: Lightning's name of where it will run.
+        accelerator: where it will run, by Lightning's name.
         max_tokens: of the longest document.
-        weights: False for the model's shape alone, on torch's meta device, not quantised: nothing is downloaded or
-            kept, and little memory is needed. (A loader that is not one of these loads its weights all the same.)
+        weights: False for the model's shape alone; see `bora.model.pretrained.load`.
 
     Raises:
-        UserError: see the loaders and `quantise`; or transformers refuses the attention.
+        UserError: see `load` and `quantise`; or transformers refuses the attention.
     """
     gpu, dtype = on_gpu(accelerator), model.dtype
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= FAST
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= MIN_SPEEDUP
         dtype = "bfloat16" if fast else "float32"
         log.info("model.dtype=auto: %s, the faster one on this %s", dtype, "GPU" if gpu else "processor")
     pretrained = load(model, dtype, weights)
@@ -52,7 +48,7 @@ def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: b
         quantise(pretrained.model, model.quantization)
     attention = model.attention
     if attention == "auto":
-        if gpu or dtype != "bfloat16" or max_tokens > EAGER_UP_TO:
+        if gpu or dtype != "bfloat16" or max_tokens > MAX_EAGER_TOKENS:
             return pretrained
         attention = "eager"
     try:
@@ -63,28 +59,18 @@ def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: b
 
 
 def backbone_sha256(model: PreTrainedModel) -> str:
-    """A hash that tells a model from others: of its config, and of its tensors' names, shapes, dtypes and values."""
+    """Hash what tells a model from others: its config, and its tensors' names, shapes, dtypes and values."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOT_THE_MODEL}
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    return tensors_sha256(model.state_dict().items(), found)
-
-
-def tensors_sha256(tensors: Iterable[tuple[str, Tensor]], found: "hashlib._Hash | None" = None) -> str:
-    """A hash of tensors' names, shapes, dtypes and values.
-
-    Args:
-        found: of what goes before them.
-    """
-    found = found or hashlib.sha256()
-    for name, tensor in tensors:
+    for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if type(tensor) is Tensor:  # not a quantised one's own type
+        if type(tensor) is Tensor:  # not a quantised tensor's own type
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
-    """How many times as fast as in float32 this processor multiplies matrices in bfloat16."""
+    """Measure how many times faster this processor multiplies matrices in bfloat16 than in float32."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(size, size, dtype=dtype)

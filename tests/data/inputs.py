@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.read import read_documents
 from bora.data.tokens import Tokens
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 
 SCHEMA: TypeAdapter = TypeAdapter(Annotated[AnyData, Field(discriminator="source")])
 
@@ -36,7 +36,7 @@ def data_group(source: str = "table", split: dict[str, Any] | None = None, **cha
 
 def corpus_of(data: AnyData) -> Corpus:
     """Read and build, with opt_mini's tokenizer."""
-    return build_corpus(read_documents(data), Tokens.of(data, packaged("opt_mini").tokenizer), data)
+    return build_corpus(read_documents(data), Tokens.of(data, load_packaged("opt_mini").tokenizer), data)
 
 
 def docs(task: str, n: int = 4) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from bora.errors import UserError
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from tests.data.inputs import corpus_of, data_group, docs, to_csv
 
 LONG = " ".join(f"word{i}" for i in range(3000))
@@ -28,7 +28,7 @@ def build(tmp_path):
 
 
 def test_what_is_dropped_and_what_becomes_of_each_row(build):
-    tokenizer = packaged("opt_mini").tokenizer
+    tokenizer = load_packaged("opt_mini").tokenizer
     rows = [*docs("a", 8), *(("a", text) for text in INVISIBLE), ("a", LONG)]
     rows += [*((" a ", text) for _, text in docs("a", 2)), ("", "x"), ("\u00a0", "y")]
     rows += [*(("a", text) for text in WHITE), *docs("b", 4), ("b", rows[0][1]), *docs("c", 3), *docs("d", 2)]
@@ -118,5 +118,5 @@ def test_a_corpus_of_some_size(build):
     assert len(corpus.task_names) == 5001
     assert corpus.documents["row"].tolist() == list(range(len(rows)))
     assert corpus.dropped.rows == {"of tasks outside the bounds on documents": 200_000}
-    n_tokens = len(packaged("opt_mini").tokenizer(long).input_ids)
+    n_tokens = len(load_packaged("opt_mini").tokenizer(long).input_ids)
     assert (corpus.truncation.documents, corpus.truncation.tokens) == (1, n_tokens - 16)

@@ -18,7 +18,7 @@ from bora.data.corpus import Corpus, build_corpus
 from bora.data.table import read
 from bora.data.tokens import Tokens
 from bora.errors import UserError
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from tests.data.inputs import data_group, to_csv, to_json, to_parquet
 
 COLUMNS = ("task", "text", "date")
@@ -102,7 +102,7 @@ def parquet(rows) -> bytes:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return packaged("opt_mini").tokenizer
+    return load_packaged("opt_mini").tokenizer
 
 
 @contextmanager

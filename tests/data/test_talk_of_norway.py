@@ -18,7 +18,7 @@ from bora.data.read import read_documents
 from bora.data.select import select
 from bora.data.split import split
 from bora.errors import UserError
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from tests.data.inputs import data_group
 
 # As Data.md of the corpus lists them.
@@ -152,7 +152,7 @@ def _file(name: str, size: int) -> tarfile.TarInfo:
 def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path, capfd, monkeypatch):
     url, handler = server
     monkeypatch.setenv("TQDM_POSITION", "-1")  # a bar although this is no terminal
-    packaged("opt_mini")  # a run loads its model before its data, without bars
+    load_packaged("opt_mini")  # a run loads its model before its data, without bars
     table = talk_of_norway.read(None, url)
     assert "Talk of Norway: 100%" in capfd.readouterr().err
     assert len(table) == sum(SIZES.values()) + 2

@@ -6,12 +6,12 @@ from transformers import AutoTokenizer
 
 from bora.data.tokens import Tokens
 from bora.errors import UserError
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return packaged("opt_mini").tokenizer
+    return load_packaged("opt_mini").tokenizer
 
 
 TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå 水 🙂"]})

