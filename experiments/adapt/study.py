@@ -101,7 +101,7 @@ def study(run: Path, path: str) -> None:
         "testing": names[N_VALIDATION:],
         "versions": versions(),
     }
-    write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    write_whole(HERE / "about.json", json.dumps(about, indent=1, ensure_ascii=False))
 
     def note(result: pd.DataFrame, method: str, speeches: int, epochs: int) -> None:
         nonlocal done
