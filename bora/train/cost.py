@@ -1,7 +1,7 @@
 """What a run costs: counted from its config and its documents, or measured in a few steps.
 
 Counts of parameters, documents, tokens and steps are exact, as are the bytes of θ, Θ and their moments; a checkpoint's
-size is exact to 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, and `measure`
+size is right to about 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, and `measure`
 finds them as part of the peak memory.
 """
 
@@ -90,7 +90,7 @@ def count_cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
     max_steps = steps * cfg.trainer.max_epochs
     cut = corpus.truncation.tokens
     # Beside the numbers of θ, Θ and two moments, and RowwiseAdamW's count of steps for each row, a checkpoint holds
-    # about 160 bytes of names for each tensor and 6 kB of Lightning's state.
+    # about 160 bytes of names for each tensor and 8 kB of Lightning's state.
     tensors = 2 * len(layers) * (2 if rows else 1)
     return Cost(
         tasks=len(corpus.task_names),
@@ -104,7 +104,7 @@ def count_cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
         parameters_per_task=layout.n_parameters,
         trained_parameters=trained,
         memory=_count_memory(cfg, model, layout.n_parameters, rows),
-        checkpoint=FLOAT_BYTES * (3 * trained + rows) + 160 * tensors + 6000,
+        checkpoint=FLOAT_BYTES * (3 * trained + rows) + 160 * tensors + 8000,
     )
 
 
