@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bora.bayes.adamw import RowwiseAdamW
+from bora.bayes.adamw import RowwiseAdamW, clip_gradients
 
 OPTIONS = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
 
@@ -35,6 +35,7 @@ def test_each_row_is_an_adamw_of_its_own():
         for d in range(5):
             torch.testing.assert_close(ours[d], theirs[d], rtol=1e-12, atol=1e-12)
     assert torch.equal(ours[4], start[4])  # never in a batch
+    assert optimiser.state[ours]["step"].tolist() == [3, 2, 3, 1, 0]
 
 
 def test_a_dense_gradient_is_as_in_torch():
@@ -49,7 +50,7 @@ def test_a_dense_gradient_is_as_in_torch():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_it_goes_on_from_its_saved_state():
+def test_it_resumes_from_its_saved_state():
     start = torch.randn(5, 6, dtype=torch.float64)
     straight, stopped = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
     one, two = RowwiseAdamW([straight], **OPTIONS), RowwiseAdamW([stopped], **OPTIONS)
@@ -76,16 +77,17 @@ def test_a_closure_is_called():
     assert (parameter < 1).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_untouched_rows_keep_their_moments(dtype):
-    parameter = torch.nn.Parameter(torch.randn(5, 6, dtype=dtype))
-    optimiser = RowwiseAdamW([parameter], **OPTIONS)
-    parameter.grad = sparse([1], torch.ones(1, 6, dtype=dtype))
-    optimiser.step()
-    before = {k: v.clone() for k, v in optimiser.state[parameter].items()}
-    parameter.grad = sparse([3], torch.ones(1, 6, dtype=dtype))
-    optimiser.step()
-    after = optimiser.state[parameter]
-    assert after["step"].tolist() == [0, 1, 0, 1, 0]
-    for name in ("exp_avg", "exp_avg_sq"):
-        assert torch.equal(before[name][1], after[name][1])
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("bound", [1e-3, 1e3])
+def test_gradients_are_clipped_as_torch_clips_dense_ones(by_value, bound):
+    ours = [torch.nn.Parameter(torch.zeros(5, 6, dtype=torch.float64)), torch.nn.Parameter(torch.zeros(6))]
+    rows, values = next(gradients())  # a row twice: its gradient is the sum
+    ours[0].grad, ours[1].grad = sparse(rows, values), torch.randn(6)
+    theirs = [torch.nn.Parameter(torch.zeros_like(p)) for p in ours]
+    for mine, dense in zip(ours, theirs, strict=True):
+        dense.grad = mine.grad.to_dense().clone()
+    clip_gradients(ours, bound, by_value)
+    (torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_)(theirs, bound)
+    for mine, dense in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad.to_dense(), dense.grad)
+    assert torch.equal(ours[0].grad.to_dense(), sparse(rows, values).to_dense()) == (bound > 1)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from bora.commands import doctor
 from bora.commands.overrides import compose_config
-from bora.data.module import Corpus
+from bora.data.corpus import Corpus
 from bora.lib import machine
 from bora.model.loading import load_backbone
 from bora.model.pretrained import packaged
@@ -58,19 +58,8 @@ def report(call):
     [
         ["tau=100"],
         ["tau=0", "prior.estimator=dense", "lora.rank=2", "lora.target_modules=all-linear"],
-        [
-            "tau=inf",
-            "trainer.accumulate_grad_batches=2",
-            "data.batch_size=4",
-            "trainer.limit_train_batches=3",
-        ],
-        [
-            "tau=1",
-            "prior.parameterization=centered",
-            "trainer.max_steps=3",
-            "model.dtype=bfloat16",
-            "lora.rank=1",
-        ],
+        ["tau=inf", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "trainer.limit_train_batches=3"],
+        ["tau=1", "prior.parameterization=centered", "trainer.max_steps=3", "model.dtype=bfloat16", "lora.rank=1"],
     ],
     ids=lambda settings: settings[0],
 )
@@ -119,7 +108,7 @@ def test_memory_is_that_of_a_step(name, estimator):
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data)
     objective = model.objective(next(iter(data.train_dataloader())))
-    (objective.likelihood + objective.prior).backward()
+    objective.loss.backward()
     grads = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in model.adapters.parameters()]
     assert memory["gradients"] == sum(g.nbytes for g in grads)
     weights = [*pretrained.model.parameters(), *pretrained.model.buffers()]
@@ -165,10 +154,7 @@ def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
         (["tau=-1"], "tau=-1 must be"),
         (["data.path=nowhere.csv"], "no such file"),
         (["init_from=nowhere"], "no finished run in"),
-        (
-            ["model=hub", "model.path=no/model", "model.dtype=float32"],
-            "no folder, and not in the hub's cache",
-        ),
+        (["model=hub", "model.path=no/model", "model.dtype=float32"], "no folder, and not in the hub's cache"),
         (["data=talk_of_norway", "data.path=null"], "bora doctor downloads nothing"),
         (["--again", "nowhere"], "nowhere/.hydra/overrides.yaml is not readable"),
         (["trainer=gpu", "model.dtype=float32", "--measure"], "torch sees no GPU"),
