@@ -7,25 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
-from bora.config import check, config_folder, register_resolvers
+from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded
 from bora.train.perplexity import BatchPerplexity
 from bora.train.run import build_module, load_corpus
 from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
 
-register_resolvers()
 SIZES = {"a": 3, "b": 5, "c": 4}
 
 
 def reference(*overrides: str):
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose("config", ["experiment=reference", *overrides])
-    check(cfg)
-    return cfg
+    return compose_config(["experiment=reference", *overrides])[0]
 
 
 def batch(score_padding: bool = False) -> dict:

@@ -29,25 +29,9 @@ WRITERS = {
     "t.jsonl": lambda rows: to_json(dict(zip(COLUMNS, row, strict=True)) for row in rows),
     "t.parquet": lambda rows: parquet(rows),
 }
-# Names that are like one another, so that rows meet in tasks; and whatever else there is.
-NAMES = [
-    "a",
-    "A",
-    " a ",
-    "b",
-    "é",
-    "e\u0301",
-    "a\u00a0b",
-    "a b",
-    "a\tb",
-    "Å",
-    "\u212b",
-    "\u200ba",
-    "",
-    " ",
-    "NA",
-    "../x",
-]
+# Names that are like one another, so that rows meet in tasks; and others.
+NAMES = ["a", "A", " a ", "b", "é", "e\u0301", "a\u00a0b", "a b", "a\tb"]
+NAMES += ["Å", "\u212b", "\u200ba", "", " ", "NA", "../x"]
 DATES = ["2001-01-01", "2001-01-02", "2001-01-02T00:30+01:00", "20001231", "1999", "2999-01-01", " 2001-01-03", ""]
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
@@ -60,7 +44,7 @@ odd = st.tuples(names, texts, days | st.sampled_from(DATES) | st.text(letters, m
 
 @st.composite
 def tables(draw, most: int = 4) -> list[tuple[str, str, str]]:
-    """Some tasks with documents enough, most of the time; among them, rows of whatever kind."""
+    """Some tasks with documents enough, most of the time; among them, rows of any kind."""
     rows = draw(st.lists(odd, max_size=6)) if draw(st.booleans()) else []
     for name in draw(st.lists(st.sampled_from(NAMES[:9]), max_size=most, unique=True)):
         rows += draw(st.lists(st.tuples(st.just(name), texts, days), min_size=5, max_size=9))
@@ -208,7 +192,7 @@ def test_every_row_is_kept_or_counted(rows, rule, parts, how, file, tmp_path, to
 
 
 @given(rows=tables(most=2).filter(len))
-@settings(QUICK, max_examples=100)
+@settings(QUICK, max_examples=25)
 def test_every_format_gives_the_same_corpus(rows, tmp_path, tokenizer):
     found = set()
     for file, write in WRITERS.items():
@@ -223,15 +207,9 @@ def test_every_format_gives_the_same_corpus(rows, tmp_path, tokenizer):
 
 
 @given(data=st.binary(max_size=60) | st.text("task,x\"'\n\r\\{}[]: \t\0é", max_size=60).map(str.encode))
-@settings(QUICK, max_examples=300)
-def test_whatever_bytes_a_file_has(data, tmp_path):
-    for file, head in (
-        ("t.csv", b"task,text\n"),
-        ("t.csv", b""),
-        ("t.tsv", b"task\ttext\n"),
-        ("t.jsonl", b""),
-        ("t.csv.zip", b""),
-    ):
+@settings(QUICK, max_examples=150)
+def test_any_bytes_of_a_file(data, tmp_path):
+    for file, head in (("t.csv", b"task,text\n"), ("t.csv", b""), ("t.jsonl", b""), ("t.csv.zip", b"")):
         (tmp_path / file).write_bytes(head + data)
         with one_line():
             table = read(str(tmp_path / file))
@@ -239,37 +217,24 @@ def test_whatever_bytes_a_file_has(data, tmp_path):
             assert table.notna().all(axis=None)
 
 
-@given(data=st.data())
-@settings(QUICK, max_examples=100)
-def test_a_file_that_was_harmed(data, tmp_path):
-    file = data.draw(st.sampled_from(list(WRITERS)))
-    whole = WRITERS[file]([("a", f"text {i}", "2001-01-01") for i in range(5)])
-    start = data.draw(st.integers(0, len(whole)))
-    cut = data.draw(st.booleans()) or file == "t.parquet"  # what a changed Parquet file may ask for has no bound
-    harmed = whole[:start] if cut else whole[:start] + data.draw(st.binary(min_size=1, max_size=3)) + whole[start:]
-    (tmp_path / file).write_bytes(harmed)
-    with one_line():
-        assert 0 < len(read(str(tmp_path / file))) <= 6
-
-
-values = st.one_of(
-    st.text(max_size=5),
-    st.none(),
-    st.floats(),
-    st.integers(),
-    st.booleans(),
-    st.binary(max_size=3),
-    st.datetimes(),
-    st.decimals(allow_nan=False),
-    st.lists(st.integers(), max_size=2),
-    st.just({"a": 1}),
-    st.sampled_from([pd.NA, pd.NaT, pd.Timestamp("2001-01-01", tz="UTC"), "\ud800", json]),
+VALUES = (
+    st.text(max_size=5)
+    | st.none()
+    | st.floats()
+    | st.integers()
+    | st.booleans()
+    | st.binary(max_size=3)
+    | st.datetimes()
+    | st.decimals(allow_nan=False)
+    | st.lists(st.integers(), max_size=2)
+    | st.just({"a": 1})
+    | st.sampled_from([pd.NA, pd.NaT, pd.Timestamp("2001-01-01", tz="UTC"), "\ud800", json])
 )
 
 
-@given(cells=st.lists(st.tuples(values | st.just("a"), values), max_size=6))
+@given(cells=st.lists(st.tuples(VALUES | st.just("a"), VALUES), max_size=6))
 @settings(QUICK, max_examples=200)
-def test_whatever_values_a_frame_has(cells):
+def test_any_values_of_a_frame(cells):
     frame = pd.DataFrame({c: pd.Series([row[i] for row in cells], dtype=object) for i, c in enumerate(COLUMNS[:2])})
     with one_line():
         table = documents(frame, None, "text", None)

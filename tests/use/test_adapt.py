@@ -25,7 +25,7 @@ def trained():
         layer.activation_fn = torch.nn.GELU()
     model = hierarchical(backbone, ["a", "b"], [3, 3], 60, 50.0, rank=2, alpha=16).double()
     random_factors(model, std=0.1)
-    return SimpleNamespace(model=model, tokenizer=SimpleNamespace(pad_token_id=1), summary={"tau": 50.0})
+    return SimpleNamespace(model=model, tokens=SimpleNamespace(pad_id=1), summary={"tau": 50.0})
 
 
 def documents(n: int, seed: int) -> list[Encoded]:
