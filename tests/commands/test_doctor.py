@@ -15,7 +15,7 @@ from bora.commands.overrides import compose_config
 from bora.data.corpus import Corpus
 from bora.lib import machine
 from bora.model.loading import load_backbone
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from bora.train.cost import count_cost
 from bora.train.run import build_data, build_model, load_corpus
 from bora.use.restore import restore
@@ -96,7 +96,7 @@ def load_corpus_of(settings: list[str]) -> Corpus:
 def test_memory_is_that_of_a_step(name, estimator):
     transformers.utils.logging.disable_progress_bar()
     AutoModelForCausalLM.from_config(SHAPES[name]).save_pretrained(name)
-    packaged("opt_mini").tokenizer.save_pretrained(name)
+    load_packaged("opt_mini").tokenizer.save_pretrained(name)
     cfg, _ = compose_config(
         [*SMALL, "model=hub", f"model.path={name}", "data.batch_size=60", f"prior.estimator={estimator}"]
     )

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
-from bora.config_schema import AnyData, conf_folder
 from pydantic import Field, TypeAdapter
 
+from bora.config import AnyData, conf_folder
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.read import read_documents
 from bora.data.tokens import Tokens

@@ -4,11 +4,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bora.config import config_folder
+from bora.commands.overrides import compose_config
 from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.loading import load_backbone
@@ -79,8 +78,7 @@ def test_a_quantised_layer_is_small_and_keeps_no_float_weight_for_the_backward(k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_config_quantises_all_but_the_head_and_the_embeddings(kind):
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose("config", ["model=opt_mini", f"model.quantization={kind}", "model.dtype=bfloat16"])
+    cfg, _ = compose_config(["model=opt_mini", f"model.quantization={kind}", "model.dtype=bfloat16"])
     model = load_backbone(cfg.model, "cpu", 128).model
     assert type(model.lm_head) is nn.Linear
     assert model.dtype == torch.bfloat16
