@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded
+from bora.model.pretrained import load_packaged
 from bora.train.perplexity import BatchPerplexity
 from bora.train.run import build_module, load_corpus
 from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
@@ -86,9 +87,8 @@ def test_speakers_split_and_text_are_the_published_codes(tmp_path, monkeypatch):
     sizes = {"Zara B. Ås": 230, "Bo Li": 200, "Ann Vik": 201, "Cy Dahl": 1000, "Dag Eng": 210, "Per H. Moe": 999}
     table = ton(tmp_path / "ton.csv", sizes)
     cfg = reference(f"data.path={tmp_path / 'ton.csv'}", "data.n_tasks=3", "model=opt_mini")
-    from hydra.utils import instantiate
 
-    pretrained = instantiate(cfg.model.loader)
+    pretrained = load_packaged("opt_mini")
     corpus = load_corpus(cfg, pretrained)
     # Written down from the facts: 200 < n < 1000, then short texts go, then alphabetical by cleaned name.
     assert corpus.task_names == ["ann vik", "dag eng", "per h moe"]
