@@ -52,8 +52,8 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
         UserError: the run could not start; or its model or documents are not on this machine.
     """
     from bora.model.loading import load_backbone
+    from bora.train.build import find_start, load_corpus
     from bora.train.cost import count_cost, measure
-    from bora.train.run import load_corpus, start_of
 
     corpus_file = cache_root() / "talk_of_norway" / "ton.csv"
     if cfg.data.source == "talk_of_norway" and cfg.data.path is None and not corpus_file.is_file():
@@ -62,7 +62,7 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
             "data.path=/path/to/ton.csv, or let bora run download it"
         )
     if cfg.init_from is not None:
-        start_of(cfg.init_from)
+        find_start(cfg.init_from)
     free = free_memory(cfg)
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
     corpus = load_corpus(cfg, pretrained)

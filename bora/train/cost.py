@@ -27,7 +27,7 @@ from bora.model.loading import load_backbone, on_gpu
 from bora.model.lora import Layout, linear_shape
 from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets
-from bora.train.run import build_data, build_model, build_module
+from bora.train.build import build_data, build_model, build_module
 
 FLOAT_BYTES = 4  # float32: θ, Θ, their gradients and moments, for any dtype of the backbone
 WARMUP_STEPS, MEASURED_STEPS, MEASURED_VALIDATIONS = 2, 20, 5

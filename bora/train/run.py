@@ -1,34 +1,26 @@
-"""One run: data → model → fit → test → the run directory's files."""
+"""One run, top to bottom: data → model → fit → test → the run directory's files."""
 
 import logging
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
 
-from bora.bayes.adamw import learning_rate
-from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config
-from bora.data.corpus import Corpus, build_corpus
-from bora.data.module import TaskDataModule
-from bora.data.read import read_documents
-from bora.data.tokens import Tokens
+from bora.data.corpus import Corpus
 from bora.errors import UserError
 from bora.lib.console import print_tasks
 from bora.lib.machine import is_first_process
-from bora.lib.stopping import Stop, stopping
-from bora.model.backbone import Backbone
+from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
-from bora.model.pretrained import Pretrained
-from bora.runs.checkpoints import check_same_run, load_checkpoint, load_own
+from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import METRICS, RunDirectory, settings, versions
 from bora.runs.metrics import MetricsFile
-from bora.runs.peft import has_adapters, start_from_adapters
 from bora.runs.trackers import open_trackers
+from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
 from bora.train.trainer import build_fitter
@@ -44,7 +36,7 @@ def train(
     overrides: Sequence[str] = (),
     table: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Train, test and write a run; its summary.
+    """Train, test and write a run.
 
     Args:
         cfg: from bora.config.parse.
@@ -53,84 +45,75 @@ def train(
         overrides: that the run was started with; see RunDirectory.claim.
         table: columns task, text, date; for data=frame.
 
+    Returns:
+        The run's summary.
+
     Raises:
-        UserError: for whatever in the input cannot be used, before training starts.
+        UserError: the input cannot be used; before training starts, unless training diverges.
         Stopped: stopped by a signal; run the same command again to resume.
     """
     with directory.locked(), stopping() as stop:
-        return _train(cfg, directory, group, name, overrides, table, stop)
-
-
-def _train(
-    cfg: Config,
-    directory: RunDirectory,
-    group: str,
-    name: str,
-    overrides: Sequence[str],
-    table: pd.DataFrame | None,
-    stop: Stop,
-) -> dict[str, Any]:
-    if directory.claim(cfg, overrides):
-        log.info("this run is finished already")
-        report(directory)
-        return directory.summary()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    quiet()
-    if cfg.init_from is not None:
-        start_of(cfg.init_from)  # that it is there is seen before the model and the documents are read
-    if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
-        raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
-    pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
-    backbone = backbone_sha256(pretrained.model)
-    corpus = load_corpus(cfg, pretrained, table)
-    log.info("%s", corpus.describe())
-    data = build_data(cfg, pretrained, corpus)
-    model = build_model(cfg, pretrained, corpus.task_names, data)
-    form = model.adapters.name
-    if form != cfg.prior.parameterization:
-        log.info("at tau=%g the %s form is trained (not %s)", cfg.tau, form, cfg.prior.parameterization)
-    module = build_module(cfg, model)
-    about = identity(cfg, module, corpus) | {"backbone_sha256": backbone}
-    fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
-    checkpoint, resume_from = {}, directory.last if directory.last.is_file() else None
-    if resume_from is not None:
-        checkpoint = load_own(resume_from)
-        check_same_run(checkpoint, fingerprint, resume_from)
-    directory.write_documents(corpus.documents)
-    metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
-    config = cfg.model_dump() | {"run": about}
-    with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
-        del checkpoint  # Lightning reads it itself
-        logger = RunLogger(metrics, trackers)
-        fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
-        trainer, progress = fitter.trainer, fitter.progress
-        fitter.fit(module, data, resume_from)
-        # The model is the best epoch's on validation; only now is test read, and once.
-        trainer.test(module, data, verbose=False)
-        per_task, summary = results(module, corpus)
-        summary |= {
-            "best_epoch": progress.best_epoch,
-            "epochs": progress.epochs,
-            "steps": trainer.fit_loop.epoch_loop.global_step,
-            "train_tokens_per_second": round(progress.tokens_per_second, 1),
-            "seconds": round(progress.wall_seconds, 1),
-        }
-        summary = about | summary
+        if directory.claim(cfg, overrides):
+            log.info("this run is finished already")
+            print_results(directory)
+            return directory.summary()
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
+        silence_warnings()
+        if cfg.init_from is not None:
+            find_start(cfg.init_from)  # fails early, before the model and the documents are read
+        if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
+            raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
+        pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
+        backbone = backbone_sha256(pretrained.model)
+        corpus = load_corpus(cfg, pretrained, table)
+        log.info("%s", corpus.describe())
+        data = build_data(cfg, pretrained, corpus)
+        model = build_model(cfg, pretrained, corpus.task_names, data)
+        form = model.adapters.name
+        if form != cfg.prior.parameterization:
+            log.info("at tau=%g the %s form is trained (not %s)", cfg.tau, form, cfg.prior.parameterization)
+        module = build_module(cfg, model)
+        about = describe_run(cfg, module, corpus) | {"backbone_sha256": backbone}
+        fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
+        checkpoint, resume_from = {}, directory.last if directory.last.is_file() else None
+        if resume_from is not None:
+            checkpoint = load_own(resume_from)
+            check_same_run(checkpoint, fingerprint, resume_from)
+        directory.write_documents(corpus.documents)
+        metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
+        config = cfg.model_dump() | {"run": about}
+        with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
+            del checkpoint  # Lightning reads it itself
+            logger = RunLogger(metrics, trackers)
+            fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
+            trainer, progress = fitter.trainer, fitter.progress
+            fitter.fit(module, data, resume_from)
+            # The model is the best epoch's on validation; only now is test read, and once.
+            trainer.test(module, data, verbose=False)
+            per_task, summary = collect_results(module, corpus)
+            summary |= {
+                "best_epoch": progress.best_epoch,
+                "epochs": progress.epochs,
+                "steps": trainer.fit_loop.epoch_loop.global_step,
+                "train_tokens_per_second": round(progress.tokens_per_second, 1),
+                "seconds": round(progress.wall_seconds, 1),
+            }
+            summary = about | summary
+            if trainer.is_global_zero:
+                directory.write_per_task(per_task)
+                directory.write_summary(summary)
         if trainer.is_global_zero:
-            directory.write_per_task(per_task)
-            directory.write_summary(summary)
-    if trainer.is_global_zero:
-        report(directory)
-    return summary
+            print_results(directory)
+        return summary
 
 
-def report(directory: RunDirectory) -> None:
-    """Print a finished run's table, from its files, and where they are."""
+def print_results(directory: RunDirectory) -> None:
+    """Print a finished run's table, from its files, and where the files are."""
     print_tasks(directory.per_task(), directory.summary())
     print(f"run directory: {directory.path.resolve()}")
 
 
-def quiet() -> None:
+def silence_warnings() -> None:
     """Silence library warnings about intended behaviour."""
     if not is_first_process():
         logging.getLogger("bora").setLevel(logging.ERROR)
@@ -151,80 +134,11 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
-    """The config's documents, read (unless the table is given), selected, split and encoded."""
-    d = cfg.data
-    positions = getattr(pretrained.model.config, "max_position_embeddings", None)
-    if positions is not None and d.max_tokens > positions:
-        raise UserError(f"data.max_tokens={d.max_tokens}: the model has {positions} positions; choose at most that")
-    if table is None:
-        table = read_documents(d)
-    return build_corpus(table, Tokens.of(d, pretrained.tokenizer), d)
-
-
-def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
-    """The corpus as batches, in the order and with the padding that the config asks for."""
-    tokenizer = pretrained.tokenizer
-    return TaskDataModule(
-        corpus,
-        # What stands in padding matters only where padding is scored: the end of text is predicted then.
-        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else Tokens.of(cfg.data, tokenizer).pad_id,
-        batch_size=cfg.data.batch_size,
-        eval_batch_size=cfg.data.eval_batch_size,
-        seed=cfg.seed,
-        score_padding=cfg.data.score_padding,
-        order=cfg.data.order,
-    )
-
-
-def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule) -> HierarchicalLoRA:
-    """Build the model that the config describes, at its start."""
-    lora = cfg.lora.model_dump()
-    init_std = lora.pop("init_std")
-    model = HierarchicalLoRA(
-        Backbone(pretrained.model, **lora, compile=cfg.model.compile),
-        task_names,
-        data.task_documents,
-        data.n_tokens,
-        cfg.tau,
-        **cfg.prior.model_dump(),
-        likelihood=cfg.likelihood,
-        init_std=init_std,
-    )
-    if cfg.init_from is not None:
-        source = start_of(cfg.init_from)
-        if source.is_finished:
-            model.start_from(load_checkpoint(source.best))
-        else:
-            start_from_adapters(model, source.path)
-    return model
-
-
-def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
-    """Build the model's training as the config describes it."""
-    lr = cfg.optim.lr
-    if lr is None:
-        lr = learning_rate(model.tau, cfg.prior.parameterization)
-    return TrainingModule(model, lr, (cfg.optim.betas[0], cfg.optim.betas[1]), cfg.optim.eps, cfg.optim.nonfinite)
-
-
-def start_of(init_from: str) -> RunDirectory:
-    """The folder of a finished run, or of adapters, that a run starts from.
-
-    Raises:
-        UserError: it is neither.
-    """
-    source = RunDirectory(Path(init_from).expanduser())
-    if not source.is_finished and not has_adapters(source.path):
-        raise UserError(f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter")
-    return source
-
-
-def results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """per_task.csv's rows and the summary's perplexities, from the metrics after testing."""
+def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Collect per_task.csv's rows and the summary's perplexities from the metrics, after testing."""
     val, test, base = (module.metric(k).compute() for k in ("val", "test", "base_test"))
     per_task = corpus.per_task().rename_axis("task").reset_index()
-    # What was scored in the end: more than the documents' own tokens where padding is scored too.
+    # More than the documents' own tokens, where padding is scored too.
     per_task["test_tokens"] = test["task_tokens"].long().tolist()
     for split, result in (("val", val), ("test", test)):
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
@@ -237,15 +151,15 @@ def results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFrame, dict[
         "test_perplexity_macro": test["perplexity_macro"].item(),
         "base_test_perplexity": base["perplexity"].item(),
     }
-    if "val_by_batch" in module.metrics:  # the published code's own figure
+    if "val_by_batch" in module.metrics:  # the published code's figure
         by_batch = module.metric("val_by_batch").compute()
         per_task["val_perplexity_by_batch"] = by_batch["task_perplexity"].tolist()
         summary["val_perplexity_by_batch"] = by_batch["perplexity"].item()
     return per_task, summary
 
 
-def identity(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:
-    """What was run: the part of the summary that is known before training."""
+def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:
+    """Describe what is run: the part of the summary that is known before training."""
     model = module.model
     return {
         "tau": model.tau,

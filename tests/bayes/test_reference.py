@@ -13,8 +13,8 @@ from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded
 from bora.model.pretrained import load_packaged
+from bora.train.build import build_module, load_corpus
 from bora.train.perplexity import BatchPerplexity
-from bora.train.run import build_module, load_corpus
 from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
 
 SIZES = {"a": 3, "b": 5, "c": 4}

@@ -16,8 +16,8 @@ from bora.data.corpus import Corpus
 from bora.lib import machine
 from bora.model.loading import load_backbone
 from bora.model.pretrained import load_packaged
+from bora.train.build import build_data, build_model, load_corpus
 from bora.train.cost import count_cost
-from bora.train.run import build_data, build_model, load_corpus
 from bora.use.restore import restore
 from tests.conftest import table
 

@@ -1,0 +1,93 @@
+"""From a config to its parts: the corpus, the batches, the model, the training."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from bora.bayes.adamw import learning_rate
+from bora.bayes.model import HierarchicalLoRA
+from bora.config import Config
+from bora.data.corpus import Corpus, build_corpus
+from bora.data.module import TaskDataModule
+from bora.data.read import read_documents
+from bora.data.tokens import Tokens
+from bora.errors import UserError
+from bora.model.backbone import Backbone
+from bora.model.pretrained import Pretrained
+from bora.runs.checkpoints import load_checkpoint
+from bora.runs.directory import RunDirectory
+from bora.runs.peft import has_adapters, start_from_adapters
+from bora.train.module import TrainingModule
+
+
+def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
+    """Read the documents (unless the table is given), select, split and encode them.
+
+    Raises:
+        UserError: they cannot be read, or the model has too few positions for them.
+    """
+    data = cfg.data
+    positions = getattr(pretrained.model.config, "max_position_embeddings", None)
+    if positions is not None and data.max_tokens > positions:
+        raise UserError(f"data.max_tokens={data.max_tokens}: the model has {positions} positions; choose at most that")
+    if table is None:
+        table = read_documents(data)
+    return build_corpus(table, Tokens.of(data, pretrained.tokenizer), data)
+
+
+def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
+    """Batch the corpus in the order and with the padding that the config asks for."""
+    tokenizer = pretrained.tokenizer
+    return TaskDataModule(
+        corpus,
+        # The id of padding matters only where padding is scored: it is the end of text then.
+        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else Tokens.of(cfg.data, tokenizer).pad_id,
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        seed=cfg.seed,
+        score_padding=cfg.data.score_padding,
+        order=cfg.data.order,
+    )
+
+
+def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule) -> HierarchicalLoRA:
+    """Build the model that the config describes, at its start."""
+    lora = cfg.lora.model_dump()
+    init_std = lora.pop("init_std")
+    model = HierarchicalLoRA(
+        Backbone(pretrained.model, **lora, compile=cfg.model.compile),
+        task_names,
+        data.task_documents,
+        data.n_tokens,
+        cfg.tau,
+        **cfg.prior.model_dump(),
+        likelihood=cfg.likelihood,
+        init_std=init_std,
+    )
+    if cfg.init_from is not None:
+        source = find_start(cfg.init_from)
+        if source.is_finished:
+            model.start_from(load_checkpoint(source.best))
+        else:
+            start_from_adapters(model, source.path)
+    return model
+
+
+def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
+    """Wrap the model for training as the config describes it."""
+    lr = cfg.optim.lr
+    if lr is None:
+        lr = learning_rate(model.tau, cfg.prior.parameterization)
+    return TrainingModule(model, lr, (cfg.optim.betas[0], cfg.optim.betas[1]), cfg.optim.eps, cfg.optim.nonfinite)
+
+
+def find_start(init_from: str) -> RunDirectory:
+    """Find the folder of a finished run, or of PEFT adapters, that a run starts from.
+
+    Raises:
+        UserError: it is neither.
+    """
+    source = RunDirectory(Path(init_from).expanduser())
+    if not source.is_finished and not has_adapters(source.path):
+        raise UserError(f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter")
+    return source
