@@ -66,7 +66,7 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
     free = free_memory(cfg)
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
     corpus = load_corpus(cfg, pretrained)
-    cost = count_cost(cfg, pretrained.model, corpus)
+    cost = count_cost(cfg, pretrained, corpus)
     report: dict[str, Any] = {
         "data": cfg.data.name,
         "model": cfg.model.name,

@@ -9,10 +9,10 @@ import math
 import time
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from bora.bayes.adapters import choose_form
 from bora.config import Config
@@ -25,6 +25,7 @@ from bora.model.batch import to_device
 from bora.model.likelihood import CHUNK_ELEMENTS
 from bora.model.loading import load_backbone, on_gpu
 from bora.model.lora import Layout, linear_shape
+from bora.model.pretrained import Pretrained
 from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets
 from bora.train.build import build_data, build_model, build_module
@@ -65,16 +66,17 @@ class Cost:
     checkpoint: int
 
 
-def count_cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
+def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     """Count what the config's run costs.
 
     Args:
-        model: its backbone, whose shape is enough: `load_backbone(…, weights=False)`.
+        pretrained: its backbone, whose shape is enough: `load_backbone(…, weights=False)`.
 
     Raises:
         UserError: lora.target_modules names no layers, or layers that cannot have a LoRA; or there are fewer training
             documents than a step needs.
     """
+    model = pretrained.model
     layers = named_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     form = choose_form(cfg.tau, cfg.prior.parameterization)
@@ -108,7 +110,7 @@ def count_cost(cfg: Config, model: PreTrainedModel, corpus: Corpus) -> Cost:
     )
 
 
-def _count_memory(cfg: Config, model: PreTrainedModel, P: int, rows: int) -> dict[str, int]:
+def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
     """Count the bytes of a training step by part.
 
     Args:
@@ -130,7 +132,7 @@ def _count_memory(cfg: Config, model: PreTrainedModel, P: int, rows: int) -> dic
     }
 
 
-def _count_backbone(model: PreTrainedModel, quantization: str | None) -> int:
+def _count_backbone(model: Any, quantization: str | None) -> int:
     """Count the bytes of the frozen model; where it is quantised, without int8's scales, one for each output."""
     total = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     if quantization is not None:
