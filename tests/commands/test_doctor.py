@@ -103,7 +103,7 @@ def test_memory_is_that_of_a_step(name, estimator):
     shape = load_backbone(cfg.model, "cpu", 20, weights=False)
     assert {p.device.type for p in shape.model.parameters()} == {"meta"}
     corpus = load_corpus(cfg, shape)
-    memory = count_cost(cfg, shape.model, corpus).memory
+    memory = count_cost(cfg, shape, corpus).memory
     pretrained = load_backbone(cfg.model, "cpu", 20)
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data)
