@@ -19,16 +19,16 @@ QUANTIZATIONS = {"int8": "torchao", "nf4": "bitsandbytes"}  # and the package th
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x Wᵀ + b, where W [n_out, n_in] is made anew in the backward.
+    """x Wᵀ + b, where the backward computes W [n_out, n_in] again.
 
-    torchao's own product keeps W as floats for the backward: of all layers at once, which is the whole model.
+    torchao's own product keeps every layer's W as floats for the backward, which is the whole model.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         ctx.weight = weight
         W = weight().to(x.dtype)
-        # Not torch's linear: what it gives is a view, and autograd lets nobody add a LoRA to a Function's view.
+        # Not torch's linear: it returns a view, and autograd refuses to add a LoRA to a Function's view in place.
         y = x.new_empty(*x.shape[:-1], len(W))
         torch.mm(x.reshape(-1, x.shape[-1]), W.T, out=y.view(-1, len(W)))
         return y if bias is None else y.add_(bias)
@@ -55,7 +55,7 @@ class QuantisedLinear(nn.Linear):
         weight = layer.weight.detach().T.contiguous() if isinstance(layer, Conv1D) else layer.weight.detach()
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.bias, self.kind = layer.bias, kind
-        del self.weight  # who asks this layer for it shall not get something else
+        del self.weight  # reading it must fail, not give something else
         if kind == "int8":
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -73,7 +73,7 @@ class QuantisedLinear(nn.Linear):
             self.register_buffer("absmax", state.absmax[:, None])  # a block's unit
 
     def dequantised(self) -> Tensor:
-        """[n_out, n_in] the weight, before it is cast to the dtype of what it is multiplied with."""
+        """Return the weight, [n_out, n_in], before it is cast to its input's dtype."""
         if self.kind == "int8":
             return self.quantised.dequantize()
         # Not bitsandbytes' own: on a CPU its 0.50.2 gives wrong weights where n_in is less than a block.
@@ -82,12 +82,12 @@ class QuantisedLinear(nn.Linear):
         return blocks.flatten()[: self.out_features * self.in_features].view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[…, n_in] → […, n_out]."""
+        """Multiply: […, n_in] → […, n_out]."""
         return _FrozenProduct.apply(x, self.dequantised, self.bias)
 
 
 def plain_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """The linear layers that can be quantised, by name: all but the head, and those of subclasses, which may do more."""
+    """Find the linear layers that can be quantised, by name: not the head, nor subclasses, which may do more."""
     head = model.get_output_embeddings()
     return {
         name: layer
@@ -97,7 +97,7 @@ def plain_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
 
 
 def quantise(model: PreTrainedModel, kind: str) -> None:
-    """Put a QuantisedLinear in place of each plain linear layer but the head.
+    """Replace each plain linear layer but the head by a QuantisedLinear.
 
     Args:
         model: a transformers causal language model.
@@ -115,5 +115,5 @@ def quantise(model: PreTrainedModel, kind: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(f"model.quantization={kind} needs the package {package}: pip install {package}")
     log.info("model.quantization=%s: %d linear layers", kind, len(plain))
-    for name in list(plain):  # each is let go of when it is done
+    for name in list(plain):  # each layer is freed as soon as it is replaced
         model.set_submodule(name, QuantisedLinear(plain.pop(name), kind))

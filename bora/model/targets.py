@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from bora.errors import UserError
 from bora.model.lora import Linear
 
-DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that try the layers out
+DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that test the layers
 
 # What PEFT adapts by default in each causal language model; a test holds this table to PEFT's own.
 DEFAULT_TARGETS: dict[str, str | list[str]] = {
@@ -48,7 +48,7 @@ DEFAULT_TARGETS: dict[str, str | list[str]] = {
 
 
 def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
-    """The linear layers to adapt, by name, in the backbone's own order; held to seeing the documents row by row.
+    """Find the linear layers to adapt, by name, in the backbone's own order, and check that rows are documents.
 
     Args:
         backbone, patterns: see `named_targets`.
@@ -62,7 +62,7 @@ def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) ->
 
 
 def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
-    """The linear layers to adapt, by name, in the backbone's own order; the backbone is not run.
+    """Find the linear layers to adapt, by name, in the backbone's own order, without running it.
 
     Args:
         backbone: a transformers causal language model.
@@ -93,7 +93,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
         matches = _matcher(patterns)
         found = {name: module for name, module in linear.items() if matches(name)}
         for name, module in backbone.named_modules():
-            # PEFT would adapt the head or an embedding too; here they stay frozen, and that is not kept quiet.
+            # PEFT would adapt the head or an embedding too; here they stay frozen, so a match is an error.
             if name not in linear and matches(name) and next(module.parameters(recurse=False), None) is not None:
                 raise UserError(
                     f"lora.target_modules={patterns} matches {name}, a {type(module).__name__}; only linear "
@@ -121,10 +121,10 @@ def _matcher(patterns: str | list[str]) -> Callable[[str], bool]:
 
 @torch.no_grad()
 def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
-    """Hold each layer to what a LoRA a document takes for granted, on three documents of eight tokens.
+    """Check what a LoRA a document takes for granted of each layer, on three documents of eight tokens.
 
-    A layer must see all tokens of all documents, document after document, and give back a tensor. A routed
-    expert sees the tokens that were sent to it, an encoder's or a vision tower's layer sees none.
+    A layer must see all tokens of all documents, document after document, and return a tensor. A routed expert
+    sees only the tokens sent to it; a layer of an encoder or a vision tower sees none.
 
     The documents are run in two orders. A layer's input must change its order with them, all but rounding.
     """
@@ -141,7 +141,7 @@ def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> N
 
 
 def _inputs(backbone: nn.Module, layers: Mapping[str, nn.Module], ids: Tensor) -> dict[str, list[Tensor]]:
-    """What each layer was called with, call by call: its one tensor; one of no size if it gave back none."""
+    """Record what each layer was called with, call by call: its one tensor; an empty one if it returned none."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str):
@@ -164,14 +164,14 @@ def _inputs(backbone: nn.Module, layers: Mapping[str, nn.Module], ids: Tensor) -
 
 
 def _follows(first: list[Tensor], moved: list[Tensor]) -> bool:
-    """Whether `moved` is `first` with its documents moved on by one."""
+    """Return whether `moved` is `first` with its documents moved on by one."""
     if len(first) != len(moved):
         return False
     for x, y in zip(first, moved, strict=True):
         if x.shape != y.shape or x.shape[:-1] not in ((DOCUMENTS, LENGTH), (DOCUMENTS * LENGTH,)):
             return False
         x, y = x.reshape(DOCUMENTS, -1), y.reshape(DOCUMENTS, -1)
-        # Compared with how far the documents are apart: a router may, by rounding, decide anew on some token.
+        # Compared with how far the documents are apart: by rounding, a router may decide differently for some token.
         if (y - x.roll(1, 0)).norm() > 0.3 * (y - x).norm():
             return False
     return True

@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from bora.bayes.adamw import clip_gradients, sum_over_processes
 from bora.bayes.model import HierarchicalLoRA
+from bora.bayes.objective import Objective
 from bora.model.batch import Batch
 from bora.model.likelihood import n_scored
 from bora.train.perplexity import BatchPerplexity, TaskPerplexity
@@ -47,13 +48,14 @@ class TrainingModule(L.LightningModule):
             # Its gradient is summed over processes in on_before_optimizer_step: torch's
             # DistributedDataParallel expects a dense one.
             self._ddp_params_and_buffers_to_ignore = ["model.adapters.stored"]
-        n_tasks = len(model.tasks)
-        metrics: dict[str, Metric] = {split: TaskPerplexity(n_tasks) for split in ("val", "test", "base_test")}
-        self.monitor = "val/nll"  # what stops training and chooses the epoch
+        n_tasks, splits = len(model.tasks), ("val", "test", "base_test")
+        perplexities: dict[str, Metric] = {split: TaskPerplexity(n_tasks) for split in splits}
+        self.validates = ["val"]  # metrics; the last one stops training and chooses the epoch
         if model.likelihood == "task_mean":
-            metrics["val_by_batch"] = BatchPerplexity(n_tasks)
-            self.monitor = "val_by_batch/nll"
-        self.metrics = torch.nn.ModuleDict(metrics)
+            perplexities["val_by_batch"] = BatchPerplexity(n_tasks)
+            self.validates.append("val_by_batch")
+        self.metrics = torch.nn.ModuleDict(perplexities)
+        self.monitor = f"{self.validates[-1]}/nll"
         # Plain values only, so that a checkpoint can be read with weights_only=True.
         self.save_hyperparameters(model.hyperparameters, logger=False)
 
@@ -77,9 +79,7 @@ class TrainingModule(L.LightningModule):
             everyones = cast(Tensor, self.trainer.strategy.reduce(everyones, reduce_op="sum"))
         if not everyones[:2].isfinite().all():
             self._not_finite(batch, float(everyones[:2].sum()))
-        likelihood, prior = everyones[:2] / n
-        nats, tokens = everyones[2:]
-        return {"loss": objective.loss, "likelihood": likelihood, "prior": prior, "nats": nats, "tokens": tokens}
+        return {"loss": objective.loss, **Objective(*everyones[:2] / n, *everyones[2:])._asdict()}
 
     def _not_finite(self, batch: Batch, loss: float) -> None:
         with torch.no_grad():
@@ -89,7 +89,7 @@ class TrainingModule(L.LightningModule):
         what = f"at step {self.global_step + 1} the loss is {loss}, {whose}"
         if self.nonfinite == "stop":
             raise NonFiniteLoss(what)
-        log.warning("%s: the step is not taken (optim.nonfinite=skip)", what)
+        log.warning("%s: the step is skipped (optim.nonfinite=skip)", what)
         self._skips = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -105,41 +105,35 @@ class TrainingModule(L.LightningModule):
             stored.grad = sum_over_processes(stored.grad) / n
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         if gradient_clip_val:
-            clip_gradients(self.model.adapters.parameters(), gradient_clip_val, gradient_clip_algorithm == "value")
+            by_value = gradient_clip_algorithm == "value"
+            clip_gradients(self.model.adapters.parameters(), gradient_clip_val, by_value)
 
     def metric(self, name: str) -> Metric:
         """Return one of the perplexities that are kept: val, test, base_test, val_by_batch."""
         return cast(Metric, self.metrics[name])
 
-    def _start(self, *names: str) -> None:
-        for name in names:
-            if name in self.metrics:
-                self.metric(name).reset()
-        self.model.adapters.before_evaluation()
-
     def on_validation_epoch_start(self) -> None:
-        self._start("val", "val_by_batch")
+        for name in self.validates:
+            self.metric(name).reset()
+        self.model.adapters.before_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         nll, scored = self.model.nll(batch), n_scored(batch["labels"])
-        for name in ("val", "val_by_batch"):
-            if name in self.metrics:
-                self.metric(name).update(nll, scored, batch["task"])
+        for name in self.validates:
+            self.metric(name).update(nll, scored, batch["task"])
 
     def on_validation_epoch_end(self) -> None:
         self._log_perplexity("val")
-        if "val_by_batch" in self.metrics:
+        if "val_by_batch" in self.validates:
             by_batch = self.metric("val_by_batch").compute()
             self.log_dict({f"val_by_batch/{k}": by_batch[k].float() for k in ("nll", "perplexity")})
 
     def on_test_epoch_start(self) -> None:
-        self._start("test", "base_test")
+        self.metric("test").reset()
+        self.metric("base_test").reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         scored = n_scored(batch["labels"])

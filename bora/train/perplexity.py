@@ -1,4 +1,4 @@
-"""Perplexity per task and overall: exact over processes, and as the published code averages it."""
+"""Perplexity by task and overall: exact over processes, and as the published code averages it."""
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class TaskPerplexity(Metric):
         self.tokens.index_add_(0, task, scored.double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Nats a scored token and perplexity: `nll`, `perplexity` over all tokens, `task_nll`,
+        """Return nats a scored token and perplexity: `nll`, `perplexity` over all tokens, `task_nll`,
         `task_perplexity` and scored `task_tokens` [D], and `perplexity_macro`, the plain mean over tasks."""
         task_nll = self.nats / self.tokens
         nll = self.nats.sum() / self.tokens.sum()
@@ -75,6 +75,6 @@ class BatchPerplexity(Metric):
         self.batches += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """`nll`, `perplexity` over all; `task_perplexity` [D]."""
+        """Return `nll` and `perplexity` over all; `task_perplexity` [D]."""
         nll = self.nll / self.batches
         return {"nll": nll, "perplexity": nll.exp(), "task_perplexity": (self.task_nll / self.task_batches).exp()}

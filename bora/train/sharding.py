@@ -1,8 +1,8 @@
 """A backbone that does not fit on one device: its blocks' weights are divided among the processes.
 
-Each process holds a share of every block, and puts a block together while it runs it (torch's FSDP2). What
-is trained, the adapters, is replicated and handled as without sharding (DDP), and so are the embeddings,
-the last norm and the output layer. Checkpoints and results are those of one process.
+Each process holds a share of every block and gathers a block while it runs it (torch's FSDP2). The adapters,
+which are trained, are replicated as without sharding (DDP), and so are the embeddings, the last norm and the
+output layer. Checkpoints and results are those of one process.
 """
 
 from typing import cast
@@ -57,6 +57,6 @@ def shard(decoder: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def blocks(decoder: nn.Module) -> nn.ModuleList:
-    """The decoder's transformer blocks: of its lists of modules the one with the most parameters."""
+    """Find the decoder's transformer blocks: of its lists of modules the one with the most parameters."""
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))

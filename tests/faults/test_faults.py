@@ -206,7 +206,7 @@ def test_or_its_step_is_not_taken(command, tmp_path, bad_batch):
     table(tmp_path / "t.csv", {"ann": 40})
     code, out, _ = command(*SMALL_TABLE, "optim.nonfinite=skip")
     assert code == 0
-    assert "at step 5 the loss is nan, by documents of 'ann': the step is not taken" in out
+    assert "at step 5 the loss is nan, by documents of 'ann': the step is skipped" in out
     losses = pd.read_csv(tmp_path / "a/metrics.csv")["train/loss"]
     assert (
         losses.isna().sum()

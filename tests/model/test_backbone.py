@@ -1,58 +1,78 @@
+"""What a backbone takes for granted, and that each row runs under its own θ or none."""
+
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bora.errors import UserError
 from bora.model.backbone import Backbone
-from bora.train.module import HierarchicalLoRA
-from tests.conftest import random_factors, tiny_opt
+from bora.model.targets import find_targets
+from tests.conftest import hierarchical, random_factors, tiny_opt
+from tests.model.test_architectures import GROUPED, TINY, tiny
 
-TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+IDS = torch.arange(40).view(2, 20) % 30 + 5
 
 
 def test_a_model_that_reads_ahead_is_refused():
-    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    model = tiny("llama")
     model.model.layers[0].register_forward_hook(lambda layer, args, out: out + out.mean(1, keepdim=True))
     with pytest.raises(UserError, match="reads the whole text"):
         Backbone(model)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_other_architectures_mixed_forward_equals_one_task_at_a_time(family):
-    torch.manual_seed(0)
-    if family == "gpt2":
-        base = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=32))
-    else:
-        base = LlamaForCausalLM(LlamaConfig(**TINY))
-    model = HierarchicalLoRA(base.double(), ["a", "b"], [2, 2], 10, 1.0, rank=2).double()
-    for p in model.adapters.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    ids = torch.randint(0, 50, (4, 9))
-    task = torch.tensor([0, 1, 1, 0])
-    mixed = model.document_nll({"input_ids": ids, "labels": ids, "task": task})
-    alone = [
-        model.document_nll({"input_ids": ids[i : i + 1], "labels": ids[i : i + 1], "task": task[i : i + 1]})[0]
-        for i in range(4)
-    ]
-    torch.testing.assert_close(mixed, torch.stack(alone))
-    expected = torch.nn.functional.cross_entropy(base(ids[:1]).logits[0, :-1], ids[0, 1:], reduction="sum")
-    torch.testing.assert_close(
-        model.document_nll({"input_ids": ids[:1], "labels": ids[:1], "task": task[:1]}, adapted=False)[0], expected
-    )
+def test_outside_the_context_the_model_is_bare():
+    backbone = Backbone(tiny_opt(), rank=2)
+    expected, theta = tiny_opt()(IDS).logits, torch.ones(backbone.layout.n_parameters)
+    with backbone.routed(theta):
+        assert not torch.allclose(backbone.model(IDS).logits, expected)
+    assert torch.equal(backbone.model(IDS).logits, expected)
+
+
+def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first_update():
+    backbone, seen = Backbone(tiny_opt().train(), r".*layers\.1\..*(q|v)_proj").train(), {}
+    assert not backbone.model.training
+    assert not any(p.requires_grad for p in backbone.parameters())
+    for i, layer in enumerate(backbone.decoder.decoder.layers):
+        layer.register_forward_hook(lambda _, args, out, i=i: seen.update({i: out[0].requires_grad}))
+    theta = torch.zeros(backbone.layout.n_parameters, requires_grad=True)
+    backbone.nll({"input_ids": IDS, "labels": IDS}, theta)
+    assert seen == {0: False, 1: True}
 
 
 def test_a_compiled_backbone_has_the_same_objective_and_gradients():
-    ids = torch.arange(40).view(2, 20) % 30 + 5
     found = []
     for compile in (False, True):
-        model = HierarchicalLoRA(tiny_opt(), ["a", "b"], [1, 1], 40, 1.0, rank=2, compile=compile)
+        model = hierarchical(tiny_opt(), ["a", "b"], [1, 1], 40, 1.0, compile=compile)
         random_factors(model)
         for width in (20, 13):  # lengths differ by batch
-            batch = {"input_ids": ids[:, :width], "labels": ids[:, :width], "task": torch.tensor([1, 0])}
+            batch = {"input_ids": IDS[:, :width], "labels": IDS[:, :width], "task": torch.tensor([1, 0])}
             objective = model.objective(batch | {"batches": 3})
-            (objective.likelihood + objective.prior).backward()
+            objective.loss.backward()
         with torch.no_grad():
-            bare = model.document_nll(batch, adapted=False)
+            bare = model.nll(batch, "base")
         adapters = model.adapters
         found.append((objective.likelihood, bare, adapters.stored.grad.to_dense(), adapters.mean.grad))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_that_does_more_than_scale_and_cap_is_refused():
+    bert = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **TINY, is_decoder=True))
+    with pytest.raises(UserError, match=r"'bert' changes its logits"):
+        Backbone(bert)
+
+
+@pytest.mark.parametrize(("logits_scaling", "scale"), [(4.0, 0.25), (1.0, 1.0)])
+def test_granites_factor_divides(logits_scaling, scale):
+    head = Backbone(tiny("granite", logits_scaling=logits_scaling), ["q_proj"]).head
+    assert (head.scale, head.cap) == (scale, None)
+
+
+def test_llama_4_is_its_own_base_and_is_taken_all_the_same():
+    torch.manual_seed(0)
+    shape = GROUPED | {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 24}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4_text", **shape)).eval()
+    ids = torch.arange(12).view(2, 6) + 3
+    hidden = Backbone(model, ["q_proj"]).hidden(ids)
+    torch.testing.assert_close(model.lm_head(hidden), model(ids).logits)
+    with pytest.raises(UserError, match="router does not see"):  # it gives back two tensors
+        find_targets(model, "all-linear")

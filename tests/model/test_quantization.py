@@ -12,8 +12,7 @@ from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.loading import load_backbone
 from bora.model.quantization import QUANTIZATIONS, QuantisedLinear, quantise
-from bora.train.module import HierarchicalLoRA
-from tests.conftest import random_factors
+from tests.conftest import hierarchical, random_factors
 from tests.model.test_architectures import ALPHA, RANK, TASKS, mixed_batch, tiny
 
 
@@ -43,11 +42,11 @@ KINDS = [
 def test_over_a_quantised_backbone_nll_and_gradients_are_those_over_the_dequantised_weights(architecture, kind):
     found, batch = [], mixed_batch()
     for base in quantised(architecture, kind):
-        model = HierarchicalLoRA(base, list("abc"), [1] * TASKS, 1, 1.0, RANK, ALPHA, "all-linear")
+        model = hierarchical(base, list("abc"), [1] * TASKS, 1, 1.0, RANK, ALPHA, "all-linear")
         random_factors(model)
-        nll = model.document_nll(batch)
+        nll = model.nll(batch)
         nll.sum().backward()
-        found.append((nll, model.document_nll(batch, adapted=False), model.adapters.stored.grad.to_dense()))
+        found.append((nll, model.nll(batch, "base"), model.adapters.stored.grad.to_dense()))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
@@ -84,7 +83,8 @@ def test_the_config_quantises_all_but_the_head_and_the_embeddings(kind):
     assert model.dtype == torch.bfloat16
     plain = [n for n, m in model.named_modules() if type(m) is nn.Linear]
     assert plain == ["lm_head"]
-    nll = Backbone(model).head.logits(Backbone(model).hidden(torch.arange(8)[None])).logsumexp(-1)
+    backbone = Backbone(model)
+    nll = backbone.head.logits(backbone.hidden(torch.arange(8)[None])).logsumexp(-1)
     assert nll.isfinite().all()
 
 

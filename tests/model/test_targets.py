@@ -1,8 +1,16 @@
+"""Which layers get a LoRA: named as PEFT reads it, and refused where a LoRA a document cannot be."""
+
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bora.errors import UserError
+from bora.model.lora import LowRank, add_low_rank
 from bora.model.targets import find_targets
 from tests.conftest import tiny_opt
+from tests.model.test_architectures import tiny
 
 
 def test_targets_by_ending_by_pattern_and_all():
@@ -20,3 +28,91 @@ def test_targets_by_ending_by_pattern_and_all():
     model.config.model_type = "novel"
     with pytest.raises(UserError, match="no default for the architecture 'novel'"):
         find_targets(model, None)
+
+
+def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
+    for patterns in (
+        ["q_proj"],
+        ["self_attn.q_proj", "fc1"],
+        ["model.decoder.layers.0.fc2"],
+        r".*\.0\..*_proj",
+        r".*layers\.[01]\.fc\d",
+        "ALL-LINEAR",
+    ):
+        peft = get_peft_model(tiny("opt"), LoraConfig(r=1, target_modules=patterns))
+        theirs = {name.removesuffix(".lora_A.default") for name, _ in peft.named_modules() if "lora_A." in name}
+        ours = find_targets(tiny("opt"), patterns)
+        assert theirs == {f"base_model.model.{name}" for name in ours}
+    # PEFT wants the whole name of a single one, too.
+    with pytest.raises(UserError, match="no linear layer"):
+        find_targets(tiny("opt"), "q_proj")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "told"),
+    [
+        (["q_proj", "lm_head"], "lm_head, a Linear"),
+        (["embed_tokens"], "embed_tokens, a Embedding"),
+        (r".*decoder.*norm", "final_layer_norm"),
+    ],
+)
+def test_what_cannot_be_adapted_is_told_and_not_left_out(patterns, told):
+    with pytest.raises(UserError, match=told):
+        find_targets(tiny("opt", tie_word_embeddings=False), patterns)
+
+
+class Experts(nn.Module):
+    """A feed-forward layer that sends each token to one of two, as linear layers of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.router, self.experts = nn.Linear(16, 2), nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(0, -2)
+        choice, out = self.router(flat).argmax(-1), torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            out[choice == i] = expert(flat[choice == i])
+        return out.view(x.shape)
+
+
+def test_a_routed_expert_is_refused_and_what_is_around_it_is_not():
+    model = tiny("llama")
+    torch.manual_seed(0)
+    model.model.layers[0].mlp = Experts().double()
+    before = [module.training for module in model.modules()]
+    for patterns in (["experts.0"], "all-linear"):
+        with pytest.raises(UserError, match=r"layers\.0\.mlp\.experts\.0 does not see .* row by row") as error:
+            find_targets(model, patterns)
+        assert "\n" not in str(error.value)
+    assert len(find_targets(model, ["router", "q_proj", "v_proj"])) == 5
+    assert [module.training for module in model.modules()] == before
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
+    """BART's decoder has attention to an encoder that is not there; a hook of DeepSeek's is never called."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2}
+    bart = AutoModelForCausalLM.from_config(AutoConfig.for_model("bart", **shape, decoder_ffn_dim=8))
+    with pytest.raises(UserError, match=r"encoder_attn\.v_proj does not see"):
+        find_targets(bart, None)
+    assert len(find_targets(bart, ["self_attn.q_proj", "self_attn.v_proj"])) == 2
+    model = tiny("llama")
+    up = model.model.layers[0].mlp.up_proj
+    plain = up.forward
+    up.forward = lambda x: (plain(x), None)
+    model.model.layers[0].mlp.forward = lambda x: up(x)[0][..., :16]
+    with pytest.raises(UserError, match="up_proj does not see"):
+        find_targets(model, ["up_proj"])
+
+
+def test_rows_that_are_not_the_documents_are_refused_in_a_forward_too():
+    lora = LowRank(torch.ones(3, 2, 4), torch.ones(3, 5, 2))
+    for shape in ((7,), (4, 3), (6, 2)):
+        with pytest.raises(UserError, match="3 documents"):
+            add_low_rank(torch.zeros(*shape, 5), torch.ones(*shape, 4), lora, 1.0)
+
+
+def test_a_dropout_that_is_on_does_not_disturb_the_check():
+    assert len(find_targets(tiny("gpt2").train(), None)) == 2
