@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bora.bayes.model import HierarchicalLoRA
+from bora.model.backbone import Backbone
 from bora.runs.directory import RunDirectory
+from bora.train.module import TrainingModule
 from tests.conftest import table
 
 SMALL = "tau=100 logger=none data=table data.path=t.csv data.min_documents=5 data.max_tokens=20 data.batch_size=4"
@@ -17,18 +18,18 @@ BAD_STEP = 5
 def bad_batch(tmp_path, monkeypatch):
     """Make each NLL of the fifth training batch NaN."""
     table(tmp_path / "t.csv", {"ann": 40})
-    objective, nll, calls = HierarchicalLoRA.objective, HierarchicalLoRA.nll, []
+    step, nll, calls, bad = TrainingModule.training_step, Backbone.nll, [], []
 
-    def count(self, batch, n_processes=1):
+    def count(self, batch, batch_idx):
         calls.append(1)
-        return objective(self, batch, n_processes)
+        bad[:] = [1] * (len(calls) == BAD_STEP)
+        try:
+            return step(self, batch, batch_idx)
+        finally:
+            bad.clear()
 
-    def spoil(self, batch, under="task"):
-        is_bad = len(calls) == BAD_STEP and self.training
-        return nll(self, batch, under) * (float("nan") if is_bad else 1.0)
-
-    monkeypatch.setattr(HierarchicalLoRA, "objective", count)
-    monkeypatch.setattr(HierarchicalLoRA, "nll", spoil)
+    monkeypatch.setattr(TrainingModule, "training_step", count)
+    monkeypatch.setattr(Backbone, "nll", lambda *args: nll(*args) * (float("nan") if bad else 1.0))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path):

@@ -36,7 +36,7 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def stopped(command, monkeypatch):
+def stopped(command, monkeypatch, capfd):
     """Run the command until the count-th call of TrainingModule.`what`, where the process ends."""
 
     def run(what: str, count: int, *arguments: str) -> None:
@@ -52,6 +52,7 @@ def stopped(command, monkeypatch):
             patch.setattr(TrainingModule, what, fail)
             with pytest.raises(Stop):
                 command(*arguments)
+        capfd.readouterr()  # Hydra has printed the overrides
 
     return run
 
@@ -263,6 +264,22 @@ def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_p
         code, _, err = command(*arguments, "hydra.run.dir=a")
         assert (code, told in err) == (2, True)
         assert not (tmp_path / "a/summary.json").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(command, stopped, tmp_path):
+    arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=a"]
+    stopped("test_step", 1, *arguments)
+    for name in ("last", "best"):
+        file = tmp_path / f"a/checkpoints/{name}.ckpt"
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        for damaged in (b"", whole[:middle], whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :]):
+            file.write_bytes(damaged)
+            code, _, err = command(*arguments)
+            assert (code, err.count("\n")) == (2, 1)
+            assert f"{name}.ckpt is not a readable checkpoint" in err
+            assert "resume=never" in err
+        file.write_bytes(whole)
 
 
 def test_a_resumed_run_is_one_run_in_wandb(command, stopped, tmp_path):
