@@ -163,7 +163,10 @@ class RunDirectory:
             UserError: it is not readable, or not a config of this version.
         """
         try:
-            return parse(read_yaml(self.path / CONFIG))
+            values = read_yaml(self.path / CONFIG)
+            if not isinstance(values, dict):
+                raise UserError("it holds no settings")
+            return parse(values)
         except UserError as error:
             raise UserError(f"{self.path / CONFIG}: {error}") from error
 

@@ -12,6 +12,18 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["bora.commands.run", "bora.train.run", "transformers.models.opt.modeling_opt"])
+SMALL = [
+    "logger=none",
+    "data.modules=[pickle,ssl,argparse]",
+    "data.documents_per_task=20",
+    "data.min_documents=5",
+    "data.max_tokens=32",
+    "data.batch_size=3",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=2",
+    "lora.rank=4",
+    "checkpoint_minutes=0",
+]
 
 
 def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None) -> None:
@@ -46,12 +58,12 @@ def start(folder: Path, name: str, *arguments: str, largest_file: int | None = N
 def finish(folder: Path, name: str, *arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
     """Run to the end: exit code, standard output, standard error."""
     process = start(folder, name, *arguments, largest_file=largest_file)
-    process.join(120)
+    process.join(300)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode, (folder / f"{name}.out").read_text(), (folder / f"{name}.err").read_text()
 
 
-def wait_for(what: Callable[[], bool], process: ForkServerProcess | subprocess.Popen, seconds: float = 60.0) -> None:
+def wait_for(what: Callable[[], bool], process: ForkServerProcess | subprocess.Popen, seconds: float = 300.0) -> None:
     """Until what() is true, while the process lives."""
     until = time.monotonic() + seconds
     while not what():

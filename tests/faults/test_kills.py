@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, again and again, end as runs that were not: the same bytes."""
+"""Runs and sweeps that are killed, at random moments and again and again, end as those that were not: the same bytes."""
 
 import os
 import random
@@ -12,33 +12,23 @@ import pytest
 import torch
 
 from tests.conftest import same_files
-from tests.faults.processes import finish, start, wait_for
+from tests.faults.processes import SMALL, finish, start, wait_for
+
+pytestmark = pytest.mark.processes
 
 KILLS = int(os.environ.get("BORA_KILLS", "10"))
-SMALL = [
-    "logger=none",
-    "data.modules=[pickle,ssl,argparse]",
-    "data.documents_per_task=20",
-    "data.min_documents=5",
-    "data.max_tokens=32",
-    "data.batch_size=3",
-    "trainer.max_epochs=3",
-    "trainer.log_every_n_steps=2",
-    "lora.rank=4",
-    "checkpoint_minutes=0",
-]
 FORMS = [
     ["tau=100"],
     ["tau=0"],
     ["tau=inf"],
     ["tau=100", "prior.parameterization=centered", "prior.estimator=dense", "lora.init_std=0.01"],
     ["tau=10", "trainer.accumulate_grad_batches=3", "data.order=shuffled"],
-    ["tau=10", "trainer.max_steps=14", "+trainer.val_check_interval=0.5"],
+    ["tau=10", "trainer.max_steps=14", "trainer.val_check_interval=0.5"],
 ]
 
 
-def whole_or_absent(run: Path) -> None:
-    """Whatever stands in the folder can be read."""
+def check_readable(run: Path) -> None:
+    """Read every file that the run left."""
     for file in run.glob("checkpoints/*.ckpt"):
         torch.load(file, weights_only=True)
     assert not (run / "summary.json").exists() or (run / "per_task.csv").is_file()
@@ -56,32 +46,38 @@ def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
         name = f"killed{number}"
         while True:
             process = start(tmp_path, name, *arguments, f"hydra.run.dir={name}")
-            # From the first imports to beyond the end; what is done already is not done again, so an end comes.
+            # From the first imports to beyond the end. What is done is not done again, so an end comes.
             process.join(rng.uniform(0, seconds))
             if process.exitcode is not None:
                 break
             process.kill()
             process.join()
             kills += 1
-            whole_or_absent(tmp_path / name)
+            check_readable(tmp_path / name)
         assert process.exitcode == 0, (tmp_path / f"{name}.err").read_text()
         same_files(tmp_path / "whole", tmp_path / name)
         assert not list((tmp_path / name).rglob("*.partial"))
 
 
+def test_a_killed_sweep_runs_what_is_missing(tmp_path):
+    sweep = ["-m", "tau=0,10,inf", *SMALL]
+    assert finish(tmp_path, "whole", *sweep, "name=whole")[0] == 0
+    process = start(tmp_path, "killed", *sweep, "name=killed")
+    wait_for((tmp_path / "multirun/killed/tau=10,seed=0/checkpoints/last.ckpt").is_file, process)
+    process.kill()
+    process.join()
+    finished = {f.parent.name for f in (tmp_path / "multirun/killed").glob("*/summary.json")}
+    assert "tau=0,seed=0" in finished
+    assert "tau=inf,seed=0" not in finished
+    assert finish(tmp_path, "killed", *sweep, "name=killed")[0] == 0
+    for name in ("tau=0,seed=0", "tau=10,seed=0", "tau=inf,seed=0"):
+        same_files(tmp_path / "multirun/whole" / name, tmp_path / "multirun/killed" / name)
+
+
 @pytest.mark.skipif(KILLS < 100, reason="takes a minute: make test-faults")
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_two_processes_that_are_killed_together_go_on_together(trainer, tmp_path):
-    run = [
-        sys.executable,
-        "-m",
-        "bora.commands.run",
-        *SMALL,
-        "tau=100",
-        f"trainer={trainer}",
-        "trainer.accelerator=cpu",
-        "+trainer.strategy.process_group_backend=gloo",
-    ]
+def test_two_processes_that_are_killed_together_resume_together(trainer, tmp_path):
+    run = [sys.executable, "-m", "bora.run", *SMALL, "tau=100", f"trainer={trainer}", "trainer.accelerator=cpu"]
 
     def begin(name: str) -> subprocess.Popen:
         return subprocess.Popen(

@@ -12,30 +12,18 @@ import torch
 from tests.conftest import table
 from tests.faults.processes import start
 
-LONG = bool(os.environ.get("BORA_LONG"))
 STEPS, WARM = 2000, 500
+SMALL = "tau=100 data=table data.path=t.csv hydra.run.dir=a".split()
 
 
-@pytest.mark.skipif(not LONG, reason="takes minutes: make test-faults")
+@pytest.mark.processes
+@pytest.mark.skipif("BORA_LONG" not in os.environ, reason="takes minutes: make test-faults")
 @pytest.mark.parametrize("logger", ["none", "wandb", "tensorboard"])
 def test_memory_files_and_threads_stay_as_they_are(tmp_path, logger):
     table(tmp_path / "t.csv", {f"task {d}": 40 for d in range(20)})
-    process = start(
-        tmp_path,
-        "long",
-        f"logger={logger}",
-        "data=table",
-        "data.path=t.csv",
-        "data.min_documents=5",
-        "data.max_tokens=20",
-        "data.batch_size=2",
-        "trainer.max_epochs=10",
-        "tau=100",
-        "lora.rank=2",
-        "hydra.run.dir=a",
-        "checkpoint_minutes=0.02",
-        "optim.patience=99",
-    )
+    data = ["data.min_documents=5", "data.max_tokens=20", "data.batch_size=2", "lora.rank=2"]
+    length = ["trainer.max_epochs=10", "checkpoint_minutes=0.02", "optim.patience=99"]
+    process = start(tmp_path, "long", f"logger={logger}", *SMALL, *data, *length)
     metrics, watched, rows = tmp_path / "a/metrics.csv", psutil.Process(process.pid), []
     while process.is_alive():
         process.join(0.2)
@@ -66,25 +54,12 @@ def last_step(metrics: Path) -> int:
 
 def test_a_thousand_tasks_are_not_a_thousand_metrics(command, tmp_path):
     table(tmp_path / "t.csv", {f"task {d}": 4 for d in range(1000)})
-    code, out, err = command(
-        "logger=tensorboard",
-        "data=table",
-        "data.path=t.csv",
-        "data.n_tasks=null",
-        "data.min_documents=3",
-        "data.max_tokens=8",
-        "data.batch_size=64",
-        "trainer.max_steps=2",
-        "lora.rank=1",
-        "hydra.run.dir=a",
-        "trainer.log_every_n_steps=1",
-        "data.drop_duplicates=false",
-    )
+    data = "data.n_tasks=null data.min_documents=3 data.max_tokens=8 data.batch_size=64 data.drop_duplicates=false"
+    rest = "logger=tensorboard trainer.max_steps=2 lora.rank=1 trainer.log_every_n_steps=1"
+    code, out, err = command(*SMALL, *data.split(), *rest.split())
     assert code == 0, err
     assert "the first 100 of 1000 tasks have lines" in out
-    events = sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir())
-    assert events < 100_000
-    columns = pd.read_csv(tmp_path / "a/metrics.csv").columns
-    assert len(columns) < 20
+    assert sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir()) < 100_000
+    assert len(pd.read_csv(tmp_path / "a/metrics.csv").columns) < 20
     assert len(pd.read_csv(tmp_path / "a/per_task.csv")) == 1000
     assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
