@@ -12,16 +12,19 @@ release = importlib.metadata.version("bora")
 
 extensions = [
     "myst_parser",
+    "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
     "sphinx_design",
-    "configuration",
     "named_tuples",
     "repository_links",
 ]
-exclude_patterns = ["_build", "extensions"]
+exclude_patterns = ["_build", "extensions", "api/bora.rst", "api/modules.rst"]
+
+# The Python reference: a page for each folder of the package, made at each build.
+apidoc_modules = [{"path": "../bora", "destination": "api", "module_first": True}]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -1,13 +1,12 @@
 """The tasks' LoRAs as one matrix: row d is of task d, every low-rank factor of it, layer after layer.
 
-The hierarchical mean Θ is one more such row. What is stored beside it depends on the form:
+The hierarchical mean Θ is one more such row. What is stored beside it depends on the form::
 
-| form | stored [D, P] | when |
-|---|---|---|
-| Centered | θ_d | the paper's parameterization |
-| NonCentered | δ_d = θ_d − Θ | |
-| Separate | θ_d; Θ is their average | τ = 0 |
-| Shared | nothing: every task is Θ | τ = ∞ |
+    form          stored [D, P]              when
+    Centered      θ_d                        the paper's parameterization
+    NonCentered   δ_d = θ_d − Θ              the default
+    Separate      θ_d; Θ is their average    τ = 0
+    Shared        nothing: every task is Θ   τ = ∞
 """
 
 import math

@@ -1,10 +1,9 @@
-"""The prior of a task's deviation δ_d = θ_d − Θ: its energy −log p(δ_d) in nats, and the energy's gradient.
+"""The prior of a task's deviation δ_d = θ_d − Θ: its energy −log p(δ_d) in nats, and the energy's gradient::
 
-| class | −log p(δ) | |
-|---|---|---|
-| Gaussian | τ/2 · ‖δ‖² + P/2 · log(2π/τ) | δ ~ N(0, τ⁻¹I) (eq. 5) |
-| Norm | Σ over factors f of (τ ‖f‖_F + log Z_f) | the published code's penalty, not squared |
-| Flat | 0 | τ = 0; and τ = ∞, where no task deviates |
+    class      −log p(δ)
+    Gaussian   τ/2 · ‖δ‖² + P/2 · log(2π/τ)              δ ~ N(0, τ⁻¹I) (eq. 5)
+    Norm       Σ over factors f of (τ ‖f‖_F + log Z_f)   the published code's penalty, not squared
+    Flat       0                                         τ = 0; and τ = ∞, where no task deviates
 
 Z_f = ∫ exp(−τ‖f‖) df = 2 π^{n/2} Γ(n) / (Γ(n/2) τⁿ) over the n numbers of a factor. The terms without δ are the
 normaliser. Training at a fixed τ leaves it out, so what is minimised and logged is the potential alone.
