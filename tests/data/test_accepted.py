@@ -236,7 +236,7 @@ NAMES = [
 
 
 def test_any_name_may_be_a_tasks(command, call, tmp_path):
-    from bora.use import export
+    from bora.commands import export
 
     (tmp_path / "t.csv").write_bytes(to_csv([row for name in NAMES for row in docs(name, 3)]))
     code, out, err = command(

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from bora.errors import UserError
+from bora.lib.escaping import markdown as escape
 from bora.lib.names import look_alikes, normalise_names, safe_names
-from bora.use.card import escape
 
 ODD = [
     "Ann",
