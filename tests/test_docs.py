@@ -9,7 +9,6 @@ import pytest
 from yaml_comments import read, read_all, undocumented
 
 import bora
-from bora.cli import COMMANDS
 from bora.config import config_folder
 from tests.shown import REPOSITORY, as_typed, blocks, commands, composed, is_target, makes, options, overrides
 
@@ -37,7 +36,7 @@ def test_commands_of_hydra_compose(command):
 def test_flags_of_the_other_commands_are_known(command, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, name, *arguments = as_typed(command)
-    main = importlib.import_module(COMMANDS[name][0]).main
+    main = importlib.import_module(f"bora.commands.{name}").main
     code, _, err = call(main, *arguments)
     if "arguments are required" in err:  # running text may leave the folder out
         code, _, err = call(main, "RUN", *arguments)

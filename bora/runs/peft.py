@@ -1,10 +1,10 @@
-"""PEFT adapters as a run's start: init_from=FOLDER."""
+"""Read PEFT adapters, to start a run at them: init_from=FOLDER."""
 
 import json
 import logging
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,37 +16,24 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.errors import UserError, first_line
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
-from bora.runs.peft_folders import ADAPTER_CONFIG, ADAPTER_TENSORS, MAPPING, PREFIX
+from bora.runs.directory import read_json
 
 log = logging.getLogger(__name__)
 
-# Keys of adapter_config.json that say where the adapter belongs or how it was made, not what it computes now.
-# Whatever else is set there may change its update, and is refused.
-HARMLESS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "eva_config",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "revision",
-    "target_modules",
-    "task_type",
-}
+MAPPING = "tasks.json"  # of `bora export`: {"mean": its folder or null, "tasks": {folder: the task's name}}
+# PEFT's own names, in an adapter's folder and in its file of tensors.
+ADAPTER_CONFIG, ADAPTER_TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# What adapter_config.json may say: the adapter's size, its layers and its origin, and parameters of variants that other
+# keys turn on. Any other key that is set may change the update, and is refused.
+HARMLESS = set(
+    "peft_type peft_version task_type base_model_name_or_path revision inference_mode auto_mapping r lora_alpha "
+    "lora_dropout target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out init_lora_weights "
+    "eva_config megatron_core qalora_group_size".split()
+)
 UNSET: tuple[object, ...] = (None, False, "none", {}, [])
-# Others begin by changing the frozen weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA), so they fit no others.
+# Other starts (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the frozen weights, so they do not fit the original ones.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-SHOWN = 5  # names in a line of the log
+MAX_SHOWN = 5  # names in a line of the log
 
 
 class PeftLoRA(NamedTuple):
@@ -64,21 +51,21 @@ class PeftLoRA(NamedTuple):
 
 
 def has_adapters(folder: Path) -> bool:
-    """Whether a folder is a PEFT adapter, or was made by `bora export`."""
+    """Return whether a folder is a PEFT adapter, or was made by `bora export`."""
     return (folder / ADAPTER_CONFIG).is_file() or (folder / MAPPING).is_file()
 
 
 def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
-    """Begin at PEFT adapters: at one that is Θ and every θ_d, or at an exported folder's, by the tasks' names.
+    """Start at one PEFT adapter, which becomes Θ and every θ_d, or at an exported folder's, by the tasks' names.
 
-    Θ is the exported mean, or the mean of the folder's adapters; a task that has none begins at Θ.
+    Θ is then the exported mean, or the mean of the folder's adapters; a task without an adapter starts at Θ.
 
     Args:
-        model: fresh; the rows of A that an adapter of a smaller rank does not have stay as they are.
+        model: fresh; where an adapter's rank is smaller, the other rows of A stay as they are.
         folder: one for which `has_adapters`.
 
     Raises:
-        UserError: an adapter that cannot be read, is no plain LoRA, or is of other layers or a larger rank.
+        UserError: an adapter is not readable, not a plain LoRA, or has other layers or a larger rank.
     """
     adapters = model.adapters
     fresh = adapters.mean.detach().clone()
@@ -87,37 +74,34 @@ def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
         return _theta(model.backbone, read_adapter(folder / name), folder / name, fresh)
 
     if (folder / ADAPTER_CONFIG).is_file():
-        mean = read("")
-        adapters.start_at(mean)
+        adapters.start_at(read(""))
         log.info("init_from: the mean and every task start at the adapter %s", folder)
         return
     mean_folder, tasks = read_mapping(folder)
-    ours = set(adapters.task_names)
-    # Where there is no mean, adapters of tasks that are not in this run have their part in it.
+    names, ours = adapters.task_names, set(adapters.task_names)
+    # Without an exported mean, the adapters of tasks that this run lacks count in their mean, too.
     thetas = {task: read(name) for name, task in tasks.items() if task in ours or mean_folder is None}
     mean = read(mean_folder) if mean_folder is not None else torch.stack(list(thetas.values())).mean(dim=0)
     if isinstance(adapters, Shared):
         adapters.start_at(mean)
-        log.info("init_from: the mean, which every task is, starts at %s", mean_folder or "the adapters' mean")
+        log.info("init_from: the mean, which every task shares, starts at %s", mean_folder or "the adapters' mean")
         return
-    rows = torch.stack([thetas.get(task, mean) for task in adapters.task_names])
-    adapters.start_at(mean, rows)
-    missing = [task for task in adapters.task_names if task not in thetas]
-    log.info("init_from: %d of %d tasks start at their own adapter", len(ours) - len(missing), len(ours))
+    adapters.start_at(mean, torch.stack([thetas.get(task, mean) for task in names]))
+    missing = [task for task in names if task not in thetas]
+    log.info("init_from: %d of %d tasks start at their own adapter", len(names) - len(missing), len(names))
     if missing:
-        log.info("init_from: no adapter for %s: they start at the mean", _some(missing))
-    others = [task for task in tasks.values() if task not in ours]
-    if others:
-        log.info("init_from: this run has no task %s: their adapters start none", _some(others))
+        log.info("init_from: no adapter for %s: they start at the mean", _shorten(missing))
+    if unused := [task for task in tasks.values() if task not in ours]:
+        log.info("init_from: this run has no task %s: their adapters are not used", _shorten(unused))
 
 
 def read_mapping(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The mean's folder, or None; and folder → task.
+    """Read tasks.json: the mean's folder, or None; and folder → task.
 
     Raises:
         UserError: the file is not what `bora export` writes.
     """
-    content = _json(folder / MAPPING)
+    content = read_json(folder / MAPPING)
     mean, tasks = content.get("mean"), content.get("tasks")
     if (
         not isinstance(mean, str | None)
@@ -136,12 +120,12 @@ def read_adapter(folder: Path) -> PeftLoRA:
     Raises:
         UserError: it is not readable, or not a plain LoRA.
     """
-    config = _json(folder / ADAPTER_CONFIG)
+    config = read_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} is a PEFT adapter of type {config.get('peft_type')}; a LORA is needed")
     for key, value in config.items():
         if (key not in HARMLESS and value not in UNSET) or (key == "init_lora_weights" and value not in PLAIN_STARTS):
-            raise UserError(f"{folder} has {key}={json.dumps(value)}: only a plain LoRA can be started from")
+            raise UserError(f"{folder} has {key}={json.dumps(value)}: a run can only start at a plain LoRA")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise UserError(f"{folder / ADAPTER_CONFIG} has no r and lora_alpha that are numbers")
@@ -157,44 +141,36 @@ def _read_layers(file: Path, rank: int) -> dict[str, LowRank]:
     for key, value in tensors.items():
         parts = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
         if parts is None:
-            raise UserError(f"{file} holds {key}: only a plain LoRA of linear layers can be started from")
+            raise UserError(f"{file} holds {key}: a run can only start at a plain LoRA of linear layers")
         if not value.isfinite().all():
             raise UserError(f"{file} holds {key} with values that are not finite")
         found.setdefault(parts[1], {})[parts[2]] = value.float()
     for layer, pair in found.items():
         if len(pair) != 2 or pair["A"].dim() != 2 or pair["B"].dim() != 2:
-            raise UserError(f"{file} has not both of lora_A and lora_B as matrices for {layer}")
+            raise UserError(f"{file} lacks lora_A or lora_B, as a matrix, for {layer}")
         if (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
-            raise UserError(f"{file}: {layer} is of another rank than the {rank} of {ADAPTER_CONFIG}")
+            raise UserError(f"{file}: {layer} has another rank than the {rank} of {ADAPTER_CONFIG}")
     return {layer: LowRank(pair["A"], pair["B"]) for layer, pair in found.items()}
 
 
 def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> Tensor:
-    """[P] θ with the adapter's update: (α/r) B A is (α'/r') B' A', whatever the two ranks and α.
+    """Return θ [P] with the adapter's update: (α/r) B A equals (α'/r') B' A'.
 
     Args:
-        fresh: [P] a start as it would be without the adapter.
+        fresh: [P] the start without the adapter.
 
     Raises:
         UserError: other layers, or a larger rank.
     """
-    ours = backbone.layout.factors(fresh)
-    for layer in [*lora.layers, *ours]:
-        if layer not in ours or layer not in lora.layers:
-            lacking = "which this run does not adapt" if layer not in ours else "which it does not have"
-            what = "has" if layer not in ours else "needs"
-            raise UserError(
-                f"init_from: {folder} {what} the layer {layer}, {lacking}; choose the adapter's layers by "
-                "lora.target_modules"
-            )
     theta = fresh.clone()
-    for layer, (A, B) in backbone.layout.factors(theta).items():
+    factors = backbone.layout.factors(theta)
+    for layer in sorted(lora.layers.keys() ^ factors.keys()):
+        problem = "lacks" if layer in factors else "has, unlike this run,"
+        raise UserError(f"init_from: {folder} {problem} the layer {layer}; give its layers as lora.target_modules")
+    for layer, (A, B) in factors.items():
         theirs = lora.layers[layer]
         if lora.rank > len(A):
-            raise UserError(
-                f"init_from: {folder} has rank {lora.rank}, more than lora.rank={len(A)}; give at least "
-                f"lora.rank={lora.rank}"
-            )
+            raise UserError(f"init_from: {folder} has rank {lora.rank}; give lora.rank={lora.rank} or more")
         if (theirs.A.shape[1], theirs.B.shape[0]) != (A.shape[1], B.shape[0]):
             raise UserError(
                 f"init_from: {folder} has {layer} from {theirs.A.shape[1]} to {theirs.B.shape[0]} features, this "
@@ -206,16 +182,6 @@ def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
     return theta
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not readable: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object")
-    return content
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+def _shorten(names: list[str]) -> str:
+    rest = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + rest

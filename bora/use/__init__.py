@@ -1,1 +1,1 @@
-"""What a finished run is good for."""
+"""Use a finished run: restore, generate, score, evaluate, adapt, export."""

@@ -1,27 +1,32 @@
-"""A finished run as a model again: what every command that uses a run begins with."""
+"""Load a finished run as a model."""
 
+import difflib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config, Dtype
 from bora.data.tokens import Tokens
+from bora.errors import UserError
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
+MAX_SHOWN = 30  # tasks named in an error
 
 
 class Restored(NamedTuple):
     """A run's best epoch.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
+        model: in evaluation mode.
         tokenizer: the backbone's.
         cfg: the run's config.yaml.
         summary: the run's summary.json.
@@ -36,34 +41,51 @@ class Restored(NamedTuple):
 
     @property
     def tokens(self) -> Tokens:
-        """How the run turns text into tokens."""
+        """Return how the run turns text into tokens."""
         return Tokens.of(self.cfg.data, self.tokenizer)
 
     @property
     def per_task(self) -> pd.DataFrame:
-        """The run's per_task.csv."""
+        """Read the run's per_task.csv."""
         return self.directory.per_task()
 
+    def require_tasks(self, tasks: Iterable[str]) -> None:
+        """Check that the run has these tasks.
 
-def restore(run: Path, accelerator: str = "cpu", dtype: Dtype | None = None) -> Restored:
+        Raises:
+            UserError: it lacks one; lists the names near to it.
+        """
+        names = self.model.adapters.task_names
+        for task in tasks:
+            if task not in names:
+                close = difflib.get_close_matches(task, names, n=3, cutoff=0.5)
+                more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
+                hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"
+                raise UserError(f"the run has no task {task}; {hint}")
+
+
+def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Restored:
     """Load a finished run: its backbone from where the config has it, its factors from best.ckpt.
 
     Args:
         run: the run directory.
-        accelerator: where it will be used, which decides a dtype of auto.
-        dtype: of the backbone, float32 or bfloat16; None for the one that the run was trained in.
+        device: cpu or cuda.
+        dtype: of the backbone; None for the one that the run was trained in.
 
     Raises:
-        UserError: there is no finished run in that folder, its files are not whole, or its backbone cannot be loaded.
+        UserError: there is no finished run in that folder, its files are damaged, its backbone cannot be loaded, or
+            there is no such device.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch sees no CUDA device here; choose the device cpu")
     directory = RunDirectory(Path(run).expanduser())
     summary, cfg = directory.summary(), directory.config()
     checkpoint = load_checkpoint(directory.best)
     cfg.model.dtype = dtype or summary["dtype"]
-    pretrained = load_backbone(cfg.model, accelerator, cfg.data.max_tokens)
+    pretrained = load_backbone(cfg.model, device, cfg.data.max_tokens)
     same_dtype = dtype in (None, summary["dtype"])
     if same_dtype and summary["backbone_sha256"] != backbone_sha256(pretrained.model):
-        log.warning("the backbone's weights are not exactly those that %s was trained on", run)
+        log.warning("the backbone's weights differ from those that %s was trained on", run)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
     model.load_trained_state(checkpoint["state_dict"])
-    return Restored(model.eval(), pretrained.tokenizer, cfg, summary, directory)
+    return Restored(model.eval().to(device), pretrained.tokenizer, cfg, summary, directory)

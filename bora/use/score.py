@@ -1,4 +1,4 @@
-"""New documents under a run's models: perplexities, and whose text it is, p(d | text) ∝ p(d) · p(text | θ_d)."""
+"""Score new documents under a run's models: perplexities, and log p(text | θ_d) for p(d | text) ∝ p(d) p(text | θ_d)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,37 +16,37 @@ from bora.model.likelihood import n_scored
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
-# Steps and how many → the same steps, shown to a person.
-Progress = Callable[[Iterable[int], int], Iterable[int]]
+# Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
+Progress = Callable[[Sequence[int], str], Iterable[int]]
+# Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
 
 @torch.no_grad()
 def perplexities(
-    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, n: steps
+    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Perplexity of documents under their own task's θ_d, under Θ and under the frozen backbone.
+    """Compute the perplexity of documents under their own task's θ_d, under Θ and under the frozen backbone.
 
-    Scored as in training: same prompt, same cut, first token not scored; padding never.
+    Documents are scored as in training, with the same prompt and the same cut; padding is never scored.
 
     Args:
         table: columns task and text; every task is one of the run's.
         batch_size: documents in a forward.
 
     Returns:
-        A row a task that has a scored token, in the run's order: task, n_documents, n_tokens (scored), nll
-        (nats a token) and MODELS' columns. And MODELS' columns over all tokens, with `perplexity_macro`, the plain
-        mean over those tasks, and `n_truncated` documents.
+        A row a task that has a scored token, in the run's order: task, n_documents, n_tokens (scored), nll (nats a
+        token) and MODELS' columns; and MODELS' columns over all tokens, with `perplexity_macro`, the plain mean over
+        those tasks, and `n_truncated` documents.
     """
     model, names = restored.model, restored.model.adapters.task_names
     encoded, truncation = restored.tokens.encode(table)
     tasks = [names.index(task) for task in table["task"]]
     documents = Documents(encoded, tasks, restored.tokens.pad_id)
     metrics = {column: TaskPerplexity(len(names)) for column in MODELS}
-    # By length, as in the run's own test, so that little is padded.
+    # By length, as in the run's own test, to pad little.
     order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
-    starts = range(0, len(order), batch_size)
-    for start in progress(starts, len(starts)):
+    for start in progress(range(0, len(order), batch_size), "perplexity"):
         batch = to_device(documents[order[start : start + batch_size], 1], model.device)
         for column, kind in MODELS.items():
             nll = model.nll(batch, kind)
@@ -80,10 +80,10 @@ class Likelihoods:
     n_scored: np.ndarray
 
     def posterior(self, log_prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log p(d | text) [N, D], and the mixture's log p(text) = log Σ_d p(d) p(text | θ_d) [N].
+        """Apply Bayes' rule: log p(d | text) [N, D], and the mixture's log p(text) = log Σ_d p(d) p(text | θ_d) [N].
 
         Args:
-            log_prior: [D] nats, of probabilities that sum to 1.
+            log_prior: log p(d), [D] nats.
         """
         joint = self.nats + log_prior
         evidence = np.logaddexp.reduce(joint, axis=1)
@@ -91,7 +91,11 @@ class Likelihoods:
 
 
 def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
-    """[D] log p(d) before anything is read: uniform, or by the tasks' numbers of training documents."""
+    """Return log p(d), [D] nats.
+
+    Args:
+        prior: uniform | documents, in proportion to the tasks' numbers of training documents.
+    """
     weights = model.task_documents.cpu().numpy().astype(np.float64)
     if prior == "uniform":
         weights = np.ones_like(weights)
@@ -100,12 +104,12 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
 
 @torch.no_grad()
 def likelihoods(
-    restored: Restored, texts: Sequence[str], batch_size: int, progress: Progress = lambda steps, n: steps
+    restored: Restored, texts: Sequence[str], batch_size: int, progress: Progress = lambda steps, what: steps
 ) -> Likelihoods:
-    """Every document under every task's θ_d; the task's name stands in the prompt where the run has it there.
+    """Score every document under every task's θ_d, with that task's prompt.
 
-    A row of a batch is a document under a task. Each text is cut where it still fits behind the longest prompt
-    of all tasks: every task is asked about the same tokens, or a longer name would leave less to explain.
+    A row of a batch is a document under a task. Each text is cut to fit behind the longest prompt of all tasks, so
+    that every task explains the same tokens.
 
     Args:
         texts: N documents.
@@ -128,8 +132,7 @@ def likelihoods(
     order = np.argsort(lengths, kind="stable")
     order = order[scored[order] > 0]
     n_pairs = len(order) * len(names)
-    starts = range(0, n_pairs, batch_size)
-    for start in progress(starts, len(starts)):
+    for start in progress(range(0, n_pairs, batch_size), "tasks × documents"):
         document, task = np.divmod(np.arange(start, min(start + batch_size, n_pairs)), len(names))
         document = order[document]
         rows = [
@@ -142,33 +145,32 @@ def likelihoods(
     return Likelihoods(nats, scored)
 
 
-def accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:
-    """How often the likeliest task is the true one.
+def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:
+    """Measure how often the likeliest task is the true one.
 
     Args:
         best, truth: of N ≥ 1 documents.
         n_tasks: D.
 
     Returns:
-        n, accuracy, its 95 % Wilson interval low and high, macro_accuracy (mean over the true tasks), and
-        what guessing would reach: chance, 1 / D, and majority, the share of the task that is commonest here.
+        n, accuracy, its 95 % Wilson interval low and high, macro_accuracy (mean over the true tasks), and what
+        guessing would reach: chance, 1 / D, and majority, the share of the commonest true task.
     """
     table = pd.DataFrame({"truth": list(truth), "right": [b == t for b, t in zip(best, truth, strict=True)]})
-    right = table["right"].mean()
-    low, high = wilson(int(table["right"].sum()), len(table))
+    low, high = wilson_interval(int(table["right"].sum()), len(table))
     return {
         "n": len(table),
-        "accuracy": right,
+        "accuracy": table["right"].mean(),
         "low": low,
         "high": high,
         "macro_accuracy": table.groupby("truth")["right"].mean().mean(),
         "chance": 1 / n_tasks,
-        "majority": table["truth"].value_counts().iloc[0] / len(table),
+        "majority": table["truth"].value_counts(normalize=True).max(),
     }
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a proportion, 95 % by default."""
+def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion, 95 % by default."""
     p = successes / n
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))

@@ -227,7 +227,7 @@ NAMES = [*PATHS, *MARKS, "hierarchical-mean"]
 
 
 def test_any_name_may_be_a_tasks(command, call, tmp_path):
-    from bora.use import export
+    from bora.commands import export
 
     (tmp_path / "t.csv").write_bytes(to_csv([row for name in NAMES for row in docs(name, 3)]))
     options = "data=table data.path=t.csv data.min_documents=3 data.n_tasks=null data.max_tokens=16 trainer.max_steps=1"

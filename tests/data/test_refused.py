@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 
 import bora
+from bora.commands.common import read_texts
 from bora.data.read import read_documents
 from bora.errors import UserError
-from bora.use.texts import check_exists, read_texts
 from tests.data.inputs import GOOD, PACKED, corpus_of, data_group, docs, named, to_csv, to_json, to_parquet, zipped
 
 MAX_LINE_CHARS = 600
@@ -182,7 +182,7 @@ def test_a_column_a_folder_and_a_right_are_named_as_the_caller_calls_them(tmp_pa
     with pytest.raises(UserError, match=r"^--task who: there is no such column; the table has task, text$"):
         read_texts(Path("t.csv"), "text", "who")
     with pytest.raises(UserError, match=r"^--data \.: that is not a regular file"):
-        check_exists(Path())
+        read_texts(Path(), "text", None)
     with monkeypatch.context() as patch:
         denied = PermissionError(13, "Permission denied")
         patch.setattr("bora.data.streams._open", lambda file: (_ for _ in ()).throw(denied))

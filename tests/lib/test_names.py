@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from bora.errors import UserError
+from bora.lib.escaping import markdown as escape
 from bora.lib.names import look_alikes, normalise_names, safe_names
-from bora.use.card import escape
 
 ODD = ["Ann", "ann", "ANN", "ann-2", "hierarchical-mean", "Hierarchical Mean", "tasks.json", "../x", "..", ".hidden"]
 ODD += ["", "   ", "🙂", "🙃🙃", "a" * 300, "a" * 301, "Ærø", "A\u030aa\u0301", "\u00c5\u00e1", "東京", "-rf"]

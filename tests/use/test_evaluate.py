@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from bora.use.texts import read_texts
 from scipy.stats import binomtest
 
 from bora.errors import UserError
@@ -18,7 +19,6 @@ from bora.use import evaluate as command_line
 from bora.use.evaluate import evaluate
 from bora.use.restore import restore
 from bora.use.score import accuracy, likelihoods, log_prior, wilson
-from bora.use.texts import read_texts
 from tests.conftest import merged, table
 
 SIZES = {"a": 24, "a longer name": 40, "c/d": 30}

@@ -1,0 +1,51 @@
+"""The command `bora adapt RUN OUT --data FILE`: fit new tasks from a finished run's prior."""
+
+import argparse
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from bora.commands.common import add_table, checked, read_texts, run_parser, text_column
+from bora.commands.exits import cli_errors
+from bora.config import Count, Seed
+from bora.use.adapt import adapt, encode_documents, write_adapted
+from bora.use.evaluate import hash_texts
+from bora.use.folder import write_folder
+from bora.use.restore import restore
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = run_parser("adapt", "Fit new tasks from a finished run's prior, its Θ fixed.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
+    add_table(parser)
+    parser.add_argument("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
+    parser.add_argument("--epochs", type=checked(Count), default=10, metavar="N", help="passes over the documents (10)")
+    parser.add_argument("--lr", type=checked(Positive), default=1e-3, metavar="LR", help="learning rate (1e-3)")
+    parser.add_argument("--batch-size", type=checked(Count), default=16, metavar="N", help="documents a step (16)")
+    parser.add_argument("--seed", type=checked(Seed), default=0, metavar="N", help="of the documents' order (0)")
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    with cli_errors():
+        table = read_texts(arguments.data, text_column(arguments), arguments.task, need_task=True)
+        with write_folder(arguments.out) as folder:
+            restored = restore(arguments.run)
+            tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
+            options = {name: getattr(arguments, name) for name in ("epochs", "lr", "batch_size", "seed")}
+            documents = encode_documents(restored, table)
+            model = adapt(restored, documents.encoded, documents.tasks, tau, **options)
+            write_adapted(model, restored, documents, options | {"data_sha256": hash_texts(table)}, folder)
+    for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
+        print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
+    print("dropped:", ", ".join(f"{n} {why}" for why, n in documents.dropped.items() if n) or "nothing")
+    print(f"adapted: {arguments.out.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Flags and input that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from bora.config import Dtype
+from bora.data.errors import setting_names
+from bora.data.table import read
+from bora.runs.directory import RunDirectory
+
+READER_FLAGS = {"path": "--data ", "task": "--task ", "text": "--text "}  # by the reader's arguments
+
+
+def run_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Make a parser that knows RUN."""
+    parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --dtype."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="of the backbone (the run's own)")
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """Add --data, --text and --task, which `read_texts` takes."""
+    formats = "CSV, TSV, JSON lines or Parquet, the first three also compressed"
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=f"a table of documents: {formats}")
+    parser.add_argument("--text", metavar="COLUMN", help="column with the document (the run's data.text, else text)")
+    parser.add_argument("--task", metavar="COLUMN", help="column with the task (task or rep_name, if there is one)")
+
+
+def checked(kind: Any) -> Callable[[str], Any]:
+    """Make an argparse type that refuses what a pydantic type refuses."""
+    adapter = TypeAdapter(kind)
+
+    def convert(text: str) -> Any:
+        try:
+            return adapter.validate_strings(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg']}") from error
+
+    return convert
+
+
+def text_column(arguments: argparse.Namespace) -> str:
+    """Return --text, or the column of texts that the run was trained on.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    directory = RunDirectory(arguments.run.expanduser())
+    directory.summary()  # says so where the run is not finished
+    return arguments.text or getattr(directory.config().data, "text", "text")
+
+
+def read_texts(path: Path, text: str, task: str | None, need_task: bool = False) -> pd.DataFrame:
+    """Read a table of texts and, where it has such a column, their tasks.
+
+    Args:
+        path, text, task, need_task: see `bora.data.table.read`.
+
+    Returns:
+        Columns `task` ('' where it is unknown) and `text`; the index counts the table's rows from 0.
+
+    Raises:
+        UserError: see `bora.data.table.read`; it names the flag at fault.
+    """
+    with setting_names(READER_FLAGS):
+        return read(path, task=task, text=text, need_task=need_task)[["task", "text"]]

@@ -1,0 +1,39 @@
+"""The command `bora export RUN OUT`: a finished run as PEFT adapters, or as a merged model."""
+
+import argparse
+from pathlib import Path
+
+from bora.commands.common import run_parser
+from bora.commands.exits import cli_errors
+from bora.use.export import export
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = run_parser("export", "Write a run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean's.")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
+    parser.add_argument(
+        "-t",
+        "--task",
+        action="append",
+        dest="tasks",
+        metavar="NAME",
+        help="export this task only, without the mean; again for more",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="write one task's whole model, its LoRA merged into the base model's weights",
+    )
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    with cli_errors():
+        n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
+        print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

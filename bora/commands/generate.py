@@ -1,0 +1,68 @@
+"""The command `bora generate RUN --task NAME --prompt TEXT`: tasks continue prompts, side by side."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Annotated
+
+from bora.commands.common import add_device, checked, run_parser
+from bora.commands.exits import cli_errors
+from bora.use.generate import Answer, generate
+from bora.use.restore import restore
+from bora.use.sampling import Sampling
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = run_parser("generate", "Let tasks of a finished run continue prompts, side by side.")
+    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a task; again for more")
+    parser.add_argument("--mean", action="store_true", help="let Θ answer too")
+    parser.add_argument("--base", action="store_true", help="let the frozen backbone answer too")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text; again for more")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line for each answer")
+    for name, field in Sampling.model_fields.items():
+        flag, text = f"--{name.replace('_', '-')}", field.description
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            parser.add_argument(
+                flag, type=checked(Annotated[field.annotation, field]), default=field.default, metavar="N", help=text
+            )
+    add_device(parser)
+    return parser
+
+
+def to_json(answer: Answer) -> str:
+    """Write an answer as one line of JSON."""
+    content = {"sequence": answer.sequence, "text": answer.text, "ids": answer.ids, "ended": answer.ended}
+    return json.dumps({"prompt": answer.prompt, **answer.speaker._asdict(), **content}, ensure_ascii=False)
+
+
+def show(answers: Sequence[Answer], n_sequences: int) -> None:
+    """Print the answers, prompt by prompt, each under its speaker's name."""
+    prompt = None
+    for answer in answers:
+        if answer.prompt != prompt:
+            prompt = answer.prompt
+            print(f"prompt: {prompt}\n")
+        number = f" ({answer.sequence + 1} of {n_sequences})" if n_sequences > 1 else ""
+        print(f"--- {answer.speaker}{number}\n{answer.prompt}{answer.text}\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    with cli_errors():
+        options = Sampling(**{name: getattr(arguments, name) for name in Sampling.model_fields}).model_dump()
+        restored = restore(arguments.run, arguments.device, arguments.dtype)
+        answers = generate(
+            restored, arguments.task, arguments.prompt, mean=arguments.mean, base=arguments.base, **options
+        )
+    if arguments.json:
+        for answer in answers:
+            print(to_json(answer))
+    else:
+        show(answers, options["num_return_sequences"])
+
+
+if __name__ == "__main__":
+    main()
