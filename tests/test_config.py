@@ -6,10 +6,10 @@ import lightning as L
 import pytest
 import yaml
 
+from bora.bayes.adamw import learning_rate
 from bora.commands.overrides import compose_config, format_value
 from bora.config import Config, conf_folder, flatten, parse
 from bora.errors import UserError
-from bora.train.module import learning_rate
 
 GROUPS = ("data", "experiment", "logger", "lora", "model", "optim", "prior", "trainer")
 NEEDED = {"data=table": "data.path=x.csv", "data=datasets": "data.path=x", "model=hub": "model.path=someone/model"}
