@@ -8,8 +8,8 @@ from typing import cast
 import pandas as pd
 from huggingface_hub import ModelCardData
 
-from bora.lib.escaping import markdown as escape
-from bora.lib.escaping import one_line
+from bora.lib.names import markdown as escape
+from bora.lib.names import one_line
 from bora.use.restore import Restored
 
 # What vLLM takes as --max-lora-rank.

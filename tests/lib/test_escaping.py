@@ -10,7 +10,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from bora.commands import report
-from bora.lib.escaping import latex, markdown, one_line
+from bora.lib.names import latex, markdown, one_line
 from bora.report.figures import shorten
 from bora.report.tables import ReportTable
 from bora.use import export

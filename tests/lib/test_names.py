@@ -5,8 +5,9 @@ import re
 import pandas as pd
 import pytest
 
+from bora.data.task_names import look_alikes, normalise_names
 from bora.errors import UserError
-from bora.lib.names import look_alikes, normalise_names, safe_names
+from bora.lib.names import safe_names
 from bora.use.card import escape
 
 ODD = [
