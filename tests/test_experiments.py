@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bora.commands.overrides import compose_config
 from bora.report.evidence import Evidence
 from bora.report.series import read_runs, series_of
 from bora.report.tables import table1, table2
-from tests.shown import composed
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -41,7 +41,7 @@ def test_a_studys_commands_are_known(study, tmp_path):
     assert any("--archive" in command for command in commands)
     for command in commands:
         if command[1] == "run":
-            composed([word for word in command[2:] if word != "-m"])
+            compose_config([word for word in command[2:] if word != "-m"])
 
 
 def cells(text: str) -> set[tuple[str, ...]]:

@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 
 from bora.data.errors import ReadError
+from bora.data.task_names import normalise_names
 from bora.errors import UserError, first_line
-from bora.lib.names import normalise_names
 
 # The column of tasks where none is named: the first of these that the table has.
 TASK_COLUMNS = ("task", "rep_name")

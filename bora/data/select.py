@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from bora.data.task_names import warn_of_look_alikes
 from bora.errors import UserError
-from bora.lib.names import warn_of_look_alikes
 
 log = logging.getLogger(__name__)
 

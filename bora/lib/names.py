@@ -1,15 +1,8 @@
-"""Task names: one spelling inside bora, and safe names for file systems and for trackers' metrics."""
+"""Write names and texts so that they are safe in file systems, Markdown and LaTeX."""
 
-import logging
 import re
 import unicodedata
 from collections.abc import Iterable
-
-import pandas as pd
-
-from bora.errors import UserError
-
-log = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 64  # some file systems stop at 143 bytes
 # Letters that Unicode does not decompose into a plain one and its mark, and their plain spelling.
@@ -17,65 +10,14 @@ _LETTERS = str.maketrans(
     dict(zip("øØðÐłŁđĐı", "oOdDlLdDi", strict=True))
     | {"æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ß": "ss", "þ": "th", "Þ": "Th"}
 )
-
-
-def normalise_names(tasks: pd.Series) -> pd.Series:
-    """Write each name in Unicode's composed form (NFC), with single spaces and none at its ends.
-
-    Names that differ in these alone are one text to Unicode and to a person, so they name one task; merged spellings
-    are reported. Capital letters stay as they are: see `look_alikes`.
-
-    Args:
-        tasks: a name a row; its index counts rows.
-
-    Raises:
-        UserError: a name holds a control character other than white space.
-    """
-    names = {raw: " ".join(unicodedata.normalize("NFC", raw).split()) for raw in tasks.unique()}
-    spellings: dict[str, list[str]] = {}
-    for raw, name in names.items():
-        if has_control(name):
-            row = tasks.index[tasks == raw][0]
-            raise UserError(
-                f"the task's name {name[:MAX_NAME_CHARS]!r} in row {row} (counted from 0) holds a control "
-                "character; remove it"
-            )
-        spellings.setdefault(name, []).append(raw)
-    merged = [raws for name, raws in spellings.items() if name and len(raws) > 1]
-    if merged:
-        log.warning(
-            "%d task(s) are spelled in more than one way, in white space or in Unicode's forms of a letter; each is "
-            "taken as one task: %s",
-            len(merged),
-            " and ".join(ascii(raw) for raw in merged[0][:2]),
-        )
-    return tasks.map(names)
-
-
-def has_control(name: str) -> bool:
-    """Return whether a name holds a control character, white space apart."""
-    return any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in name)
-
-
-def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Group names that a person may take for the same: they differ in capitals, or in invisible or like characters."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        seen = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
-        groups.setdefault("".join(seen).casefold(), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def warn_of_look_alikes(names: Iterable[str]) -> None:
-    """Warn where tasks that stay apart may be meant as one."""
-    alike = look_alikes(names)
-    if alike:
-        log.warning(
-            "task names that differ only in capital letters, like characters or invisible ones stay different tasks: "
-            "%s%s; if one task is meant, correct the table",
-            " and ".join(map(ascii, alike[0])),
-            f", and {len(alike) - 1} more such groups" * (len(alike) > 1),
-        )
+# The brackets of an interval, such as [1.2, 3.4], stay: they make no link.
+_MARKUP = re.compile(r"([!#$&*<>\\^_`{|}~]|\[(?![\d+−-])|\](?=[(\[:]))")
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {c: "\\" + c for c in "&%$#_{}"}
+# At the start of a table's row these would be arguments of the line break before it.
+_LATEX |= {c: f"{{{c}}}" for c in "[]*"}
+_LATEX |= {"τ": r"$\tau$", "∞": r"$\infty$", "Θ": r"$\Theta$", "−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
+_LATEX |= {c: f"$^{n}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
 
 
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
@@ -104,3 +46,18 @@ def _plain(task: str) -> str:
     # A name must not be hidden, be an option to a command, or lead out of its folder.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip("-._")[:MAX_NAME_CHARS].rstrip("-._")
     return name or "task"
+
+
+def one_line(text: str) -> str:
+    """Replace line breaks and other control characters by single spaces."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+
+
+def markdown(text: str) -> str:
+    """Write any text as one line of Markdown that shows it as it is; not to begin a line, where + and = are markup."""
+    return _MARKUP.sub(r"\\\1", one_line(text))
+
+
+def latex(text: str) -> str:
+    """Write any text as one line of LaTeX that shows it as it is, our Greek letters and superscripts included."""
+    return "".join(_LATEX.get(c, c) for c in one_line(text))

@@ -1,22 +1,21 @@
 """The figures: 1 to 5 as in the paper, 6 the map of tasks; one visual language for all.
 
-Black is the whole corpus, grey a task; blue is against separate models, vermilion against one model
-(Okabe and Ito's colours, told apart by all kinds of sight; markers differ too).
+Black is the whole corpus, grey a task; blue is against separate models, vermilion against one model (Okabe and Ito's
+colours, told apart by all kinds of sight; markers differ too). Draw within `mpl.rc_context(STYLE)`.
 """
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
-from bora.lib.escaping import one_line
-from bora.report.evidence import Evidence, Interval, format_tau, rank_correlation
+from bora.lib.names import one_line
+from bora.report.evidence import Evidence, Interval, format_tau, place_taus, rank_correlation
 from bora.report.task_map import TaskMap
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ BLACK, GREY, LIGHT = "#1a1a1a", "#8c8c8c", "#d4d4d4"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 GROUPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#4D4D4D"]
 MARKERS = "osD^vPX*"
-MANY = 60  # tasks: from here on names do not fit on an axis
-
 STYLE: "dict[RcKeyType, Any]" = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
@@ -40,287 +37,215 @@ STYLE: "dict[RcKeyType, Any]" = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#4d4d4d",
-    "axes.linewidth": 0.8,
     "xtick.color": "#4d4d4d",
     "ytick.color": "#4d4d4d",
-    "axes.labelcolor": BLACK,
-    "text.color": BLACK,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#ececec",
-    "grid.linewidth": 0.8,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "bora",
     "pdf.fonttype": 42,
 }
 WIDTH, HEIGHT = 6.8, 4.2  # inches
-
-
-def styled(draw: Callable[..., Figure | None]) -> Callable[..., Figure | None]:
-    """Draw in the common style, whatever the caller's own."""
-
-    def drawn(*args, **kwargs) -> Figure | None:
-        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-            figure = draw(*args, **kwargs)
-            if figure is not None:
-                figure.draw_without_rendering()
-            return figure
-
-    drawn.__doc__ = draw.__doc__
-    return drawn
+MAX_AXIS_NAMES = 60  # tasks whose names fit on an axis
+MAX_POINT_NAMES = 30  # names written beside points
+MAX_TICKS = 13
+# Where a point's name may stand, in points from it, best first.
+ASIDE = [(6, 0), (-6, 0), (0, 6), (0, -6), (5, 5), (5, -5), (-5, 5), (-5, -5)]
+HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
+VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
 
 
 def canvas(height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """Make a figure of one panel."""
     figure = Figure(figsize=(WIDTH, height))
     return figure, figure.add_subplot()
 
 
-@styled
 def sizes(evidence: Evidence) -> Figure:
-    """Figure 1: documents per task; training dark, validation and test light behind it."""
+    """Draw figure 1: documents per task; training dark, validation and test light beside it."""
     tasks = evidence.tasks().sort_values("n_train", kind="stable")
-    n = len(tasks)
-    held_out = tasks["n_val"] + tasks["n_test"]
-    if n <= MANY:
+    n, train = len(tasks), tasks["n_train"].to_numpy()
+    total = train + (tasks["n_val"] + tasks["n_test"]).to_numpy()
+    if n <= MAX_AXIS_NAMES:
         figure, ax = canvas(max(2.2, 1.0 + 0.2 * n))
-        place = np.arange(n)
-        ax.barh(place, tasks["n_train"], color=BLUE, height=0.72, label="training")
-        ax.barh(place, held_out, left=tasks["n_train"], color=LIGHT, height=0.72, label="validation and test")
-        ax.set_yticks(place, [shorten(name) for name in tasks.index], fontsize=8.5)
+        ax.barh(np.arange(n), train, color=BLUE, height=0.72, label="training")
+        ax.barh(np.arange(n), total - train, left=train, color=LIGHT, height=0.72, label="validation and test")
+        ax.set_yticks(np.arange(n), [shorten(name) for name in tasks.index], fontsize=8.5)
         ax.set_ylim(-0.6, n - 0.4)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("documents")
     else:
         figure, ax = canvas()
-        place = np.arange(1, n + 1)
-        largest_first = tasks["n_train"].to_numpy()[::-1]
-        total = (tasks["n_train"] + held_out).to_numpy()[::-1]
+        place = np.arange(n, 0, -1)
         ax.fill_between(place, total, color=LIGHT, step="mid", label="validation and test", linewidth=0)
-        ax.fill_between(place, largest_first, color=BLUE, step="mid", label="training", linewidth=0)
+        ax.fill_between(place, train, color=BLUE, step="mid", label="training", linewidth=0)
         ax.set_xlim(0.5, n + 0.5)
         ax.set_ylim(0)
         ax.set_xlabel("task, by size")
         ax.set_ylabel("documents")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ax.set_title("Documents per task")
-    legend_outside(ax)
+    put_legend_above(ax)
     return figure
 
 
-@styled
 def perplexity_by_tau(evidence: Evidence) -> Figure:
-    """Figure 2: τ against perplexity; thick line overall, thin grey line a task; 0 and ∞ placed."""
-    taus = evidence.series.taus
+    """Draw figure 2: perplexity by τ; a thick line overall, a thin grey line a task."""
+    taus, best = evidence.series.taus, evidence.best_tau
+    x = np.array(place_taus(taus))
     figure, ax = canvas()
-    positive = [t for t in taus if 0 < t < math.inf]
-    smallest = min(positive, default=1.0)
-    beyond = max(positive, default=1.0) * 10
-    x = np.array([beyond if math.isinf(t) else t for t in taus])
-    by_task = pd.DataFrame({t: evidence.by_task(t).mean(axis=1) for t in taus})
-    thin = 0.9 if len(by_task) <= MANY else 0.5
-    for row in by_task.to_numpy():
-        ax.plot(x, row, color=GREY, linewidth=thin, alpha=0.55 if len(by_task) <= MANY else 0.3)
-    ax.plot([], [], color=GREY, linewidth=thin, label="a task")
-    overall = [evidence.over_seeds(t) for t in taus]
+    by_task = evidence.task_means().to_numpy()
+    few = len(by_task) <= MAX_AXIS_NAMES
+    lines = ax.plot(x, by_task.T, color=GREY, linewidth=0.9 if few else 0.5, alpha=0.55 if few else 0.3)
+    lines[0].set_label("a task")
+    overall = [evidence.over_seeds(tau) for tau in taus]
     y = np.array([o.value for o in overall])
     ax.plot(x, y, color=BLACK, linewidth=2.6, marker="o", markersize=5, label="all tasks")
-    low, high = (np.array([getattr(o, end) for o in overall]) for end in ("low", "high"))
-    if np.isfinite(low).any():
-        ax.errorbar(
-            x,
-            y,
-            yerr=np.vstack([y - low, high - y]),
-            fmt="none",
-            ecolor=BLACK,
-            elinewidth=1.2,
-            capsize=3,
-            label="95 %, over seeds",
-        )
-    best = evidence.best_tau
-    place = x[taus.index(best)]
-    ax.plot(
-        place,
-        y[taus.index(best)],
-        marker="o",
-        markersize=12,
-        markerfacecolor="none",
-        markeredgecolor=VERMILION,
-        markeredgewidth=1.8,
-        linestyle="none",
-        label=f"τ = {format_tau(best)}, by validation",
-    )
-    ax.set_xscale("symlog", linthresh=smallest, linscale=0.6)
-    ax.set_xlim(-0.12 * smallest, x.max() * 1.6 if x.max() > smallest else smallest * 1.6)
-    ax.xaxis.set_major_locator(FixedLocator(x.tolist()))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(x, _thinned([format_tau(t) for t in taus], x, smallest))
-    logarithmic(ax)
+    half = y - np.array([o.low for o in overall])
+    if np.isfinite(half).any():
+        ax.errorbar(x, y, half, fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3, label="95 %, over seeds")
+    at, ring = taus.index(best), f"τ = {format_tau(best)}, by validation"
+    ax.plot(x[at], y[at], "o", ms=12, mfc="none", mec=VERMILION, mew=1.8, label=ring)
+    # Searches put τ anywhere: leave out ticks that would run into others, but never the ends'.
+    ticks: list[int] = []
+    for i in (0, len(x) - 1, *range(1, len(x) - 1)):
+        if all(abs(x[i] - x[j]) >= np.ptp(x) / MAX_TICKS for j in ticks):
+            ticks.append(i)
+    ax.set_xticks(x[ticks], [format_tau(taus[i]) for i in ticks])
+    set_logarithmic(ax, "y")
     ax.set_xlabel("precision τ")
     ax.set_ylabel(evidence.measure.split(" as ")[0])
     ax.set_title("Perplexity by τ")
-    legend_outside(ax, columns=4)
+    put_legend_above(ax, columns=4)
     return figure
 
 
-def _thinned(labels: list[str], x: np.ndarray, linthresh: float) -> list[str]:
-    """Leave out a label that would run into the one before (searches put τ anywhere)."""
-    place = np.where(x < linthresh, x / linthresh * 0.6, 0.6 + np.log10(np.maximum(x, linthresh) / linthresh))
-    room, last, kept = max(place.max(), 1) / 14, -math.inf, []
-    for label, at in zip(labels, place, strict=True):
-        wide = room * max(1, len(label) / 4)
-        kept.append(label if at - last >= wide or label in ("0", "∞") else "")
-        last = at if kept[-1] else last
-    return kept
+def set_logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with plain numbers."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = axis.get_view_interval()
+    ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
+    if high / low <= 8:
+        ticks = list(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(ticks, [f"{tick:,.10g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
 
 
-def logarithmic(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers, as many as are needed."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ticks = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    if high / low > 8:
-        ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
-    ticks = [t for t in ticks if low <= t <= high]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-
-
-@styled
 def improvement(evidence: Evidence) -> Figure | None:
-    """Figure 3: training size against the relative improvement over τ = 0 and over one model."""
-    tau = evidence.best_middle_tau
-    if tau is None:
-        return None
+    """Draw figure 3: training size against the relative improvement over τ = 0 and over one model."""
+    tau, n = evidence.best_middle_tau, evidence.tasks()["n_train"]
     figure, ax = canvas()
     limits = [(0.0, "separate models (τ = 0)", BLUE, "o"), (math.inf, "one model (τ = ∞)", VERMILION, "D")]
     points: list[tuple[str, float, float]] = []
-    n = evidence.tasks()["n_train"]
     for other, words, color, marker in limits:
-        difference = evidence.difference(tau, other)
+        difference = None if tau is None else evidence.difference(tau, other)
         if difference is None:
             continue
         y = difference.improvement
-        rho = rank_correlation(n.to_numpy(), y.to_numpy())
-        label = f"over {words}" + ("" if math.isnan(rho.value) else f", ρ = {Interval(rho.value):+.2f}")
+        rho = rank_correlation(n, y).value
+        label = f"over {words}" + ("" if math.isnan(rho) else f", ρ = {Interval(rho):+.2f}")
         ax.scatter(n, y, s=30, color=color, marker=marker, alpha=0.85, linewidth=0, label=label)
-        points += [(str(t), n[t], y[t]) for t in y.index]
-    if not points:
+        points += [(str(task), n[task], y[task]) for task in y.index]
+    if tau is None or not points:
         return None
     ax.axhline(0, color=BLACK, linewidth=0.9)
-    size_axis(ax, n)
+    set_size_axis(ax, n)
     ax.set_ylabel("perplexity lower by, %")
     ax.set_title(f"What τ = {format_tau(tau)} gains for each task")
-    legend_outside(ax)
-    label_points(figure, ax, points)
+    put_legend_above(ax)
+    write_names(figure, ax, points)
     return figure
 
 
-@styled
 def distances(evidence: Evidence) -> Figure | None:
-    """Figure 4: training size against ‖θ_d − Θ‖."""
+    """Draw figure 4: training size against ‖θ_d − Θ‖."""
     tau = evidence.best_middle_tau
     if tau is None:
         return None
-    distance, n = evidence.distances(tau), evidence.tasks()["n_train"]
-    return _scatter(n, distance, "‖θ_d − Θ‖₂", f"Distance to the hierarchical mean at τ = {format_tau(tau)}")
+    distance = evidence.by_task(tau, "distance").mean(axis=1)
+    title = f"Distance to the hierarchical mean at τ = {format_tau(tau)}"
+    return _scatter(evidence.tasks()["n_train"], distance, "‖θ_d − Θ‖₂", title)
 
 
-@styled
 def size_and_perplexity(evidence: Evidence) -> Figure:
-    """Figure 5: training size against perplexity at the τ that validation chooses."""
+    """Draw figure 5: training size against perplexity at the τ that validation chooses."""
     tau = evidence.best_tau
-    y, n = evidence.by_task(tau).mean(axis=1), evidence.tasks()["n_train"]
-    what = evidence.measure.split(" as ")[0]
-    return _scatter(n, y, what, f"Training size and perplexity at τ = {format_tau(tau)}")
+    title = f"Training size and perplexity at τ = {format_tau(tau)}"
+    y = evidence.by_task(tau).mean(axis=1)
+    return _scatter(evidence.tasks()["n_train"], y, evidence.measure.split(" as ")[0], title)
 
 
 def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
     figure, ax = canvas()
     ax.scatter(n, y, s=30, color=BLUE, alpha=0.85, linewidth=0)
-    size_axis(ax, n)
+    set_size_axis(ax, n)
     ax.set_ylabel(label)
-    rho = rank_correlation(n.to_numpy(), y.to_numpy())
-    note = "" if math.isnan(rho.value) else f"   Spearman's ρ {rho:+.2f}"
-    ax.set_title(title + note)
-    label_points(figure, ax, [(str(t), n[t], y[t]) for t in y.index])
+    ax.set_title(title)
+    rho = rank_correlation(n, y)
+    if not math.isnan(rho.value):
+        ax.set_title(f"Spearman's ρ {rho:+.2f}", loc="right", fontsize=9)
+    write_names(figure, ax, [(str(task), n[task], y[task]) for task in y.index])
     return figure
 
 
-@styled
 def task_map(projection: TaskMap) -> Figure:
-    """Figure 6: the tasks in the plane of the first two principal components of θ_d − Θ."""
+    """Draw figure 6: the tasks in the plane of the first two principal components of θ_d − Θ."""
     figure, ax = canvas(4.6)
     x, y = projection.coordinates.T
-    if projection.groups is None:
+    groups = projection.groups
+    if groups is None:
         ax.scatter(x, y, s=34, color=BLUE, linewidth=0)
     else:
-        counts = projection.groups.value_counts()
+        counts = groups.value_counts()
         shown = counts.index[: len(GROUPS) if len(counts) <= len(GROUPS) else len(GROUPS) - 1]
-        rest = ~projection.groups.isin(shown).to_numpy()
-        for i, group in enumerate(shown):
-            mine = (projection.groups == group).to_numpy()
-            ax.scatter(
-                x[mine],
-                y[mine],
-                s=36,
-                color=GROUPS[i],
-                marker=MARKERS[i],
-                linewidth=0,
-                # Matplotlib leaves out what begins with an underscore.
-                label=f" {shorten(group, 28)}" if group.startswith("_") else shorten(group, 28),
-            )
+        for group, color, marker in zip(shown, GROUPS, MARKERS, strict=False):
+            mine = (groups == group).to_numpy()
+            # Matplotlib leaves a label out that begins with an underscore.
+            label = " " * group.startswith("_") + shorten(group, 28)
+            ax.scatter(x[mine], y[mine], s=36, color=color, marker=marker, linewidth=0, label=label)
+        rest = ~groups.isin(shown).to_numpy()
         if rest.any():
             ax.scatter(x[rest], y[rest], s=26, color=LIGHT, linewidth=0, label=f"{len(counts) - len(shown)} others")
-        ax.legend(
-            title=shorten(str(projection.column)), loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left"
-        )
-    for axis, i in ((ax.xaxis, 0), (ax.yaxis, 1)):
-        axis.set_label_text(f"component {i + 1} ({projection.shares[i]:.0%} of the variance)")
+        title = shorten(str(projection.column))
+        ax.legend(title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left")
+    ax.set_xlabel(f"component 1 ({projection.shares[0]:.0%} of the variance)")
+    ax.set_ylabel(f"component 2 ({projection.shares[1]:.0%} of the variance)")
     ax.set_title(f"Map of the tasks at τ = {format_tau(projection.tau)}")
     ax.axhline(0, color=LIGHT, linewidth=0.8, zorder=0)
     ax.axvline(0, color=LIGHT, linewidth=0.8, zorder=0)
-    label_points(figure, ax, list(zip(map(str, projection.tasks), x, y, strict=True)))
+    write_names(figure, ax, list(zip(map(str, projection.tasks), x, y, strict=True)))
     return figure
 
 
-def size_axis(ax: Axes, n: pd.Series) -> None:
-    """Training documents along x; logarithmic where they spread over more than a decade."""
+def set_size_axis(ax: Axes, n: pd.Series) -> None:
+    """Put training documents along x; logarithmic where they spread over more than a decade."""
     ax.set_xlabel("training documents")
-    if n.max() / max(1, n.min()) > 10:
-        ax.set_xscale("log")
-        ticks = [m * 10.0**e for e in range(7) for m in (1, 2, 5)]
-        ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if n.min() * 0.8 <= t <= n.max() * 1.25]))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    if n.min() > 0 and n.max() / n.min() > 10:
+        set_logarithmic(ax, "x")
     else:
         if n.min() == n.max():
             ax.set_xlim(n.min() - 2, n.min() + 2)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def legend_outside(ax: Axes, columns: int = 2) -> None:
-    """Above the axes, so that it hides no point."""
+def put_legend_above(ax: Axes, columns: int = 2) -> None:
+    """Put the legend between title and axes, where it hides no point."""
     ax.set_title(ax.get_title(loc="left"), pad=26)
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=columns,
-        handletextpad=0.4,
-        columnspacing=1.2,
-        borderaxespad=0.1,
-    )
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, columnspacing=1.2, borderaxespad=0.1)
 
 
 def shorten(name: str, length: int = 34) -> str:
-    """A name that fits; the middle is left out."""
+    """Cut a name to a length by leaving out its middle, and escape it for matplotlib."""
     name = one_line(str(name))
     name = name if len(name) <= length else f"{name[: length - 10]}…{name[-8:]}"
     return name.replace("$", r"\$")  # or it would be read as mathematics
 
 
-def label_points(figure: Figure, ax: Axes, points: list[tuple[str, float, float]], most: int = 30) -> None:
+def write_names(figure: Figure, ax: Axes, points: list[tuple[str, float, float]]) -> None:
     """Write names beside points, the outermost first, where they run into no point and no other name.
 
     Each name stands once, also if its task has several points.
@@ -329,47 +254,21 @@ def label_points(figure: Figure, ax: Axes, points: list[tuple[str, float, float]
     places = ax.transData.transform([(x, y) for _, x, y in points])
     spread = np.maximum(places.std(axis=0), 1e-9)
     outermost = np.argsort(-np.abs((places - np.median(places, axis=0)) / spread).max(axis=1), kind="stable")
-    frame = ax.get_window_extent()
-    taken = [(px - 4, py - 4, px + 4, py + 4) for px, py in places]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
     written: set[str] = set()
-    limit = most if len(points) <= 2 * MANY else 14
     for i in outermost:
-        name = points[i][0]
-        if len(written) >= limit or name in written:
+        name, *point = points[i]
+        if name in written or len(written) == MAX_POINT_NAMES:
             continue
-        text = ax.annotate(shorten(name, 24), (0, 0), fontsize=7.5, color="#4d4d4d", annotation_clip=False)
-        box = text.get_window_extent()
-        text.remove()
-        for dx, dy, ha, va in (
-            (6, 0, "left", "center"),
-            (-6, 0, "right", "center"),
-            (0, 6, "center", "bottom"),
-            (0, -6, "center", "top"),
-            (5, 5, "left", "bottom"),
-            (5, -5, "left", "top"),
-            (-5, 5, "right", "bottom"),
-            (-5, -5, "right", "top"),
-        ):
-            left = places[i][0] + dx - {"left": 0, "right": box.width, "center": box.width / 2}[ha]
-            bottom = places[i][1] + dy - {"bottom": 0, "top": box.height, "center": box.height / 2}[va]
-            here = (left, bottom, left + box.width, bottom + box.height)
-            inside = here[0] >= frame.x0 and here[2] <= frame.x1 and here[1] >= frame.y0 and here[3] <= frame.y1
-            if inside and not any(_overlap(here, other) for other in taken):
-                scale = 72 / figure.dpi  # pixels to points
-                ax.annotate(
-                    shorten(name, 24),
-                    points[i][1:],
-                    xytext=(dx * scale, dy * scale),
-                    textcoords="offset points",
-                    ha=ha,
-                    va=va,
-                    fontsize=7.5,
-                    color="#4d4d4d",
-                )
-                taken.append(here)
+        text = ax.annotate(
+            shorten(name, 24), point, ASIDE[0], textcoords="offset points", fontsize=7.5, color="#4d4d4d"
+        )
+        for dx, dy in ASIDE:
+            text.set(position=(dx, dy), ha=HORIZONTAL[np.sign(dx)], va=VERTICAL[np.sign(dy)])
+            box = text.get_window_extent()
+            if ax.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
+                taken.append(box)
                 written.add(name)
                 break
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        else:
+            text.remove()

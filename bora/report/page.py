@@ -1,4 +1,4 @@
-"""A series as a section of the report: its sentences, tables and figures; and the page that holds them."""
+"""Write a report: for each series its tables and figures as files, and one page, index.html, that holds them all."""
 
 import io
 import math
@@ -8,144 +8,133 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+from bora.errors import UserError
+from bora.lib.files import write_text_atomically
+from bora.lib.names import safe_names
 from bora.report import figures
-from bora.report.evidence import Claim, Evidence, claims, format_tau
-from bora.report.series import Series
+from bora.report.claims import Claim, judge_claims
+from bora.report.evidence import Evidence, format_tau
+from bora.report.series import Series, series_of
 from bora.report.tables import ReportTable, claims_table, table1, table2
-from bora.report.task_map import TaskMap
+from bora.report.task_map import TaskMap, build_task_map, group_by
+from bora.runs.archive import Run
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its number, file name and the sentence below it."""
+    """A figure as written: NAME.png and NAME.pdf, an svg element for the page, and the sentence below it."""
 
-    number: int
     name: str
-    figure: Figure
+    svg: str
     caption: str
-
-    @property
-    def svg(self) -> str:
-        """The figure as an svg element, to stand inside a page."""
-        out = io.StringIO()
-        with figures.mpl.rc_context(figures.STYLE):
-            self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        text = out.getvalue()
-        # Ids must not meet those of the other figures on the page.
-        text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{self.name}-", text[text.index("<svg") :])
-        return text
-
-    def write(self, folder: Path) -> None:
-        """NAME.png and NAME.pdf."""
-        with figures.mpl.rc_context(figures.STYLE):
-            self.figure.savefig(folder / f"{self.name}.png")
-            self.figure.savefig(folder / f"{self.name}.pdf", metadata={"CreationDate": None})
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the report says about one series."""
+    """What a report says about one series, its name in links, and the folder of its files."""
 
     label: str
+    slug: str
+    folder: Path
     evidence: Evidence
-    headline: str
-    paragraphs: list[str]
     claims: list[Claim]
     table1: ReportTable
     table2: ReportTable
-    figures: list[Picture]
-    provenance: str
+    pictures: list[Picture]
 
     @property
-    def slug(self) -> str:
-        """The label as a folder's name."""
-        return re.sub(r"[^\w.=]+", "-", self.label).strip("-")
+    def n_still_improving(self) -> int:
+        """Count the runs whose best epoch is the last that they were allowed."""
+        return sum(run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in self.evidence.series.runs)
 
-    def write(self, folder: Path) -> None:
-        """Tables as CSV, Markdown and LaTeX, figures as PNG and PDF."""
+    @property
+    def uneven_taus(self) -> list[float]:
+        """List each τ that lacks a seed which another τ has."""
+        series = self.evidence.series
+        return [tau for tau in series.taus if len(series.at(tau)) < len(series.seeds)]
+
+    @property
+    def headline(self) -> str:
+        """Say in one sentence which τ is best, how good it is, and how it compares with the limits."""
+        evidence, best = self.evidence, self.evidence.best_tau
+        perplexity = f"{evidence.measure} {evidence.over_seeds(best).value:.2f}"
+        parts = [f"τ = {format_tau(best)} is best on validation; {perplexity}"]
+        for other, words in ((0.0, "separate models"), (math.inf, "one model")):
+            difference = evidence.difference(best, other)
+            if difference is not None:
+                parts.append(f"{difference.percent:+.1f} % against {words} (τ = {format_tau(other)})")
+        return ", ".join(parts) + "."
+
+
+def write_report(runs: list[Run], problems: list[str], output: Path, column: str | None = None) -> list[Section]:
+    """Write the report of the runs: index.html, and the series' files; each in its folder if there are several.
+
+    Args:
+        problems: a line for each run that could not be read; lines on what is left out are added.
+        column: of the corpus's table, to colour figure 6 by.
+    """
+    all_series, left_out = series_of(runs)
+    problems += left_out
+    slugs = safe_names(series.label for series in all_series)
+    sections = []
+    for series in all_series:
+        folder = output / slugs[series.label] if len(all_series) > 1 else output
         folder.mkdir(parents=True, exist_ok=True)
-        for table in (self.table1, self.table2, claims_table(self.claims)):
-            table.write(folder)
-        for picture in self.figures:
-            picture.write(folder)
-
-
-def build_section(series: Series, projection: TaskMap | None) -> Section:
-    """Everything about one series."""
-    evidence = Evidence(series)
-    return Section(
-        label=series.label,
-        evidence=evidence,
-        headline=headline(evidence),
-        paragraphs=paragraphs(evidence),
-        claims=claims(evidence),
-        table1=table1(evidence),
-        table2=table2(evidence),
-        figures=pictures(evidence, projection),
-        provenance=provenance(series),
+        sections.append(_write_section(series, slugs[series.label], folder, column, problems))
+    problems[:] = dict.fromkeys(problems)
+    template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("report.html.j2")
+    page = template.render(
+        sections=sections,
+        problems=problems,
+        n_runs=len(runs),
+        date=date.today().isoformat(),
+        version=version("bora"),
+        format_tau=format_tau,
     )
+    write_text_atomically(output / "index.html", page)
+    return sections
 
 
-def headline(evidence: Evidence) -> str:
-    """One sentence: which τ, how good, against the limits."""
-    best = evidence.best_tau
-    sentence = f"τ = {format_tau(best)} is best on validation; {evidence.measure} {evidence.over_seeds(best).value:.2f}"
-    parts = []
-    for other, words in ((0.0, "separate models"), (math.inf, "one model")):
-        difference = evidence.difference(best, other)
-        if difference is not None:
-            words += f" (τ = {format_tau(other)})"
-            parts.append(f"{difference.percent:+.1f} % against {words}")
-    return sentence + (", " + " and ".join(parts) if parts else "") + "."
+def _write_section(series: Series, slug: str, folder: Path, column: str | None, problems: list[str]) -> Section:
+    evidence = Evidence(series)
+    claims = judge_claims(evidence)
+    tables = table1(evidence), table2(evidence)
+    for table in (*tables, claims_table(claims)):
+        table.write(folder)
+    with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
+        drawn = draw_figures(evidence, _map_tasks(evidence, column, problems))
+        pictures = [_save(folder, slug, *each) for each in drawn]
+    return Section(series.label, slug, folder, evidence, claims, *tables, pictures)
 
 
-def paragraphs(evidence: Evidence) -> list[str]:
-    """What a reader must know to read the tables."""
-    series = evidence.series
-    tasks, summary = evidence.tasks(), series.runs[0].summary
-    low, high = tasks["n_train"].min(), tasks["n_train"].max()
-    size = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    found = [
-        f"{len(tasks)} tasks with {size} training documents each ({tasks['n_train'].sum():,} in all, "
-        f"{tasks['train_tokens'].sum():,} scored tokens), tested on {tasks['n_test'].sum():,}. The frozen backbone "
-        f"alone has a test perplexity of {summary['base_test_perplexity']:.2f}. Seeds: "
-        f"{', '.join(map(str, series.seeds))}."
-    ]
-    unfinished = sum(run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in series.runs)
-    if unfinished:
-        found.append(
-            f"{unfinished} of {len(series.runs)} runs were still improving when they reached their last epoch "
-            "(trainer.max_epochs), so these have not shown all they can."
-        )
-    uneven = [t for t in series.taus if len(series.at(t)) < len(series.seeds)]
-    if uneven:
-        found.append(
-            f"Not every τ has every seed: {', '.join(f'τ = {format_tau(t)}' for t in uneven)} "
-            f"ha{'s' if len(uneven) == 1 else 've'} fewer. Means are over the seeds that are there; paired "
-            "differences over those that both have."
-        )
-    if evidence.by_batch:
-        found.append(
-            "These runs follow the published code: padding is scored, and the perplexity shown is the code's own, "
-            "exp of the mean over batches of a batch's mean over tasks, on validation documents."
-        )
-    return found
+def _map_tasks(evidence: Evidence, column: str | None, problems: list[str]) -> TaskMap | None:
+    tau, found = evidence.best_middle_tau, None
+    if tau is None:
+        return None
+    run = evidence.series.at(tau)[0]
+    try:
+        found = build_task_map(run)
+        return found if column is None else group_by(found, run, column)
+    except UserError as error:
+        problems.append(f"figure 6 {'is left out' if found is None else 'has no colours'}: {error}")
+        return found
 
 
-def pictures(evidence: Evidence, projection: TaskMap | None) -> list[Picture]:
-    """Figures 1 to 6, as far as the runs give them."""
+def draw_figures(evidence: Evidence, projection: TaskMap | None) -> list[tuple[str, Figure, str]]:
+    """Draw figures 1 to 6, as far as the runs give them: name, figure, caption."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
-    found = [
+    drawn: list[tuple[str, Figure | None, str]] = [
         ("figure1", figures.sizes(evidence), "Number of documents of each task."),
         (
             "figure2",
             figures.perplexity_by_tau(evidence),
-            "τ against perplexity: the thick line is the whole corpus, each thin grey line a task. Between 0 and the "
-            "smallest τ the axis is linear; ∞ stands one decade beyond the largest.",
+            "τ against perplexity: the thick line is the whole corpus, each thin grey line a task. The limits, τ = 0 "
+            "and ∞, stand one decade outside the values between them.",
         ),
         (
             "figure3",
@@ -157,31 +146,26 @@ def pictures(evidence: Evidence, projection: TaskMap | None) -> list[Picture]:
         ("figure5", figures.size_and_perplexity(evidence), "Training size and perplexity of each task."),
     ]
     if projection is not None:
-        words = (
+        caption = (
             f"The tasks by the first two principal components of θ_d − Θ at τ = {format_tau(projection.tau)}: tasks "
             "that lie together have moved away from Θ in the same direction."
         )
-        if projection.column is not None and not math.isnan(projection.explained):
-            words += (
+        if projection.column is not None:
+            caption += (
                 f" {projection.column} explains {projection.explained:.1%} of the variance in all dimensions; the same "
                 f"groups dealt out at random explain {projection.by_chance:.1%} (permutation p = "
                 f"{projection.p_value:.2g})."
             )
-        found.append(("figure6", figures.task_map(projection), words))
-    return [Picture(int(n[-1]), n, figure, words) for n, figure, words in found if figure is not None]
+        drawn.append(("figure6", figures.task_map(projection), caption))
+    return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
 
 
-def provenance(series: Series) -> str:
-    """Data hash, versions and folders."""
-    summary = series.runs[0].summary
-    versions = ", ".join(f"{name} {v}" for name, v in summary.get("versions", {}).items())
-    folders = sorted({str(run.folder.parent) for run in series.runs})
-    return f"In {', '.join(folders)}. Documents sha256 {summary['data_sha256']}. {versions}."
-
-
-def page(sections: list[Section], problems: list[str], n_runs: int) -> str:
-    """The HTML page: one file, nothing fetched from elsewhere."""
-    template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("report.html.j2")
-    return template.render(
-        sections=sections, problems=problems, n_runs=n_runs, date=date.today().isoformat(), version=version("bora")
-    )
+def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:
+    figure.savefig(folder / f"{name}.png")
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    # Ids must differ from those of all other figures on the page.
+    prefix = f"{slug}-{name}-"
+    return Picture(name, re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :]), caption)

@@ -44,14 +44,16 @@ _TABLE_2 = """
     borghild tenden         14.42 14.84 12.12 11.10 11.68 12.41
 """
 
+TAUS = [float(tau) for _, tau, _ in _TABLE_1]
+
 
 def table1() -> pd.DataFrame:
-    """Columns learning_rate, tau, perplexity."""
+    """Give Table 1: columns learning_rate, tau, perplexity."""
     return pd.DataFrame(_TABLE_1, columns=["learning_rate", "tau", "perplexity"])
 
 
 def table2() -> pd.DataFrame:
-    """Perplexity, task × τ."""
+    """Give Table 2: perplexity, task × τ."""
     rows = [line.rsplit(maxsplit=6) for line in _TABLE_2.strip().splitlines()]
     values = {name.strip(): [float(x) for x in numbers] for name, *numbers in rows}
-    return pd.DataFrame.from_dict(values, orient="index", columns=[float(tau) for _, tau, _ in _TABLE_1])
+    return pd.DataFrame.from_dict(values, orient="index", columns=TAUS)

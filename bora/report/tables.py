@@ -1,16 +1,21 @@
-"""Tables 1 and 2 as data, Markdown and LaTeX."""
+"""Tables 1 and 2 and the claims, as CSV, Markdown, LaTeX and HTML."""
 
+import html
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from bora.lib import escaping
+from bora.lib import names
 from bora.report import paper
-from bora.report.evidence import LEVEL, Claim, Evidence, format_tau
+from bora.report.claims import Claim
+from bora.report.evidence import LEVEL, Evidence, Interval, format_tau
+
+TEXT_COLUMNS = ("task", "claim", "verdict", "numbers")  # aligned left
+MAX_PAGE_ROWS = 40  # of a table in LaTeX that does not break over pages
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,8 @@ class ReportTable:
 
     Attributes:
         data: plain numbers, for CSV.
-        cells: the same as text for people; the same shape as `bold`.
-        bold: which cells are set in bold.
+        cells: the same as text for people.
+        bold: which of the cells are set in bold.
         caption: one sentence or two.
     """
 
@@ -30,164 +35,129 @@ class ReportTable:
     bold: pd.DataFrame
     caption: str
 
-    def _marked(self, text: Callable[[str], str], strong: Callable[[str], str]) -> pd.DataFrame:
-        marked = {
-            column: [
-                strong(text(cell)) if bold and cell else text(cell)
-                for cell, bold in zip(self.cells[column], self.bold[column], strict=True)
-            ]
-            for column in self.cells
-        }
-        return pd.DataFrame(marked).rename(columns=text)
+    def _render(self, escape: Callable[[str], str], bold: Callable[[str], str]) -> pd.DataFrame:
+        cells = self.cells.map(escape)
+        return cells.mask(self.bold & (cells != ""), cells.map(bold)).rename(columns=escape)
 
     def markdown(self) -> str:
-        """A pipe table with the caption below."""
-        # Columns of numbers hold our own marks alone, such as [low, high], which are easier to read as they are.
-        cells = {c: map(escaping.markdown, v) if self._is_text(c) else v for c, v in self.cells.items()}
-        table = replace(self, cells=pd.DataFrame(cells))._marked(str, lambda cell: f"**{cell}**")
-        align = ["left" if self._is_text(c) else "right" for c in self.cells.columns]
+        """Write a pipe table with the caption below."""
+        table = self._render(names.markdown, "**{}**".format)
+        align = ["left" if column in TEXT_COLUMNS else "right" for column in self.cells]
         return table.to_markdown(index=False, colalign=align, disable_numparse=True) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
-        """A booktabs tabular in a table environment."""
-        table = self._marked(escaping.latex, lambda cell: rf"\textbf{{{cell}}}")
-        columns = "".join("l" if self._is_text(c) else "r" for c in self.cells.columns)
-        return table.to_latex(
+        """Write a booktabs tabular in a table environment."""
+        return self._render(names.latex, r"\textbf{{{}}}".format).to_latex(
             index=False,
             escape=False,
-            caption=escaping.latex(self.caption),
+            caption=names.latex(self.caption),
             label=f"tab:{self.name}",
-            column_format=columns,
-            longtable=len(table) > 40,
+            column_format="".join("l" if column in TEXT_COLUMNS else "r" for column in self.cells),
+            longtable=len(self.cells) > MAX_PAGE_ROWS,
         )
 
     def html(self) -> str:
-        """A table element; the caption stands beside it in the page."""
-        from html import escape
-
-        table = self._marked(lambda cell: escape(escaping.one_line(cell)), lambda cell: f"<strong>{cell}</strong>")
+        """Write a table element; the caption stands beside it in the page."""
+        table = self._render(lambda cell: html.escape(names.one_line(cell)), "<strong>{}</strong>".format)
         return table.to_html(index=False, escape=False, border=0)
 
-    def _is_text(self, column: object) -> bool:
-        return column in ("task", "run", "claim", "verdict", "numbers")
-
     def write(self, folder: Path) -> None:
-        """NAME.csv, NAME.md, NAME.tex."""
+        """Write NAME.csv, NAME.md and NAME.tex."""
         self.data.to_csv(folder / f"{self.name}.csv", index=False)
         (folder / f"{self.name}.md").write_text(self.markdown(), "utf-8")
         (folder / f"{self.name}.tex").write_text(self.latex(), "utf-8")
 
 
 def is_talk_of_norway(evidence: Evidence) -> bool:
-    """Whether the paper's numbers belong beside these."""
+    """Return whether the paper's numbers belong beside these."""
     return evidence.series.runs[0].summary["data"] == "talk_of_norway"
 
 
+def number(value: float, spec: str = ".2f") -> str:
+    """Write a number, and nothing where there is none."""
+    return "" if math.isnan(value) else format(value, spec)
+
+
 def table1(evidence: Evidence) -> ReportTable:
-    """Learning rate, τ, perplexity (Table 1); the τ that validation chooses in bold."""
+    """Build Table 1: learning rate, τ, perplexity; the τ that validation chooses in bold."""
     series, best = evidence.series, evidence.best_tau
-    several = len(series.seeds) > 1
-    rows, cells = [], []
-    published = paper.table1().set_index("tau") if is_talk_of_norway(evidence) else None
+    above_best, rows = [], []
     for tau in series.taus:
-        runs = series.at(tau)
-        rates = sorted({run.summary["lr"] for run in runs})
-        test, validation = evidence.over_seeds(tau), evidence.over_seeds(tau, "val")
-        difference = evidence.difference(tau, best)
-        row = {
-            "learning_rate": rates[0] if len(rates) == 1 else " to ".join(f"{r:g}" for r in (rates[0], rates[-1])),
-            "tau": tau,
-            "perplexity": test.value,
-            "perplexity_low": test.low,
-            "perplexity_high": test.high,
-            "val_perplexity": validation.value,
-            "seeds": len(runs),
-        }
-        cell = {
-            "learning rate": f"{row['learning_rate']:g}" if len(rates) == 1 else row["learning_rate"],
-            "τ": format_tau(tau),
-            "validation perplexity": f"{validation.value:.2f}",
-        }
-        if not evidence.by_batch:
-            cell["test perplexity"] = f"{test.value:.2f}"
-        if several:
-            half = (test.high - test.low) / 2
-            cell["± (95 %, seeds)"] = "" if math.isnan(half) else f"{half:.2f}"
-            cell["seeds"] = str(len(runs))
-        row |= {"nll_minus_best": math.nan, "nll_minus_best_low": math.nan, "nll_minus_best_high": math.nan}
-        if difference is not None:
-            o = difference.overall
-            row |= {"nll_minus_best": o.value, "nll_minus_best_low": o.low, "nll_minus_best_high": o.high}
-        cell["nats a token above the best τ [95 %, tasks]"] = "" if difference is None else f"{difference.overall:+.4f}"
-        if published is not None:
-            theirs = published["perplexity"].get(tau, math.nan)
-            row["paper_perplexity"] = theirs
-            cell["paper"] = "" if math.isnan(theirs) else f"{theirs:.2f}"
-        rows.append(row)
-        cells.append(cell)
-    data, text = pd.DataFrame(rows), pd.DataFrame(cells)
-    bold = pd.DataFrame(False, index=text.index, columns=text.columns)
-    bold.loc[data["tau"] == best, :] = True
-    if published is not None and data["paper_perplexity"].notna().any():
-        bold["paper"] = data["paper_perplexity"] == data["paper_perplexity"].min()
-    caption = (
-        f"{evidence.measure.capitalize()} over all tasks by τ. Bold: the τ that validation chooses, "
-        f"{format_tau(best)}; test has no say in it."
-    )
-    if several:
+        rates = sorted({run.summary["lr"] for run in series.at(tau)})
+        test, difference = evidence.over_seeds(tau), evidence.difference(tau, best)
+        above = Interval(math.nan) if difference is None else difference.overall
+        above_best.append("" if difference is None else f"{above:+.4f}")
+        rows.append(
+            {
+                "learning_rate": " to ".join(f"{rate:g}" for rate in dict.fromkeys((rates[0], rates[-1]))),
+                "tau": tau,
+                "perplexity": test.value,
+                "perplexity_low": test.low,
+                "perplexity_high": test.high,
+                "val_perplexity": evidence.over_seeds(tau, "val").value,
+                "seeds": len(series.at(tau)),
+                "nll_minus_best": above.value,
+                "nll_minus_best_low": above.low,
+                "nll_minus_best_high": above.high,
+            }
+        )
+    data = pd.DataFrame(rows)
+    cells = pd.DataFrame({"learning rate": data["learning_rate"], "τ": data["tau"].map(format_tau)})
+    cells["validation perplexity"] = data["val_perplexity"].map(number)
+    caption = f"{evidence.measure.capitalize()} over all tasks by τ. Bold: the τ that validation chooses, "
+    caption += f"{format_tau(best)}; test has no say in it."
+    if not evidence.by_batch:
+        cells["test perplexity"] = data["perplexity"].map(number)
+    if len(series.seeds) > 1:
+        cells["± (95 %, seeds)"] = ((data["perplexity_high"] - data["perplexity_low"]) / 2).map(number)
+        cells["seeds"] = data["seeds"].map(str)
         caption += " Perplexities are means over seeds, ± half a 95 % t interval over seeds."
+    cells["nats a token above the best τ [95 %, tasks]"] = above_best
     caption += " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."
-    caption += " In the paper's column bold is its best." * (published is not None)
-    return ReportTable("table1", data, text, bold, caption)
+    bold = pd.DataFrame(dict.fromkeys(cells, data["tau"] == best))
+    if is_talk_of_norway(evidence):
+        data["paper_perplexity"] = data["tau"].map(paper.table1().set_index("tau")["perplexity"])
+        cells["paper"] = data["paper_perplexity"].map(number)
+        bold["paper"] = data["paper_perplexity"] == data["paper_perplexity"].min()
+        caption += " In the paper's column bold is its best."
+    return ReportTable("table1", data, cells, bold, caption)
 
 
 def table2(evidence: Evidence) -> ReportTable:
-    """Perplexity, task × τ (Table 2); the best of each row in bold."""
+    """Build Table 2: perplexity, task × τ; the best of each row in bold."""
     taus = evidence.series.taus
-    means = pd.DataFrame({tau: evidence.by_task(tau).mean(axis=1) for tau in taus})
-    if is_talk_of_norway(evidence):
-        ours = {_plain_name(task): task for task in means.index}
-        theirs = paper.table2().rename(index=ours)
-        published = theirs.reindex(index=means.index)
-        published = published.loc[:, published.notna().any()]
-    else:
-        published = pd.DataFrame(index=means.index)
-    means = means.sort_index()
-    published = published.reindex(means.index)
-    data = means.rename(columns=lambda tau: f"tau={'inf' if math.isinf(tau) else format(tau, 'g')}")
-    text = means.map(lambda x: f"{x:.2f}").rename(columns=lambda tau: f"τ = {format_tau(tau)}")
-    bold = means.eq(means.min(axis=1), axis=0).set_axis(text.columns, axis=1)
-    for tau in published.columns.astype(float):
-        data[f"paper_tau={tau:g}"] = published[tau]
-        column = f"paper, τ = {format_tau(tau)}"
-        text[column] = published[tau].map(lambda x: "" if math.isnan(x) else f"{x:.2f}")
-        bold[column] = published[tau].eq(published.min(axis=1))
-    overall = {c: evidence.over_seeds(t).value for c, t in zip(text.columns, taus, strict=False)}
-    data = data.rename_axis("task").reset_index()
-    text = text.rename_axis("task").reset_index()
-    bold = bold.reset_index(drop=True)
+    overall = pd.DataFrame({tau: [evidence.over_seeds(tau).value] for tau in taus}, index=["all"])
+    ours = pd.concat([evidence.task_means().sort_index(), overall])
+    theirs = paper.table2().reindex([_plain_name(task) for task in ours.index]).set_axis(ours.index)
+    theirs = theirs.dropna(axis=1, how="all") if is_talk_of_norway(evidence) else theirs.iloc[:, :0]
+    table = pd.concat([ours, theirs], axis=1)
+    paper_taus = [tau for tau in paper.TAUS if tau in theirs]
+    plain = [*(f"tau={tau:g}" for tau in taus), *(f"paper_tau={tau:g}" for tau in paper_taus)]
+    shown = [*(f"τ = {format_tau(tau)}" for tau in taus), *(f"paper, τ = {format_tau(tau)}" for tau in paper_taus)]
+    data = table.set_axis(plain, axis=1).iloc[:-1].rename_axis("task").reset_index()
+    cells = table.map(number).set_axis(shown, axis=1).rename_axis("task").reset_index()
+    bold = pd.DataFrame(np.hstack([_lowest(ours), _lowest(theirs)]), columns=shown)
     bold.insert(0, "task", False)
-    lowest = min(overall.values())
-    text.loc[len(text)] = {
-        "task": "all",
-        **{c: f"{overall[c]:.2f}" if c in overall else "" for c in text.columns if c != "task"},
-    }
-    bold.loc[len(bold)] = {"task": False, **{c: overall.get(c) == lowest for c in text.columns if c != "task"}}
-    seeds = [len(evidence.series.at(tau)) for tau in taus]
     caption = f"{evidence.measure.capitalize()} of each task by τ; the best of each row in bold."
+    seeds = [len(evidence.series.at(tau)) for tau in taus]
     if max(seeds) > 1:
         of_each = f"{seeds[0]} seeds" if min(seeds) == max(seeds) else f"each τ's seeds, {min(seeds)} to {max(seeds)}"
         caption += f" Means over {of_each}."
-    return ReportTable("table2", data, text, bold, caption)
+    return ReportTable("table2", data, cells, bold, caption)
+
+
+def _lowest(table: pd.DataFrame) -> np.ndarray:
+    """Mark the lowest number of each row."""
+    return table.to_numpy() == table.min(axis=1).to_numpy()[:, None]
 
 
 def _plain_name(name: str) -> str:
-    """A speaker's name as the paper's Table 2 writes it."""
-    return re.sub(r"\.", "", name.lower()).strip()
+    """Write a speaker's name as the paper's Table 2 does."""
+    return name.lower().replace(".", "").strip()
 
 
 def claims_table(claims: list[Claim]) -> ReportTable:
-    """The paper's claims with their verdicts; no cell is bold."""
+    """Build the table of the paper's claims with their verdicts; no cell is bold."""
     cells = pd.DataFrame([vars(claim) for claim in claims], columns=["claim", "verdict", "numbers"])
     caption = f"The paper's claims held against these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
-    return ReportTable("claims", cells, cells, cells.map(lambda cell: False), caption)
+    return ReportTable("claims", cells, cells, cells.isna(), caption)

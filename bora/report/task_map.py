@@ -1,7 +1,7 @@
-"""The map of tasks: principal components of θ_d − Θ, and how much of its variance a column explains."""
+"""Map the tasks: principal components of θ_d − Θ, and how much of its variance a column explains."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from bora.config import Columns
 from bora.data.errors import SETTINGS
 from bora.data.read import read_documents
 from bora.errors import UserError
-from bora.report.series import Run
+from bora.runs.archive import Run
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import DOCUMENTS, RunDirectory
 
@@ -26,8 +26,9 @@ class TaskMap:
 
     Attributes:
         tau, tasks: of the run.
+        gram: [D, D] inner products of the centred θ_d − Θ.
         coordinates: [D, 2] in parameter units.
-        shares: of the variance of θ_d − Θ over tasks, along each of the two axes.
+        shares: [2] of the variance of θ_d − Θ over tasks, along each of the two axes.
         column, groups: the table's column and each task's value in it; None without one.
         explained: share of the whole variance (all dimensions) between the groups.
         by_chance: the share that the same groups explain on average when dealt out at random.
@@ -36,8 +37,9 @@ class TaskMap:
 
     tau: float
     tasks: list[str]
+    gram: np.ndarray
     coordinates: np.ndarray
-    shares: tuple[float, float]
+    shares: np.ndarray
     column: str | None = None
     groups: pd.Series | None = None
     explained: float = math.nan
@@ -46,26 +48,20 @@ class TaskMap:
 
 
 def deviations(checkpoint: dict) -> torch.Tensor:
-    """[D, P] θ_d − Θ in float64, from a checkpoint of any form; all 0 at τ = ∞."""
+    """Read θ_d − Θ from a checkpoint of any form, [D, P] in float64; all 0 at τ = ∞."""
     known = checkpoint["hyper_parameters"]
     found = read_saved(checkpoint["state_dict"], known["layers"], ADAPTERS).deviations
     return torch.zeros(len(known["task_names"]), 1, dtype=torch.float64) if found is None else found.double()
 
 
-def build_task_map(run: Run, column: str | None = None) -> TaskMap:
-    """Place a run's tasks by their checkpoint.
-
-    Args:
-        run: its checkpoints/best.ckpt must be there.
-        column: a column of the run's table to group the tasks by (party, gender, play); a task's value is
-            the commonest one among its documents.
+def build_task_map(run: Run) -> TaskMap:
+    """Place a run's tasks by its best checkpoint.
 
     Raises:
-        UserError: no checkpoint, fewer than three tasks, or no such column.
+        UserError: no checkpoint, fewer than three tasks, or tasks that do not differ.
     """
-    path = run.folder / "checkpoints" / "best.ckpt"
-    if not path.is_file():
-        raise UserError(f"the map of tasks needs {path}, which is not there")
+    if not RunDirectory(run.folder).best.is_file():
+        raise UserError("the map of tasks needs checkpoints/best.ckpt, which an archive does not hold")
     checkpoint = load_checkpoint(RunDirectory(run.folder).best)
     tasks = checkpoint["hyper_parameters"]["task_names"]
     if len(tasks) < 3:
@@ -75,23 +71,28 @@ def build_task_map(run: Run, column: str | None = None) -> TaskMap:
     # P may be millions, D is not: components by way of the [D, D] products.
     gram = (centred @ centred.mT).numpy()
     values, vectors = np.linalg.eigh(gram)
-    order = np.argsort(values)[::-1][:2]
     total = np.trace(gram)
     if total <= 0:
         raise UserError(f"the tasks of {run.folder} do not differ from Θ, so there is no map of them")
-    coordinates = vectors[:, order] * np.sqrt(np.maximum(values[order], 0))
+    coordinates = vectors[:, [-1, -2]] * np.sqrt(np.maximum(values[[-1, -2]], 0))
     # An eigenvector's sign is arbitrary; the outermost task is put on the right and above.
     coordinates *= np.sign(coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]])
-    first, second = values[order] / total
-    shares = float(first), float(second)
-    if column is None:
-        return TaskMap(run.tau, tasks, coordinates, shares)
-    groups = attribute(run, column).reindex(tasks)
-    return TaskMap(run.tau, tasks, coordinates, shares, column, groups, *explained_variance(gram, groups))
+    return TaskMap(run.tau, tasks, gram, coordinates, values[[-1, -2]] / total)
+
+
+def group_by(projection: TaskMap, run: Run, column: str) -> TaskMap:
+    """Group the tasks by a column of the run's table (party, gender, play), and test how much it explains.
+
+    Raises:
+        UserError: no such column.
+    """
+    groups = attribute(run, column).reindex(projection.tasks)
+    explained, by_chance, p_value = explained_variance(projection.gram, groups)
+    return replace(projection, column=column, groups=groups, explained=explained, by_chance=by_chance, p_value=p_value)
 
 
 def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, float, float]:
-    """Between-group share of the variance, its mean under permutation, and the permutation p value (seed 0).
+    """Compute the share of the variance between groups, its mean under permutation, and the p value (seed 0).
 
     Args:
         gram: [D, D] inner products of the centred tasks.
@@ -112,7 +113,7 @@ def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, floa
 
 
 def attribute(run: Run, column: str) -> pd.Series:
-    """Each task's commonest value of a column of the table that the run was read from.
+    """Find each task's commonest value of a column of the table that the run was read from.
 
     Raises:
         UserError: the corpus is no table, the file has moved, or it has no such column.

@@ -1,6 +1,5 @@
 """The report as its own run in Weights & Biases: interactive panels of the sweep."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import pandas as pd
 import wandb
 from wandb.plot import CustomChart
 
-from bora.report.evidence import Evidence
+from bora.report.evidence import Evidence, place_taus
 from bora.report.page import Section
-from bora.report.series import Run
+from bora.runs.archive import Run
 from bora.runs.trackers import wandb_mode
 
 MAX_LINES = 100  # tasks in a chart
@@ -38,8 +37,7 @@ def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
     )
     with view:
         for section in sections:
-            folder = output if len(sections) == 1 else output / section.slug
-            shown = panels(section.evidence) | pictures(section, folder)
+            shown = panels(section.evidence) | pictures(section)
             prefix = f"{section.slug}/" if len(sections) > 1 else ""
             view.log({f"{prefix}{name}": panel for name, panel in shown.items()})
         view.log({"page": wandb.Html((output / "index.html").read_text("utf-8"), inject=False)})
@@ -52,8 +50,7 @@ def panels(evidence: Evidence) -> dict[str, wandb.Table | CustomChart]:
         words: [evidence.perplexities(tau, split).mean() for tau in taus]
         for words, split in (("validation", "val"), (evidence.measure, "test"))
     }
-    by_task = pd.DataFrame({tau: evidence.by_task(tau).mean(axis=1) for tau in taus}).head(MAX_LINES)
-    distances = pd.DataFrame({tau: evidence.distances(tau) for tau in taus}).head(MAX_LINES)
+    by_task, distances = evidence.task_means().head(MAX_LINES), evidence.task_means("distance").head(MAX_LINES)
     return {
         "perplexity by tau": chart(taus, overall.items(), "perplexity, all tasks by token"),
         "perplexity by tau and task": chart(taus, by_task.T.items(), f"{evidence.measure} of each task"),
@@ -64,30 +61,19 @@ def panels(evidence: Evidence) -> dict[str, wandb.Table | CustomChart]:
 
 def chart(taus: list[float], lines: Iterable[tuple[object, Iterable[float]]], title: str) -> CustomChart:
     """Draw lines over log₁₀ τ, with the limits τ = 0 and ∞ one decade outside the finite values."""
-    logs = [math.log10(tau) for tau in taus if 0 < tau < math.inf] or [0.0]
-    sides = {0.0: min(logs) - 1, math.inf: max(logs) + 1}
     names, values = zip(*((str(name), list(line)) for name, line in lines), strict=True)
-    return wandb.plot.line_series(
-        [sides[tau] if tau in sides else math.log10(tau) for tau in taus],
-        values,
-        keys=names,
-        title=title,
-        xname="log10 tau (0 and inf at the sides)",
-    )
+    xname = "log10 tau (0 and inf at the sides)"
+    return wandb.plot.line_series(place_taus(taus), values, keys=names, title=title, xname=xname)
 
 
 def long_table(evidence: Evidence) -> pd.DataFrame:
     """Build a table with a row for each run and task."""
-    rows = [
-        run.per_task.rename_axis("task").reset_index().assign(tau=str(run.tau), seed=run.seed)
-        for run in evidence.series.runs
-    ]
-    columns = ["tau", "seed", "task", "n_train", "val_perplexity", "test_perplexity", "distance"]
-    return pd.concat(rows)[columns]
+    rows = [run.per_task.reset_index().assign(tau=str(run.tau), seed=run.seed) for run in evidence.series.runs]
+    return pd.concat(rows)[["tau", "seed", "task", "n_train", "val_perplexity", "test_perplexity", "distance"]]
 
 
-def pictures(section: Section, folder: Path) -> dict[str, wandb.Table | wandb.Image]:
+def pictures(section: Section) -> dict[str, wandb.Table | wandb.Image]:
     """Collect the report's own tables and figures."""
     tables = {t.name: wandb.Table(dataframe=t.cells.astype(str)) for t in (section.table1, section.table2)}
-    images = {p.name: wandb.Image(str(folder / f"{p.name}.png"), caption=p.caption) for p in section.figures}
-    return tables | images
+    folder = section.folder
+    return tables | {p.name: wandb.Image(str(folder / f"{p.name}.png"), caption=p.caption) for p in section.pictures}

@@ -1,67 +1,98 @@
-"""Many finished runs in one file, runs.csv.gz: a row for each task of each run, read back to the same values.
+"""Finished runs, read from their folders or from one file, runs.csv.gz, that holds many.
 
-Columns: run (its place among the others), `config.` and each setting, `summary.` and each figure of summary.json, and
-those of per_task.csv. The same runs always give the same bytes.
+An archive has a row for each task of each run. Columns: run (its folder, seen from the archive), `config.` and each
+setting, `summary.` and each figure of summary.json, and those of per_task.csv. A cell is plain text or JSON, so values
+come back exactly, and the same runs always give the same bytes.
 """
 
 import gzip
 import io
 import json
 import math
+import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
+from bora.config import flatten
 from bora.errors import UserError, first_line
 from bora.lib.files import atomic_write
+from bora.runs.directory import RunDirectory
 
 ARCHIVE = "runs.csv.gz"
-NEEDED = ("run", "task", "summary.tau", "summary.seed", "summary.data_sha256")
-VERSIONS = "versions."
-INFINITE = ("inf", "-inf", "nan")
+NEEDED = ("run", "task", "summary.tau")
 
 
-class Record(NamedTuple):
-    """One run of an archive.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run.
 
     Attributes:
-        run: its place among the others: grid/tau=10,seed=0.
-        config: its settings, flat: {"prior.penalty": "gaussian", …}.
+        folder: its directory; of an archived run, where it was beside the archive.
+        config: config.yaml, flat: {"prior.penalty": "gaussian", …}.
         summary: summary.json; infinite numbers as floats.
         per_task: per_task.csv, indexed by task.
     """
 
-    run: str
+    folder: Path
     config: dict[str, Any]
     summary: dict[str, Any]
     per_task: pd.DataFrame
 
+    @property
+    def tau(self) -> float:
+        return self.summary["tau"]
 
-def write_archive(file: Path, records: Iterable[Record]) -> None:
-    """Write the runs to a gzipped CSV file, sorted by their places."""
+    @property
+    def seed(self) -> int:
+        return self.summary["seed"]
+
+    @property
+    def is_limit(self) -> bool:
+        """Return whether τ is 0 or ∞, where every parameterisation is the same model."""
+        return self.tau == 0 or math.isinf(self.tau)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a finished run's folder.
+
+    Raises:
+        UserError: one of its files is missing or not readable.
+    """
+    directory = RunDirectory(folder)
+    config = flatten(directory.config().model_dump())
+    return Run(folder, config, directory.summary(), directory.per_task().set_index("task"))
+
+
+def write_archive(file: Path, runs: Sequence[Run]) -> None:
+    """Write the runs to a gzipped CSV file, sorted by their places.
+
+    A run's place is its path from the archive's folder, or, if some runs lie elsewhere, from their common folder.
+    """
+    folders = [run.folder.resolve() for run in runs]
+    base = file.resolve().parent
+    if not all(folder.is_relative_to(base) for folder in folders):
+        base = Path(os.path.commonpath([folder.parent for folder in folders]))
     parts = []
-    for record in sorted(records, key=lambda record: record.run):
-        versions = {VERSIONS + name: version for name, version in record.summary.get("versions", {}).items()}
-        summary = {key: value for key, value in record.summary.items() if key != "versions"} | versions
-        shared = {"run": record.run}
-        shared |= {f"config.{key}": _to_cell(value) for key, value in record.config.items()}
-        shared |= {f"summary.{key}": _to_cell(value) for key, value in summary.items()}
-        own = record.per_task.map(_to_cell).rename_axis("task").reset_index()
+    for folder, run in sorted(zip(folders, runs, strict=True), key=lambda pair: pair[0].relative_to(base).as_posix()):
+        shared = {"run": folder.relative_to(base).as_posix()}
+        shared |= {f"config.{key}": _to_cell(value) for key, value in run.config.items()}
+        shared |= {f"summary.{key}": _to_cell(value) for key, value in run.summary.items()}
+        own = run.per_task.map(_to_cell).rename_axis("task").reset_index()
         parts.append(pd.concat([pd.DataFrame(shared, index=own.index), own], axis=1))
     table = pd.concat(parts)
-    settings, figures = (
-        sorted(name for name in table.columns if name.startswith(part)) for part in ("config.", "summary.")
-    )
-    others = [name for name in table.columns if name not in {"run", *settings, *figures}]
-    text = table[["run", *settings, *figures, *others]].to_csv(index=False, lineterminator="\n")
+    named = [sorted(c for c in table.columns if c.startswith(prefix)) for prefix in ("config.", "summary.")]
+    first = ["run", *named[0], *named[1]]
+    text = table[[*first, *table.columns.difference(first, sort=False)]].to_csv(index=False, lineterminator="\n")
     with atomic_write(file) as out:
         out.write(gzip.compress(text.encode(), mtime=0))
 
 
-def read_archive(file: Path) -> list[Record]:
+def read_archive(file: Path) -> list[Run]:
     """Read the runs of an archive.
 
     Raises:
@@ -75,33 +106,31 @@ def read_archive(file: Path) -> list[Record]:
             raise ValueError(f"it has no column {lacking[0]}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{file} is no archive of runs: {first_line(error)}") from error
-    return [_record(str(run), rows) for run, rows in table.groupby("run", sort=False)]
+    return [_from_rows(file.parent / str(place), rows) for place, rows in table.groupby("run", sort=False)]
 
 
-def _record(run: str, rows: pd.DataFrame) -> Record:
+def _from_rows(folder: Path, rows: pd.DataFrame) -> Run:
     """Build a run from its rows; a column without a value in the first row is not this run's."""
-    first = {str(name): cell for name, cell in rows.iloc[0].items() if cell}
-    config = {k.removeprefix("config."): _from_cell(v) for k, v in first.items() if k.startswith("config.")}
-    figures = {k.removeprefix("summary."): _from_cell(v) for k, v in first.items() if k.startswith("summary.")}
-    summary = {k: v for k, v in figures.items() if not k.startswith(VERSIONS)}
-    summary["versions"] = {k.removeprefix(VERSIONS): v for k, v in figures.items() if k.startswith(VERSIONS)}
-    own = [k for k in first if not k.startswith(("config.", "summary.")) and k not in ("run", "task")]
+    first = {str(name): cell for name, cell in rows.iloc[0].items() if cell and name not in ("run", "task")}
+    config, summary = (
+        {name.removeprefix(prefix): _from_cell(cell) for name, cell in first.items() if name.startswith(prefix)}
+        for prefix in ("config.", "summary.")
+    )
+    own = [name for name in first if not name.startswith(("config.", "summary."))]
     per_task = pd.DataFrame({name: [_from_cell(cell) for cell in rows[name]] for name in own})
-    return Record(run, config, summary, per_task.set_index(pd.Index(rows["task"].tolist(), name="task")))
+    return Run(folder, config, summary, per_task.set_index(pd.Index(rows["task"].tolist(), name="task")))
 
 
 def _to_cell(value: Any) -> str:
-    """Write a value as JSON, but a plain text without quotes and an infinite number as inf."""
+    """Write a value as JSON, but a text without quotes where nothing else is written so."""
     if isinstance(value, str) and value.isprintable() and value and _from_cell(value) == value:
         return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
     return json.dumps(value, ensure_ascii=False)
 
 
 def _from_cell(cell: str) -> Any:
     """Read what `_to_cell` wrote."""
     try:
-        return float(cell) if cell in INFINITE else json.loads(cell)
+        return json.loads(cell)
     except ValueError:
         return cell

@@ -10,8 +10,8 @@ from typing import cast
 import pandas as pd
 from huggingface_hub import ModelCardData
 
-from bora.lib.escaping import markdown, one_line
 from bora.lib.files import write_text_atomically
+from bora.lib.names import markdown, one_line
 from bora.use.restore import Restored
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from bora.report.evidence import format_tau
 from bora.report.figures import GROUPS, MARKERS, STYLE
-from bora.runs.archive import read_archive
+from bora.runs.archive import Run, read_archive
 
 HERE = Path(__file__).parent
 RUNS = read_archive(HERE / "runs.csv.gz")
@@ -30,15 +30,20 @@ WAYS = {
 WITHIN = 1.01
 
 
+def place(run: Run) -> str:
+    """The run's folder as the archive names it: constant/tau=0,seed=0."""
+    return run.folder.relative_to(HERE).as_posix()
+
+
 def write_curves() -> None:
     """Write curves.csv from the runs' metrics.csv."""
     parts = []
-    for record in RUNS:
-        metrics = pd.read_csv(HERE / record.run / "metrics.csv")
+    for run in RUNS:
+        metrics = pd.read_csv(run.folder / "metrics.csv")
         # The best epoch's perplexity is written once more at the end.
-        perplexity = metrics["val/perplexity"].dropna().tolist()[: record.summary["epochs"]]
+        perplexity = metrics["val/perplexity"].dropna().tolist()[: run.summary["epochs"]]
         means = metrics.groupby("epoch")[["train/prior", "train/likelihood"]].mean().head(len(perplexity))
-        part = pd.DataFrame({"run": record.run, "epoch": range(1, len(perplexity) + 1), "val_perplexity": perplexity})
+        part = pd.DataFrame({"run": place(run), "epoch": range(1, len(perplexity) + 1), "val_perplexity": perplexity})
         parts.append(part.assign(prior=means["train/prior"].tolist(), likelihood=means["train/likelihood"].tolist()))
     pd.concat(parts).to_csv(HERE / "curves.csv", index=False, float_format="%.6g")
 
@@ -47,17 +52,17 @@ def read_runs() -> pd.DataFrame:
     """One row a run: which way, its settings and results, and its validation perplexity after each epoch."""
     curves = pd.read_csv(HERE / "curves.csv").groupby("run")["val_perplexity"].agg(list)
     rows = []
-    for record in RUNS:
-        summary = record.summary
+    for run in RUNS:
+        summary = run.summary
         rows.append(
             {
-                "way": record.run.split("/")[0],
+                "way": place(run).split("/")[0],
                 "tau": summary["tau"],
                 "seed": summary["seed"],
                 "form": summary["parameterization"],
                 "lr": summary["lr"],
                 "epochs": summary["epochs"],
-                "curve": curves[record.run],
+                "curve": curves[place(run)],
                 "best_val": summary["val_perplexity"],
                 "test": summary["test_perplexity"],
             }
@@ -144,7 +149,7 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    if (HERE / RUNS[0].run / "metrics.csv").is_file():
+    if (RUNS[0].folder / "metrics.csv").is_file():
         write_curves()
     runs = read_runs()
     ways = count(runs[runs["way"].isin(WAYS)])

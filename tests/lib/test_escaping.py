@@ -1,4 +1,4 @@
-"""Reports and cards show any name of a task as it is, and nothing comes of it."""
+"""Whatever a task is called, reports and cards show its name and nothing comes of it."""
 
 import json
 import re
@@ -9,23 +9,35 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from bora.commands import export, report
-from bora.lib.escaping import latex, markdown, one_line
+from bora.commands import report
+from bora.lib.names import latex, markdown, one_line
 from bora.report.figures import shorten
 from bora.report.tables import ReportTable
+from bora.use import export
 from tests.conftest import table
 from tests.report.test_report import KNOWN, write_run
 
-NASTY = ["<script>alert(1)</script>", "--><img src=x onerror=alert(1)>", "a|b", "`x` ``` y", "two\nlines\r\nand <b>"]
-NASTY += [
+NASTY = [
+    "<script>alert(1)</script>",
+    "--><img src=x onerror=alert(1)>",
+    "a|b",
+    "`x` ``` y",
+    "two\nlines\r\nand <b>",
     "[x](javascript:alert(1))",
     "![x](http://127.0.0.1/x)",
     "<javascript:alert(1)>",
     "$\\frac{1}$ $",
     "\\input{x}",
+    "[5cm] a",
+    "* b",
+    "# c #",
+    "{{ 7 * 7 }}",
+    "&lt;i&gt;",
+    "**bold** _it_ ~~gone~~",
+    "100 % & more ^ ~",
+    "[x]: http://127.0.0.1/x",
+    "[a][x]",
 ]
-NASTY += ["[5cm] a", "* b", "# c #", "{{ 7 * 7 }}", "&lt;i&gt;", "**bold** _it_ ~~gone~~", "100 % & more ^ ~"]
-NASTY += ["[x]: http://127.0.0.1/x", "[a][x]"]
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import torch
 
 import bora.commands.report
 from bora.commands.overrides import compose_config
-from bora.lib.escaping import latex
+from bora.lib.names import latex
 from bora.report import paper
-from bora.report.evidence import Evidence, Interval, bootstrap, claims, format_tau, rank_correlation
+from bora.report.claims import judge_claims
+from bora.report.evidence import Evidence, Interval, bootstrap, format_tau, rank_correlation, weighted_mean
 from bora.report.series import read_runs, series_of
 from bora.report.task_map import build_task_map, explained_variance
 from bora.runs.directory import to_yaml
@@ -180,7 +181,7 @@ def test_the_best_tau_is_validations_choice_alone(tmp_path):
 
 def test_a_large_tau_is_not_called_one_model(tmp_path, report):
     folders = [write_run(tmp_path / f"{t}", t) for t in KNOWN if math.isfinite(t)]
-    best, alone, one, *_ = claims(evidence_of(*folders))
+    best, alone, one, *_ = judge_claims(evidence_of(*folders))
     assert best.numbers.endswith("both limits, τ = 0 and τ = ∞, are needed")
     assert alone.verdict == "confirmed"
     assert (one.verdict, one.numbers) == ("undecided", "there is no run to compare with")
@@ -206,11 +207,11 @@ def test_differences_are_paired_and_weighted_by_tokens(tmp_path):
 
 def test_a_bootstrap_of_many_tasks_is_close_to_the_normal_interval():
     values = np.random.default_rng(1).normal(0.3, 2.0, 400)
-    interval = bootstrap(values, np.ones(400))
+    interval = bootstrap(weighted_mean, values, np.ones(400))
     half = 1.96 * values.std() / 20
     assert interval.low == pytest.approx(interval.value - half, abs=0.02)
     assert interval.high == pytest.approx(interval.value + half, abs=0.02)
-    assert bootstrap(np.array([1.0, 3.0]), np.array([3.0, 1.0])).value == 1.5
+    assert bootstrap(weighted_mean, np.array([1.0, 3.0]), np.array([3.0, 1.0])).value == 1.5
 
 
 def test_rank_correlation_is_spearmans():
@@ -222,11 +223,11 @@ def test_rank_correlation_is_spearmans():
 
 def test_claims_follow_the_numbers(tmp_path):
     evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
-    verdicts = [c.verdict for c in claims(evidence)]
+    verdicts = [c.verdict for c in judge_claims(evidence)]
     assert verdicts == ["confirmed", "confirmed", "confirmed", "undecided", "undecided"]  # 3 tasks: no ρ
     worse = {**KNOWN, math.inf: (1e-3, 10.0, 10.5, {"ann": 10.0, "bo": 11.0, "cy": 10.5})}
     folders = [write_run(tmp_path / f"w{t}", t, known=worse) for t in KNOWN]
-    best, alone, one, *_ = claims(evidence_of(*folders))
+    best, alone, one, *_ = judge_claims(evidence_of(*folders))
     assert (best.verdict, alone.verdict, one.verdict) == ("refuted", "confirmed", "refuted")
     assert "validation chooses τ = ∞" in best.numbers
 

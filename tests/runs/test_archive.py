@@ -2,13 +2,14 @@
 
 import gzip
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from bora.errors import UserError
-from bora.runs.archive import Record, read_archive, write_archive
+from bora.runs.archive import Run, read_archive, write_archive
 
 CONFIG = {
     "tau": math.inf,
@@ -25,11 +26,11 @@ CONFIG = {
 SUMMARY = {"tau": math.inf, "seed": 3, "data_sha256": "1e5", "lr": 0.1 + 0.2, "nan": math.nan, "whole": 2.0}
 
 
-def record(run: str, **more) -> Record:
+def a_run(folder: Path, **more) -> Run:
     columns = {"n_train": [3, 1], "test_nll": [1 / 3, math.nan], "distance": [1.0, 2.0]} | more
     per_task = pd.DataFrame(columns, index=pd.Index(["Å, b", "007"], name="task"))
     versions = {"bora": "0.1.0", "torch": "2.13"}
-    return Record(run, dict(CONFIG), SUMMARY | {"versions": versions, "dropped": {"of a. kind": 1}}, per_task)
+    return Run(folder, dict(CONFIG), SUMMARY | {"versions": versions, "dropped": {"of a. kind": 1}}, per_task)
 
 
 def exact(values: dict) -> str:
@@ -38,11 +39,11 @@ def exact(values: dict) -> str:
 
 def test_values_come_back_exactly(tmp_path):
     file = tmp_path / "runs.csv.gz"
-    written = [record("b/tau=inf,seed=0"), record("a", val_by_batch=[0.1, np.nextafter(0.1, 1)])]
+    written = [a_run(tmp_path / "b/tau=inf,seed=0"), a_run(tmp_path / "a", val_by_batch=[0.1, np.nextafter(0.1, 1)])]
     written[1].config["only.here"] = 1
     write_archive(file, written)
     read = read_archive(file)
-    assert [r.run for r in read] == ["a", "b/tau=inf,seed=0"]
+    assert [run.folder for run in read] == [tmp_path / "a", tmp_path / "b/tau=inf,seed=0"]
     for was, found in zip(reversed(written), read, strict=True):
         assert exact(found.config) == exact(was.config)
         assert exact(found.summary) == exact(was.summary)
@@ -51,8 +52,8 @@ def test_values_come_back_exactly(tmp_path):
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
     one, two = tmp_path / "1.csv.gz", tmp_path / "2.csv.gz"
-    write_archive(one, [record("a"), record("b")])
-    write_archive(two, [record("b"), record("a")])
+    write_archive(one, [a_run(tmp_path / "a"), a_run(tmp_path / "b")])
+    write_archive(two, [a_run(tmp_path / "b"), a_run(tmp_path / "a")])
     assert one.read_bytes() == two.read_bytes()
 
 
