@@ -29,7 +29,7 @@ apidoc_modules = [{"path": "../bora", "destination": "api", "module_first": True
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-# Docstrings: one backtick is code, as in Markdown; the types stand in the signature alone.
+# Docstrings: one backtick is code, as in Markdown; types are in the signature alone.
 default_role = "code"
 highlight_language = "text"  # an indented formula is no program
 napoleon_use_param = napoleon_use_rtype = False

@@ -1,4 +1,4 @@
-"""Named tuples in the reference without what Python writes into them: "Alias for field number 0" and the like."""
+"""Leave what Python writes into named tuples, such as "Alias for field number 0", out of the reference."""
 
 from collections import namedtuple
 
@@ -9,12 +9,12 @@ MADE = "Create new instance of "
 
 
 def skip_fields(app: Sphinx, kind: str, name: str, member: object, skip: bool, options) -> bool | None:
-    """The class's own docstring says what its fields are."""
+    """Skip fields: the class's docstring describes them."""
     return True if isinstance(member, FIELD) else None
 
 
 def drop_constructor(app: Sphinx, kind: str, name: str, member: object, options, lines: list[str]) -> None:
-    """Take the constructor's line away."""
+    """Remove the constructor's line."""
     lines[:] = [line for line in lines if not line.startswith(MADE)]
 
 

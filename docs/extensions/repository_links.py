@@ -1,8 +1,7 @@
-"""Links out of the repository's own Markdown files, wherever a page shows them.
+"""Resolve links in the repository's own Markdown files, wherever a page includes them.
 
-The files are written to be read in the repository, so a link is to a file beside them. Here it leads to
-the page that shows this file, if there is one; else to the file itself, to be downloaded; a folder's name is plain
-code.
+Such a link is to a file beside it in the repository. It leads to the page that shows this file if there is one, else to
+the file as a download; a folder's name becomes plain code.
 """
 
 from pathlib import Path
@@ -16,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class RepositoryLinks(SphinxTransform):
-    """Takes up each link that MyST did not find a page for."""
+    """Resolve each link that MyST found no page for."""
 
     default_priority = 100
 
