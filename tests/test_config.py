@@ -120,7 +120,7 @@ def test_every_models_loader_is_a_function_that_takes_its_keys(model):
         "data.template=null", "data.modules=null", "data.modules=[]", "lora.target_modules=3",
         "model.path=5", "data.documents_per_task=2", "data.batch_size=99999999999999999999", "data.name=[1]", "name=null",
         "+data.split.foo=1", "+lora.dropout=0.1", "+optim.weight_decay=0.1", "+prior.tau=1",
-        "data.reader=null", "trainer.accelerator=mps", "+trainer.precision=bf16-mixed", "+logger.tracking_uri=5",
+        "trainer.accelerator=mps", "+trainer.precision=bf16-mixed", "+logger.tracking_uri=5",
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_by_name(override):

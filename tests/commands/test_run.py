@@ -208,7 +208,7 @@ def test_a_run_is_done_again_with_other_groups(command, tmp_path):
     cfg = OmegaConf.load(tmp_path / "b/config.yaml")
     assert (cfg.tau, cfg.seed, cfg.data.name, cfg.name) == (7, 1, "table", "table-opt_mini")
     assert cfg.trainer.max_epochs == 2  # of the run that is done again
-    assert "modules" not in cfg.data.reader
+    assert "modules" not in cfg.data
     code, _, err = command("--again", "a", "data=nonsense")
     assert code == 2
     assert err.startswith("bora: In 'config': Could not find 'data/nonsense'")

@@ -327,11 +327,12 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
         [(t, p, f"speech {i}") for t, p in rows for i in range(4)], columns=["task", "party", "text"]
     ).assign(**{"$\\frac$": "_under"})
     table.to_csv(tmp_path / "t.csv", index=False)
-    reader = {
-        "_target_": "bora.data.table.read", "path": str(tmp_path / "t.csv"), "task": "task", "text": "text", "date": None,
+    data = {
+        "data__source": "table", "data__path": str(tmp_path / "t.csv"), "data__task": "task", "data__text": "text",
+        "data__date": None,
     }  # fmt: skip
-    folder = write_run(tmp_path / "s/10", 10.0, data__text="text", data__reader=reader)
-    write_run(tmp_path / "s/0", 0.0, data__text="text", data__reader=reader)
+    folder = write_run(tmp_path / "s/10", 10.0, **data)
+    write_run(tmp_path / "s/0", 0.0, **data)
     documents = table.assign(row=table.index, split="train", n_tokens=3, n_scored=2)
     documents[["row", "task", "split", "n_tokens", "n_scored"]].to_csv(folder / "documents.csv", index=False)
     checkpoint(

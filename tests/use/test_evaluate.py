@@ -241,7 +241,7 @@ def test_every_format_gives_the_same_texts_without_a_column_of_tasks(tmp_path):
     [
         ('text\n"open\n', "a quote is opened and never closed"),
         ("text,x\none\n", "line 2 has 1 cells and the header 2"),
-        ("text,text\na,b\n", "more than one column"),
+        ("text,text\na,b\n", "more than one such column"),
         ("text\n", "there are no rows"),
         ("other\na\n", "--text text"),
         ("", "empty"),
