@@ -24,6 +24,7 @@ from bora.lib.files import atomic_write
 from bora.runs.directory import RunDirectory
 
 ARCHIVE = "runs.csv.gz"
+VERSIONS = "summary.versions."  # a column each
 NEEDED = ("run", "task", "summary.tau")
 
 
@@ -81,7 +82,8 @@ def write_archive(file: Path, runs: Sequence[Run]) -> None:
     for folder, run in sorted(zip(folders, runs, strict=True), key=lambda pair: pair[0].relative_to(base).as_posix()):
         shared = {"run": folder.relative_to(base).as_posix()}
         shared |= {f"config.{key}": _to_cell(value) for key, value in run.config.items()}
-        shared |= {f"summary.{key}": _to_cell(value) for key, value in run.summary.items()}
+        shared |= {f"summary.{key}": _to_cell(value) for key, value in run.summary.items() if key != "versions"}
+        shared |= {f"{VERSIONS}{name}": version for name, version in run.summary["versions"].items()}
         own = run.per_task.map(_to_cell).rename_axis("task").reset_index()
         parts.append(pd.concat([pd.DataFrame(shared, index=own.index), own], axis=1))
     table = pd.concat(parts)
@@ -116,6 +118,8 @@ def _from_rows(folder: Path, rows: pd.DataFrame) -> Run:
         {name.removeprefix(prefix): _from_cell(cell) for name, cell in first.items() if name.startswith(prefix)}
         for prefix in ("config.", "summary.")
     )
+    summary = {key: value for key, value in summary.items() if not key.startswith("versions.")}
+    summary["versions"] = {k.removeprefix(VERSIONS): v for k, v in first.items() if k.startswith(VERSIONS)}
     own = [name for name in first if not name.startswith(("config.", "summary."))]
     per_task = pd.DataFrame({name: [_from_cell(cell) for cell in rows[name]] for name in own})
     return Run(folder, config, summary, per_task.set_index(pd.Index(rows["task"].tolist(), name="task")))
