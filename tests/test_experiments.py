@@ -1,6 +1,7 @@
 """The studies' scripts run with today's bora, and their tables come out of their archives of runs."""
 
 import ast
+import functools
 import os
 import re
 import shlex
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bora.commands.overrides import compose_config
+from bora.config import flatten, parse
 from bora.report.evidence import Evidence
 from bora.report.series import read_runs, series_of
 from bora.report.tables import table1, table2
+from bora.runs.archive import read_archive
+from tests.shown import composed
 
 REPOSITORY = Path(__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -41,7 +44,18 @@ def test_a_studys_commands_are_known(study, tmp_path):
     assert any("--archive" in command for command in commands)
     for command in commands:
         if command[1] == "run":
-            compose_config([word for word in command[2:] if word != "-m"])
+            composed([word for word in command[2:] if word != "-m"])
+
+
+@pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*/runs.csv.gz")), ids=lambda file: file.parent.name)
+def test_archived_configs_are_of_todays_schema(file):
+    """So a run of today's lands in the same series as an archived one with the same settings."""
+    for run in read_archive(file):
+        nested: dict = {}
+        for key, value in run.config.items():
+            *groups, name = key.split(".")
+            functools.reduce(lambda group, part: group.setdefault(part, {}), groups, nested)[name] = value
+        assert flatten(parse(nested).model_dump()) == run.config
 
 
 def cells(text: str) -> set[tuple[str, ...]]:

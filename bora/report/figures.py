@@ -29,7 +29,8 @@ STYLE: "dict[RcKeyType, Any]" = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
-    "savefig.bbox": "tight",
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -52,7 +53,7 @@ MAX_AXIS_NAMES = 60  # tasks whose names fit on an axis
 MAX_POINT_NAMES = 30  # names written beside points
 MAX_TICKS = 13
 # Where a point's name may stand, in points from it, best first.
-ASIDE = [(6, 0), (-6, 0), (0, 6), (0, -6), (5, 5), (5, -5), (-5, 5), (-5, -5)]
+ASIDE = [(4, 0), (-4, 0), (0, 4), (0, -4), (3, 3), (3, -3), (-3, 3), (-3, -3)]
 HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
 VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
 

@@ -161,6 +161,8 @@ def draw_figures(evidence: Evidence, projection: TaskMap | None) -> list[tuple[s
 
 
 def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found once, not for each format again
     figure.savefig(folder / f"{name}.png")
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     out = io.StringIO()

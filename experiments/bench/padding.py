@@ -5,10 +5,7 @@ The 25 largest tasks of the table, batches of 16, opt_mini's tokenizer; three ep
 
 import sys
 
-from hydra import compose, initialize_config_dir
-
-import bora.commands.run  # noqa: F401  (its OmegaConf resolvers)
-from bora.config import config_folder
+from bora.commands.overrides import compose_config
 from bora.model.loading import load_backbone
 from bora.train import run as training
 
@@ -17,8 +14,7 @@ def main() -> None:
     for order in ("bucketed", "shuffled"):
         for max_tokens in (64, 128, 256):
             overrides = ["data=table", f"data.path={sys.argv[1]}", f"data.order={order}"]
-            with initialize_config_dir(str(config_folder()), version_base="1.3"):
-                cfg = compose("config", [*overrides, f"data.max_tokens={max_tokens}"])
+            cfg, _ = compose_config([*overrides, f"data.max_tokens={max_tokens}"])
             pretrained = load_backbone(cfg.model, "cpu", max_tokens)
             loader = training.build_data(cfg, pretrained, training.load_corpus(cfg, pretrained)).train_dataloader()
             processed = padding = 0

@@ -37,15 +37,11 @@ def generate(file: Path) -> None:
 
 
 def measure(file: str) -> None:
-    from hydra import compose, initialize_config_dir
-
-    import bora.commands.run  # noqa: F401  (its OmegaConf resolvers)
-    from bora.config import config_folder
+    from bora.commands.overrides import compose_config
     from bora.model.loading import load_backbone
     from bora.train import run as training
 
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose("config", overrides=["data=talk_of_norway", f"data.path={file}"])
+    cfg, _ = compose_config(["data=talk_of_norway", f"data.path={file}"])
     pretrained = load_backbone(cfg.model, "cpu", cfg.data.max_tokens)
     start = time.perf_counter()
     corpus = training.load_corpus(cfg, pretrained)

@@ -156,7 +156,6 @@ def test_model_cards_show_names_as_they_are(command, call, tmp_path):
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     summary |= {"data": "<i>corpus</i>", "data_sha256": "<script>3</script>"}
     summary["versions"]["torch"] = "[x](javascript:2)"
-    del summary["sha256"]  # who forges a summary can leave it out
     (tmp_path / "run/summary.json").write_text(json.dumps(summary))
     assert call(export.main, "run", "out")[0] == 0
     titles = set()

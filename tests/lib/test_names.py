@@ -1,14 +1,8 @@
-"""Any task's name becomes a folder's and a metric's, and a line of Markdown."""
+"""Any task's name becomes a folder's and a metric's."""
 
 import re
 
-import pandas as pd
-import pytest
-
-from bora.data.task_names import look_alikes, normalise_names
-from bora.errors import UserError
 from bora.lib.names import safe_names
-from bora.use.card import escape
 
 ODD = [
     "Ann",
@@ -49,41 +43,3 @@ def test_names_are_safe_and_different_everywhere():
     assert names["Ann"] == "Ann"
     assert names["Ærø"] == "AEro"
     assert names["../x"] == "x"
-
-
-@pytest.mark.parametrize("task", [t for t in ODD if t.strip() and "\x00" not in t])
-def test_escaped_text_is_one_line_without_markup(task):
-    assert "\n" not in escape(task)
-    assert re.sub(r"\\(.)", r"\1", escape(task)) == " ".join(task.split())
-    assert not re.search(r"(?<!\\)[|<`*_\[]", escape(task + "|<b>`*_[x]"))
-
-
-def test_a_name_has_one_spelling(caplog):
-    names = pd.Series(["Jose\u0301", " Jos\u00e9\n", "A \u00a0\tB", "A B", "", " ", "ann", "Ann"], index=range(3, 11))
-    found = normalise_names(names)
-    assert found.tolist() == ["Jos\u00e9", "Jos\u00e9", "A B", "A B", "", "", "ann", "Ann"]
-    assert found.index.equals(names.index)
-    assert "2 task(s) are spelled in more than one way" in caplog.text
-    assert r"'Jose\u0301' and ' Jos\xe9\n'" in caplog.text
-
-
-def test_one_spelling_each_is_not_worth_a_word(caplog):
-    normalise_names(pd.Series([" a", " a", "b", "", " "]))
-    assert not caplog.text
-
-
-@pytest.mark.parametrize("name", ["a\0", "\x1b[31m", "a\x7f", "\x9b"])
-def test_a_control_character_is_no_part_of_a_name(name):
-    with pytest.raises(UserError, match=r"^the task's name '.*\\x.*' in row 1 \(counted from 0\)") as told:
-        normalise_names(pd.Series(["fine", name]))
-    assert str(told.value).isprintable()
-
-
-def test_names_that_look_alike_are_found():
-    names = ["Ann", "ann", "Bo", "A\u200bnn", "\uff22o", "Straße", "STRASSE", "Anna", "\ufb01n", "fin"]
-    assert look_alikes(names) == [
-        ["Ann", "ann", "A\u200bnn"],
-        ["Bo", "\uff22o"],
-        ["Straße", "STRASSE"],
-        ["\ufb01n", "fin"],
-    ]

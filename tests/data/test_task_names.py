@@ -1,0 +1,38 @@
+"""A task's name has one spelling; names that look alike are found."""
+
+import pandas as pd
+import pytest
+
+from bora.data.task_names import look_alikes, normalise_names
+from bora.errors import UserError
+
+
+def test_a_name_has_one_spelling(caplog):
+    names = pd.Series(["Jose\u0301", " Jos\u00e9\n", "A \u00a0\tB", "A B", "", " ", "ann", "Ann"], index=range(3, 11))
+    found = normalise_names(names)
+    assert found.tolist() == ["Jos\u00e9", "Jos\u00e9", "A B", "A B", "", "", "ann", "Ann"]
+    assert found.index.equals(names.index)
+    assert "2 task(s) are spelled in more than one way" in caplog.text
+    assert r"'Jose\u0301' and ' Jos\xe9\n'" in caplog.text
+
+
+def test_one_spelling_each_is_not_reported(caplog):
+    normalise_names(pd.Series([" a", " a", "b", "", " "]))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["a\0", "\x1b[31m", "a\x7f", "\x9b"])
+def test_a_control_character_is_no_part_of_a_name(name):
+    with pytest.raises(UserError, match=r"^the task's name '.*\\x.*' in row 1 \(counted from 0\)") as told:
+        normalise_names(pd.Series(["fine", name]))
+    assert str(told.value).isprintable()
+
+
+def test_names_that_look_alike_are_found():
+    names = ["Ann", "ann", "Bo", "A\u200bnn", "\uff22o", "Straße", "STRASSE", "Anna", "\ufb01n", "fin"]
+    assert look_alikes(names) == [
+        ["Ann", "ann", "A\u200bnn"],
+        ["Bo", "\uff22o"],
+        ["Straße", "STRASSE"],
+        ["\ufb01n", "fin"],
+    ]
