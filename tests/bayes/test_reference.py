@@ -195,9 +195,17 @@ def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkey
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     ton(tmp_path / "ton.csv", {"Ann Vik": 210, "Dag Eng": 220})
     code, *_ = command(
-        "experiment=reference", "tau=10", f"data.path={tmp_path / 'ton.csv'}", "model=opt_mini", "data.n_tasks=2",
-        "data.max_tokens=24", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=a", "data.documents_per_task=40",
-    )  # fmt: skip
+        "experiment=reference",
+        "tau=10",
+        f"data.path={tmp_path / 'ton.csv'}",
+        "model=opt_mini",
+        "data.n_tasks=2",
+        "data.max_tokens=24",
+        "trainer.max_epochs=1",
+        "logger=none",
+        "hydra.run.dir=a",
+        "data.documents_per_task=40",
+    )
     assert code == 0
     summary = json.loads((tmp_path / "a/summary.json").read_text())
     per_task = pd.read_csv(tmp_path / "a/per_task.csv")

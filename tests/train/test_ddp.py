@@ -13,16 +13,28 @@ import torch
 
 from tests.conftest import assert_restores, table
 
+pytestmark = pytest.mark.processes
+
 SMALL = [
-    "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20", "data.batch_size=4",
-    "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "optim.lr=0.01",
-    "logger=none", "lora.rank=2",
-]  # fmt: skip
+    "data=table",
+    "data.path=t.csv",
+    "data.min_documents=5",
+    "data.max_tokens=20",
+    "data.batch_size=4",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "optim.lr=0.01",
+    "logger=none",
+    "lora.rank=2",
+]
 # At τ = 0 the matrix alone has a gradient. In bfloat16 another padding is another rounding.
 CASES = [
-    (0, "float32", "ddp", 1e-4), (100, "float32", "ddp", 1e-4), (100, "bfloat16", "ddp", 1e-2),
+    (0, "float32", "ddp", 1e-4),
+    (100, "float32", "ddp", 1e-4),
+    (100, "bfloat16", "ddp", 1e-2),
     (100, "float32", "fsdp", 1e-4),
-]  # fmt: skip
+]
 
 
 class Runs(NamedTuple):
@@ -74,8 +86,8 @@ def test_two_processes_reach_the_numbers_of_one(runs):
         assert math.isclose(summaries[0][key], summaries[1][key], rel_tol=runs.rtol)
 
 
-def test_lightnings_own_name_for_the_strategy(runs):
-    alone = run(runs.one.parent, "named", "tau=100", "+trainer.strategy=ddp", "trainer.accelerator=cpu")
+def test_lightnings_own_name_for_the_strategy(folder):
+    alone = run(folder, "named", "tau=100", "+trainer.strategy=ddp", "trainer.accelerator=cpu")
     assert (alone / "summary.json").exists()
 
 
