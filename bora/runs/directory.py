@@ -256,7 +256,7 @@ def read_yaml(file: Path) -> Any:
         UserError: it cannot be read.
     """
     with readable(file):
-        return yaml.load(file.read_text("utf-8"), Loader=yaml.CSafeLoader)
+        return yaml.safe_load(file.read_text("utf-8"))  # not by C, whose stack deep nesting would overflow
 
 
 def to_yaml(values: Any) -> str:
