@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 # One thread a test process: the models are tiny, and make test runs a process a core.
@@ -19,12 +20,15 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import bora.commands.run
 from bora.bayes.model import HierarchicalLoRA
+from bora.commands.overrides import compose_config
 from bora.data.corpus import Corpus
 from bora.data.module import TaskDataModule
 from bora.data.select import Dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
+from bora.runs.directory import RunDirectory
+from bora.train.run import train
 from bora.use.restore import restore
 
 VOCABULARY = 60
@@ -132,6 +136,7 @@ def call(capfd, monkeypatch):
     """Run a command's main in this process: exit code, standard output, standard error."""
 
     def run(main, *arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()  # what a run that the test trained has printed
         monkeypatch.setattr(sys, "argv", ["bora", *map(str, arguments)])
         code = 0
         try:
@@ -141,6 +146,25 @@ def call(capfd, monkeypatch):
         return code, *capfd.readouterr()
 
     return run
+
+
+TASKS = {"a": 24, "a longer name": 40, "../b | <i>*x*": 30}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Train a run on a table of TASKS, t.csv beside it, once a session for the same overrides; tests only read it."""
+
+    @cache
+    def train_once(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        path = table(folder / "t.csv", TASKS)
+        words = "data=table data.min_documents=5 data.max_tokens=20 optim.lr=0.02 lora.rank=3 lora.alpha=5 logger=none"
+        config, _ = compose_config([*words.split(), f"data.path={path}", "trainer.max_epochs=1", *overrides])
+        train(config, RunDirectory(folder / "run"), group="group", name="run")
+        return folder / "run"
+
+    return train_once
 
 
 def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:

@@ -6,11 +6,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
-
-from bora.config import check, config_folder, register_resolvers
+from bora.commands.overrides import compose_config, overrides_in
+from bora.config import Config
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -49,23 +46,12 @@ def as_typed(words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def composed(overrides: Iterable[str], name: str = "config") -> DictConfig:
-    """The config of a command; of a sweep, of its first job."""
-    register_resolvers()
-    words = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, first = override.get_key_element(), override.input_line
-        if override.is_sweep_override():
-            first = f"{key}={next(override.sweep_string_iterator())}"
-        words.append(first)
-    for choice in ("data=table", "data=datasets"):
-        if choice in words and not any(w.startswith("data.path=") for w in words):
-            words.append("data.path=x.csv")
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose(name, words)
-    if name == "config":
-        check(cfg)
-    return cfg
+def composed(overrides: Iterable[str]) -> Config:
+    """Compose the config of a command; of a sweep, of its first job."""
+    words = overrides_in(list(overrides))
+    if {"data=table", "data=datasets"} & set(words) and not any(w.startswith("data.path=") for w in words):
+        words.append("data.path=x.csv")
+    return compose_config(words)[0]
 
 
 def overrides(command: str) -> list[str]:

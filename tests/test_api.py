@@ -14,7 +14,7 @@ import bora
 from bora.api import documents
 from bora.data.table import read
 from bora.errors import UserError
-from bora.model.pretrained import packaged
+from bora.model.pretrained import load_packaged
 from tests.conftest import table
 
 SMALL = ["data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]
@@ -50,7 +50,7 @@ def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
 
 
 def test_arrow_tables_and_model_folders_are_taken(frame, tmp_path):
-    pretrained = packaged("opt_mini")
+    pretrained = load_packaged("opt_mini")
     pretrained.model.save_pretrained(tmp_path / "a model")
     pretrained.tokenizer.save_pretrained(tmp_path / "a model")
     options = {"task": "who", "text": "said"}

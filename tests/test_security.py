@@ -14,11 +14,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import bora.commands.run
-from bora.commands import report
+from bora.commands import export, generate, report
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.model.pretrained import from_pretrained
-from bora.use import export, generate
 from tests.conftest import table
 from tests.report.test_report import write_run
 
