@@ -34,6 +34,7 @@ def run(audit, monkeypatch, capsys):
             return int(any(p.get("vulns") for p in answer)), json.dumps({"dependencies": answer}), "Found …"
 
         monkeypatch.setattr(audit, "call", call)
+        monkeypatch.setattr(audit, "tracked_files", list)
         code = audit.main(list(arguments))
         return code, capsys.readouterr().out.splitlines()
 

@@ -115,7 +115,7 @@ def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark
     code, _, err = call(report.main, "s")
     told = [line for line in err.splitlines() if line.startswith("bora: ")]
     assert (code, len(told)) == (0, 1)
-    assert "no figure 6" in told[0]
+    assert "figure 6 is left out" in told[0]
     assert "best.ckpt is not a readable checkpoint: it holds more than tensors" in told[0]
 
 
