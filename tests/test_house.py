@@ -23,8 +23,8 @@ PLACES = {
     "mlflow": ("runs/trackers.py",),
     "tensorboard": ("runs/trackers.py",),
 }
-# Generating and exporting are transformers' own work: a logits processor, PEFT's spelling of a layer.
-EXCEPTIONS = {("transformers", "use/sampling.py"), ("transformers", "use/export.py")}
+# What a run is used for hands transformers' own objects on: a tokenizer, a GenerationConfig, a model to save.
+EXCEPTIONS = {("transformers", f"use/{name}.py") for name in ("restore", "sampling", "generate", "export")}
 
 
 def imports() -> Iterator[tuple[str, str, list[str]]]:
