@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-slow test-quantized test-faults bench docs lint audit smollm2 wheel clean
+.PHONY: run test test-processes test-slow test-quantized test-faults bench docs lint audit smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
 
-test: .venv/installed  ## the whole test suite
+test: .venv/installed  ## the tests that start no processes: a few minutes on two cores
 	$(BIN)/python -m pytest -n 2
+
+test-processes: .venv/installed  ## launchers, several devices, kills, the README's commands, the wheel: one after another
+	$(BIN)/python -m pytest -m 'processes and not slow'
 
 test-slow: .venv/installed  ## bad data of some size: 5,000 tasks, a text of millions of characters; a stopped sweep with submitit
 	$(BIN)/python -m pytest -m slow
@@ -19,7 +22,7 @@ test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since
 	$(BIN)/python -m pytest -n 2 tests/model/test_quantization.py
 
 test-faults: .venv/installed  ## what clusters do, at length: 100 kills at random moments, 2,000 steps watched
-	BORA_KILLS=100 BORA_LONG=1 $(BIN)/python -m pytest -n 2 tests/faults
+	BORA_KILLS=100 BORA_LONG=1 $(BIN)/python -m pytest -m processes tests/faults
 
 bench: smollm2  ## what a training step costs: SmolLM2-135M, then opt_mini; see experiments/bench
 	$(BIN)/python experiments/bench/bench.py

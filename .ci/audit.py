@@ -108,12 +108,16 @@ def audit_secrets(files: list[str]) -> tuple[int, list[str]]:
     return 0, [f"audit: no secret in {len(files)} tracked files"]
 
 
+def tracked_files() -> list[str]:
+    """List the files that git tracks and that are there."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in tracked.split("\0") if name and (ROOT / name).is_file()]
+
+
 def main(arguments: list[str]) -> int:
     """Both; the exit code."""
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = [name for name in tracked.split("\0") if name and (ROOT / name).is_file()]
     codes = []
-    for code, lines in (audit_packages(), audit_secrets(files)):
+    for code, lines in (audit_packages(), audit_secrets(tracked_files())):
         print("\n".join(lines), flush=True)
         codes.append(code)
     if FOUND in codes:

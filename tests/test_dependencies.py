@@ -9,6 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = packages_distributions()  # reads every installed package's list of files
 
 
 def canonical(requirement: str) -> str:
@@ -32,8 +33,7 @@ def imported(source: Path, everywhere: bool) -> set[str]:
 
 def undeclared(modules: set[str], requirements: set[str]) -> set[str]:
     """`modules` of which no distribution is among `requirements`."""
-    distributions = packages_distributions()
-    return {m for m in modules if not {canonical(d) for d in distributions.get(m, [m])} & requirements}
+    return {m for m in modules if not {canonical(d) for d in DISTRIBUTIONS.get(m, [m])} & requirements}
 
 
 def test_every_import_is_a_declared_dependency():

@@ -23,17 +23,8 @@ from tests.report.test_report import write_run
 
 PACKAGE = Path(bora.__file__).parent
 ASSET = PACKAGE / "assets/opt_mini"
-RUN = [
-    "data=table",
-    "data.path=t.csv",
-    "data.min_documents=5",
-    "data.max_tokens=16",
-    "data.drop_duplicates=false",
-    "trainer.max_epochs=1",
-    "lora.rank=1",
-    "logger=none",
-    "tau=10",
-]
+RUN = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=16 data.drop_duplicates=false tau=10"
+RUN = [*RUN.split(), "trainer.max_epochs=1", "lora.rank=1", "logger=none"]
 
 
 class Bomb:
@@ -115,7 +106,7 @@ def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark
     code, _, err = call(report.main, "s")
     told = [line for line in err.splitlines() if line.startswith("bora: ")]
     assert (code, len(told)) == (0, 1)
-    assert "no figure 6" in told[0]
+    assert "figure 6 is left out" in told[0]
     assert "best.ckpt is not a readable checkpoint: it holds more than tensors" in told[0]
 
 
@@ -127,22 +118,16 @@ BOMB = "{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_:
     [
         ("source: packaged", f"source: packaged\n  loader: {BOMB}"),
         ("source: table", f"source: {BOMB}"),
-        ("strategy: auto", f"strategy: {BOMB}"),
         ("path: t.csv", "path: ${oc.env:HOME}"),
         ("init_std: 0.0", "init_std: !!python/object/apply:pathlib.Path.touch [MARK]"),
-        ("tau: 10", "tau: [[[[[["),
     ],
 )
-def test_a_run_directorys_config_can_have_nothing_called(run, mark, command, call, old, new):
+def test_a_run_directorys_config_has_nothing_called(run, mark, call, old, new):
     config = run / "config.yaml"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new.replace("MARK", f"'{mark}'"), 1))
     for found in (call(generate.main, run, "--task", "a", "--prompt", "the"), call(export.main, run, "out")):
-        assert found[0] == 2
-        assert str(config) in found[2]
-        assert "Traceback" not in found[2]
-    code, _, err = command("--again", str(run), "hydra.run.dir=again")
-    assert (code, "Traceback" in err) in ((0, False), (2, False))  # its overrides are replayed, not its config
+        assert (found[0], str(config) in found[2], "Traceback" in found[2]) == (2, True, False)
 
 
 def test_a_run_directorys_overrides_are_as_if_typed(run, command):
@@ -160,15 +145,16 @@ def bare(file: Path, mark: Path) -> None:
     file.write_bytes(pickle.dumps(Bomb(mark)))
 
 
-@pytest.mark.parametrize("write", [in_zip, bare])
-def test_a_pickle_as_a_models_weights_is_not_run(tmp_path, mark, command, write):
+def test_a_pickle_as_a_models_weights_is_not_run(tmp_path, mark, command):
     folder = tmp_path / "model"
     shutil.copytree(ASSET, folder)
-    write(folder / "pytorch_model.bin", mark)
+    in_zip(folder / "pytorch_model.bin", mark)
     from_pretrained(str(folder))  # safetensors come first
     (folder / "model.safetensors").unlink()
     table(tmp_path / "t.csv", {"a": 20, "b": 20})
-    one_line(command(*RUN, "model=hub", "model.path=model"), "model.path=model", "safetensors")
+    for write in (in_zip, bare):
+        write(folder / "pytorch_model.bin", mark)
+        one_line(command(*RUN, "model=hub", "model.path=model"), "model.path=model", "safetensors")
 
 
 def test_tensors_in_a_bin_file_are_read(tmp_path):
@@ -207,17 +193,18 @@ def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(tmp_path, mark, m
         from_pretrained(str(folder)).model.generate(ids, max_new_tokens=1, do_sample=False)
 
 
-@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors"])
-def test_a_pickle_as_an_adapter_is_not_run(tmp_path, mark, command, name):
+def test_a_pickle_as_an_adapter_is_not_run(tmp_path, mark, command):
     folder = tmp_path / "adapter"
     folder.mkdir()
     about = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": str(ASSET)}))
-    in_zip(folder / name, mark)
     table(tmp_path / "t.csv", {"a": 20, "b": 20})
-    one_line(command(*RUN, "init_from=adapter"), "adapter_model.safetensors is not readable")
-    # In the place of a model transformers would load it, onto the base that it names.
-    one_line(command(*RUN, "model=hub", "model.path=adapter"), "model.path=adapter")
+    for name in ("adapter_model.bin", "adapter_model.safetensors"):
+        in_zip(folder / name, mark)
+        one_line(command(*RUN, "init_from=adapter"), "adapter_model.safetensors is not readable")
+        # In the place of a model transformers would load it, onto the base that it names.
+        one_line(command(*RUN, "model=hub", "model.path=adapter"), "model.path=adapter")
+        (folder / name).unlink()
 
 
 def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
@@ -239,83 +226,15 @@ def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
         assert cached_table("tokens", key, lambda: made)["x"].to_pylist() == expected
 
 
-# Calls that run what they read, by their last two names; the first of them may be any where it says so.
-UNSAFE = {
-    "pickle.load",
-    "pickle.loads",
-    "dill.load",
-    "dill.loads",
-    "cloudpickle.load",
-    "cloudpickle.loads",
-    "joblib.load",
-    "marshal.load",
-    "marshal.loads",
-    "shelve.open",
-    "pd.read_pickle",
-    "pandas.read_pickle",
-    "os.system",
-    "os.popen",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "shutil.unpack_archive",
-    "any.extractall",
-    "any.extract",
-    "any.Unpickler",
-    "any.eval(",
-    "any.exec(",
-    "any.compile(",
-}
-NEEDED = {"load": ("torch", "weights_only", True), "from_pretrained": ("Auto", "trust_remote_code", False)}
-
-
-def unsafe_calls(source: str) -> list[str]:
-    """What in a module's source could run what it reads."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Call):
-            continue
-        name, given = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
-        last = name.rpartition(".")[2]
-        kind = f"any.{last}" + ("(" if isinstance(node.func, ast.Name) else "")
-        if {name, kind} & UNSAFE:
-            found.append(name)
-        if name == "yaml.load" and not ast.unparse(given.get("Loader", node.func)).endswith("SafeLoader"):
-            found.append(name)
-        for keyword, wanted in (("trust_remote_code", False), ("allow_pickle", False), ("shell", False)):
-            if keyword in given and getattr(given[keyword], "value", None) is not wanted:
-                found.append(f"{name}({keyword}=…)")
-        owner, keyword, wanted = NEEDED.get(last, ("\0", "", None))
-        if name.startswith(owner) and getattr(given.get(keyword), "value", None) is not wanted:
-            found.append(f"{name} without {keyword}={wanted}")
-        if last == "Environment" and getattr(given.get("autoescape"), "value", None) is not True:
-            found.append(f"{name} without autoescape=True")
-    return found
-
-
-def test_no_module_runs_what_it_reads():
-    sources = sorted(PACKAGE.rglob("*.py"))
-    assert len(sources) > 50
-    assert {str(f.relative_to(PACKAGE)): found for f in sources if (found := unsafe_calls(f.read_text()))} == {}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "torch.load(f)",
-        "torch.load(f, weights_only=False)",
-        "torch.load(f, weights_only=x)",
-        "pickle.loads(b)",
-        "np.load(f, allow_pickle=True)",
-        "yaml.load(f)",
-        "eval(x)",
-        "exec(x)",
-        "AutoModel.from_pretrained(p)",
-        "f(trust_remote_code=True)",
-        "archive.extractall()",
-        "run(x, shell=True)",
-        "jinja2.Environment(loader=l)",
-    ],
-)
-def test_what_runs_what_it_reads_is_found(line):
-    assert unsafe_calls(line)
-    assert not unsafe_calls("model.eval(); torch.load(f, weights_only=True); json.load(f); re.compile(p)")
+def test_libraries_are_told_not_to_run_what_they_load():
+    """Ruff's S rules keep pickle, eval, unsafe YAML and shells out of the package; these keywords it does not know."""
+    needed = {"torch.load": "weights_only=True", "AutoConfig": "trust_remote_code=False"}
+    needed |= dict.fromkeys(("AutoModelForCausalLM", "AutoTokenizer"), "trust_remote_code=False")
+    found = set()
+    for source in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+            name = ast.unparse(node.func).removesuffix(".from_pretrained") if isinstance(node, ast.Call) else ""
+            if name in needed:
+                found.add(name)
+                assert needed[name] in [ast.unparse(keyword) for keyword in node.keywords], (source, node.lineno)
+    assert {"torch.load", "AutoModelForCausalLM"} <= found

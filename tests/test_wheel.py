@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -33,46 +35,21 @@ def test_configs_and_assets_travel_inside(wheel):
 
 
 def test_it_runs_elsewhere(wheel, tmp_path):
-    other = tmp_path / "venv"
-    venv.create(other, with_pip=False)
-    python = other / "bin/python"
-    site = Path(
-        subprocess.run(
-            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    )
+    venv.create(tmp_path / "venv", with_pip=False)
+    python, elsewhere = tmp_path / "venv/bin/python", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def ask(*words: str) -> str:
+        return subprocess.run(words, cwd=elsewhere, check=True, capture_output=True, text=True).stdout.strip()
+
+    site = Path(ask(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
     # The dependencies are this environment's; bora itself comes from the wheel alone.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--force-reinstall",
-        "--quiet",
-        str(wheel),
-    ]
-    subprocess.run(install, check=True, capture_output=True)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    small = [
-        "data.modules=[pickle,ssl]",
-        "data.documents_per_task=9",
-        "data.min_documents=3",
-        "trainer.max_steps=1",
-        "logger=none",
-        "hydra.run.dir=run",
-    ]
-    where = subprocess.run(
-        [python, "-c", "import bora; print(bora.__file__)"], cwd=elsewhere, capture_output=True, text=True, check=True
-    )
-    assert where.stdout.startswith(str(site))
-    subprocess.run([other / "bin/bora", "run", *small], cwd=elsewhere, check=True, capture_output=True)
+    install = "-m pip install --no-deps --no-index --force-reinstall --quiet --python".split()
+    ask(sys.executable, *install, str(python), str(wheel))
+    small = "data.modules=[pickle,ssl] data.documents_per_task=9 data.min_documents=3 trainer.max_steps=1 logger=none"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)  # of a checkout
+        assert ask(str(python), "-c", "import bora; print(bora.__file__)").startswith(str(site))
+        ask(str(tmp_path / "venv/bin/bora"), "run", *small.split(), "hydra.run.dir=run")
     assert json.loads((elsewhere / "run/summary.json").read_text())["steps"] == 1

@@ -14,15 +14,8 @@ from tests.faults.processes import wait_for
 
 pytestmark = pytest.mark.processes
 
-SMALL = [
-    "data.modules=[pickle,ssl,argparse]",
-    "data.documents_per_task=12",
-    "data.min_documents=5",
-    "data.max_tokens=20",
-    "data.batch_size=6",
-    "trainer.max_epochs=1",
-    "name=s",
-]
+SMALL = "data.modules=[pickle,ssl,argparse] data.documents_per_task=12 data.min_documents=5 data.max_tokens=20"
+SMALL = [*SMALL.split(), "data.batch_size=6", "trainer.max_epochs=1", "name=s"]
 
 
 def run(folder, *command) -> subprocess.CompletedProcess:
@@ -45,7 +38,8 @@ def sweep(folder, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serial")
-    assert sweep(folder, "tau=1,inf", "logger=none").returncode == 0
+    done = sweep(folder, "tau=1,inf", "logger=none")
+    assert done.returncode == 0, done.stderr
     return folder / "multirun/s"
 
 
