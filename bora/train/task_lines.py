@@ -44,7 +44,8 @@ class TaskLines(Callback):
 
     def _log(self, trainer: L.Trainer, module: TrainingModule, split: str) -> None:
         # The metric sums over processes, so every process asks for it, with or without trackers.
-        perplexities = module.metric(split).compute()["task_perplexity"].tolist()
+        # torchmetrics makes a scalar of what a single task gives.
+        perplexities = module.metric(split).compute()["task_perplexity"].reshape(-1).tolist()
         if not self.trackers:
             return
         adapters = module.model.adapters

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bora
-from bora.train.module import HierarchicalLoRA
+from bora.bayes.model import HierarchicalLoRA
 from tests.conftest import table
 
 TABLE = ["data=table", "data.path=t.csv", "data.min_documents=5"]
@@ -31,7 +31,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         ([*TABLE, "data.min_documents=500"], "no task has between 500"),
         ([*TABLE, "data.min_documents=1"], "'tiny' has 2 document"),
         ([*TABLE, "data.selection=chronological"], "no date"),
-        (["data=table", "data.path=fake.parquet"], "not readable"),
+        (["data=table", "data.path=fake.parquet"], "the file is damaged, or not what its ending says"),
         (["data=talk_of_norway", "data.path=."], "no ton.csv"),
         (["data.max_tokens=999"], "256 positions"),
         (["model=opt_350m", "model.path=./nowhere"], "no such folder"),
@@ -75,8 +75,8 @@ def test_ctrl_c_before_training_is_one_line(command, monkeypatch):
 
 
 def test_a_diverged_run_leaves_no_summary(command, tmp_path, monkeypatch):
-    real = HierarchicalLoRA.document_nll
-    monkeypatch.setattr(HierarchicalLoRA, "document_nll", lambda *a, **k: real(*a, **k) * float("nan"))
+    real = HierarchicalLoRA.nll
+    monkeypatch.setattr(HierarchicalLoRA, "nll", lambda *a, **k: real(*a, **k) * float("nan"))
     code, _, err = command(*SMALL, "trainer.max_epochs=2", "hydra.run.dir=run")
     assert (code, err.count("\n"), "training diverged" in err) == (2, 1, True)
     assert not (tmp_path / "run/summary.json").exists()

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from bora.runs import trackers
-from bora.train.module import HierarchicalLoRA
+from bora.train.module import TrainingModule
 from tests.conftest import table
 from tests.faults.processes import wait_for
 
@@ -92,7 +92,7 @@ def test_a_tracker_has_every_tasks_figures_and_the_config(command, tmp_path, tra
         assert figures["val/perplexity"]
     elif tracker == "mlflow":
         figures, parameters, status = mlflow_figures(f"sqlite:///{tmp_path}/mlflow.db")
-        assert (status, parameters["tau"], float(parameters["run.lr"])) == ("FINISHED", "100", 1e-3)
+        assert (status, parameters["tau"], float(parameters["run.lr"])) == ("FINISHED", "100.0", 1e-3)
         assert parameters["run.data_sha256"] == summary["data_sha256"]
         # The reason for dropping documents is a key; MLflow takes no parentheses in it.
         assert parameters["run.dropped.of 1 tasks not chosen data.n_tasks"] == "6"
@@ -110,6 +110,12 @@ def test_a_tracker_has_every_tasks_figures_and_the_config(command, tmp_path, tra
     assert not any(name.startswith("val_perplexity/") for name in metrics)
 
 
+def test_a_single_task_has_its_line_too(command, tmp_path):
+    table(tmp_path / "t.csv", {"alone": 30})
+    assert command(*SMALL, "logger=tensorboard")[0] == 0
+    assert len(tensorboard_figures(tmp_path / "run/tensorboard")["val_perplexity/alone"]) == 3
+
+
 class Stop(Exception):
     """The machine goes down."""
 
@@ -125,7 +131,7 @@ class Stop(Exception):
 )
 def test_a_resumed_run_continues_in_its_tracker(command, tmp_path, monkeypatch, tracker, where, step, resumed):
     table(tmp_path / "t.csv", TASKS)
-    call = getattr(HierarchicalLoRA, where)
+    call = getattr(TrainingModule, where)
 
     def stop(self, batch, batch_idx):
         if self.global_step >= step:
@@ -133,7 +139,7 @@ def test_a_resumed_run_continues_in_its_tracker(command, tmp_path, monkeypatch, 
         return call(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HierarchicalLoRA, where, stop)
+        patch.setattr(TrainingModule, where, stop)
         with pytest.raises(Stop):
             command(*EACH_STEP, f"logger={tracker}")
     last = tmp_path / "run/checkpoints/last.ckpt"
