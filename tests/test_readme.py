@@ -43,7 +43,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
         env=kept
         | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "BORA_CACHE": str(folder),
+            "BORA_CACHE": str(folder / "cache"),
             "WANDB_MODE": "offline",
         },
     )
@@ -76,7 +76,7 @@ def test_what_a_run_costs_is_told_before(tmp_path):
     done = shell(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "time of an epoch" in done.stdout
-    assert [f.name for f in tmp_path.iterdir()] == ["speeches.csv"]
+    assert {f.name for f in tmp_path.iterdir()} == {"speeches.csv", "cache"}
 
 
 def test_a_sweep_becomes_a_report(tmp_path):
