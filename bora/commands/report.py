@@ -52,8 +52,8 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
     try:
         from bora.report.page import write_report
     except ModuleNotFoundError as error:
-        fix = f"pip install 'bora[report]' (there is no {error.name})"
-        raise UserError(f"bora report needs its extra: {fix}") from error
+        packages = "matplotlib scipy tabulate jinja2"
+        raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
     runs, problems = read_runs(folders)
     make_output_folder(output)
     sections = write_report(runs, problems, output, color_by)

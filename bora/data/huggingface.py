@@ -40,7 +40,7 @@ def read(
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise UserError("data=datasets needs its extra: pip install 'bora[datasets]'") from error
+        raise UserError("data=datasets needs the package datasets: pip install datasets") from error
     columns = Columns(task, text, date)
     try:
         found = _load(path, subset)

@@ -245,7 +245,9 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking.context.registry import resolve_tags
     except ModuleNotFoundError as error:
-        raise UserError(f"logger=mlflow needs its extra: pip install 'bora[mlflow]' ({error})") from error
+        raise UserError(
+            f"logger=mlflow lacks a package ({error}): pip install mlflow-skinny sqlalchemy alembic"
+        ) from error
     try:
         client = MlflowClient(uri)
         if start.id is not None:
@@ -278,7 +280,7 @@ def start_tensorboard(settings: Any, start: Start) -> TensorBoard:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise UserError(f"logger=tensorboard needs its extra: pip install 'bora[tensorboard]' ({error})") from error
+        raise UserError(f"logger=tensorboard lacks a package ({error}): pip install tensorboard") from error
     return TensorBoard(SummaryWriter(str(start.directory / "tensorboard"), purge_step=start.step))
 
 

@@ -72,7 +72,7 @@ def require_peft() -> None:
     try:
         import peft  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(f"bora export needs its extra: pip install 'bora[peft]' (there is no {error.name})") from error
+        raise UserError(f"bora export lacks a package (there is no {error.name}): pip install peft") from error
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:

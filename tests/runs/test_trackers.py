@@ -172,7 +172,7 @@ def test_a_tracker_that_cannot_be_used_is_reported_in_one_line(command, tmp_path
         monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
         code, _, err = command(*SMALL, f"logger={tracker}")
         assert code == 2
-        assert f"pip install 'bora[{tracker}]'" in err
+        assert f"pip install {tracker}" in err
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])
