@@ -40,13 +40,15 @@ def test_it_runs_elsewhere(wheel, tmp_path):
     elsewhere.mkdir()
 
     def ask(*words: str) -> str:
-        return subprocess.run(words, cwd=elsewhere, check=True, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(words, cwd=elsewhere, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
     site = Path(ask(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
     # The dependencies are this environment's; bora itself comes from the wheel alone.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = "-m pip install --no-deps --no-index --force-reinstall --quiet --python".split()
-    ask(sys.executable, *install, str(python), str(wheel))
+    install = "install --no-deps --no-index --force-reinstall --quiet".split()
+    ask(sys.executable, "-m", "pip", "--python", str(python), *install, str(wheel))
     small = "data.modules=[pickle,ssl] data.documents_per_task=9 data.min_documents=3 trainer.max_steps=1 logger=none"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONPATH", raising=False)  # of a checkout
