@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bora.data.errors import setting_names
+from bora.data.columns import Columns
+from bora.data.errors import input_errors
 from bora.data.table import read, require_file
 
 FLAGS = {"path": "--data ", "task": "--task ", "text": "--text "}  # by the reader's arguments
@@ -18,7 +19,7 @@ def check_exists(path: Path) -> None:
     Raises:
         UserError: there is none.
     """
-    with setting_names(FLAGS):
+    with input_errors(path, FLAGS):
         require_file(path)
 
 
@@ -37,8 +38,8 @@ def read_texts(path: Path, text: str, task: str | None, need_task: bool = False)
     Raises:
         UserError: see bora.data.table.read; names the flag at fault.
     """
-    with setting_names(FLAGS):
-        return read(path, task=task, text=text, need_task=need_task)[["task", "text"]]
+    with input_errors(path, FLAGS):
+        return read(path, Columns(task, text, need_task=need_task))[["task", "text"]]
 
 
 def sha256(table: pd.DataFrame) -> str:
