@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 
 from bora.commands.overrides import compose_config
 from bora.config import conf_folder
-from bora.data.columns import Columns, from_arrow, from_values
-from bora.data.errors import in_file, setting_names
+from bora.data.columns import Columns, finish, text_table
+from bora.data.errors import input_errors
 from bora.errors import UserError
 from bora.lib.cache import digest
 from bora.lib.stopping import Stopped
@@ -91,12 +91,14 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
     Raises:
         UserError: it is no frame, or a column is not there or holds what is no text.
     """
-    columns = Columns(task, text, date)
-    with setting_names(ARGUMENTS), in_file("the frame"):
-        if not isinstance(frame, pd.DataFrame):
-            # Not by their to_pandas, which makes floats of integers with gaps.
-            return from_arrow(_arrow(frame), columns)
-        return from_values(frame.set_axis([str(c) for c in frame.columns], axis=1), columns)
+    with input_errors("the frame", ARGUMENTS):
+        if isinstance(frame, pd.DataFrame):
+            frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
+            names, parts = [*frame.columns], [frame]
+        else:  # not by their to_pandas, which makes floats of integers with gaps
+            arrow = _arrow(frame)
+            names, parts = arrow.column_names, arrow.to_batches()
+        return finish(text_table(parts, Columns(task, text, date).find(names)))
 
 
 def _arrow(frame: Any) -> pa.Table:

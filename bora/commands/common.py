@@ -9,7 +9,8 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from bora.config import Dtype
-from bora.data.errors import setting_names
+from bora.data.columns import Columns
+from bora.data.errors import input_errors
 from bora.data.table import read
 from bora.runs.directory import RunDirectory
 
@@ -65,7 +66,7 @@ def read_texts(path: Path, text: str, task: str | None, need_task: bool = False)
     """Read a table of texts and, where it has such a column, their tasks.
 
     Args:
-        path, text, task, need_task: see `bora.data.table.read`.
+        path, text, task, need_task: see `bora.data.table.read` and `bora.data.columns.Columns`.
 
     Returns:
         Columns `task` ('' where it is unknown) and `text`; the index counts the table's rows from 0.
@@ -73,5 +74,5 @@ def read_texts(path: Path, text: str, task: str | None, need_task: bool = False)
     Raises:
         UserError: see `bora.data.table.read`; it names the flag at fault.
     """
-    with setting_names(READER_FLAGS):
-        return read(path, task=task, text=text, need_task=need_task)[["task", "text"]]
+    with input_errors(path, READER_FLAGS):
+        return read(path, Columns(task, text, need_task=need_task))[["task", "text"]]

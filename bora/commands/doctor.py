@@ -51,7 +51,8 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
     Raises:
         UserError: the run could not start; or its model or documents are not on this machine.
     """
-    from bora.model.loading import load_backbone
+    from bora.lib.machine import free_memory
+    from bora.model.loading import load_backbone, on_gpu
     from bora.train.build import find_start, load_corpus
     from bora.train.cost import count_cost, measure
 
@@ -63,7 +64,7 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
         )
     if cfg.init_from is not None:
         find_start(cfg.init_from)
-    free = free_memory(cfg)
+    free = free_memory(on_gpu(cfg.trainer.accelerator))
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
     corpus = load_corpus(cfg, pretrained)
     cost = count_cost(cfg, pretrained, corpus)
@@ -78,16 +79,6 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
         "measured": asdict(measure(cfg, corpus, cost)) if measured else None,
     }
     return report | {"warnings": warnings_for(report)}
-
-
-def free_memory(cfg: Config) -> int | None:
-    """Return the free bytes where the run would train: of the fullest GPU, or of the machine; None without a GPU."""
-    from bora.lib import machine
-    from bora.model.loading import on_gpu
-
-    if not on_gpu(cfg.trainer.accelerator):
-        return machine.memory()[1]
-    return min((gpu["free"] for gpu in machine.gpus()), default=None)
 
 
 def warnings_for(report: dict[str, Any]) -> list[str]:

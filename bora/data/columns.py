@@ -3,9 +3,8 @@
 Everything is text: a speaker may be called "NA", a task "007".
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ import pyarrow as pa
 
 from bora.data.errors import ReadError
 from bora.data.task_names import normalise_names
-from bora.errors import UserError, first_line
+from bora.errors import UserError, first_line, printable
 
 # The column of tasks where none is named: the first of these that the table has.
 TASK_COLUMNS = ("task", "rep_name")
-MAX_SHOWN_NAMES, MAX_SHOWN_CHARS = 30, 60  # in a message that lists columns
+MAX_LIST_CHARS = 300  # of a table's columns in a message
 
 
 @dataclass(frozen=True)
@@ -37,122 +36,91 @@ class Columns:
     date: str | None = None
     need_task: bool = True
 
-    def find(self, available: list[str]) -> dict[str, str]:
-        """Find the columns in a table: {the table's name: task, text or date}.
+    def find(self, available: Sequence[str]) -> dict[str, str]:
+        """Find the columns in a table: task, text and date → the table's name for it, without those it lacks.
 
         Raises:
-            ReadError: a column is missing, or there twice, or two of the three are one.
+            ReadError: a column is missing, or there twice.
         """
-        task, date = self.task, self.date
-        if task is None:
-            task = next((c for c in TASK_COLUMNS if c in available and c != self.text), None)
+        listed = printable(", ".join(available)[:MAX_LIST_CHARS]) or "no columns"
+        task = self.task or next((c for c in TASK_COLUMNS if c in available), None)
         if task is None and self.need_task:
-            problem = f"name the column that holds the task; the table has {list_names(available)}"
-            raise ReadError("task", "COLUMN", problem)
-        if date is None and "date" in available and "date" not in (task, self.text):
-            date = "date"
-        found: dict[str, str] = {}
-        for ours, name in (("task", task), ("text", self.text), ("date", date)):
-            if name is None:
-                continue
+            raise ReadError("task", "COLUMN", f"name the column that holds the task; the table has {listed}")
+        date = self.date or ("date" if "date" in available else None)
+        named = {"task": task, "text": self.text, "date": date}
+        found = {ours: name for ours, name in named.items() if name is not None}
+        for ours, name in found.items():
             if name not in available:
-                raise ReadError(ours, name, f"there is no such column; the table has {list_names(available)}")
+                raise ReadError(ours, name, f"there is no such column; the table has {listed}")
             if available.count(name) > 1:
                 raise ReadError(ours, name, "the table has more than one such column; rename them")
-            if name in found:
-                raise ReadError(ours, name, f"that column is the {found[name]}, too; give different columns")
-            found[name] = ours
         return found
 
 
-def list_names(names: list[str]) -> str:
-    """List column names in one short line, whatever they hold."""
-    shown = [n if n.isprintable() else repr(n) for n in (n[:MAX_SHOWN_CHARS] for n in names[:MAX_SHOWN_NAMES])]
-    return ", ".join(shown) + f" and {len(names) - MAX_SHOWN_NAMES} more" * (len(names) > MAX_SHOWN_NAMES)
-
-
-def from_values(values: Mapping[str, Iterable] | pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    """Convert any values to text: missing values become '', booleans 'true'/'false', times with a zone UTC.
-
-    A number is written as Python writes it, 1.0 or 0.1, in its own precision.
+def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
+    """Convert a table's cells to text, a part of it at a time.
 
     Args:
-        values: by column of the table.
+        parts: each gives the values of some rows by the table's column: a dictionary, a frame or a record batch.
+        found: from `Columns.find`.
 
     Returns:
-        See `finish`.
+        Columns as the keys of `found`.
 
     Raises:
-        UserError: a value is a list, an object, bytes, or half a surrogate pair; or there are no rows.
+        UserError: a value has no text, see `to_text`; or there are no rows.
     """
-    table = {}
-    for column, ours in columns.find([*values]).items():
-        given, cells = values[column], []
-        if isinstance(given, pd.Series) and given.dtype.kind == "f":
-            given = given.to_numpy()  # its numbers know their precision
-        for row, value in enumerate(given):
-            try:
-                cells.append(value if isinstance(value, str) else _to_text(value))
-                cells[-1].encode("utf-8")
-            except (TypeError, ValueError, ArithmeticError) as error:
-                raise UserError(
-                    f"column {column!r} holds a {type(value).__name__} in row {row} (counted from 0), which cannot be "
-                    f"written down as text ({first_line(error)})"
-                ) from error
-        table[ours] = pa.array(cells, pa.large_string()).to_pandas()
-    return finish(pd.DataFrame(table))
+    tables: list[pa.Table] = []
+    n_rows = 0
+    for part in parts:
+        texts: list[list[str]] = []
+        for name in found.values():
+            texts.append([])
+            for row, value in enumerate(part[name], start=n_rows):
+                try:
+                    texts[-1].append(to_text(value))
+                except ValueError as error:
+                    raise UserError(
+                        f"column {name!r} holds no text in row {row} (counted from 0): {first_line(error)}"
+                    ) from error
+        tables.append(pa.table([pa.array(column, pa.large_string()) for column in texts], list(found)))
+        n_rows += tables[-1].num_rows
+    if not n_rows:
+        raise UserError("there are no rows")
+    return pa.concat_tables(tables)
 
 
-def _to_text(value: Any) -> str:
-    """Convert a value to text.
+def to_text(value: Any) -> str:
+    """Convert a cell to text: a missing value becomes '', a boolean 'true' or 'false', bytes what they are in UTF-8.
+
+    A number is written as Python writes it, 1.0 or 0.1.
 
     Raises:
-        TypeError, ValueError, ArithmeticError: it has no text.
+        ValueError: it is a list or an object, bytes that are not UTF-8, or half a surrogate pair.
     """
-    if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
-        raise TypeError("give a text or a number")
-    if pd.isna(value):
-        return ""
-    if isinstance(value, (bool, np.bool_)):
-        return str(value).lower()
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        value = value.astimezone(UTC)
-    return str(value)
+    if isinstance(value, pa.Scalar):
+        value = value.as_py()
+    if isinstance(value, bytes):
+        return value.decode()
+    if not isinstance(value, str):
+        if not pd.api.types.is_scalar(value):
+            raise ValueError(f"give a text or a number, not a {type(value).__name__}")
+        if pd.isna(value):
+            return ""
+        value = str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
+    value.encode()  # an error at half a surrogate pair
+    return value
 
 
-def from_arrow(table: pa.Table, columns: Columns) -> pd.DataFrame:
-    """Convert an Arrow table as `from_values` does, a column at a time; integers stay integers beside missing values.
-
-    Raises:
-        UserError: a column is not text; or there are no rows.
-    """
-    found = {}
-    for column, ours in columns.find(table.column_names).items():
-        cells = table[column]
-        try:
-            if pa.types.is_floating(cells.type):  # as numpy writes it; Arrow would write 1 for 1.0
-                numbers = cells.to_numpy()
-                cells = pa.chunked_array(
-                    [pa.array(["" if np.isnan(n) else str(n) for n in numbers], pa.large_string())]
-                )
-            cells = cells.cast(pa.large_string()).fill_null("")
-            cells.validate(full=True)  # checks the UTF-8, which reading does not
-        except (pa.ArrowException, ValueError) as error:
-            raise UserError(f"column {column!r} of type {cells.type} is not text ({error})") from error
-        found[ours] = cells.to_pandas()
-    return finish(pd.DataFrame(found))
-
-
-def finish(table: pd.DataFrame) -> pd.DataFrame:
+def finish(table: pa.Table) -> pd.DataFrame:
     """Complete a table: columns task, text and date, '' where there is none, and each task's name in one spelling.
 
     Raises:
-        UserError: there are no rows, or a task's name holds a control character.
+        UserError: a task's name holds a control character.
     """
-    if table.empty:
-        raise UserError("there are no rows")
+    frame = table.to_pandas()
     for ours in ("task", "date"):
-        if ours not in table:
-            table[ours] = ""
-    table["task"] = normalise_names(table["task"])
-    return table[["task", "text", "date"]]
+        if ours not in frame:
+            frame[ours] = ""
+    frame["task"] = normalise_names(frame["task"])
+    return frame[["task", "text", "date"]]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bora.config import Data
 from bora.data.select import Dropped, select
-from bora.data.split import leakage, split
+from bora.data.split import SPLITS, leakage, split
 from bora.data.tokens import Encoded, Tokens, Truncation
 from bora.errors import UserError
 
@@ -35,7 +35,10 @@ class Corpus:
     def per_task(self) -> pd.DataFrame:
         """Count documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
         by = self.documents.groupby(["task", "split"])
-        counts, scored = (x.unstack(fill_value=0).reindex(self.task_names) for x in (by.size(), by["n_scored"].sum()))
+        counts, scored = (
+            x.unstack(fill_value=0).reindex(index=self.task_names, columns=SPLITS, fill_value=0)
+            for x in (by.size(), by["n_scored"].sum())
+        )
         return pd.DataFrame(
             {
                 "n_train": counts["train"],
@@ -91,8 +94,7 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         data: the settings of selection and split.
 
     Raises:
-        UserError: see `select`, `Tokens.encode` and `split`; also where a task has too few documents with a token to
-            score.
+        UserError: see `select` and `split`; also where a task has too few documents for its three parts.
     """
     if "date" not in table:
         table = table.assign(date="")
@@ -110,7 +112,6 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     encoded, truncation = tokens.encode(table)
     scored = pd.Series([e.n_scored for e in encoded], index=table.index)
     dropped.add("without a token to score", (scored < 1).sum())
-    _require_three_scored(table["task"], scored > 0)
     encoded = [e for e in encoded if e.n_scored > 0]
     table = table[scored > 0]
     documents = table.assign(
@@ -129,28 +130,13 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     for record in zip(documents["row"], documents["task"], documents["split"], documents["text"], strict=True):
         digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
     corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
-    counts = corpus.per_task()
-    for column, part in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
-        if (counts[column] == 0).any():
-            raise UserError(
-                f"task {counts[column].idxmin()!r} is left without {part} documents; raise "
-                "data.min_documents or change data.split"
-            )
-    return corpus
-
-
-def _require_three_scored(tasks: pd.Series, scored: pd.Series) -> None:
-    """Refuse a task whose documents with a token to score are too few for three parts.
-
-    Args:
-        tasks, scored: of each document its task, and whether it has such a token.
-    """
-    counts = scored.groupby(tasks).agg(["sum", "size"])
-    short = counts[(counts["sum"] < 3) & (counts["sum"] < counts["size"])]
+    counts = corpus.per_task()[["n_train", "n_val", "n_test"]]
+    short = counts.index[(counts == 0).any(axis=1)]
     if len(short):
-        n, of = short.iloc[0]
+        train, validation, test = counts.loc[short[0]]
         raise UserError(
-            f"task {short.index[0]!r} has {f'{n} documents' if n else 'no document'} with a token to score, of {of} "
-            f"({len(short)} such task(s)), and needs three: after the first token and data.prompt nothing is left "
-            "within data.max_tokens; raise that, shorten the prompt, or drop short texts with data.min_characters"
+            f"task {short[0]!r} is left with {train} training, {validation} validation and {test} test documents "
+            f"(dropped: {dropped}), and needs one of each ({len(short)} such task(s)); raise data.min_documents, or, "
+            "where no token is left to score, raise data.max_tokens or shorten data.prompt"
         )
+    return corpus

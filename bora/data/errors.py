@@ -1,7 +1,6 @@
 """Say what is wrong with a reader's input, in the words of whoever called it.
 
-A reader knows its arguments (path, task, text, date), not what they are called on the command line: it raises a
-ReadError that says which argument is at fault. The caller gives the names of its settings with `setting_names`.
+A reader knows its arguments (path, task, text, date), not what they are called on the command line.
 """
 
 import lzma
@@ -20,12 +19,12 @@ UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.
 
 
 class ReadError(UserError):
-    """An argument of a reader that cannot be used.
+    """An argument of a reader, other than its path, that cannot be used.
 
     Args:
-        argument: its name; path where the contents of the file are at fault.
+        argument: its name.
         value: as the user gave it.
-        problem: what is wrong, where, and what to do.
+        problem: what is wrong, and what to do.
     """
 
     def __init__(self, argument: str, value: object, problem: str):
@@ -34,33 +33,23 @@ class ReadError(UserError):
 
 
 @contextmanager
-def setting_names(names: Mapping[str, str]) -> Iterator[None]:
-    """Begin a reader's message with the name of the user's setting.
+def input_errors(path: object, names: Mapping[str, str] = SETTINGS) -> Iterator[None]:
+    """Begin the message of any error within by the user's setting at fault: the path, unless a ReadError says another.
 
     Args:
+        path: what is read; None where the user named none.
         names: by argument, up to its value: {"text": "data.text="} or {"text": "--text "}.
+
+    Raises:
+        UserError: also for what libraries raise at a damaged file.
     """
+    where = "" if path is None else f"{names.get('path', '')}{path}: "
     try:
         yield
     except ReadError as error:
-        raise UserError(f"{names.get(error.argument, '')}{error}") from error
-
-
-@contextmanager
-def in_file(path: object) -> Iterator[None]:
-    """Begin a message about a file's contents with the file's name, whoever raises it.
-
-    Raises:
-        ReadError: for any UserError and for what libraries raise at a damaged file.
-    """
-    try:
-        yield
-    except ReadError:
-        raise
+        raise UserError(f"{names[error.argument]}{error}") from error
     except UserError as error:
-        raise ReadError("path", path, str(error)) from error
+        raise UserError(f"{where}{error}") from error
     except UNREADABLE as error:
-        advice = "the file is damaged, or not what its ending says"
-        if isinstance(error, PermissionError):
-            advice = "give your user the right to read it"
-        raise ReadError("path", path, f"{first_line(error)}; {advice}") from error
+        advice = "it is damaged, not what its ending says, or not yours to read"
+        raise UserError(f"{where}{first_line(error)}; {advice}") from error

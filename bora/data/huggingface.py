@@ -6,21 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from bora.data.columns import Columns, from_values
-from bora.data.errors import ReadError, in_file
+from bora.data.columns import Columns, finish, text_table
+from bora.data.errors import ReadError
 from bora.errors import UserError, first_line
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # save_to_disk writes one of them
 
 
-def read(
-    path: str,
-    split: str = "train",
-    subset: str | None = None,
-    task: str | None = None,
-    text: str = "text",
-    date: str | None = None,
-) -> pd.DataFrame:
+def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.DataFrame:
     """Read one split's columns that are needed.
 
     Args:
@@ -28,37 +21,34 @@ def read(
         split: the dataset's own split, from which our training, validation and test documents are all drawn;
             "all" joins all of them.
         subset: the dataset's configuration, where it has several.
-        task, text, date: see Columns. A column of class labels gives the labels' names.
+        columns: a column of class labels gives the labels' names.
 
     Returns:
         Columns `task`, `text`, `date`, all text; the index counts the rows from 0.
 
     Raises:
-        UserError: the library is not installed.
-        ReadError: there is no such dataset, split or column, or it cannot be loaded.
+        ReadError: there is no such split or column.
+        UserError: the library is not installed, or no dataset can be loaded.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
         raise UserError("data=datasets needs the package datasets: pip install datasets") from error
-    columns = Columns(task, text, date)
     try:
         found = _load(path, subset)
         if isinstance(found, datasets.DatasetDict):
             found = _choose_split(found, split)
-        values = {c: list(_values(found, c)) for c in columns.find(found.column_names)}
+        names = columns.find(found.column_names)
+        values = {name: list(_values(found, name)) for name in names.values()}
     except UserError:
         raise
     except Exception as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
         reason = error.__cause__ or error
-        raise ReadError(
-            "path",
-            path,
+        raise UserError(
             f"no dataset could be loaded ({type(reason).__name__}: {first_line(reason)}); give a folder that "
-            "save_to_disk wrote, a folder of data files, or a name on the hub",
+            "save_to_disk wrote, a folder of data files, or a name on the hub"
         ) from error
-    with in_file(path):
-        return from_values(values, columns)
+    return finish(text_table([values], names))
 
 
 def _load(path: str, subset: str | None) -> Any:
@@ -68,10 +58,7 @@ def _load(path: str, subset: str | None) -> Any:
     folder = Path(path).expanduser()
     if any((folder / name).is_file() for name in SAVED):
         return datasets.load_from_disk(str(folder))
-    if folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir():
-        if not folder.is_dir():
-            raise ReadError("path", path, "there is no such folder")
-        path = str(folder)
+    path = str(folder) if folder.is_dir() else path
     return datasets.load_dataset(path, subset, **_cells_as_text(path, subset))
 
 

@@ -6,7 +6,8 @@ import pandas as pd
 
 from bora.config import AnyData
 from bora.data import huggingface, stdlib, table, talk_of_norway
-from bora.data.errors import SETTINGS, setting_names
+from bora.data.columns import Columns
+from bora.data.errors import SETTINGS, input_errors
 from bora.errors import UserError
 
 
@@ -23,13 +24,15 @@ def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.Dat
     Raises:
         UserError: the input cannot be used; names the setting at fault.
     """
-    with setting_names(names):
-        if data.source == "table":
-            return table.read(data.path, data.task, data.text, data.date)
-        if data.source == "datasets":
-            return huggingface.read(data.path, data.split_name, data.subset, data.task, data.text, data.date)
-        if data.source == "talk_of_norway":
-            return talk_of_norway.read(data.path, data.url, data.task, data.text, data.date)
-        if data.source == "stdlib":
+    if data.source == "frame":
+        raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
+    if data.source == "stdlib":
+        with input_errors(None, names):
             return stdlib.read(data.modules)
-    raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
+    columns = Columns(data.task, data.text, data.date)
+    with input_errors(data.path, names):
+        if data.source == "table":
+            return table.read(data.path, columns)
+        if data.source == "datasets":
+            return huggingface.read(data.path, data.split_name, data.subset, columns)
+        return talk_of_norway.read(data.path, data.url, columns)

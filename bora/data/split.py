@@ -6,10 +6,8 @@ import numpy as np
 import pandas as pd
 
 from bora.data.select import parse_dates
-from bora.errors import UserError
 
 SPLITS = ("train", "validation", "test")  # in the order in which they are used
-METHODS = ("random", "date", "reference")
 
 
 def split(
@@ -22,7 +20,7 @@ def split(
         method: random; date (the earliest documents train, the latest test); or reference (the
             published code: pandas' sample(frac=0.5, random_state=42), then half of the rest by the
             same call; fractions and seed are its own).
-        validation, test: fractions of each task's documents, rounded, at least one document.
+        validation, test: fractions of each task's documents, rounded; where a task has three documents, at least one.
         seed: of the random draw. A task's draw depends on the seed and its name alone, so other
             tasks may come and go without moving its documents.
 
@@ -30,23 +28,8 @@ def split(
         A series of SPLITS on the table's index.
 
     Raises:
-        UserError: an unknown method, fractions that leave nothing to train on, or a task with too
-            few documents for three parts.
+        UserError: see `parse_dates`.
     """
-    if method not in METHODS:
-        raise UserError(f"data.split.method={method}: choose one of {', '.join(METHODS)}")
-    if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
-        raise UserError(
-            f"data.split.validation={validation} and data.split.test={test} must be fractions above 0 "
-            "that leave something to train on"
-        )
-    counts = table["task"].value_counts()
-    if counts.min() < 3:
-        name = counts.idxmin()
-        raise UserError(
-            f"task {name!r} has {counts.min()} document(s), too few for train, validation and test "
-            f"({(counts < 3).sum()} such task(s)); set data.min_documents to 3 or more"
-        )
     if method == "date":
         table = table.assign(date=parse_dates(table)).sort_values("date", kind="stable")
     parts = pd.Series("train", index=table.index, name="split")

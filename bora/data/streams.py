@@ -1,13 +1,11 @@
-"""A file's bytes and its lines, plain or compressed."""
+"""A text file's lines, plain or compressed."""
 
 import bz2
-import codecs
 import gzip
 import io
 import lzma
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,36 +35,22 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@contextmanager
-def text_lines(file: Path) -> Iterator[io.TextIOWrapper]:
-    """Open a file's lines as they are; it must be UTF-8, with or without a byte order mark.
+def text_lines(file: Path) -> Iterator[str]:
+    """Yield a file's lines with their ends as they are; it must be UTF-8, with or without a byte order mark.
 
     Args:
         file: compressed if it ends as one of OPENERS.
 
     Raises:
-        UserError: it is not UTF-8, or a .zip of no or several files.
+        UserError: a line is not UTF-8, or a .zip holds no or several files.
     """
-    try:
-        with io.TextIOWrapper(_open(file), "utf-8-sig", newline="") as lines:
-            yield lines
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_find_bad_byte(file)}; save it as UTF-8") from error
-
-
-def _open(file: Path) -> Any:
-    """Open a file's bytes, decompressed."""
-    return OPENERS.get(file.suffix.lower(), lambda file: file.open("rb"))(file)
-
-
-def _find_bad_byte(file: Path) -> str:
-    """Describe where a file is not UTF-8."""
-    with io.BufferedReader(_open(file)) as lines:
+    binary = OPENERS.get(file.suffix.lower(), lambda file: file.open("rb"))(file)
+    # The decoder reads ahead: it lets bad bytes pass as lone surrogates, and the line that holds one is found here.
+    with io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as lines:
         for number, line in enumerate(lines, start=1):
-            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return "it is UTF-16 or UTF-32"
             try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x})"
-    return "it is not UTF-8"
+                line.encode()
+            except UnicodeEncodeError as error:
+                byte = ord(line[error.start]) - 0xDC00
+                raise UserError(f"line {number} is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8") from error
+            yield line

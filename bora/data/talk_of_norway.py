@@ -14,15 +14,12 @@ from huggingface_hub.file_download import http_get
 
 from bora.data.columns import Columns
 from bora.data.csv_file import read_csv
-from bora.data.errors import ReadError, in_file
 from bora.errors import UserError, first_line
 from bora.lib.cache import cache_root
 from bora.lib.files import atomic_write
 
 
-def read(
-    path: str | None, url: str, task: str | None = "rep_name", text: str = "text", date: str | None = "date"
-) -> pd.DataFrame:
+def read(path: str | None, url: str, columns: Columns) -> pd.DataFrame:
     """Read the speeches.
 
     R wrote missing values (a president's name) as NA: they are read as ''.
@@ -31,25 +28,21 @@ def read(
         path: ton.csv, plain or compressed (.gz, .bz2, .xz, .zst, .zip), or a folder that holds it or data/ton.csv;
             None to use the downloaded one, fetching it on first use.
         url: the corpus archive (.tar.gz) that holds data/ton.csv.
-        task, text, date: the columns.
 
     Returns:
         Columns `task` (speaker), `text`, `date`, all text; the index counts the file's rows from 0.
 
     Raises:
-        UserError: the archive cannot be downloaded or unpacked.
-        ReadError: there is no such file or column, or it is not a table like ton.csv.
+        ReadError: see Columns.find.
+        UserError: the archive cannot be downloaded or unpacked; or there is no such file, or it is not CSV.
     """
-    file = download(url) if path is None else _find(Path(path).expanduser())
-    with in_file(file):
-        return read_csv(file, Columns(task, text, date), missing="NA")
-
-
-def _find(path: Path) -> Path:
-    for candidate in (path, path / "ton.csv", path / "data" / "ton.csv"):
-        if candidate.is_file():
-            return candidate
-    raise ReadError("path", path, "there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)")
+    if path is None:
+        return read_csv(download(url), columns, missing="NA")
+    folder = Path(path).expanduser()
+    for file in (folder, folder / "ton.csv", folder / "data" / "ton.csv"):
+        if file.is_file():
+            return read_csv(file, columns, missing="NA")
+    raise UserError("there is no ton.csv (looked for the file itself, ton.csv and data/ton.csv)")
 
 
 def download(url: str) -> Path:

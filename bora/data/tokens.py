@@ -11,12 +11,10 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from bora.config import Data
-from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 
 # These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
 MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
-MAX_TEXT_CHARS = 2**23  # takes 1 to 4 GB
 # A row a document: its ids, how many of them are the prompt, how many tokens were cut off.
 TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("n_prompt", pa.int32()), ("n_lost", pa.int64())])
 
@@ -56,9 +54,6 @@ class Tokens:
         template: how the text itself is written, `{text}` stands for it.
         append_eos: put the end-of-text token, scored, after each document.
         prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
-
-    Raises:
-        UserError: max_tokens < 2, or a template without its field.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -67,12 +62,6 @@ class Tokens:
     template: str = "{text}"
     append_eos: bool = False
     prepend_bos: bool = True
-
-    def __post_init__(self):
-        if self.max_tokens < 2:
-            raise UserError(f"data.max_tokens={self.max_tokens} must be 2 or more: the first token is never scored")
-        if "{text}" not in self.template:
-            raise UserError(f"data.template={self.template!r} must hold {{text}}")
 
     @classmethod
     def of(cls, data: Data, tokenizer: PreTrainedTokenizerBase) -> "Tokens":
@@ -111,17 +100,7 @@ class Tokens:
 
         Args:
             table: columns task, text.
-
-        Raises:
-            UserError: a text is too long for its tokens to fit in memory.
         """
-        lengths = table["text"].str.len()
-        if len(table) and lengths.max() > MAX_TEXT_CHARS:
-            raise UserError(
-                f"the text in row {lengths.idxmax()} (counted from 0) has {lengths.max():,} characters, and at most "
-                f"{MAX_TEXT_CHARS:,} can be made tokens, of which data.max_tokens={self.max_tokens} are used; divide "
-                "it into documents, or remove it"
-            )
         identity = fingerprint(self.tokenizer)
         if identity is None:
             tokens = self._encode(table)

@@ -44,48 +44,28 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     table.add_column("task", overflow="fold")
     for column in ("train docs", "validation ppl", "test ppl", "‖θ−Θ‖"):
         table.add_column(column, justify="right")
-    for row in per_task.itertuples():
-        table.add_row(
-            f"{row.task}",
-            f"{row.n_train}",
-            f"{row.val_perplexity:.2f}",
-            f"{row.test_perplexity:.2f}",
-            f"{row.distance:.3f}",
-        )
+    for t in per_task.itertuples():
+        row = f"{t.val_perplexity:.2f}", f"{t.test_perplexity:.2f}"
+        table.add_row(f"{t.task}", f"{t.n_train}", *row, f"{t.distance:.3f}")
     table.add_section()
     # In the file an infinite perplexity is the string "inf".
-    val, test, val_macro, test_macro, base = (
-        f"{float(summary[key]):.2f}"
-        for key in (
-            "val_perplexity",
-            "test_perplexity",
-            "val_perplexity_macro",
-            "test_perplexity_macro",
-            "base_test_perplexity",
-        )
-    )
-    table.add_row("all (by token)", f"{per_task.n_train.sum()}", val, test, "")
-    table.add_row("mean over tasks", "", val_macro, test_macro, "")
-    table.add_row("frozen backbone", "", "", base, "")
+    ppl = {key: f"{float(value):.2f}" for key, value in summary.items() if "perplexity" in key}
+    table.add_row("all (by token)", f"{per_task.n_train.sum()}", ppl["val_perplexity"], ppl["test_perplexity"], "")
+    table.add_row("mean over tasks", "", ppl["val_perplexity_macro"], ppl["test_perplexity_macro"], "")
+    table.add_row("frozen backbone", "", "", ppl["base_test_perplexity"], "")
     plain_console().print(table)
 
 
 def print_sweep(summaries: list[dict]) -> None:
     """Print τ → perplexity, a row for each finished run, and mark the best validation perplexity."""
-    table = Table(title="τ → perplexity", title_justify="left")
+    table = Table(title="τ → perplexity", title_justify="left", caption="* best on validation", caption_justify="left")
     for column in ("τ", "seed", "learning rate", "validation ppl", "test ppl", "best epoch", "run"):
         table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
     best = min(summaries, key=lambda s: float(s["val_perplexity"]), default=None)
     for s in sorted(summaries, key=lambda s: (float(s["tau"]), s["seed"])):
+        validation = f"{float(s['val_perplexity']):.2f}" + (" *" if s is best else "  ")
+        test = f"{float(s['test_perplexity']):.2f}"
         table.add_row(
-            f"{float(s['tau']):g}",
-            str(s["seed"]),
-            f"{s['lr']:g}",
-            f"{float(s['val_perplexity']):.2f}" + (" *" if s is best else "  "),
-            f"{float(s['test_perplexity']):.2f}",
-            str(s["best_epoch"]),
-            s["run"],
+            f"{float(s['tau']):g}", str(s["seed"]), f"{s['lr']:g}", validation, test, str(s["best_epoch"]), s["run"]
         )
-    table.caption = "* best on validation"
-    table.caption_justify = "left"
     plain_console().print(table)

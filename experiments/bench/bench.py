@@ -19,6 +19,7 @@ import copy
 import gc
 import json
 import logging
+import platform
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ from bora.bayes.adamw import learning_rate
 from bora.bayes.model import HierarchicalLoRA
 from bora.commands.overrides import compose_config
 from bora.lib.machine import peak_memory as process_peak
-from bora.lib.machine import processor, reset_peak_memory
+from bora.lib.machine import reset_peak_memory
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch
 from bora.model.likelihood import IGNORE, n_scored
@@ -54,6 +55,15 @@ from bora.model.targets import find_targets
 from bora.runs.directory import versions
 
 MIB = 2**20
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @dataclass

@@ -132,7 +132,8 @@ def test_measuring_gives_times_and_a_peak(report):
 
 
 def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
-    monkeypatch.setattr(machine, "memory", lambda: (2**34, 2**20))
+    memory = machine.psutil.virtual_memory()._replace(available=2**20)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: memory)
     (warning,) = report(*SMALL)["warnings"]
     assert "1.00 MiB are free" in warning
     code, out, _ = call(doctor.main, *SMALL, "tau=inf")
@@ -141,10 +142,11 @@ def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
     assert "table, opt_mini, τ = ∞" in out
     assert "│ frozen " in out
     assert "2,615,808 parameters, float32" in out
-    gpu = {"name": "x", "memory": 2**30, "bfloat16": True}
-    monkeypatch.setattr(machine, "gpus", lambda: [gpu | {"free": 2**30}, gpu | {"free": 2**21}])
+    free = [(2**30, 2**30), (2**21, 2**30)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: free[i])
     assert "2.00 MiB are free" in report(*SMALL, "trainer=gpu", "model.dtype=float32")["warnings"][0]
-    monkeypatch.setattr(machine, "gpus", list)
+    free.clear()
     assert "torch sees none" in report(*SMALL, "trainer=gpu", "model.dtype=float32")["warnings"][0]
 
 

@@ -19,10 +19,6 @@ MAX_LINE_CHARS = 600
 TEXTS = [text for _, text in GOOD]
 
 
-def in_utf(encoding: str) -> bytes:
-    return to_csv().decode().encode(encoding)
-
-
 def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -38,41 +34,29 @@ def changed_parquet() -> bytes:
     return out.getvalue().to_pybytes().replace(b"return 2", b"return 4")
 
 
-def parquet_of_two_columns() -> bytes:
-    out = pa.BufferOutputStream()
-    column = pa.array(TEXTS)
-    pa.parquet.write_table(pa.table([column] * 3, ["task", "text", "text"]), out)
-    return out.getvalue().to_pybytes()
-
-
 NOT_TEXT = pa.array([b"\xff"]).view(pa.string())  # says that its bytes are text
-DAMAGED = "; the file is damaged, or not what its ending says$"
+DAMAGED = "; it is damaged, not what its ending says, or not yours to read$"
 # What is wrong: file, its bytes (None for no such file), the message after the setting's name.
 READING = {
-    "no such file": ("t.csv", None, r"data.path=t.csv: there is no such file \(seen from /"),
-    "a name too long for a file": (f"{'x' * 256}.csv", None, "there is no such file"),
-    "an unknown ending": ("t.xlsx", to_csv(), "data.path=t.xlsx: the ending '.xlsx' is not one of .csv, .tsv"),
-    "no ending": ("t", to_csv(), r"the ending '\(none\)'"),
+    "no such file": ("t.csv", None, r"^data.path=t.csv: there is no such file \(seen from /"),
+    "an unknown ending": ("t.xlsx", to_csv(), "^data.path=t.xlsx: the ending '.xlsx' is not one of .csv, .tsv"),
     "Latin-1": ("t.csv", b"task,text\na,caf\xe9\n", r"t.csv: line 2 is not UTF-8 \(byte 0xe9\); save it as UTF-8$"),
-    "Latin-1 far down": ("t.csv", to_csv(docs("a", 5000)) + b"a,\xe6\n", "line 5002 is not UTF-8"),
-    "Latin-1 in a column that is not needed": ("t.csv", b"task,text,n\na,b,\xe6\n", "line 2 is not UTF-8"),
-    "Latin-1, packed": ("t.csv.gz", PACKED["gz"](b"task,text\na,\xe6\n"), "line 2 is not UTF-8"),
+    "Latin-1 far down, packed": ("t.csv.gz", PACKED["gz"](to_csv(docs("a", 5000)) + b"a,\xe6\n"), "line 5002 is not"),
     "Latin-1 in JSON": ("t.jsonl", b'{"task": "a", "text": "caf\xe9"}\n', "line 1 is not UTF-8"),
-    "UTF-16 with a mark": ("t.csv", in_utf("utf-16"), "it is UTF-16 or UTF-32; save it as UTF-8$"),
-    "UTF-16 without a mark": ("t.csv", in_utf("utf-16-le"), "NUL characters, as UTF-16 does; save it as UTF-8$"),
+    "UTF-16": ("t.csv", to_csv().decode().encode("utf-16"), "line 1 is not UTF-8 .* save it as UTF-8$"),
     "half a surrogate pair": (
         "t.jsonl",
         b'{"task": "a", "text": "\\ud83d"}\n',
-        "'text' holds a str in row 0 .*surrogate",
+        "'text' holds no text in row 0 .*surrogate",
     ),
-    "not UTF-8 in Parquet": ("t.parquet", to_parquet(task=["a"], text=NOT_TEXT), "column 'text' .*UTF8"),
-    "an empty file": ("t.csv", b"", "data.path=t.csv: the file is empty$"),
-    "a header alone": ("t.csv", b"task,text\n", "there are no rows$"),
-    "a quote never closed": (
-        "t.csv",
-        b'task,text\na,one\nb,"two\nc,three\n',
-        "line 3: a quote is opened and never closed",
+    "not UTF-8 in Parquet": (
+        "t.parquet",
+        to_parquet(task=["a"], text=NOT_TEXT),
+        "'text' holds no text in row 0 .*0xff",
     ),
+    "an empty file": ("t.csv", b"", "the table has no columns$"),
+    "a header alone": ("t.csv", b"task,text\n", "^data.path=t.csv: there are no rows$"),
+    "a quote never closed": ("t.csv", b'task,text\na,one\nb,"two\nc,three\n', "line 3: a quote is opened and never"),
     "text after a quote": (
         "t.csv",
         to_csv() + b'a,"one" two\n',
@@ -83,19 +67,9 @@ READING = {
         b'task,text\na,"one\nb,"two\nc,three\n',
         "begins in line 2: text after",
     ),
-    "TSV whose quotes are characters": (
-        "t.tsv",
-        to_csv(separator="\t") + b'a\t"Yes," he said\n',
-        "line 10: text after",
-    ),
     "a row with more cells": ("t.csv", to_csv() + b"a,b,c\n", "line 10 has 3 cells and the header 2; put a cell that"),
     "a row with fewer cells": ("t.csv", to_csv(wider("x"), ("task", "text", "n")) + b"a,b", "line 10 has 2 cells"),
-    "semicolons": (
-        "t.csv",
-        to_csv(separator=";"),
-        "^data.task=COLUMN: name the column that .*; the table has task;text$",
-    ),
-    "tabs": ("t.csv", to_csv(separator="\t"), r"the table has 'task\\ttext'$"),
+    "semicolons": ("t.csv", to_csv(separator=";"), "^data.task=COLUMN: name the column .*; the table has task;text$"),
     "no column of texts": (
         "t.csv",
         to_csv(header=("task", "said")),
@@ -106,42 +80,24 @@ READING = {
         to_csv(wider("x"), ("task", "text", "text")),
         "^data.text=text: .*; rename them$",
     ),
-    "5,000 columns": ("t.csv", to_csv([["x"] * 5000], map(str, range(5000))), "28, 29 and 4970 more$"),
-    "a header of 200,000 characters": ("t.csv", b"x" * 200_000, "the table has x{60}$"),
+    "a header of 200,000 characters": ("t.csv", b"x" * 200_000, "the table has x{300}$"),
     "a terminal's escape in a name": ("t.csv", to_csv([*GOOD, ("\x1b[31mred", "c")]), r"'\\x1b\[31mred' in row 8 "),
     "a broken line of JSON": (
         "t.jsonl",
         to_json(named()) + b'{"task": "a", "text"\n',
         r"line 9 is not JSON \(Expecting",
     ),
-    "JSON over several lines": ("t.jsonl", b'[\n {"task": "a",\n  "text": "b"}\n]\n', "line 1 is not JSON"),
     "a JSON array": ("t.jsonl", to_json([named()]), "line 1 is not a JSON object; give one object a line$"),
-    "a JSON key twice": (
-        "t.jsonl",
-        b'{"task": "a", "text": "b", "text": "c"}\n',
-        "the key 'text' is given more than once",
-    ),
-    "a list in JSON": (
-        "t.jsonl",
-        to_json([*named(), {"task": "a", "text": ["b"]}]),
-        r"column 'text' holds a list in row 8 \(counted from 0\)",
-    ),
-    "lists in Parquet": ("t.parquet", to_parquet(task=["a"], text=[["b"]]), "'text' of type list.* is not text"),
-    "bytes in Parquet": ("t.parquet", to_parquet(task=["a"], text=[b"\xff"]), "'text' of type binary"),
-    "two columns in Parquet": ("t.parquet", parquet_of_two_columns(), "data.text=text: .* more than one such column"),
+    "a JSON key twice": ("t.jsonl", b'{"task": "a", "text": "b", "text": "c"}\n', "key 'text' is given more than once"),
+    "a list in JSON": ("t.jsonl", to_json([*named(), {"task": "a", "text": ["b"]}]), "in row 8 .*, not a list$"),
+    "lists in Parquet": ("t.parquet", to_parquet(task=["a"], text=[["b"]]), "'text' holds no text in row 0 .* a list$"),
     "Parquet with a letter changed": ("t.parquet", changed_parquet(), DAMAGED),
     "half a Parquet file": ("t.parquet", half(to_parquet(task=["a"], text=["b"])), DAMAGED),
-    "CSV called Parquet": ("t.parquet", to_csv(), DAMAGED),
-    "Parquet called CSV": ("t.csv", to_parquet(task=["a"], text=["b"]), "is not UTF-8"),
     **{
         f"half of .{end}": (f"t.csv.{end}", half(pack(to_csv(docs("a", 900)))), DAMAGED) for end, pack in PACKED.items()
     },
     **{f"plain text called .{end}": (f"t.csv.{end}", to_csv(), DAMAGED) for end in PACKED},
-    "two tables in .zip": (
-        "t.csv.zip",
-        zipped(("a", b""), ("b", b"")),
-        "the archive holds 2 files; it must hold one table$",
-    ),
+    "two tables in .zip": ("t.csv.zip", zipped(("a", b""), ("b", b"")), "holds 2 files; it must hold one table$"),
 }
 
 
@@ -150,7 +106,7 @@ def hold(told: pytest.ExceptionInfo, said: str) -> str:
     line = str(told.value)
     assert re.search(said, line), line
     assert line.isprintable()
-    assert len(line.replace("x" * 100, "")) < MAX_LINE_CHARS
+    assert len(line) < MAX_LINE_CHARS
     return line
 
 
@@ -169,16 +125,11 @@ def test_a_file_is_refused_to_both_callers_in_one_line(file, content, said, tmp_
     assert str(told.value) == line
 
 
-def test_a_column_a_folder_and_a_right_are_named_as_the_caller_calls_them(tmp_path, monkeypatch):
+def test_a_column_and_a_folder_are_named_as_the_caller_calls_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_bytes(to_csv())
-    for columns, said in (
-        ({"date": "day"}, "^data.date=day: there is no such column; the table has task, text$"),
-        ({"task": "text"}, "^data.text=text: that column is the task, too; give different columns$"),
-    ):
-        with pytest.raises(UserError) as told:
-            read_documents(data_group(path="t.csv", **columns))
-        hold(told, said)
+    with pytest.raises(UserError, match=r"^data.date=day: there is no such column; the table has task, text$"):
+        read_documents(data_group(path="t.csv", date="day"))
     with pytest.raises(UserError, match=r"^--task who: there is no such column; the table has task, text$"):
         read_texts(Path("t.csv"), "text", "who")
     with pytest.raises(UserError, match=r"^--data \.: that is not a regular file"):
@@ -198,11 +149,14 @@ def dated(*dates: str) -> bytes:
     return to_csv([(*row, day) for row, day in zip(GOOD, days, strict=True)], ("task", "text", "date"))
 
 
-BY_DATE = {"split": {"method": "date"}}
 BUILDING = {
     **{
-        f"the date {date}": (dated(date), BY_DATE, f"^1 of 8 documents have no date of the form .*row 0: '{date}'")
-        for date in ("03/02/2001", "3 February 2001", "now", "2001-02-30", "981158400", "01-02-03", "12345-01-01")
+        f"the date {date}": (
+            dated(date),
+            {"split": {"method": "date"}},
+            f"^1 of 8 documents have no date of the form .*row 0: '{date}'",
+        )
+        for date in ("03/02/2001", "now", "2001-02-30", "981158400", "12345-01-01")
     },
     "no date": (dated("", "", "", ""), {"selection": "chronological"}, r"4 of 4 .*name the column with data.date"),
     "no name anywhere": (
@@ -215,28 +169,17 @@ BUILDING = {
         {},
         r"no task has between 3 and ∞ documents \(the largest has 1\); change data.min_documents",
     ),
+    "all too short": (to_csv(), {"min_characters": 1000}, "dropped: 8 of 1000 characters or fewer.*look at"),
+    "caps for other tasks": (to_csv(), {"documents_per_task": [3, 3, 3]}, "lists 3 numbers, but there are 2 tasks"),
     "one document in a task that may have so few": (
         to_csv([*GOOD, ("c", "x")]),
         {"min_documents": 1},
-        "task 'c' has 1 document.*set data.min_documents to 3 or more$",
-    ),
-    "caps for other tasks": (to_csv(), {"documents_per_task": [3, 3, 3]}, "lists 3 numbers, but there are 2 tasks"),
-    "white space alone": (to_csv([(task, " \t\u3000") for task, _ in GOOD]), {}, "dropped: 8 empty.*look at"),
-    "all too short": (to_csv(), {"min_characters": 1000}, "dropped: 8 of 1000 characters or fewer.*look at"),
-    "one token, and none before it": (
-        to_csv([("a", letter) for letter in "xyzw"]),
-        {"prepend_bos": False},
-        "task 'a' has no document with a token to score, of 4 .*data.min_characters$",
+        r"task 'c' is left with 1 training, 0 validation and 0 test documents \(dropped: none\)",
     ),
     "a prompt that leaves no room": (
         to_csv(),
         {"prompt": "word " * 200},
-        "no document with a token .*shorten the prompt",
-    ),
-    "50 megabytes in a cell": (
-        to_csv([*GOOD, ("a", "a book " * 7_150_000)]),
-        {},
-        r"the text in row 8 \(counted from 0\) has 50,050,000 characters, and at most 8,388,608 can",
+        r"'a' is left with 0 training, .* \(dropped: 8 without a token to score\).*raise data.max_tokens",
     ),
 }
 
@@ -253,18 +196,15 @@ def frame(rows: list[tuple[str, str]] = GOOD) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "text"])
 
 
-def with_text(value: object) -> pd.DataFrame:
-    return pd.concat([frame(), pd.DataFrame({"task": ["a"], "text": [value]})], ignore_index=True)
-
-
 FRAMES = {
     "a list": ([1, 2], "takes a pandas or Polars DataFrame or an Arrow table, not list"),
     "no rows": (frame([]), "^the frame: there are no rows"),
     "no column of texts": (frame().rename(columns={"text": "said"}), "^text=text: there is no such column"),
     "two columns": (pd.concat([frame(), frame()[["text"]]], axis=1), "^text=text: .*rename them"),
-    "a list as text": (with_text(["b", "c"]), "^the frame: column 'text' holds a list in row 8"),
-    "bytes as text": (with_text(b"bytes"), "holds a bytes in row 8"),
-    "half an emoji": (frame().astype(object).replace(GOOD[3][1], "\ud83d"), "holds a str in row 3 .*surrogate"),
+    "half an emoji": (
+        frame().astype(object).replace(GOOD[3][1], "\ud83d"),
+        "'text' holds no text in row 3 .*surrogate",
+    ),
     "a bell in a name": (frame().replace("b", "b\x07"), r"'b\\x07' in row 4"),
 }
 
@@ -276,37 +216,29 @@ def test_a_frame_is_refused_in_one_line(given, said, tmp_path):
     hold(told, said)
 
 
-def saved(**splits: dict) -> object:
-    found = {split: datasets.Dataset.from_dict(columns) for split, columns in splits.items()}
-    return lambda path: datasets.DatasetDict(found).save_to_disk(path)
+def saved(path: Path) -> None:
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"task": ["a"], "text": ["b"]})}).save_to_disk(path)
+
+
+def half_a_saved_dataset(path: Path) -> None:
+    saved(path)
+    (file,) = (path / "train").glob("*.arrow")
+    file.write_bytes(half(file.read_bytes()))
 
 
 def holding(name: str, data: bytes) -> object:
     return lambda path: (path.mkdir(), (path / name).write_bytes(data))
 
 
-def half_a_saved_dataset(path: Path) -> None:
-    saved(train={"task": ["a"] * 5000, "text": ["b"] * 5000})(path)
-    (file,) = (path / "train").glob("*.arrow")
-    file.write_bytes(half(file.read_bytes()))
-
-
-ONE = {"task": ["a"], "text": ["b"]}
 DATASETS = {
-    "no such folder": (lambda path: None, {}, "^data.path=./d: there is no such folder$"),
-    "a folder of nothing": (Path.mkdir, {}, "^data.path=./d: no dataset could be loaded"),
+    "no such folder": (lambda path: None, {}, "^data.path=./d: no dataset could be loaded"),
     "half of a saved dataset": (half_a_saved_dataset, {}, "no dataset could be loaded"),
-    "a split that is not there": (
-        saved(train=ONE),
-        {"split_name": "dev"},
-        "^data.split_name=dev: the dataset has the splits train; or give all$",
-    ),
+    "no such split": (saved, {"split_name": "dev"}, "^data.split_name=dev: .* has the splits train; or give all$"),
     "no such column": (
         holding("t.csv", to_csv()),
         {"text": "said"},
         "^data.text=said: there is no such column; the table has task, text$",
     ),
-    "lists": (saved(train=ONE | {"text": [["b"]]}), {}, "^data.path=./d: column 'text' holds a list in row 0"),
     "a broken CSV": (holding("t.csv", b"task,text\na,b\na,b,c,d\n"), {}, r"no dataset could be loaded \(\w+: .*line 3"),
 }
 

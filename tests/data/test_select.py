@@ -28,12 +28,9 @@ def test_largest_takes_the_tasks_with_most_documents():
 
 def test_chronological_goes_by_the_first_document():
     dates = {"a": "2001-05-02", "b": "1999-01-01", "c": "2000-02-02"}
-    _, names, _ = select(table({"a": 3, "b": 3, "c": 3}, dates), "chronological", n_tasks=2)
-    assert names == ["b", "c"]
-
-
-def test_alphabetical():
-    assert select(table({"b": 2, "a": 1, "c": 3}), "alphabetical", n_tasks=2)[1] == ["a", "b"]
+    documents = table({"a": 3, "b": 3, "c": 3}, dates)
+    assert select(documents, "chronological", n_tasks=2)[1] == ["b", "c"]
+    assert select(documents, "alphabetical", n_tasks=2)[1] == ["a", "b"]
 
 
 def test_bounds_are_inclusive():
@@ -54,13 +51,8 @@ def test_what_is_dropped_is_counted_before_tasks_are():
     assert dropped.rows == {"without a task": 2, "empty": 1, "repeated within their task": 1}
     assert kept.index.tolist() == [0, 3, 6]  # the same text of another task stays
     assert len(kept) + sum(dropped.rows.values()) == len(t)
-    with pytest.raises(UserError, match="no task has between 3 and"):
-        select(t, min_documents=3)
-
-
-def test_short_texts_go_at_the_bound():
-    kept, *_ = select(pd.DataFrame({"task": "a", "text": ["x" * 40, "y" * 41], "date": ""}), min_characters=40)
-    assert kept.index.tolist() == [1]
+    with pytest.raises(UserError, match="no task has between 4 and"):
+        select(t, min_documents=4)
 
 
 def test_the_cap_draws_at_random_by_its_seed_and_keeps_the_source_order():
@@ -77,8 +69,6 @@ def test_a_list_of_caps_gives_each_task_its_own_in_the_order_of_selection():
     assert names == ["b", "a", "c"]
     assert kept["task"].value_counts().to_dict() == {"a": 20, "b": 7, "c": 5}
     assert dropped.rows == {"over the cap data.documents_per_task": 43}
-    with pytest.raises(UserError, match="lists 2 numbers, but there are 3 tasks"):
-        select(t, documents_per_task=[7, 30])
 
 
 def test_the_papers_rule_is_chronological_and_above_100():
@@ -101,17 +91,6 @@ def test_fewer_tasks_than_asked_for_are_all_taken(caplog):
     assert "only 2 tasks" in caplog.text
 
 
-@pytest.mark.parametrize("dates", [None, {"a": "soon"}])
-def test_a_chronological_order_needs_dates(dates):
-    with pytest.raises(UserError, match="no date of the form"):
-        select(table({"a": 2}, dates), "chronological")
-
-
-def test_an_unknown_selection_is_refused():
-    with pytest.raises(UserError, match=r"data\.selection=newest"):
-        select(table({"a": 2}), "newest")
-
-
 def test_the_plain_orders_ask_for_20_documents_by_default():
     assert selection.select(table({"a": 20, "b": 19}))[1] == ["a"]
 
@@ -123,18 +102,6 @@ def test_a_missing_date_matters_only_where_a_task_has_no_other():
     t.loc[t["task"] == "a", "date"] = ""
     with pytest.raises(UserError, match="no date of the form"):
         select(t, "chronological")
-
-
-def test_an_empty_table_is_refused():
-    with pytest.raises(UserError, match="no task"):
-        select(pd.DataFrame({"task": [], "text": [], "date": []}, dtype=str), min_documents=1)
-
-
-def test_numbers_of_rows_are_the_sources():
-    t = table({"a": 4})
-    t.loc[1, "text"] = ""
-    assert select(t)[0].index.tolist() == [0, 2, 3]
-    assert np.issubdtype(t.index.dtype, np.integer)
 
 
 def test_blank_and_repeated_texts_are_found_as_by_hand():
@@ -157,14 +124,10 @@ def test_blank_and_repeated_texts_are_found_as_by_hand():
     ("date", "moment"),
     [
         ("2001-02", "2001-02-01"),
-        ("20010105", "2001-01-05"),
         ("2001", "2001-01-01"),
         ("2001-02-03 04:05:06", "2001-02-03T04:05:06"),
-        ("2001/02/04", "2001-02-04"),
-        ("2001-2-5", "2001-02-05"),
         (" 2001-01-03\t", "2001-01-03"),
         ("2001-01-01T23:30-05:00", "2001-01-02T04:30"),
-        ("2001-01-02T09:00+0400", "2001-01-02T05:00"),
         ("0001-01-01", "0001-01-01"),
         ("9999-12-31", "9999-12-31"),
         ("2001-01-01T00:00:00.123456789", "2001-01-01T00:00:00.123456"),

@@ -2,7 +2,6 @@ import pandas as pd
 import pytest
 
 from bora.data.split import leakage, split
-from bora.errors import UserError
 
 
 def table(sizes: dict[str, int]) -> pd.DataFrame:
@@ -57,22 +56,6 @@ def test_the_published_codes_split_is_pandas_sample_with_seed_42():
         assert (parts[train.index] == "train").all()
         assert (parts[validation.index] == "validation").all()
         assert (parts[rest.drop(validation.index).index] == "test").all()
-
-
-def test_too_few_documents_for_three_parts():
-    with pytest.raises(UserError, match="task 'b' has 2 document"):
-        split(table({"a": 5, "b": 2}))
-
-
-@pytest.mark.parametrize(("validation", "test"), [(0.5, 0.5), (0, 0.5), (0.5, 1.2), (-0.1, 0.2)])
-def test_fractions_that_leave_nothing_are_refused(validation, test):
-    with pytest.raises(UserError, match="fractions"):
-        split(table({"a": 9}), validation=validation, test=test)
-
-
-def test_an_unknown_method_is_refused():
-    with pytest.raises(UserError, match=r"data\.split\.method=luck"):
-        split(table({"a": 9}), method="luck")
 
 
 def test_leakage_counts_what_repeats_a_text_of_an_earlier_split():

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from bora.data import talk_of_norway
+from bora.data.columns import Columns
 from bora.data.read import read_documents
 from bora.data.select import select
 from bora.data.split import split
@@ -34,6 +35,7 @@ agenda_case_text agenda_case_type agenda_number meeting_id procedure_id procedur
 publication_export_id publication_link_text publication_link_url publication_type publication_undertype
 related_case_id related_case_type related_case_title_short keyword keywords language transcript order time session
 date title text""".split()
+SPEECHES = Columns("rep_name", "text", "date")
 SIZES = {"Zoë A. Å": 210, "Bjørn Tore": 300, "Anne N. X": 150, "Carl": 90, "Dag": 1200}
 
 
@@ -61,14 +63,14 @@ def ton(tmp_path_factory) -> Path:
 
 
 def test_the_needed_columns_are_read_row_by_row(ton):
-    table = talk_of_norway.read(str(ton.parent), url="")
+    table = talk_of_norway.read(str(ton.parent), "", SPEECHES)
     with ton.open(newline="", encoding="utf-8") as source:
         expected = [(r["rep_name"].replace("NA", ""), r["text"], r["date"]) for r in csv.DictReader(source)]
     assert list(table.itertuples(index=False, name=None)) == expected
 
 
 def test_both_selection_rules_and_both_splits(ton):
-    table = talk_of_norway.read(str(ton), url="")
+    table = talk_of_norway.read(str(ton), "", SPEECHES)
     paper, names, dropped = select(table, "paper", n_tasks=25, min_characters=40)
     assert set(names) == {"Zoë A. Å", "Bjørn Tore", "Anne N. X", "Dag"}
     assert dropped.rows["without a task"] == 2
@@ -81,8 +83,8 @@ def test_both_selection_rules_and_both_splits(ton):
 
 
 def test_a_missing_or_foreign_file_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"no ton\.csv"):
-        talk_of_norway.read(str(tmp_path / "x"), url="")
+    with pytest.raises(UserError, match=r"^data\.path=.*: there is no ton\.csv"):
+        read_documents(data_group("talk_of_norway", path=str(tmp_path)))
     (tmp_path / "ton.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"^data\.task=rep_name: there is no such column; the table has a, b$"):
         read_documents(data_group("talk_of_norway", path=str(tmp_path)))
@@ -138,13 +140,13 @@ def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path, capfd, m
     url, handler = server
     monkeypatch.setenv("TQDM_POSITION", "-1")  # a bar although this is no terminal
     load_packaged("opt_mini")  # a run loads its model before its data, without bars
-    table = talk_of_norway.read(None, url)
+    table = talk_of_norway.read(None, url, SPEECHES)
     assert "Talk of Norway: 100%" in capfd.readouterr().err
     assert len(table) == sum(SIZES.values()) + 2
     folder = tmp_path / "cache/talk_of_norway"
     assert os.listdir(folder) == ["ton.csv"]  # neither the archive nor the annotations stay
     assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
-    talk_of_norway.read(None, url)
+    talk_of_norway.read(None, url, SPEECHES)
     assert handler.ranges == [0]
 
 
@@ -154,7 +156,7 @@ def test_an_interrupted_download_is_resumed(server, ton, tmp_path):
     folder.mkdir(parents=True)
     half = len(handler.body) // 2
     (folder / "archive.tar.gz.partial").write_bytes(handler.body[:half])
-    talk_of_norway.read(None, url)
+    talk_of_norway.read(None, url, SPEECHES)
     assert handler.ranges == [half]
     assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
 
@@ -192,7 +194,7 @@ def test_only_ton_csv_is_written_and_only_to_its_place(tmp_path):
     reason="set BORA_TON_CSV to the real ton.csv and BORA_FIGURE1 to the paper's sizes",
 )
 def test_the_real_files_task_sizes_are_those_of_figure_1():
-    table = talk_of_norway.read(os.environ["BORA_TON_CSV"], url="")
+    table = talk_of_norway.read(os.environ["BORA_TON_CSV"], "", SPEECHES)
     kept, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
     sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[names, ["train", "validation", "test"]]
     expected = pd.read_csv(os.environ["BORA_FIGURE1"], index_col="task")

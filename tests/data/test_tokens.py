@@ -5,7 +5,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from bora.data.tokens import Tokens
-from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 
 
@@ -22,12 +21,8 @@ def test_without_prompt_a_document_is_the_tokenizers_own_encoding(tokenizer):
     for text, document in zip(TABLE["text"], documents, strict=True):
         assert document.ids.tolist() == tokenizer(text).input_ids
         assert document.n_scored == len(document.ids) - 1
+        assert tokenizer.decode(document.ids, skip_special_tokens=True) == text
     assert truncation.documents == truncation.tokens == 0
-
-
-def test_every_text_survives_the_byte_level_tokenizer(tokenizer):
-    documents, _ = Tokens(tokenizer, 100).encode(TABLE)
-    assert [tokenizer.decode(d.ids, skip_special_tokens=True) for d in documents] == TABLE["text"].tolist()
 
 
 def test_prompt_is_there_and_not_scored_text_and_end_are(tokenizer):
@@ -79,13 +74,6 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_
     assert document.n_scored == len(document.ids) - 1
 
 
-def test_bad_options_are_refused(tokenizer):
-    with pytest.raises(UserError, match="max_tokens"):
-        Tokens(tokenizer, 1)
-    with pytest.raises(UserError, match="template"):
-        Tokens(tokenizer, 10, template="no field")
-
-
 OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
 
 
@@ -120,20 +108,17 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
     assert file.is_file()
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
-def test_a_harmed_cache_is_made_anew(tokenizer, monkeypatch, tmp_path, harm):
+def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
-    table = pd.DataFrame({"task": "a", "text": [f"x = {i}" for i in range(200)]})
-    fresh, _ = Tokens(tokenizer, **OPTIONS).encode(table)
+    fresh, _ = Tokens(tokenizer, **OPTIONS).encode(TABLE)
     (file,) = tmp_path.rglob("*.arrow")
-    data = bytearray(file.read_bytes())
-    if harm == "flip":
-        data[len(data) // 4] ^= 0x40
-    file.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[harm])
-    again, _ = Tokens(tokenizer, **OPTIONS).encode(table)
-    assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
-    Tokens(tokenizer, **OPTIONS).encode(table)
-    assert not list(tmp_path.rglob("*.partial"))
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        again, _ = Tokens(tokenizer, **OPTIONS).encode(TABLE)
+        assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == [file]
+    assert file.read_bytes() == whole
 
 
 def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
