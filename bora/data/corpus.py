@@ -116,13 +116,7 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     table = table[scored > 0]
     documents = table.assign(
         row=table.index,
-        split=split(
-            table,
-            method=data.split.method,
-            validation=data.split.validation,
-            test=data.split.test,
-            seed=data.split.seed,
-        ),
+        split=split(table, **data.split.model_dump()),
         n_tokens=[len(e.ids) for e in encoded],
         n_scored=[e.n_scored for e in encoded],
     ).reset_index(drop=True)

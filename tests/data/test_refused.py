@@ -220,19 +220,12 @@ def saved(path: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"task": ["a"], "text": ["b"]})}).save_to_disk(path)
 
 
-def half_a_saved_dataset(path: Path) -> None:
-    saved(path)
-    (file,) = (path / "train").glob("*.arrow")
-    file.write_bytes(half(file.read_bytes()))
-
-
 def holding(name: str, data: bytes) -> object:
     return lambda path: (path.mkdir(), (path / name).write_bytes(data))
 
 
 DATASETS = {
     "no such folder": (lambda path: None, {}, "^data.path=./d: no dataset could be loaded"),
-    "half of a saved dataset": (half_a_saved_dataset, {}, "no dataset could be loaded"),
     "no such split": (saved, {"split_name": "dev"}, "^data.split_name=dev: .* has the splits train; or give all$"),
     "no such column": (
         holding("t.csv", to_csv()),

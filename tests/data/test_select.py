@@ -1,6 +1,5 @@
 from datetime import UTC, datetime
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -102,22 +101,6 @@ def test_a_missing_date_matters_only_where_a_task_has_no_other():
     t.loc[t["task"] == "a", "date"] = ""
     with pytest.raises(UserError, match="no date of the form"):
         select(t, "chronological")
-
-
-def test_blank_and_repeated_texts_are_found_as_by_hand():
-    rng = np.random.default_rng(0)
-    texts = rng.choice(["", " ", "\t\n", "\u00a0", "ab", "ba", " ab", "æ", "longer text"], 400).tolist()
-    t = pd.DataFrame({"task": rng.choice(["a", "b", " a "], 400), "text": texts, "date": ""})
-    seen, expected = set(), []
-    for i, (task, text) in enumerate(zip(t["task"].str.strip(), texts, strict=True)):
-        if text.strip() and (task, text) not in seen:
-            seen.add((task, text))
-            expected.append(i)
-    kept, _, dropped = select(t)
-    assert kept.index.tolist() == expected
-    assert list(kept.columns) == ["task", "text", "date"]
-    assert kept["text"].tolist() == [texts[i] for i in expected]
-    assert dropped.rows["empty"] == sum(not x.strip() for x in texts)
 
 
 @pytest.mark.parametrize(

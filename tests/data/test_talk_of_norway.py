@@ -150,22 +150,17 @@ def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path, capfd, m
     assert handler.ranges == [0]
 
 
-def test_an_interrupted_download_is_resumed(server, ton, tmp_path):
-    url, handler = server
-    folder = tmp_path / "cache/talk_of_norway"
-    folder.mkdir(parents=True)
-    half = len(handler.body) // 2
-    (folder / "archive.tar.gz.partial").write_bytes(handler.body[:half])
-    talk_of_norway.read(None, url, SPEECHES)
-    assert handler.ranges == [half]
-    assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
-
-
-def test_a_download_that_fails_or_is_no_archive_is_told(server):
+def test_a_download_is_resumed_and_one_that_fails_or_is_no_archive_is_reported(server, ton, tmp_path):
     url, handler = server
     with pytest.raises(UserError, match="could not be downloaded"):
         talk_of_norway.download(url.replace("ton101", "ton102"))
-    handler.body = handler.body[: len(handler.body) // 2]
+    folder, half = tmp_path / "cache/talk_of_norway", len(handler.body) // 2
+    (folder / "archive.tar.gz.partial").write_bytes(handler.body[:half])
+    talk_of_norway.download(url)  # resumes
+    assert handler.ranges == [half]
+    assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
+    (folder / "ton.csv").unlink()
+    handler.body = handler.body[:half]
     with pytest.raises(UserError, match="not a complete"):
         talk_of_norway.download(url)
 
