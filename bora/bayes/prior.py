@@ -95,6 +95,7 @@ class Norm(Prior):
         )
 
 
+@dataclass(frozen=True)
 class Flat(Prior):
     """No prior; improper, its constant taken as 0."""
 
