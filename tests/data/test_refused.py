@@ -132,7 +132,7 @@ def test_a_column_and_a_folder_are_named_as_the_caller_calls_them(tmp_path, monk
         read_documents(data_group(path="t.csv", date="day"))
     with pytest.raises(UserError, match=r"^--task who: there is no such column; the table has task, text$"):
         read_texts(Path("t.csv"), "text", "who")
-    with pytest.raises(UserError, match=r"^--data \.: there is no such file"):
+    with pytest.raises(UserError, match=r"^--data \.: that is not a regular file"):
         check_exists(Path())
     with pytest.raises(UserError, match=r"^data=frame is for bora\.fit in Python; here give data=table"):
         read_documents(data_group("frame"))
