@@ -69,7 +69,7 @@ def test_every_setting_of_conf_has_a_comment():
         ("taau=1", "taau: there is no such setting; did you mean tau?"),
         ("+lora.ranc=1", "lora.ranc: there is no such setting; did you mean lora.rank?"),
         ("data.path=a.csv", "data.path: there is no such setting for data=stdlib, only for data=table"),
-        ("model.path=a/b", "model.path: there is no such setting for model=load_packaged, only for model=hub"),
+        ("model.path=a/b", "model.path: there is no such setting for model=packaged, only for model=hub"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_it_must_be(override, line):

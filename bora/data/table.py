@@ -1,6 +1,7 @@
 """Read any table of (task, text, date): CSV, TSV, JSON lines or Parquet."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def require_file(path: str | Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"there is no such file (seen from {Path.cwd()})")
-    return file
+    file = Path(os.path.expanduser(path))
+    if os.path.isfile(file):
+        return file
+    problem = "that is not a regular file" if os.path.exists(file) else "there is no such file"
+    raise UserError(f"{problem} (seen from {Path.cwd()})")
 
 
 def _read_tsv(file: Path, columns: Columns) -> pd.DataFrame:

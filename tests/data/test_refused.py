@@ -134,11 +134,6 @@ def test_a_column_and_a_folder_are_named_as_the_caller_calls_them(tmp_path, monk
         read_texts(Path("t.csv"), "text", "who")
     with pytest.raises(UserError, match=r"^--data \.: that is not a regular file"):
         read_texts(Path(), "text", None)
-    with monkeypatch.context() as patch:
-        denied = PermissionError(13, "Permission denied")
-        patch.setattr("bora.data.streams._open", lambda file: (_ for _ in ()).throw(denied))
-        with pytest.raises(UserError, match=r"^data.path=t.csv: .*denied; give your user the right to read it$"):
-            read_documents(data_group(path="t.csv"))
     with pytest.raises(UserError, match=r"^data=frame is for bora\.fit in Python; here give data=table"):
         read_documents(data_group("frame"))
 

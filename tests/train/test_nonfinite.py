@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path):
 def test_its_step_can_be_skipped(command, tmp_path):
     code, out, _ = command(*SMALL, "optim.nonfinite=skip", "hydra.run.dir=a")
     assert code == 0
-    assert "at step 5 the loss is nan, by documents of 'ann': the step is not taken" in out
+    assert "at step 5 the loss is nan, by documents of 'ann': the step is skipped" in out
     steps = pd.read_csv(tmp_path / "a/metrics.csv").dropna(subset="train/prior")
     assert steps.loc[steps["train/loss"].isna(), "step"].tolist() == [BAD_STEP - 1]
     summary = RunDirectory(tmp_path / "a").summary()
