@@ -37,7 +37,7 @@ def test_the_norms_normaliser_is_the_radial_integral(n):
     assert Norm(1.7, [n, n]).log_normaliser == pytest.approx(2 * math.log(whole), abs=1e-5)
 
 
-@pytest.mark.parametrize("prior", [Gaussian(3.0, 12), Norm(3.0, [4, 5, 3]), FLAT], ids=str)
+@pytest.mark.parametrize("prior", [Gaussian(3.0, 12), Norm(3.0, [4, 5, 3]), FLAT], ids=lambda p: type(p).__name__)
 def test_the_pull_is_the_energys_gradient(prior):
     deviations = torch.randn(3, 12, dtype=torch.float64)
     deviations[1, :4] = 0  # a factor at Θ

@@ -18,7 +18,7 @@ def problem(form, sparse: bool = True, dtype: torch.dtype = torch.float64):
     return adapters, torch.randn(len(TASK), P, dtype=dtype), torch.rand(len(TASK), dtype=dtype)
 
 
-@pytest.mark.parametrize("prior", [Gaussian(7.0, P), Norm(7.0, LAYOUT.sizes), FLAT], ids=str)
+@pytest.mark.parametrize("prior", [Gaussian(7.0, P), Norm(7.0, LAYOUT.sizes), FLAT], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("form", [Centered, NonCentered])
 def test_values_and_gradients_equal_autograds(form, sparse, prior):

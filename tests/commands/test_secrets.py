@@ -8,9 +8,9 @@ from bora.commands import report
 from tests.conftest import table
 
 SECRETS = {
-    "WANDB_API_KEY": "5ec5e7a0" * 5,
+    "WANDB_API_KEY": "5ec5e7a0" * 5,  # pragma: allowlist secret
     "HF_TOKEN": "hf_hushhushhush",
-    "MLFLOW_TRACKING_PASSWORD": "open-sesame-please",
+    "MLFLOW_TRACKING_PASSWORD": "open-sesame-please",  # pragma: allowlist secret
 }
 RUN = [
     "data=table",
@@ -47,8 +47,8 @@ def test_the_environments_secrets_reach_no_file(command, call, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "override",
     [
-        "logger.tracking_uri=http://me:open-sesame-please@host/x",
-        "logger.tracking_uri=postgresql://me:open-sesame/please@host/x",
+        "logger.tracking_uri=http://me:open-sesame-please@host/x",  # pragma: allowlist secret
+        "logger.tracking_uri=postgresql://me:open-sesame/please@host/x",  # pragma: allowlist secret
         "data.path=https://open-sesame-please@host/t.csv",
         "logger.tracking_uri='${oc.env:HOME}'",
         "+logger.api_key=open-sesame-please",

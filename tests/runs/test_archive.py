@@ -57,7 +57,11 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"run,task\na,b\n"), gzip.compress(b"a" * 99)[:20]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no gzip", gzip.compress(b"run,task\na,b\n"), gzip.compress(b"a" * 99)[:20]],
+    ids=["no gzip", "other columns", "cut"],  # gzip notes the time
+)
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "runs.csv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"runs\.csv\.gz is no archive of runs"):

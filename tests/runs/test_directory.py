@@ -41,11 +41,3 @@ def test_a_damaged_file_of_a_finished_run_is_refused(command, call, tmp_path, na
             assert err.count("\n") == 1 or name == "config.yaml"  # a line for each setting that is lost
         file.unlink(missing_ok=True)
         shutil.copy(tmp_path / "whole", file)
-
-
-@pytest.mark.parametrize("folder", ["t.csv/a", "/sys/a"])
-def test_a_folder_that_cannot_be_written_to_is_one_line(command, tmp_path, folder):
-    (tmp_path / "t.csv").write_text("")
-    code, _, err = command(*RUN[:-1], f"hydra.run.dir={folder}")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "choose a folder that can be written to" in err
