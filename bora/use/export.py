@@ -46,8 +46,6 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     wanted = None if tasks is None else list(dict.fromkeys(tasks))
     if merge and (wanted is None or len(wanted) != 1):
         raise UserError("--merge writes one task's whole model: give exactly one --task NAME")
-    if not merge:
-        require_peft()
     with write_folder(out) as folder:
         restored = restore(run)
         restored.require_tasks(wanted or [])
@@ -61,18 +59,6 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
                 "could be loaded onto it; write a whole model with --merge --task NAME"
             )
         return write_adapters(folder, restored, base, wanted)
-
-
-def require_peft() -> None:
-    """Check that PEFT is installed.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        import peft  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(f"bora export lacks a package (there is no {error.name}): pip install peft") from error
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
@@ -98,21 +84,18 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
     """
     adapters = restored.model.adapters
     folders = safe_names(adapters.task_names, reserved=(MEAN, MAPPING))
-    loras = {folders[task]: (task, adapters.tasks[task]) for task in wanted or adapters.task_names}
+    chosen: dict[str, str | None] = {folders[task]: task for task in wanted or adapters.task_names}
+    mapping = {"mean": MEAN if wanted is None else None, "tasks": dict(chosen)}
+    if wanted is None:
+        chosen[MEAN] = None
     config = peft_config(restored.model.backbone.model, restored.model.hyperparameters, base)
-
-    def write(folder: str, task: str | None, lora: Mapping[str, LowRank]) -> None:
+    for folder, task in chosen.items():
         config.save_pretrained(str(out / folder))
+        lora = restored.model.mean if task is None else adapters.tasks[task]
         save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})
         write_card(out / folder, restored, base, task)
-
-    for folder, (task, lora) in loras.items():
-        write(folder, task, lora)
-    if wanted is None:
-        write(MEAN, None, restored.model.mean)
-    mapping = {"mean": MEAN if wanted is None else None, "tasks": {folder: task for folder, (task, _) in loras.items()}}
     write_text_atomically(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
-    return len(loras) + (wanted is None)
+    return len(chosen)
 
 
 def peft_config(model: PreTrainedModel, hparams: Mapping, base: str) -> "LoraConfig":
@@ -122,8 +105,14 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str) -> "LoraCon
         model: the frozen model.
         hparams: the model's: layers, rank, alpha.
         base: by what transformers loads it.
+
+    Raises:
+        UserError: PEFT is not installed.
     """
-    from peft import LoraConfig
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError as error:
+        raise UserError(f"bora export lacks a package (there is no {error.name}): pip install peft") from error
 
     layers = hparams["layers"]
     config = LoraConfig(

@@ -9,11 +9,10 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from bora.commands import report
+from bora.commands import export, report
 from bora.lib.names import latex, markdown, one_line
 from bora.report.figures import shorten
 from bora.report.tables import ReportTable
-from bora.use import export
 from tests.conftest import table
 from tests.report.test_report import KNOWN, write_run
 
