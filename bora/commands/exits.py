@@ -73,7 +73,7 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in PLACE:
             return f"{error.strerror}{where}; choose a folder that can be written to", BAD_INPUT
-        return f"{error.strerror}{where}; make room, then run the same command again: it resumes", DEFECT
+        return f"{error.strerror}{where}; make room, then run the same command again (a training run resumes)", DEFECT
     # Of torch's errors for memory one has a type of its own, and the other has none.
     if (
         isinstance(error, MemoryError)

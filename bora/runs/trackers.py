@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,7 +43,7 @@ class Start(NamedTuple):
     step: int
 
 
-class Tracker:
+class Tracker(ABC):
     """Log figures to a tracker. If it fails, warn once and continue without it: the run's files hold the same figures.
 
     Attributes:
@@ -66,14 +67,14 @@ class Tracker:
         """End the tracker's run, as failed or as finished."""
         self._try(self._close, failed)
 
-    def _log(self, figures: Mapping[str, float], step: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _log(self, figures: Mapping[str, float], step: int) -> None: ...
 
-    def _flush(self) -> None:
+    def _flush(self) -> None:  # noqa: B027
         """Do nothing: most trackers write out by themselves."""
 
-    def _close(self, failed: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _close(self, failed: bool) -> None: ...
 
     def _try(self, call: Callable[..., None], *args: Any) -> None:
         if self.failed:
@@ -140,7 +141,7 @@ class TensorBoard(Tracker):
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
 
-    def _flush(self) -> None:
+    def _flush(self) -> None:  # noqa: B027
         self.writer.flush()
 
     def _close(self, failed: bool) -> None:
