@@ -141,7 +141,7 @@ class TensorBoard(Tracker):
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
 
-    def _flush(self) -> None:  # noqa: B027
+    def _flush(self) -> None:
         self.writer.flush()
 
     def _close(self, failed: bool) -> None:
