@@ -377,7 +377,6 @@ def main() -> None:
     """Measure, print the table, and append a line of JSON to the file `out`."""
     cfg = read_settings(sys.argv[1:])
     torch.manual_seed(cfg.seed)
-    logging.getLogger("bora").setLevel(logging.WARNING)
     model = load_backbone(cfg.model, cfg.device, cfg.length).model.to(cfg.device).requires_grad_(False)
     if cfg.only is not None:
         print(peak_memory(cfg, model, next(v for v in variants(cfg) if v.name == cfg.only)))
@@ -408,4 +407,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("bora").setLevel(logging.WARNING)
     main()

@@ -129,6 +129,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
     assert summary["test_perplexity"] < summary["base_test_perplexity"]
 
 
+@pytest.mark.processes
 def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, tmp_path):
     sweep = [
         "-m",
