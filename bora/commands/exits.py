@@ -6,7 +6,6 @@
 import errno
 import importlib.util
 import io
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from bora.errors import UserError, first_line, printable, raised_in
+from bora.lib.machine import is_first_process
 from bora.lib.stopping import Stopped, signal_sent_on
 
 BAD_INPUT, DEFECT = 2, 1
@@ -50,7 +50,7 @@ def cli_errors() -> Iterator[None]:
 
 
 def _exit_stopped(stopped: Stopped) -> NoReturn:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one process speaks for all
+    if is_first_process():
         print("bora:", stopped, file=sys.stderr)
     sys.exit(stopped.exit_code)
 

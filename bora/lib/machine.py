@@ -1,4 +1,7 @@
-"""This machine: its memory, and which of several processes this one is."""
+"""This machine: its memory, and which of several processes this one is.
+
+torch takes seconds to import, and every command imports this: it is imported where it is used.
+"""
 
 import gc
 import os
@@ -6,7 +9,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import torch
 
 # Set by those who start several processes of a run: torchrun, Lightning, SLURM. In Lightning's order.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -14,8 +16,9 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 def is_first_process() -> bool:
     """Tell whether this process writes and prints for all that train together; true for a single one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
+    distributed = sys.modules.get("torch.distributed")  # a process without torch is in no group
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
 
 
@@ -23,11 +26,15 @@ def free_memory(gpu: bool) -> int | None:
     """Return the free bytes of the fullest GPU, or of the machine; None where there is no GPU."""
     if not gpu:
         return psutil.virtual_memory().available
+    import torch
+
     return min((torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), default=None)
 
 
 def reset_peak_memory() -> None:
     """Start a new measurement of the peak memory, where the system can."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -39,6 +46,8 @@ def reset_peak_memory() -> None:
 def peak_memory(device: str) -> int:
     """Return the peak since then, in bytes: of the GPU, or of the whole process with its libraries."""
     if device != "cpu":
+        import torch
+
         return torch.cuda.max_memory_allocated()
     if Path("/proc/self/clear_refs").exists():
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
