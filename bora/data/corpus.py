@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -86,6 +87,14 @@ class Corpus:
         return ", ".join(parts) or "none"
 
 
+def hash_rows(numbers: Iterable[int], *texts: Iterable[str]) -> str:
+    """Compute the SHA-256 of a table's columns: of one JSON line [number, text, …] a row."""
+    found = hashlib.sha256()
+    for number, *cells in zip(numbers, *texts, strict=True):
+        found.update(json.dumps([int(number), *cells]).encode() + b"\n")
+    return found.hexdigest()
+
+
 def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     """Select tasks and documents, encode them, and split each task's.
 
@@ -120,10 +129,8 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         n_tokens=[len(e.ids) for e in encoded],
         n_scored=[e.n_scored for e in encoded],
     ).reset_index(drop=True)
-    digest = hashlib.sha256()
-    for record in zip(documents["row"], documents["task"], documents["split"], documents["text"], strict=True):
-        digest.update(json.dumps([int(record[0]), *record[1:]]).encode() + b"\n")
-    corpus = Corpus(names, documents, encoded, dropped, truncation, digest.hexdigest())
+    sha256 = hash_rows(documents["row"], documents["task"], documents["split"], documents["text"])
+    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256)
     counts = corpus.per_task()[["n_train", "n_val", "n_test"]]
     short = counts.index[(counts == 0).any(axis=1)]
     if len(short):

@@ -4,8 +4,6 @@ Rows whose task the run knows are scored under it, under Θ and under the frozen
 gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d).
 """
 
-import hashlib
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora.data.corpus import hash_rows
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, versions, write_json
@@ -164,8 +163,5 @@ def tabulate_likelihoods(found: Evaluation, names: list[str]) -> pd.DataFrame:
 
 
 def hash_texts(table: pd.DataFrame) -> str:
-    """Compute the SHA-256 of a table of texts: of one JSON line [row, task, text] each."""
-    digest = hashlib.sha256()
-    for row, task, text in zip(table.index, table["task"], table["text"], strict=True):
-        digest.update(json.dumps([int(row), task, text]).encode() + b"\n")
-    return digest.hexdigest()
+    """Compute the SHA-256 of a table of texts, of its rows' numbers, tasks and texts."""
+    return hash_rows(table.index, table["task"], table["text"])
