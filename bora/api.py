@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from hydra.errors import HydraException
 
-from bora.commands.overrides import compose_config
+from bora.commands.overrides import compose_config, quote
 from bora.config import conf_folder
 from bora.data.columns import Columns, finish, text_table
 from bora.data.errors import input_errors
@@ -63,7 +63,7 @@ def fit(
             raise UserError(f"a column named {column!r} would be taken for an interpolation; rename it")
     table = documents(frame, task, text, date)
     known = (conf_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
-    chosen = [f"model={model}"] if known else ["model=hub", f"model.path={_quoted(model)}"]
+    chosen = [f"model={model}"] if known else ["model=hub", f"model.path={quote(model)}"]
     words = ["data=frame", *chosen, f"tau={tau}", "logger=none", *overrides]
     try:
         cfg, _ = compose_config(words)
@@ -86,7 +86,7 @@ def fit(
 
 
 def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.DataFrame:
-    """A frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
+    """Take a frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
 
     Raises:
         UserError: it is no frame, or a column is not there or holds what is no text.
@@ -114,7 +114,3 @@ def _arrow(frame: Any) -> pa.Table:
     except (TypeError, ValueError, pa.ArrowException):
         pass  # one column, say
     raise UserError(f"bora.fit takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}")
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

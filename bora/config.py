@@ -20,6 +20,7 @@ MAX_SEED = 2**32 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Dtype = Literal["float32", "bfloat16"]
 # A name may look like a number on the command line: data.name=2024.

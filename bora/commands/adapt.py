@@ -2,19 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from bora.commands.common import add_table, checked, read_texts, run_parser, text_column
 from bora.commands.exits import cli_errors
-from bora.config import Count, Seed
+from bora.config import Count, Positive, Seed
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.folder import write_folder
 from bora.use.restore import restore
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -131,7 +131,7 @@ def forced(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
-        quoted = key + "='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        quoted = f"{key}={quote(value)}"
         try:
             override = OverridesParser.create().parse_override(quoted)
         except HydraException as error:
@@ -150,6 +150,11 @@ def forced(word: str) -> str:
     ):
         return word
     return f"++{word}"
+
+
+def quote(value: str) -> str:
+    """Write a value in quotes, which Hydra reads as this very text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def recorded(words: list[str]) -> list[str]:

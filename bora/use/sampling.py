@@ -6,12 +6,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import GenerationConfig
 
-from bora.config import Count, Seed
+from bora.config import Count, Positive, Seed
 from bora.errors import UserError
 
 OWN = {"seed", "batch_size", "num_return_sequences"}  # options that transformers' generate is not given
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Sampling(BaseModel):
