@@ -12,17 +12,17 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type's name where it says nothing."""
+    """Return what an error says, in one line; its type's name where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def printable(text: str) -> str:
-    """The text with each character that a terminal would obey, or not show, written as its code."""
+    """Write each character that a terminal would obey, or not show, as its code."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def raised_in(error: Exception) -> str:
-    """The module whose line raised the error."""
+    """Name the module whose line raised the error."""
     module = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_globals.get("__name__", "")

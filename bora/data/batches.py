@@ -161,5 +161,5 @@ class ResumableLoader(DataLoader[Batch]):
 
 
 def loader(documents: Documents, batches: Batches) -> ResumableLoader:
-    """A DataLoader whose sampler hands out whole batches."""
+    """Make a DataLoader whose sampler hands out whole batches."""
     return ResumableLoader(documents, sampler=batches, batch_size=None)

@@ -114,7 +114,7 @@ class Fitter:
 def build_fitter(
     cfg: Config, directory: RunDirectory, logger: RunLogger, monitor: str, fingerprint: dict[str, Any], stop: Stop
 ) -> Fitter:
-    """The Trainer that the config describes.
+    """Build the Trainer that the config describes.
 
     Args:
         logger: metrics.csv and the trackers.
