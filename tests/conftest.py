@@ -94,20 +94,25 @@ def merged(base: OPTForCausalLM, lora: dict[str, LowRank], scale: float) -> OPTF
     return base
 
 
-@pytest.fixture
-def trainer() -> L.Trainer:
-    """A silent CPU trainer of a few epochs."""
+def silent_trainer(**options) -> L.Trainer:
+    """A CPU trainer that prints and writes nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return L.Trainer(
         accelerator="cpu",
-        max_epochs=3,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        **options,
     )
+
+
+@pytest.fixture
+def trainer() -> L.Trainer:
+    """A silent trainer of a few epochs."""
+    return silent_trainer(max_epochs=3)
 
 
 @pytest.fixture

@@ -18,17 +18,13 @@ README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = commands(README)
 MODEL = f"model.path={Path(bora.__file__).parent / 'assets/opt_mini'}"
 SMALL = "data.documents_per_task=12 data.n_tasks=2 data.max_tokens=32 trainer.max_steps=1 logger=none"
-# What a command would need much of, or what is not here (a cluster), in small.
+# What a command would need much of, in small.
 SMALLER = {
     "tau=0,1,10,100,1000,10000,inf seed=0,1": "tau=0,inf seed=0,1",
-    "tau=0,10,100,inf": "tau=0,inf",
-    "n_jobs=4": "n_jobs=2",
-    "n_trials=20": "n_trials=2",
-    "sweep=submitit hydra.launcher.partition=gpu trainer=gpu": "sweep=submitit_local",
     "experiment=paper": "experiment=paper data.path=. model=opt_mini",
     "experiment=reference": "experiment=reference data.path=. model=opt_mini",
 }
-JOBS = {"seed=0,1": 4, "tau=0,inf": 2, "n_trials": 2, "experiment=": 6}
+JOBS = {"seed=0,1": 4, "experiment=": 6}
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess:

@@ -1,11 +1,10 @@
 """Lightning trains the model as it is: accumulated batches are larger ones, and its state is all that is loaded."""
 
-import lightning as L
 import pytest
 import torch
 
 from bora.train.module import TrainingModule
-from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
+from tests.conftest import hierarchical, random_factors, silent_trainer, tiny_data, tiny_opt
 
 
 def build(data, tau: float = 5.0, **options) -> TrainingModule:
@@ -17,18 +16,7 @@ def build(data, tau: float = 5.0, **options) -> TrainingModule:
 def fit(batch_size: int, accumulate: int = 1, tau: float = 5.0) -> TrainingModule:
     data = tiny_data({"a": 6, "b": 3}, batch_size)
     module = build(data, tau)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        accumulate_grad_batches=accumulate,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, data)
+    silent_trainer(max_epochs=2, accumulate_grad_batches=accumulate).fit(module, data)
     return module
 
 
