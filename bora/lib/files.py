@@ -1,6 +1,7 @@
 """Write files atomically."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,16 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, complete or not at all."""
     with atomic_write(path) as out:
         out.write(text.encode("utf-8"))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, and its parents, below the working directory, that are empty then."""
+    shutil.rmtree(folder)
+    here = Path.cwd()
+    for parent in folder.absolute().parents:
+        if not (parent.is_relative_to(here) and parent != here) or any(parent.iterdir()):
+            break
+        parent.rmdir()
 
 
 def require_regular_file(path: Path) -> Path:

@@ -13,7 +13,7 @@ from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.errors import UserError
 from bora.lib.console import print_tasks
-from bora.lib.machine import is_first_process
+from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
@@ -50,7 +50,7 @@ def train(
 
     Raises:
         UserError: the input cannot be used; before training starts, unless training diverges.
-        Stopped: stopped by a signal; run the same command again to resume.
+        Stopped: by a signal; with the same config and directory it resumes.
     """
     with directory.locked(), stopping() as stop:
         if directory.claim(cfg, overrides):
@@ -59,6 +59,7 @@ def train(
             return directory.summary()
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         silence_warnings()
+        require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
         if cfg.init_from is not None:
             find_start(cfg.init_from)  # fails early, before the model and the documents are read
         if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):

@@ -200,7 +200,7 @@ def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
         (["--again"], "--again needs one run directory"),
         (["--again", "a", "--again", "b"], "--again needs one run directory"),
         (["--again", "nowhere"], "overrides.yaml is not readable"),
-        (["--again", "a", "data=nonsense"], "Could not find 'data/nonsense'"),
+        (["--again", "a", "data=nonsense"], "data=nonsense: there is no such choice"),
     ):
         code, _, err = command(*words)
         assert (code, err.count("\n"), line in err) == (2, 1, True)
@@ -266,7 +266,7 @@ def test_a_sweeps_folders_may_be_nested(command, tmp_path):
     nested = ["-m", "tau=1,inf", "hydra.sweep.dir=s", "hydra.sweep.subdir=${seed}/${tau}", "logger=none"]
     code, out, _ = command(*nested, *SMALL, "trainer.max_steps=1")
     assert (tmp_path / "s/0/inf/summary.json").exists()
-    assert (code, "0/1 " in out[out.index("τ → perplexity") :]) == (0, True)
+    assert (code, out[out.index("τ → perplexity") :].count("│   1 │     1 │")) == (0, 1)
 
 
 def test_a_job_that_fails_leaves_its_reason_and_the_others_run(command, tmp_path):
