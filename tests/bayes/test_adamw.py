@@ -65,18 +65,6 @@ def test_it_resumes_from_its_saved_state():
     assert torch.equal(straight, stopped)
 
 
-def test_a_closure_is_called():
-    parameter = torch.nn.Parameter(torch.ones(3))
-
-    def closure():
-        loss = parameter.square().sum()
-        loss.backward()
-        return loss
-
-    assert RowwiseAdamW([parameter], **OPTIONS).step(closure) == 3
-    assert (parameter < 1).all()
-
-
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
 def test_gradients_are_clipped_as_torch_clips_dense_ones(by_value, bound):

@@ -82,8 +82,10 @@ def test_the_figures_are_those_of_a_run(report, command, settings):
     for name in ("best", "last"):
         file = Path(f"run/checkpoints/{name}.ckpt")
         assert found["checkpoint"] == pytest.approx(file.stat().st_size, rel=0.01)
-    state = torch.load(file, weights_only=True)["optimizer_states"][0]["state"].values()
-    assert found["memory"]["moments"] == sum(s[m].nbytes for s in state for m in ("exp_avg", "exp_avg_sq"))
+    last = torch.load(file, weights_only=True)
+    assert {value.dtype for value in last["state_dict"].values()} == {torch.float32}  # also over bfloat16
+    moments = last["optimizer_states"][0]["state"].values()
+    assert found["memory"]["moments"] == sum(s[m].nbytes for s in moments for m in ("exp_avg", "exp_avg_sq"))
 
 
 def load_corpus_of(settings: list[str]) -> Corpus:

@@ -61,12 +61,6 @@ def test_a_head_that_does_more_than_scale_and_cap_is_refused():
         Backbone(bert)
 
 
-@pytest.mark.parametrize(("logits_scaling", "scale"), [(4.0, 0.25), (1.0, 1.0)])
-def test_granites_factor_divides(logits_scaling, scale):
-    head = Backbone(tiny("granite", logits_scaling=logits_scaling), ["q_proj"]).head
-    assert (head.scale, head.cap) == (scale, None)
-
-
 def test_llama_4_is_its_own_base_and_is_taken_all_the_same():
     torch.manual_seed(0)
     shape = GROUPED | {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 24}

@@ -26,10 +26,6 @@ def test_the_speed_of_bfloat16_is_measured():
     assert 0 < loading.bfloat16_speed(size=64, repeats=2) < 1000
 
 
-def test_a_dtype_that_is_asked_for_is_taken():
-    assert load_backbone(opt_mini("model.dtype=bfloat16"), "cpu", 128).model.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize(
     ("dtype", "max_tokens", "asked", "taken"),
     [

