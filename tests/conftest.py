@@ -110,12 +110,6 @@ def silent_trainer(**options) -> L.Trainer:
 
 
 @pytest.fixture
-def trainer() -> L.Trainer:
-    """A silent trainer of a few epochs."""
-    return silent_trainer(max_epochs=3)
-
-
-@pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run `python -m bora.run ARGUMENTS` in this process: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)

@@ -12,15 +12,8 @@ SECRETS = {
     "HF_TOKEN": "hf_hushhushhush",
     "MLFLOW_TRACKING_PASSWORD": "open-sesame-please",  # pragma: allowlist secret
 }
-RUN = [
-    "data=table",
-    "data.path=t.csv",
-    "data.min_documents=5",
-    "data.max_tokens=16",
-    "data.drop_duplicates=false",
-    "trainer.max_epochs=1",
-    "lora.rank=1",
-]
+RUN = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=16 data.drop_duplicates=false".split()
+RUN += ["trainer.max_epochs=1", "lora.rank=1"]
 
 
 def assert_none_in(folder: Path) -> None:

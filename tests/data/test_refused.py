@@ -195,12 +195,6 @@ FRAMES = {
     "a list": ([1, 2], "takes a pandas or Polars DataFrame or an Arrow table, not list"),
     "no rows": (frame([]), "^the frame: there are no rows"),
     "no column of texts": (frame().rename(columns={"text": "said"}), "^text=text: there is no such column"),
-    "two columns": (pd.concat([frame(), frame()[["text"]]], axis=1), "^text=text: .*rename them"),
-    "half an emoji": (
-        frame().astype(object).replace(GOOD[3][1], "\ud83d"),
-        "'text' holds no text in row 3 .*surrogate",
-    ),
-    "a bell in a name": (frame().replace("b", "b\x07"), r"'b\\x07' in row 4"),
 }
 
 
