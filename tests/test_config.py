@@ -29,12 +29,6 @@ def test_every_config_fits_the_schema_and_survives_yaml(choice):
     assert parse(yaml.safe_load(yaml.safe_dump(cfg.model_dump()))) == cfg
 
 
-def test_every_setting_of_conf_has_a_comment():
-    for file in conf_folder().rglob("*.yaml"):
-        lines = file.read_text("utf-8").splitlines()
-        assert lines[0].startswith("#") or file.stem == "_shared", file
-
-
 @pytest.mark.parametrize(
     ("override", "line"),
     [

@@ -105,8 +105,6 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
         ([run, "out", "--data", new], "is not empty"),
         ([run, "/proc/other", "--data", new], "/proc/other: nothing can be written there"),
         ([run, "other", "--data", new, "--seed", "-1"], "--seed: '-1': Input should be greater"),
-        (["nowhere", "other", "--data", new], "no finished run"),
-        ([run, "other", "--data", "absent.csv"], "--data absent.csv: there is no such file"),
         ([run, "other", "--data", new, "--lr", "inf"], "--lr: 'inf'"),
         ([run, "other", "--data", new, "--lr", "1e30"], "training diverged"),
     ):
