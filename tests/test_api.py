@@ -11,7 +11,6 @@ import torch
 
 import bora
 from bora.api import documents
-from bora.data.columns import Columns
 from bora.data.table import read
 from bora.errors import UserError
 from bora.model.pretrained import load_packaged
@@ -72,8 +71,6 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
     numbers = documents(arrow, "n", "text", None)["task"].tolist()
     assert numbers == ["1.0", "", "0.1", "1e+16"]
     assert numbers == documents(arrow.to_pandas(), "n", "text", None)["task"].tolist()
-    arrow.to_pandas().to_csv(tmp_path / "t.csv", index=False)
-    assert numbers == read(str(tmp_path / "t.csv"), Columns(task="n"))["task"].tolist()
 
 
 @pytest.mark.parametrize(

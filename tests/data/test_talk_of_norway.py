@@ -37,16 +37,15 @@ def ton(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("ton") / "ton.csv"
     rng = np.random.default_rng(0)
     names = rng.permutation([n for n, k in SIZES.items() for _ in range(k)]).tolist()
-    with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS, quoting=csv.QUOTE_ALL, restval='NA, "quoted"\nand broken')
-        writer.writeheader()
-        for i, name in enumerate(names):
-            day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
-            text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
-            writer.writerow({"id": i, "rep_name": name, "date": day, "text": text if i % 50 else "Kort."})
-        for missing in ("", "NA"):  # presidents have no name
-            text = "Presidenten sier noe langt nok til å telle."
-            writer.writerow({"id": len(names), "rep_name": missing, "date": "1998-10-01", "text": text})
+    rows = []
+    for i, name in enumerate(names):
+        day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
+        text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
+        rows.append({"id": i, "rep_name": name, "date": day, "text": text})
+    for missing in ("", "NA"):  # presidents have no name
+        rows.append({"id": len(names), "rep_name": missing, "date": "1998-10-01", "text": "Presidenten sier noe."})
+    other = 'NA, "quoted"\nand broken'  # in the columns that are not read
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, quoting=csv.QUOTE_ALL, na_rep=other)
     return path
 
 

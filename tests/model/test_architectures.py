@@ -33,14 +33,7 @@ CONFIGS = {
     "gemma3_text": GROUPED,
     "gpt2": GPT,
     "gpt_bigcode": GPT,
-    "gpt_neo": TOKENS
-    | {
-        "hidden_size": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-        "attention_types": [[["global", "local"], 1]],
-        "max_position_embeddings": 32,
-    },
+    "gpt_neo": TINY | {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
     "gpt_neox": TINY,
     "gptj": GPT | {"rotary_dim": 4},
     "granite": TINY | {"logits_scaling": 3.0},
@@ -49,16 +42,7 @@ CONFIGS = {
     "mistral": GROUPED | {"sliding_window": 4},
     "mixtral": GROUPED | {"num_local_experts": 4},
     "mpt": TOKENS | {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32},
-    "opt": TOKENS
-    | {
-        "hidden_size": 16,
-        "word_embed_proj_dim": 12,
-        "ffn_dim": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-        "init_std": 0.3,
-    },
+    "opt": TINY | {"word_embed_proj_dim": 12, "ffn_dim": 24, "num_attention_heads": 2, "init_std": 0.3},
     "phi": TINY,
     "phi3": TINY,
     "qwen2": GROUPED,

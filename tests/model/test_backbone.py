@@ -20,14 +20,6 @@ def test_a_model_that_reads_ahead_is_refused():
         Backbone(model)
 
 
-def test_outside_the_context_the_model_is_bare():
-    backbone = Backbone(tiny_opt(), rank=2)
-    expected, theta = tiny_opt()(IDS).logits, torch.ones(backbone.layout.n_parameters)
-    with backbone.routed(theta):
-        assert not torch.allclose(backbone.model(IDS).logits, expected)
-    assert torch.equal(backbone.model(IDS).logits, expected)
-
-
 def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first_update():
     backbone, seen = Backbone(tiny_opt().train(), r".*layers\.1\..*(q|v)_proj").train(), {}
     assert not backbone.model.training

@@ -96,13 +96,6 @@ def report(tmp_path, monkeypatch, call):
     return partial(call, bora.commands.report.main)
 
 
-@pytest.fixture
-def without_figures_1_to_5(monkeypatch):
-    """Draw figure 6 alone: the others take seconds."""
-    for name in ("sizes", "perplexity_by_tau", "improvement", "distances", "size_and_perplexity"):
-        monkeypatch.setattr(figures, name, lambda evidence: None)
-
-
 def evidence_of(*folders: Path) -> Evidence:
     runs, problems = read_runs(folders)
     (series,), more = series_of(runs)

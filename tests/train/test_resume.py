@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import bora
 import bora.train.trainer
+from bora.errors import UserError
 from bora.train.module import TrainingModule
 from tests.conftest import same_files, table
 
@@ -264,28 +265,28 @@ def test_a_resumed_run_is_one_run_in_wandb(command, stopped, tmp_path):
     assert len(set(parts)) == 1
 
 
-def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("error", "exit_code"), [(RuntimeError, 1), (UserError, 2)])
+def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, monkeypatch, error, exit_code):
     arguments = ["-m", "tau=5,10,20", "name=s", *SMALL, "trainer.max_epochs=1"]
     build = bora.train.trainer.build_fitter
 
     def broken(cfg, *rest):
         if cfg.tau == 10:
-            raise RuntimeError("out of luck")
+            raise error("out of luck")
         return build(cfg, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr("bora.train.run.build_fitter", broken)
         code, out, err = command(*arguments)
-    assert code == 1
-    assert err.splitlines()[-2:] == [
-        "bora: 1 of the sweep's jobs failed:",
-        "bora: tau=10,seed=0: RuntimeError: out of luck",
-    ]
-    assert "Traceback" in out + err  # of a defect
-    tail = out[out.index("τ → perplexity") :]
-    assert [line.split("│")[1].strip() for line in tail.splitlines() if line.startswith("│")] == ["5", "20"]
-    stamp = (tmp_path / "multirun/s/tau=5,seed=0/summary.json").stat().st_mtime_ns
+    sweep, defect = tmp_path / "multirun/s", error is RuntimeError
+    said = "RuntimeError: out of luck" if defect else "out of luck"
+    assert (code, "Traceback" in out + err) == (exit_code, defect)
+    assert err.splitlines()[-2:] == ["bora: 1 of the sweep's jobs failed:", f"bora: tau=10,seed=0: {said}"]
+    assert json.loads((sweep / "tau=10,seed=0/failed.json").read_text())["error"] == said
+    rows = [line for line in out[out.index("τ → perplexity") :].splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["5", "20"]
+    stamp = (sweep / "tau=5,seed=0/summary.json").stat().st_mtime_ns
     code, out, err = command(*arguments)
     assert (code, err) == (0, "")
-    assert stamp == (tmp_path / "multirun/s/tau=5,seed=0/summary.json").stat().st_mtime_ns
-    assert (tmp_path / "multirun/s/tau=10,seed=0/summary.json").exists()
+    assert stamp == (sweep / "tau=5,seed=0/summary.json").stat().st_mtime_ns
+    assert (sweep / "tau=10,seed=0/summary.json").exists()
