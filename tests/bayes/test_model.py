@@ -81,15 +81,6 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
             torch.testing.assert_close(of_centre[layer][i], at_mean, rtol=1e-9, atol=1e-9)
 
 
-def test_padding_a_batch_more_changes_nothing():
-    model, b = build(), batch()
-    padded = b | {
-        "input_ids": torch.nn.functional.pad(b["input_ids"], (0, 9), value=1),
-        "labels": torch.nn.functional.pad(b["labels"], (0, 9), value=-100),
-    }
-    torch.testing.assert_close(model.nll(padded), model.nll(b), rtol=1e-12, atol=0)
-
-
 @pytest.mark.parametrize("estimator", ["by_document", "dense"])
 @pytest.mark.parametrize("parameterization", ["centered", "noncentered"])
 @pytest.mark.parametrize(("batch_size", "window"), [(1, 1), (3, 1), (8, 1), (3, 2)])
