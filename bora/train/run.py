@@ -19,7 +19,7 @@ from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import METRICS, RunDirectory, settings, versions
 from bora.runs.metrics import MetricsFile
-from bora.runs.trackers import open_trackers
+from bora.runs.trackers import open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
@@ -82,9 +82,9 @@ def train(
         directory.write_documents(corpus.documents)
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         config = cfg.model_dump() | {"run": about}
-        with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
+        with open_tracker(cfg.logger, directory.path, group, name, config, checkpoint) as tracker:
             del checkpoint  # Lightning reads it itself
-            logger = RunLogger(metrics, trackers)
+            logger = RunLogger(metrics, tracker)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)

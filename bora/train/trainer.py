@@ -117,7 +117,7 @@ def build_fitter(
     """Build the Trainer that the config describes.
 
     Args:
-        logger: metrics.csv and the trackers.
+        logger: metrics.csv and the tracker.
         monitor: the logged figure that stops training and chooses the epoch; the lower the better.
         fingerprint, stop: see LastCheckpoint.
 
@@ -135,7 +135,7 @@ def build_fitter(
     )
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
-    lines = TaskLines(logger.trackers, cfg.logger.task_lines)
+    lines = TaskLines(logger.tracker, cfg.logger.task_lines)
     callbacks: list[Callback] = [progress, stopping, lines, best, last]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (
