@@ -188,5 +188,5 @@ class HierarchicalLoRA(nn.Module):
         for key in ("task_names", "layers", "rank", "alpha"):
             theirs = checkpoint["hyper_parameters"][key]
             if theirs != ours[key]:
-                raise UserError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours[key]})")
+                raise UserError(f"that run's {key} is not this one's ({theirs}, not {ours[key]})")
         self.adapters.start_from(checkpoint["state_dict"], ADAPTERS)

@@ -92,7 +92,7 @@ def train(
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
             summary |= {
-                "best_epoch": progress.best_epoch,
+                "best_epoch": progress.best[0],
                 "epochs": progress.epochs,
                 "steps": trainer.fit_loop.epoch_loop.global_step,
                 "train_tokens_per_second": round(progress.tokens_per_second, 1),
@@ -120,7 +120,6 @@ def silence_warnings() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
         "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
         "Found .* module.* in eval mode at the start of training",  # the frozen backbone
         ".*isinstance.treespec, LeafSpec.* is deprecated",

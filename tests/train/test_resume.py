@@ -159,9 +159,9 @@ def test_a_signal_in_the_last_step_waits_for_the_end_of_training(command, tmp_pa
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda rows: None, "is missing, and the interrupted run needs it"),
-        (lambda rows: rows[:-20], " at the last checkpoint"),
-        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed since the last checkpoint"),
+        (lambda rows: None, "is needed to resume, and not readable: [Errno 2] No such file"),
+        (lambda rows: rows[:-20], "was changed or cut since the last checkpoint"),
+        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed or cut since the last checkpoint"),
     ],
     ids=["gone", "cut", "changed"],
 )
