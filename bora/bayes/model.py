@@ -25,8 +25,6 @@ from bora.model.lora import LowRank
 
 Under = Literal["task", "mean", "base"]  # θ_d of each document's task, Θ, or no LoRA
 
-ADAPTERS = "adapters."  # prefix of a checkpoint's names
-
 
 class HierarchicalLoRA(nn.Module):
     """BoRA: the negative log posterior U(θ, Θ) over all θ_d and Θ (Eide & Frigessi 2024, 3.4).
@@ -164,7 +162,7 @@ class HierarchicalLoRA(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what is trained, as a checkpoint holds it: everything but the frozen backbone."""
-        return self.adapters.state_dict(prefix=ADAPTERS)
+        return self.adapters.saved()
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over all of what `trained_state` gave, of this very form.
@@ -172,8 +170,9 @@ class HierarchicalLoRA(nn.Module):
         Raises:
             RuntimeError: a tensor is missing, unknown, or of another shape.
         """
-        found = nn.ModuleDict({ADAPTERS.removesuffix("."): self.adapters})
-        found.load_state_dict(state)
+        if differing := state.keys() ^ self.trained_state().keys():
+            raise RuntimeError(f"the key {min(differing)} is missing or unknown")
+        self.adapters.start_from(state)
 
     def start_from(self, checkpoint: Mapping[str, Any]) -> None:
         """Begin at another run's θ and Θ, whatever its τ and parameterization.
@@ -189,4 +188,4 @@ class HierarchicalLoRA(nn.Module):
             theirs = checkpoint["hyper_parameters"][key]
             if theirs != ours[key]:
                 raise UserError(f"that run's {key} is not this one's ({theirs}, not {ours[key]})")
-        self.adapters.start_from(checkpoint["state_dict"], ADAPTERS)
+        self.adapters.start_from(checkpoint["state_dict"])

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 
 from bora.bayes.adapters import read_saved
-from bora.bayes.model import ADAPTERS
 from bora.config import Columns
 from bora.data.errors import SETTINGS
 from bora.data.read import read_documents
@@ -50,7 +49,7 @@ class TaskMap:
 def deviations(checkpoint: dict) -> torch.Tensor:
     """Read θ_d − Θ from a checkpoint of any form, [D, P] in float64; all 0 at τ = ∞."""
     known = checkpoint["hyper_parameters"]
-    found = read_saved(checkpoint["state_dict"], known["layers"], ADAPTERS).deviations
+    found = read_saved(checkpoint["state_dict"], known["layers"]).deviations
     return torch.zeros(len(known["task_names"]), 1, dtype=torch.float64) if found is None else found.double()
 
 

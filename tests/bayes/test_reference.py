@@ -39,7 +39,7 @@ def model(tau: float = 100.0, **options):
 def test_the_prior_is_the_norm_not_its_square_of_each_tensor():
     m = model(tau=3.0)
     random_factors(m)
-    state = m.adapters.state_dict()
+    state = m.adapters.saved()
     expected = 0.0
     for key, mean in state.items():
         if key.endswith("_mean"):
@@ -153,9 +153,9 @@ def test_start_lora_and_optimiser_are_the_published_codes():
     assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.optim.patience) == (64, 1000, 8)
     assert (cfg.prior.parameterization, cfg.optim.lr, cfg.model.dtype) == ("centered", None, "float32")
     m = model(init_std=0.001)
-    for key, mean in m.adapters.state_dict().items():
+    for key, mean in m.adapters.saved().items():
         if key.endswith("_mean"):
-            deviation = m.adapters.state_dict()[key.removesuffix("_mean")] - mean
+            deviation = m.adapters.saved()[key.removesuffix("_mean")] - mean
             assert 0.0007 < deviation.std().item() < 0.0013
             assert (mean == 0).all() == key.endswith("B_mean")
     module = build_module(cfg, m)
