@@ -175,7 +175,7 @@ def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[st
         "n_documents": int(model.task_documents.sum()),
         "n_tokens": model.n_tokens,
         "params_per_task": model.n_parameters,
-        "dropped": corpus.dropped.rows,
+        "dropped": corpus.dropped,
         "truncated_documents": corpus.truncation.documents,
         "truncated_tokens": corpus.truncation.tokens,
         "leakage": corpus.leakage(),

@@ -34,7 +34,7 @@ def test_what_is_dropped_and_what_becomes_of_each_row(build):
     rows += [*(("a", text) for text in WHITE), *docs("b", 4), ("b", rows[0][1]), *docs("c", 3), *docs("d", 2)]
     corpus = build(rows, n_tasks=2)
     assert corpus.task_names == ["a", "b"]
-    assert corpus.dropped.rows == {
+    assert corpus.dropped == {
         "repeated within their task": 2,
         "without a task": 2,
         "empty": len(WHITE),
@@ -65,7 +65,7 @@ def test_documents_without_a_token_to_score_are_counted_and_must_leave_three(bui
     rows = [*docs("a", 5), ("a", "x"), ("a", "y")]  # one token each, and none before it
     corpus = build(rows, prepend_bos=False)
     assert corpus.documents["row"].tolist() == list(range(5))
-    assert corpus.dropped.rows == {"without a token to score": 2}
+    assert corpus.dropped == {"without a token to score": 2}
     with pytest.raises(UserError, match=r"'a' is left with 1 training, 1 validation and 0 test .*dropped: 2 without a"):
         build(rows[3:], prepend_bos=False)
 

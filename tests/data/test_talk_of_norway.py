@@ -73,7 +73,7 @@ def test_both_selection_rules_and_both_splits(ton):
     table = talk_of_norway.read(str(ton), "", SPEECHES)
     paper, names, dropped = select(table, "paper", n_tasks=25, min_characters=40)
     assert set(names) == {"Zoë A. Å", "Bjørn Tore", "Anne N. X", "Dag"}
-    assert dropped.rows["without a task"] == 2
+    assert dropped["without a task"] == 2
     shares = split(paper, **data_group("talk_of_norway").split.model_dump()).value_counts(normalize=True)
     assert shares["test"] == pytest.approx(0.33, abs=0.01)
     reference, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
