@@ -151,14 +151,9 @@ class HierarchicalLoRA(nn.Module):
         prior = self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches)
         return Objective(likelihood / unit, prior / unit, nll.detach().sum(), scored.sum().to(nll.dtype))
 
-    def optimizer(
-        self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-    ) -> torch.optim.Optimizer:
+    def optimizer(self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> RowwiseAdamW:
         """Return AdamW over all θ_d and Θ; without weight decay, which would be a second prior, around zero."""
-        parameters = self.adapters.parameters()
-        if self.adapters.sparse:
-            return RowwiseAdamW(parameters, lr, betas, eps)
-        return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay=0.0, fused=True)
+        return RowwiseAdamW(self.adapters.parameters(), lr, betas, eps)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what is trained, as a checkpoint holds it: everything but the frozen backbone."""

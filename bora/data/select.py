@@ -83,7 +83,7 @@ def select(
     texts = table["text"]
     rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
     rows = keep(rows, rows["task"] != "", "without a task")
-    rows = keep(rows, ~_blank(texts)[rows.index], "empty")
+    rows = keep(rows, ~(texts.str.isspace() | (texts == ""))[rows.index], "empty")
     if selection == "reference":
         cleaned = rows["task"].str.lower().str.replace(".", "", regex=False)
         rows = within_bounds(rows).assign(task=cleaned)
@@ -119,11 +119,6 @@ def select(
     rows = rows.drop(columns="length")
     rows["text"] = _at(texts, rows.index)
     return rows[table.columns], chosen, dropped
-
-
-def _blank(texts: pd.Series) -> pd.Series:
-    """Find texts of white space alone."""
-    return texts.str.isspace() | (texts == "")
 
 
 def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:

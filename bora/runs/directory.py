@@ -88,17 +88,14 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
         try:
-            lock.acquire()
+            lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
             raise UserError(
                 f"another process is working in {self.path}; wait for it, or choose another folder"
             ) from error
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     def claim(self, config: Config, overrides: Sequence[str] = ()) -> bool:
         """Take the folder for a run.

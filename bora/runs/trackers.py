@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple, cast
 from bora.config import flatten
 from bora.errors import UserError, first_line
 from bora.lib.machine import is_first_process
-from bora.runs.directory import json_safe
 
 log = logging.getLogger(__name__)
 
@@ -140,16 +139,11 @@ class TensorBoard(Tracker):
 
 
 @contextlib.contextmanager
-def open_tracker(
-    settings: Any, directory: Path, group: str, name: str, config: dict[str, Any], checkpoint: Mapping[str, Any]
-) -> Iterator[Tracker | None]:
+def open_tracker(settings: Any, start: Start) -> Iterator[Tracker | None]:
     """Begin a run in the tracker that `settings` asks for, and close it afterwards, as failed if an error came out.
 
     Args:
         settings: the config's group `logger`.
-        group, name: see Start.
-        config: nested plain values, for the tracker to show.
-        checkpoint: the one that the run resumes from; empty for a new run.
 
     Raises:
         UserError: a package is not installed, or a server cannot be reached.
@@ -157,8 +151,7 @@ def open_tracker(
     if settings.kind == "none" or not is_first_process():
         yield None
         return
-    id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
-    tracker = STARTERS[settings.kind](settings, Start(directory, group, name, json_safe(config), id, step))
+    tracker = STARTERS[settings.kind](settings, start)
     failed = True
     try:
         yield tracker

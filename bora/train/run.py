@@ -17,9 +17,9 @@ from bora.lib.machine import is_first_process
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
-from bora.runs.directory import METRICS, RunDirectory, settings, versions
+from bora.runs.directory import METRICS, RunDirectory, json_safe, settings, versions
 from bora.runs.metrics import MetricsFile
-from bora.runs.trackers import open_tracker
+from bora.runs.trackers import TRACKED_RUN, Start, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
@@ -81,8 +81,9 @@ def train(
             check_same_run(checkpoint, fingerprint, resume_from)
         directory.write_documents(corpus.documents)
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
-        config = cfg.model_dump() | {"run": about}
-        with open_tracker(cfg.logger, directory.path, group, name, config, checkpoint) as tracker:
+        id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
+        shown = json_safe(cfg.model_dump() | {"run": about})
+        with open_tracker(cfg.logger, Start(directory.path, group, name, shown, id, step)) as tracker:
             del checkpoint  # Lightning reads it itself
             logger = RunLogger(metrics, tracker)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)

@@ -156,7 +156,6 @@ def write_adapted(
         out: the folder, which exists.
     """
     directory = RunDirectory(out)
-    directory.checkpoints.mkdir()
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
     state = {key: value.cpu() for key, value in model.trained_state().items()}
     checkpoint = {"state_dict": state, "hyper_parameters": model.hyperparameters}
