@@ -192,8 +192,8 @@ def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
     """Resolve auto: by $WANDB_MODE, else online if the user is logged in, else offline."""
     if mode != "auto":
         return mode
-    if "WANDB_MODE" in os.environ:
-        return cast(Mode, os.environ["WANDB_MODE"])
+    if environment := os.environ.get("WANDB_MODE"):
+        return cast(Mode, environment)
     import wandb
 
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
