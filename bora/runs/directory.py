@@ -61,25 +61,17 @@ HOW_IT_RESUMES = {"resume", "checkpoint_minutes"}
 
 
 class RunDirectory:
-    """One run's folder."""
+    """One run's folder.
+
+    Attributes:
+        checkpoints: the folder of the next two.
+        best: best.ckpt, the epoch that validation chose.
+        last: last.ckpt, from which an interrupted run resumes.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of best.ckpt and last.ckpt."""
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """best.ckpt, the epoch that validation chose."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last(self) -> Path:
-        """last.ckpt, from which an interrupted run resumes."""
-        return self.checkpoints / "last.ckpt"
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
 
     @property
     def is_finished(self) -> bool:
@@ -96,17 +88,14 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
         try:
-            lock.acquire()
+            lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
             raise UserError(
                 f"another process is working in {self.path}; wait for it, or choose another folder"
             ) from error
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     def claim(self, config: Config, overrides: Sequence[str] = ()) -> bool:
         """Take the folder for a run.
