@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from bora import __version__
+import bora
 
 # A module of bora.commands, and what it is for.
 COMMANDS = {
@@ -28,7 +28,7 @@ def main() -> None:
             print(f"  {name:<11}{purpose}")
         return
     if arguments[0] == "--version":
-        print(f"bora {__version__}")
+        print(f"bora {bora.__version__}")
         return
     command = arguments[0]
     if command not in COMMANDS:

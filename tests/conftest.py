@@ -23,7 +23,6 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.commands.overrides import compose_config
 from bora.data.corpus import Corpus
 from bora.data.module import TaskDataModule
-from bora.data.select import Dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
@@ -60,7 +59,7 @@ def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
             encoded.append(Encoded(ids, n_prompt=0))
             rows.append((len(rows), task, split, "…", len(ids), len(ids) - 1))
     documents = pd.DataFrame(rows, columns=["row", "task", "split", "text", "n_tokens", "n_scored"])
-    return Corpus(list(sizes), documents, encoded, Dropped(), Truncation(0, 0), "")
+    return Corpus(list(sizes), documents, encoded, {}, Truncation(0, 0), "")
 
 
 def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> TaskDataModule:

@@ -56,25 +56,17 @@ class FolderInUse(UserError):
 
 
 class RunDirectory:
-    """One run's folder."""
+    """One run's folder.
+
+    Attributes:
+        checkpoints: the folder of the next two.
+        best: best.ckpt, the epoch that validation chose.
+        last: last.ckpt, from which an interrupted run resumes.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of best.ckpt and last.ckpt."""
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """best.ckpt, the epoch that validation chose."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last(self) -> Path:
-        """last.ckpt, from which an interrupted run resumes."""
-        return self.checkpoints / "last.ckpt"
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
 
     @property
     def is_finished(self) -> bool:
@@ -100,21 +92,19 @@ class RunDirectory:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         new = not any(file.is_dir() or file.stat().st_size for file in self.path.iterdir())  # Hydra has begun run.log
-        lock = FileLock(self.path / LOCK, timeout=0)
         try:
-            lock.acquire()
+            lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
             raise FolderInUse(
                 f"another process is working in {self.path}; wait for it, or choose another folder"
             ) from error
-        try:
-            yield
-        except UserError:
-            if new and not self.has_begun:
-                remove_folder(self.path)
-            raise
-        finally:
-            lock.release()
+        with lock:
+            try:
+                yield
+            except UserError:
+                if new and not self.has_begun:
+                    remove_folder(self.path)
+                raise
 
     def claim(self, config: Config, overrides: Sequence[str] = ()) -> bool:
         """Take the folder for a run.

@@ -17,9 +17,9 @@ from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
-from bora.runs.directory import METRICS, RunDirectory, settings, versions
+from bora.runs.directory import METRICS, RunDirectory, json_safe, settings, versions
 from bora.runs.metrics import MetricsFile
-from bora.runs.trackers import open_trackers
+from bora.runs.trackers import TRACKED_RUN, Start, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
@@ -82,10 +82,11 @@ def train(
             check_same_run(checkpoint, fingerprint, resume_from)
         directory.write_documents(corpus.documents)
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
-        config = cfg.model_dump() | {"run": about}
-        with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
+        id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
+        shown = json_safe(cfg.model_dump() | {"run": about})
+        with open_tracker(cfg.logger, Start(directory.path, group, name, shown, id, step)) as tracker:
             del checkpoint  # Lightning reads it itself
-            logger = RunLogger(metrics, trackers)
+            logger = RunLogger(metrics, tracker)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)
@@ -93,7 +94,7 @@ def train(
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
             summary |= {
-                "best_epoch": progress.best_epoch,
+                "best_epoch": progress.best[0],
                 "epochs": progress.epochs,
                 "steps": trainer.fit_loop.epoch_loop.global_step,
                 "train_tokens_per_second": round(progress.tokens_per_second, 1),
@@ -121,8 +122,6 @@ def silence_warnings() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
-        "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
         "Found .* module.* in eval mode at the start of training",  # the frozen backbone
         ".*isinstance.treespec, LeafSpec.* is deprecated",
         "The '.*_dataloader' does not have many workers",  # tokens are in memory already
@@ -177,7 +176,7 @@ def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[st
         "n_documents": int(model.task_documents.sum()),
         "n_tokens": model.n_tokens,
         "params_per_task": model.n_parameters,
-        "dropped": corpus.dropped.rows,
+        "dropped": corpus.dropped,
         "truncated_documents": corpus.truncation.documents,
         "truncated_tokens": corpus.truncation.tokens,
         "leakage": corpus.leakage(),

@@ -135,7 +135,7 @@ def test_a_run_starts_from_another_of_the_same_kind_only():
         torch.testing.assert_close(ours.adapters.theta(d), theirs.adapters.theta(d))
     for key in ("task_names", "layers", "rank", "alpha"):
         other = checkpoint | {"hyper_parameters": theirs.hyperparameters | {key: "another"}}
-        with pytest.raises(UserError, match=f"init_from: that run's {key} is not this one's"):
+        with pytest.raises(UserError, match=f"that run's {key} is not this one's"):
             ours.start_from(other)
 
 

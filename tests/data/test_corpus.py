@@ -33,7 +33,7 @@ def test_what_is_dropped_and_what_becomes_of_each_row(build):
     rows += [*(("a", text) for text in WHITE), *docs("b", 4), ("b", rows[0][1]), *docs("c", 3), *docs("d", 2)]
     corpus = build(rows, n_tasks=2)
     assert corpus.task_names == ["a", "b"]
-    assert corpus.dropped.rows == {
+    assert corpus.dropped == {
         "repeated within their task": 2,
         "without a task": 2,
         "empty": len(WHITE),

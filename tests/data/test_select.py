@@ -39,7 +39,7 @@ def test_a_list_of_caps_gives_each_task_its_own_in_the_order_of_selection():
     kept, names, dropped = select(t, documents_per_task=[7, 30, 9])
     assert names == ["b", "a", "c"]
     assert kept["task"].value_counts().to_dict() == {"a": 20, "b": 7, "c": 5}
-    assert dropped.rows == {"over the cap data.documents_per_task": 43}
+    assert dropped == {"over the cap data.documents_per_task": 43}
 
 
 def test_the_papers_rule_is_chronological_and_above_100():

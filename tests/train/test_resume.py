@@ -150,9 +150,9 @@ CHECKPOINT = [lambda data: b"", lambda data: data[: len(data) // 2], with_anothe
 # By file: what becomes of its bytes (None: it is gone), and what is said of it.
 DAMAGES = {
     "metrics.csv": [
-        (lambda rows: None, "is missing, and the interrupted run needs it"),
-        (lambda rows: rows[:-20], " at the last checkpoint"),
-        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed since the last checkpoint"),
+        (lambda rows: None, "is needed to resume, and not readable"),
+        (lambda rows: rows[:-20], "was changed or cut since the last checkpoint"),
+        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed or cut since the last checkpoint"),
     ],
     "checkpoints/last.ckpt": [(damage, UNREADABLE) for damage in CHECKPOINT],
     "checkpoints/best.ckpt": [(damage, UNREADABLE) for damage in CHECKPOINT],
