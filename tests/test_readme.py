@@ -70,8 +70,8 @@ def test_a_sweep_becomes_a_report(tmp_path):
     (command,) = (c for c in COMMANDS if c.startswith("bora report"))
     shell(f"bora run -m tau=0,10 {SMALL} logger=wandb", tmp_path)
     shell(command, tmp_path)
-    assert (tmp_path / "report/index.html").is_file()
-    (media,) = tmp_path.glob("report/wandb/offline-run-*/files/media")
+    assert (tmp_path / "multirun/stdlib-opt_mini/report/index.html").is_file()
+    (media,) = tmp_path.glob("multirun/stdlib-opt_mini/report/wandb/offline-run-*/files/media")
     assert len(list(media.glob("images/*.png"))) == 5  # a figure each; a map needs three tasks
     # Tables 1 and 2, the runs' tasks, and three charts.
     assert len(list(media.rglob("table/**/*.json"))) == 6

@@ -1,6 +1,7 @@
 """The command `bora report DIR…`: one or more sweep folders to tables, figures and a page, or to one archive."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's or a run's folder, or an archive (--archive)")
-    add("-o", "--output", type=Path, default=Path("report"), help="folder to write to (report)")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write to (report, in DIR or in the folder that several have in common)",
+    )
     add("-c", "--color-by", metavar="COLUMN", help="column of the corpus's table that colours the map of tasks")
     add(
         "--wandb",
@@ -46,7 +53,6 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
     Raises:
         UserError: no folder, no finished run, or an extra that is not installed.
     """
-    from bora.lib.files import make_output_folder
     from bora.report.series import read_runs
 
     try:
@@ -55,7 +61,7 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
         packages = "matplotlib scipy tabulate jinja2"
         raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
     runs, problems = read_runs(folders)
-    make_output_folder(output)
+    claim_output(output, folders)
     sections = write_report(runs, problems, output, color_by)
     if to_wandb:
         from bora.report.wandb import log_view
@@ -67,6 +73,28 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
             print(f"{claim.verdict}: {claim.claim} ({claim.numbers})")
     _print_problems(problems)
     print(f"\nreport: {(output / 'index.html').resolve()}")
+
+
+def default_output(folders: list[Path]) -> Path:
+    """Choose the folder of a report: `report` in the folder that it is about, or that all of them have in common."""
+    tops = [folder.resolve() for folder in folders]
+    common = Path(os.path.commonpath([top.parent if top.is_file() else top for top in tops]))
+    return Path(os.path.relpath(common)) / "report"
+
+
+def claim_output(output: Path, folders: list[Path]) -> None:
+    """Make a report's folder, and note in runs.txt there what it is about.
+
+    Raises:
+        UserError: nothing can be written there, or the folder has a page about other runs.
+    """
+    from bora.lib.files import make_output_folder, write_text_atomically
+
+    make_output_folder(output)
+    about, note = "".join(sorted(f"{os.path.relpath(folder, output)}\n" for folder in folders)), output / "runs.txt"
+    if (output / "index.html").exists() and not (note.is_file() and note.read_text("utf-8") == about):
+        raise UserError(f"{output} holds a page about other runs; give another folder with -o")
+    write_text_atomically(note, about)
 
 
 def archive(folders: list[Path], file: Path) -> None:
@@ -113,7 +141,8 @@ def main() -> None:
         if arguments.archive is not None:
             archive(arguments.folders, arguments.archive)
         else:
-            report(arguments.folders, arguments.output, arguments.color_by, arguments.wandb == "auto")
+            output = arguments.output or default_output(arguments.folders)
+            report(arguments.folders, output, arguments.color_by, arguments.wandb == "auto")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def run_folders(top: Path) -> list[Path]:
     """
     if not top.exists():
         raise UserError(f"{top}: there is no such folder or archive of runs")
-    return sorted({file.parent for name in (CONFIG, SUMMARY, FAILED) for file in top.rglob(name)})
+    files = (file for name in (CONFIG, SUMMARY, FAILED) for file in top.rglob(name))
+    return sorted({file.parent for file in files if not file.match("wandb/*/files/*")})
 
 
 def read_runs(tops: Iterable[Path]) -> tuple[list[Run], list[str]]:

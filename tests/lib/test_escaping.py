@@ -57,7 +57,7 @@ def written(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr("sys.argv", ["bora report", "s"])
         report.main()
-    return folder / "report"
+    return folder / "s/report"
 
 
 class Page(HTMLParser):
