@@ -25,6 +25,8 @@ from bora.errors import UserError
 from bora.lib.machine import require_gpus
 
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
+# The launchers whose jobs run on this machine.
+HERE = (".BasicLauncher", ".JoblibLauncher", ".LocalLauncher")
 # A group whose choices are not all in conf/ → what to give for any other.
 ANY_OTHER = {
     "model": "for a model of the hub or a folder give model=hub model.path={choice}",
@@ -141,7 +143,7 @@ def _check_jobs(overrides: list[Override]) -> None:
     for number, job in enumerate(_jobs_to_check(overrides)):
         composed = _compose([*job, f"++hydra.job.num={number}"])
         config = to_config(composed)
-        if "Submitit" not in composed.hydra.launcher._target_ or "Local" in composed.hydra.launcher._target_:
+        if composed.hydra.launcher._target_.endswith(HERE):
             require_gpus(config.trainer.accelerator, config.trainer.devices)
         name = composed.hydra.sweep.subdir
         if name in seen:

@@ -8,6 +8,7 @@ import pytest
 
 import bora.commands.completion
 import bora.commands.ls
+from bora.commands.overrides import prepare
 from bora.commands.run import record_failure
 from bora.errors import UserError
 from bora.runs.directory import FolderInUse, RunDirectory
@@ -30,6 +31,16 @@ def test_two_jobs_with_one_folder_are_refused_before_the_first(command, tmp_path
     code, _, err = command("-m", *SMALL, *sweep)
     assert (code, err.startswith(f"bora: two jobs of the sweep would have one folder, {why}")) == (2, True), err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sweep", ["joblib", "submitit_local", "submitit"])
+def test_gpus_are_asked_for_where_the_jobs_run(sweep):
+    words = ["-m", f"sweep={sweep}", "trainer=gpu", "tau=1,2"]
+    if sweep == "submitit":  # a cluster's login node needs none
+        assert prepare(words)[:1] == ["-m"]
+    else:
+        with pytest.raises(UserError, match="torch sees no GPU on this machine"):
+            prepare(words)
 
 
 @pytest.mark.parametrize("subdir", ["${hydra.job.num}", "${tau}"])
