@@ -22,7 +22,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # The folder may hold failures of an earlier sweep with other values; they are not this one's.
-        self.earlier = failed_runs(Path(config.hydra.sweep.dir))
+        self.earlier = {file: failure["written"] for file, failure in failed_runs(Path(config.hydra.sweep.dir)).items()}
         if config.hydra.launcher._target_.endswith((".JoblibLauncher", ".LocalLauncher")):
             stop_jobs_too()  # the jobs are processes of this machine
 
@@ -33,7 +33,7 @@ class Sweep(Callback):
         if len(runs):
             print_sweep(runs, by)
         print(f"sweep directory: {folder.resolve()}", flush=True)
-        failures = {k: v for k, v in failed_runs(folder).items() if self.earlier.get(k) != v}
+        failures = {k: v for k, v in failed_runs(folder).items() if v["written"] != self.earlier.get(k)}
         for line in unreadable:
             print(f"bora: {line}", file=sys.stderr)
         if failures:
@@ -71,12 +71,12 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
 
 
 def failed_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what each failed job at or below a folder left, by its file's place there."""
+    """Read what each failed job at or below a folder left, and when it was written, by its file's place there."""
     found = {}
     for file in sorted(folder.glob("**/failed*.json")):
         try:
             failure = RunDirectory(file.parent).failure(file.name)
         except UserError as error:
             failure = {"error": str(error), "exit_code": 2}
-        found[file.relative_to(folder).as_posix()] = failure
+        found[file.relative_to(folder).as_posix()] = failure | {"written": file.stat().st_mtime_ns}
     return found

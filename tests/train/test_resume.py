@@ -278,6 +278,7 @@ def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("bora.train.run.build_fitter", broken)
         code, out, err = command(*arguments)
+        assert command(*arguments)[0] == exit_code  # the same failure again is one
     sweep, defect = tmp_path / "multirun/s", error is RuntimeError
     said = "RuntimeError: out of luck" if defect else "out of luck"
     assert (code, "Traceback" in out + err) == (exit_code, defect)
