@@ -3,9 +3,14 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
+
+if TYPE_CHECKING:
+    from bora.report.page import Section
+    from bora.runs.archive import Run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,8 +45,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
-    """Read the runs, write the report, and print its main table and claims.
+def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list["Section"], list["Run"], list[str]]:
+    """Read the runs and write the report.
+
+    Returns:
+        What it says, the runs, and a line for each that is not in it.
 
     Raises:
         UserError: no folder, no finished run, or an extra that is not installed.
@@ -56,7 +64,16 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
         raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
     runs, problems = read_runs(folders)
     make_output_folder(output)
-    sections = write_report(runs, problems, output, color_by)
+    return write_report(runs, problems, output, color_by), runs, problems
+
+
+def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
+    """Write the report, and print its main table and claims.
+
+    Raises:
+        UserError: see `write`.
+    """
+    sections, runs, problems = write(folders, output, color_by)
     if to_wandb:
         from bora.report.wandb import log_view
 
