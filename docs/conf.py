@@ -11,7 +11,7 @@ project, author = "bora", "the bora authors"
 release = importlib.metadata.version("bora")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
@@ -28,6 +28,14 @@ apidoc_modules = [{"path": "../bora", "destination": "api", "module_first": True
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# Notebooks are committed without outputs and run at each build; what fails in one fails the build.
+nb_execution_mode = "force"
+nb_execution_in_temp = True  # runs are not written into docs/
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds a cell
+nb_output_stderr = "remove"  # progress bars
+nb_merge_streams = True
 
 # Docstrings: one backtick is code, as in Markdown; types are in the signature alone.
 default_role = "code"

@@ -124,7 +124,7 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
 def test_a_job_that_fails_leaves_the_others(frame, tmp_path):
     options = {**SMALL, **COLUMNS, "output": "python"}
     with RunDirectory(tmp_path / "python/tau=0,seed=0").locked():
-        with pytest.raises(UserError, match="^tau=0,seed=0: another process"):
+        with pytest.raises(UserError, match=r"^tau=0,seed=0: another process"):
             bora.sweep(frame, [0], **options)
         found = bora.sweep(frame, [0, 5], **options)
     assert [run.tau for run in found.runs] == [5]

@@ -7,8 +7,8 @@ run = bora.load("outputs/2026-01-01/12-00-00")
 sweep = bora.sweep(frame, tau=[0, 10, 100, float("inf")], seeds=[0, 1])
 """
 
-from bora.api.run import Run
-from bora.api.sweep import Sweep, load
-from bora.api.training import fit, sweep
-
-__all__ = ["Run", "Sweep", "fit", "load", "sweep"]
+from bora.api.run import Run as Run
+from bora.api.sweep import Sweep as Sweep
+from bora.api.sweep import load as load
+from bora.api.training import fit as fit
+from bora.api.training import sweep as sweep

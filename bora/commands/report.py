@@ -3,14 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
-
-if TYPE_CHECKING:
-    from bora.report.page import Section
-    from bora.runs.archive import Run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,11 +40,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list["Section"], list["Run"], list[str]]:
+def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list, list, list[str]]:
     """Read the runs and write the report.
 
     Returns:
-        What it says, the runs, and a line for each that is not in it.
+        Its sections, the runs, and a line for each run that is not in it.
 
     Raises:
         UserError: no folder, no finished run, or an extra that is not installed.
