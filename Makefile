@@ -48,7 +48,7 @@ wheel: .venv/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv dist build docs/_build
+	rm -rf .venv dist build docs/_build docs/jupyter_execute
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

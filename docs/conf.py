@@ -21,7 +21,7 @@ extensions = [
     "named_tuples",
     "repository_links",
 ]
-exclude_patterns = ["_build", "extensions", "api/bora.rst", "api/modules.rst"]
+exclude_patterns = ["_build", "jupyter_execute", "extensions", "api/bora.rst", "api/modules.rst"]
 
 # The Python reference: a page for each folder of the package, made at each build.
 apidoc_modules = [{"path": "../bora", "destination": "api", "module_first": True}]
