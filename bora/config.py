@@ -376,8 +376,9 @@ def _suggest(key: str, values: dict[str, Any]) -> str:
             chosen = values[group].get(DISCRIMINATORS[group])
             others = ", ".join(f"{group}={choice}" for choice in having)
             return f" for {group}={chosen}, only for {others}; give {group}={having[0]} {key}=…"
-    close = difflib.get_close_matches(key, _known_keys(values), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = [k for k in _known_keys({}) if k.rpartition(".")[2] == key]
+    close = close or difflib.get_close_matches(key, _known_keys(values), n=1)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _members(group: str) -> dict[str, type[Group]]:
@@ -387,19 +388,22 @@ def _members(group: str) -> dict[str, type[Group]]:
 
 
 def _known_keys(values: dict[str, Any]) -> list[str]:
-    """List every setting that there is beside the chosen sources."""
+    """List every setting that there is beside the chosen sources, or, where none is chosen, for any of them."""
 
     def walk(owner: type[Group], prefix: str) -> Iterator[str]:
         for name, field in owner.model_fields.items():
-            kind: Any = field.annotation
-            if name in DISCRIMINATORS and not prefix and isinstance(values.get(name), dict):
-                kind = _members(name).get(values[name].get(DISCRIMINATORS[name]))
-            if isinstance(kind, type) and issubclass(kind, Group):
-                yield from walk(kind, f"{prefix}{name}.")
-            else:
-                yield prefix + name
+            kinds: list[Any] = [field.annotation]
+            if name in DISCRIMINATORS and not prefix:
+                members, chosen = _members(name), values.get(name)
+                choice = chosen.get(DISCRIMINATORS[name]) if isinstance(chosen, dict) else None
+                kinds = [members[choice]] if choice in members else [*members.values()]
+            for kind in kinds:
+                if isinstance(kind, type) and issubclass(kind, Group):
+                    yield from walk(kind, f"{prefix}{name}.")
+                else:
+                    yield prefix + name
 
-    return list(walk(Config, ""))
+    return list(dict.fromkeys(walk(Config, "")))
 
 
 def _has_compiler() -> bool:

@@ -1,14 +1,15 @@
 """How the site is built: `make docs`. See https://www.sphinx-doc.org/en/master/usage/configuration.html."""
 
-import importlib.metadata
 import sys
 from pathlib import Path
+
+import bora
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
 
 project, author = "bora", "the bora authors"
-release = importlib.metadata.version("bora")
+release = bora.__version__
 
 extensions = [
     "myst_nb",

@@ -23,13 +23,11 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.commands.overrides import compose_config
 from bora.data.corpus import Corpus
 from bora.data.module import TaskDataModule
-from bora.data.select import Dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
-from bora.use.restore import restore
 
 VOCABULARY = 60
 
@@ -61,7 +59,7 @@ def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
             encoded.append(Encoded(ids, n_prompt=0))
             rows.append((len(rows), task, split, "…", len(ids), len(ids) - 1))
     documents = pd.DataFrame(rows, columns=["row", "task", "split", "text", "n_tokens", "n_scored"])
-    return Corpus(list(sizes), documents, encoded, Dropped(), Truncation(0, 0), "")
+    return Corpus(list(sizes), documents, encoded, {}, Truncation(0, 0), "")
 
 
 def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> TaskDataModule:
@@ -110,12 +108,6 @@ def silent_trainer(**options) -> L.Trainer:
 
 
 @pytest.fixture
-def trainer() -> L.Trainer:
-    """A silent trainer of a few epochs."""
-    return silent_trainer(max_epochs=3)
-
-
-@pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run `python -m bora.run ARGUMENTS` in this process: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
@@ -153,6 +145,19 @@ def call(capfd, monkeypatch):
     return run
 
 
+def one_line(found: tuple[int, str, str], *words: str, code: int = 2) -> None:
+    """Hold a command's end to an exit code and one line of ours on standard error, which has these words."""
+    assert (found[0], found[2][:6], found[2].count("\n")) == (code, "bora: ", 1), found[2]
+    assert all(word in found[2] for word in words), found[2]
+
+
+@pytest.fixture
+def without_figures_1_to_5(monkeypatch):
+    """Let a report draw figure 6 alone: the others take seconds."""
+    for name in ("sizes", "perplexity_by_tau", "improvement", "distances", "size_and_perplexity"):
+        monkeypatch.setattr(f"bora.report.figures.{name}", lambda evidence: None)
+
+
 TASKS = {"a": 24, "a longer name": 40, "../b | <i>*x*": 30}
 
 
@@ -178,27 +183,6 @@ def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     rows = [(t, " ".join(rng.choice(words, rng.integers(2, 30)))) for t, n in sizes.items() for _ in range(n)]
     pd.DataFrame(rows, columns=["task", "text"]).to_csv(path, index=False)
     return path
-
-
-def assert_restores(run: Path, table: Path, rel: float = 1e-5) -> None:
-    """Hold a finished run's test NLL of each task to that of the model restored from it, document by document.
-
-    Args:
-        table: what the run read; its texts are cut to 20 tokens.
-    """
-    restored = restore(run)
-    documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
-    texts = pd.read_csv(table, keep_default_na=False)["text"]
-    for row in restored.per_task.itertuples():
-        nats = tokens = 0
-        test = documents[(documents["task"] == row.task) & (documents["split"] == "test")]
-        for d in test.itertuples():
-            ids = restored.tokenizer(texts[d.row], return_tensors="pt").input_ids[:, :20]
-            task = torch.tensor([restored.model.adapters.task_names.index(row.task)])
-            with torch.no_grad():
-                nats += restored.model.nll({"input_ids": ids, "labels": ids, "task": task}).item()
-            tokens += d.n_scored
-        assert nats / tokens == pytest.approx(row.test_nll, rel=rel)
 
 
 def same_files(a: Path, b: Path) -> None:

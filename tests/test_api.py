@@ -20,7 +20,6 @@ from bora.api.settings import KEYS, to_overrides
 from bora.commands import adapt, evaluate, export, generate
 from bora.commands.overrides import compose_config
 from bora.config import flatten
-from bora.data.columns import Columns
 from bora.data.table import read
 from bora.errors import UserError
 from bora.model.pretrained import load_packaged
@@ -249,8 +248,6 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
     numbers = documents(arrow, "n", "text", None)["task"].tolist()
     assert numbers == ["1.0", "", "0.1", "1e+16"]
     assert numbers == documents(arrow.to_pandas(), "n", "text", None)["task"].tolist()
-    arrow.to_pandas().to_csv(tmp_path / "t.csv", index=False)
-    assert numbers == read(str(tmp_path / "t.csv"), Columns(task="n"))["task"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -274,9 +271,3 @@ def test_what_is_no_frame_is_an_input_error():
     for given in ([1, 2], pa.array([1]), pa.chunked_array([[1]])):
         with pytest.raises(UserError, match=f"an Arrow table, not {type(given).__name__}"):
             bora.fit(given)
-
-
-def test_data_frame_on_the_command_line_is_told(command):
-    code, _, err = command("data=frame", "logger=none")
-    assert code == 2
-    assert "data=table" in err

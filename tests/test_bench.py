@@ -82,9 +82,3 @@ def test_the_floor_goes_back_to_the_embeddings_and_trains_nothing(cfg):
     assert seen
     assert seen[0] > 0
     assert not any(p.requires_grad for p in closure["backbone"].parameters())
-
-
-def test_adapters_and_state_are_theta_and_two_moments(cfg):
-    layers, rank, width = 4, 2, 16
-    per_task = layers * rank * (width + width)
-    assert bench.adapters_and_state(cfg, tiny_opt(), 9) == 3 * 4 * (9 + 1) * per_task

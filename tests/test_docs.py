@@ -11,6 +11,7 @@ from tests.shown import REPOSITORY, as_typed, blocks, commands, composed, is_tar
 
 DOCS = REPOSITORY / "docs"
 PAGES = {p.stem: p.read_text("utf-8") for p in sorted(DOCS.glob("*.md")) if p.stem != "LOG"}
+PAGES["README"] = (REPOSITORY / "README.md").read_text("utf-8")
 
 
 def shown(find) -> list:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import bora
-from tests.shown import REPOSITORY, as_typed, commands, composed, is_target, makes, options
+from tests.shown import REPOSITORY, commands
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = commands(README)
@@ -95,13 +95,3 @@ def test_a_finished_run_is_used(tmp_path):
             shutil.rmtree(tmp_path / "OUT")
         shell(command, tmp_path)
         assert result is None or (tmp_path / result).is_file()
-
-
-def test_the_commands_are_make_targets():
-    assert makes(README)
-    assert all(is_target(name) for name in makes(README))
-
-
-@pytest.mark.parametrize("option", options(README))
-def test_options_compose(option):
-    composed(as_typed(option))

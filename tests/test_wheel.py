@@ -29,29 +29,41 @@ def test_configs_and_assets_travel_inside(wheel):
     configs = {f.relative_to(REPOSITORY).as_posix() for f in (REPOSITORY / "conf").rglob("*.yaml")}
     assert {f"bora/{c}" for c in configs} <= names
     assert {"bora/assets/opt_mini/model.safetensors", "bora/assets/opt_mini/tokenizer.json"} <= names
-    assert all(n.split("/")[0] in ("bora", f"bora-{wheel.name.split('-')[1]}.dist-info") for n in names)
+    assert {n.split("/")[0] for n in names} == {"bora", f"bora_lora-{wheel.name.split('-')[1]}.dist-info"}
     assets = [i for i in zipfile.ZipFile(wheel).infolist() if "/assets/" in i.filename]
     assert sum(i.file_size for i in assets) < 10e6
 
 
-def test_it_runs_elsewhere(wheel, tmp_path):
+def test_it_runs_elsewhere_and_says_what_to_install(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     python, elsewhere = tmp_path / "venv/bin/python", tmp_path / "elsewhere"
     elsewhere.mkdir()
 
-    def ask(*words: str) -> str:
+    def ask(*words: str, code: int = 0) -> str:
         done = subprocess.run(words, cwd=elsewhere, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        assert done.returncode == code, done.stderr
+        return (done.stderr if code else done.stdout).strip()
 
+    # The dependencies are this environment's, but for PEFT; bora itself comes from the wheel alone.
+    dependencies = tmp_path / "dependencies"
+    dependencies.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(("peft", "bora", "_bora", "__editable__")):
+            (dependencies / entry.name).symlink_to(entry)
     site = Path(ask(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"))
-    # The dependencies are this environment's; bora itself comes from the wheel alone.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = "install --no-deps --no-index --force-reinstall --quiet".split()
-    ask(sys.executable, "-m", "pip", "--python", str(python), *install, str(wheel))
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    ask(*pip, "--no-deps", "--no-index", str(wheel))
     small = "data.modules=[pickle,ssl] data.documents_per_task=9 data.min_documents=3 trainer.max_steps=1 logger=none"
+    command = str(tmp_path / "venv/bin/bora")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONPATH", raising=False)  # of a checkout
         assert ask(str(python), "-c", "import bora; print(bora.__file__)").startswith(str(site))
-        ask(str(tmp_path / "venv/bin/bora"), "run", *small.split(), "hydra.run.dir=run")
+        ask(command, "run", *small.split(), "hydra.run.dir=run")
+        said = ask(command, "export", "run", "out", code=2)
+        # What the message says to install is what is missing, and not another project's package.
+        install = said.partition("pip install ")[2].split()
+        assert install == ["peft"]
+        ask(*pip, *install)
+        assert ask(command, "export", "run", "out").startswith("3 PEFT adapters")
     assert json.loads((elsewhere / "run/summary.json").read_text())["steps"] == 1

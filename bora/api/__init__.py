@@ -7,8 +7,8 @@ run = bora.load("outputs/2026-01-01/12-00-00")
 sweep = bora.sweep(frame, tau=[0, 10, 100, float("inf")], seeds=[0, 1])
 """
 
-from bora.api.run import Run as Run
-from bora.api.sweep import Sweep as Sweep
-from bora.api.sweep import load as load
+from bora.api.runs import Run as Run
+from bora.api.sweeps import Sweep as Sweep
+from bora.api.sweeps import load as load
 from bora.api.training import fit as fit
 from bora.api.training import sweep as sweep

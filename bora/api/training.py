@@ -9,9 +9,9 @@ import pandas as pd
 from hydra.errors import HydraException
 
 from bora.api.frames import documents
-from bora.api.run import Run
+from bora.api.runs import Run
 from bora.api.settings import Settings, model_overrides, to_overrides, to_word
-from bora.api.sweep import Sweep
+from bora.api.sweeps import Sweep
 from bora.commands.overrides import compose_config, format_value
 from bora.commands.run import record_failure
 from bora.config import Config

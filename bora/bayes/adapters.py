@@ -55,8 +55,6 @@ class Adapters(nn.Module, ABC):
             for lora in layout.factors(self.mean).values():
                 nn.init.kaiming_uniform_(lora.A, a=math.sqrt(5))  # as PEFT starts LoRA; B is 0
             self.register_parameter("stored", self._start(init_std))
-        self.register_state_dict_post_hook(_save_by_layer)
-        self.register_load_state_dict_pre_hook(_load_by_layer)
 
     @abstractmethod
     def _start(self, init_std: float) -> nn.Parameter | None:
@@ -89,9 +87,18 @@ class Adapters(nn.Module, ABC):
     def before_evaluation(self) -> None:
         """Bring Θ to where this form has it, if training does not."""
 
-    def start_from(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    def saved(self) -> dict[str, Tensor]:
+        """Return Θ and `stored` as a checkpoint holds them: layer by layer, to be read without knowing the layout."""
+        state: dict[str, Tensor] = {}
+        for parameter, suffix in self.suffixes.items():
+            factors = self.layout.factors(getattr(self, parameter).detach()).values()
+            names = disk_names(list(self.layout.shapes), suffix)
+            state |= zip(names, (value for lora in factors for value in lora), strict=True)
+        return state
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over what any form saved, as far as this one can hold it; see `read_saved`."""
-        self.start_at(*read_saved(state, list(self.layout.shapes), prefix))
+        self.start_at(*read_saved(state, list(self.layout.shapes)))
 
     @property
     def tasks(self) -> "TaskLoRAs":
@@ -248,7 +255,7 @@ class TaskLoRAs(Mapping):
 
 
 class Saved(NamedTuple):
-    """What some form saved: Θ [P], and θ or δ [D, P] or neither."""
+    """What some form saved, read: Θ [P], and θ or δ [D, P] or neither."""
 
     mean: Tensor
     theta: Tensor | None
@@ -260,27 +267,23 @@ class Saved(NamedTuple):
         return self.offset if self.theta is None else self.theta - self.mean
 
 
-def disk_names(layers: Sequence[str], suffix: str, prefix: str = "") -> list[str]:
-    """Return the names on disk of all the layers' factors of one kind, in the layout's order.
-
-    A checkpoint holds the factors layer by layer, so that it can be read without knowing the layout.
-    """
+def disk_names(layers: Sequence[str], suffix: str) -> list[str]:
+    """Return the names on disk of all the layers' factors of one kind, in the layout's order."""
     # The dots of a layer's path are written as slashes: a dot divides modules.
-    return [f"{prefix}stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"]
+    return [f"adapters.stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"]
 
 
-def read_saved(state: Mapping[str, Tensor], layers: Sequence[str], prefix: str = "") -> Saved:
+def read_saved(state: Mapping[str, Tensor], layers: Sequence[str]) -> Saved:
     """Read what any form saved.
 
     Args:
-        state: a state_dict of adapters.
+        state: from `Adapters.saved`.
         layers: their names, in the layout's order.
-        prefix: of its keys.
 
     Raises:
         KeyError: it has no Θ of these layers.
     """
-    names = [disk_names(layers, suffix, prefix) for suffix in (MEAN, THETA, OFFSET)]
+    names = [disk_names(layers, suffix) for suffix in (MEAN, THETA, OFFSET)]
     theta, offset = (_join(state, n) if all(name in state for name in n) else None for n in names[1:])
     return Saved(_join(state, names[0]), theta, offset)
 
@@ -288,19 +291,3 @@ def read_saved(state: Mapping[str, Tensor], layers: Sequence[str], prefix: str =
 def _join(state: Mapping[str, Tensor], names: list[str]) -> Tensor:
     """[P] or [D, P] from the factors of those names."""
     return torch.cat([state[name].flatten(-2) for name in names], dim=-1)
-
-
-def _save_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for parameter, suffix in adapters.suffixes.items():
-        factors = adapters.layout.factors(state.pop(prefix + parameter)).values()
-        names = disk_names(list(adapters.layout.shapes), suffix, prefix)
-        state.update(zip(names, (value for lora in factors for value in lora), strict=True))
-
-
-def _load_by_layer(adapters: Adapters, state: dict[str, Tensor], prefix: str, *_) -> None:
-    for parameter, suffix in adapters.suffixes.items():
-        names = disk_names(list(adapters.layout.shapes), suffix, prefix)
-        if all(name in state for name in names):
-            state[prefix + parameter] = _join(state, names)
-            for name in names:
-                del state[name]

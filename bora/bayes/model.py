@@ -25,8 +25,6 @@ from bora.model.lora import LowRank
 
 Under = Literal["task", "mean", "base"]  # θ_d of each document's task, Θ, or no LoRA
 
-ADAPTERS = "adapters."  # prefix of a checkpoint's names
-
 
 class HierarchicalLoRA(nn.Module):
     """BoRA: the negative log posterior U(θ, Θ) over all θ_d and Θ (Eide & Frigessi 2024, 3.4).
@@ -153,18 +151,13 @@ class HierarchicalLoRA(nn.Module):
         prior = self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches)
         return Objective(likelihood / unit, prior / unit, nll.detach().sum(), scored.sum().to(nll.dtype))
 
-    def optimizer(
-        self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-    ) -> torch.optim.Optimizer:
+    def optimizer(self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> RowwiseAdamW:
         """Return AdamW over all θ_d and Θ; without weight decay, which would be a second prior, around zero."""
-        parameters = self.adapters.parameters()
-        if self.adapters.sparse:
-            return RowwiseAdamW(parameters, lr, betas, eps)
-        return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay=0.0, fused=True)
+        return RowwiseAdamW(self.adapters.parameters(), lr, betas, eps)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what is trained, as a checkpoint holds it: everything but the frozen backbone."""
-        return self.adapters.state_dict(prefix=ADAPTERS)
+        return self.adapters.saved()
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over all of what `trained_state` gave, of this very form.
@@ -172,8 +165,9 @@ class HierarchicalLoRA(nn.Module):
         Raises:
             RuntimeError: a tensor is missing, unknown, or of another shape.
         """
-        found = nn.ModuleDict({ADAPTERS.removesuffix("."): self.adapters})
-        found.load_state_dict(state)
+        if differing := state.keys() ^ self.trained_state().keys():
+            raise RuntimeError(f"the key {min(differing)} is missing or unknown")
+        self.adapters.start_from(state)
 
     def start_from(self, checkpoint: Mapping[str, Any]) -> None:
         """Begin at another run's θ and Θ, whatever its τ and parameterization.
@@ -188,5 +182,5 @@ class HierarchicalLoRA(nn.Module):
         for key in ("task_names", "layers", "rank", "alpha"):
             theirs = checkpoint["hyper_parameters"][key]
             if theirs != ours[key]:
-                raise UserError(f"init_from: that run's {key} is not this one's ({theirs}, not {ours[key]})")
-        self.adapters.start_from(checkpoint["state_dict"], ADAPTERS)
+                raise UserError(f"that run's {key} is not this one's ({theirs}, not {ours[key]})")
+        self.adapters.start_from(checkpoint["state_dict"])

@@ -6,9 +6,9 @@ from pathlib import Path
 from bora.commands.common import add_table, checked, read_texts, run_parser, text_column
 from bora.commands.exits import cli_errors
 from bora.config import Count, Positive, Seed
+from bora.lib.files import write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
-from bora.use.folder import write_folder
 from bora.use.restore import restore
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import io
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -30,38 +30,54 @@ PLUGINS = {
 
 
 @contextmanager
-def cli_errors() -> Iterator[None]:
-    """Run a command's work; end the process with a line and an exit code where it fails by the user's input."""
+def cli_errors(resume: Callable[[], str] = str) -> Iterator[None]:
+    """Run a command's work; end the process with a line and an exit code where it fails by the user's input.
+
+    Args:
+        resume: gives the command that resumes what was stopped, or nothing.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without τ prints ? and does not fail
     try:
         yield
     except Stopped as stopped:
-        _exit_stopped(stopped)
+        _exit_stopped(stopped, resume())
     except KeyboardInterrupt:  # outside training, which has handlers of its own
         print("bora: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         # A launcher whose jobs were stopped says so in its own way.
         if (signum := signal_sent_on()) is not None:
-            _exit_stopped(Stopped(signum))
-        exit_for(error)
+            _exit_stopped(Stopped(signum), resume())
+        exit_for(error, resume())
         raise
 
 
-def _exit_stopped(stopped: Stopped) -> NoReturn:
+def _exit_stopped(stopped: Stopped, resume: str) -> NoReturn:
     if is_first_process():
         print("bora:", stopped, file=sys.stderr)
+        _print_resume(resume)
     sys.exit(stopped.exit_code)
 
 
-def exit_for(error: Exception) -> None:
-    """Print what the user can mend and end the process; return for a defect, whose trace is needed."""
+def _print_resume(command: str) -> None:
+    if command:
+        print(f"bora: to resume: {command}", file=sys.stderr)
+
+
+def exit_for(error: Exception, resume: str = "") -> None:
+    """Print what the user can mend and end the process; return for a defect, whose trace is needed.
+
+    Args:
+        resume: the command that resumes what a full disk stopped.
+    """
     found = describe_error(error)
     if found is None:
         return
     for line in found[0].splitlines():
         print("bora:", printable(line), file=sys.stderr)
+    if isinstance(error, OSError) and found[1] == DEFECT:
+        _print_resume(resume)
     sys.exit(found[1])
 
 
@@ -73,7 +89,7 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in PLACE:
             return f"{error.strerror}{where}; choose a folder that can be written to", BAD_INPUT
-        return f"{error.strerror}{where}; make room, then run the same command again (a training run resumes)", DEFECT
+        return f"{error.strerror}{where}; make room", DEFECT
     # Of torch's errors for memory one has a type of its own, and the other has none.
     if (
         isinstance(error, MemoryError)

@@ -4,6 +4,7 @@ Hydra composes conf/, the schema (bora.config) decides what may stand in it. So 
 ++KEY=VALUE: Hydra then complains of no key, and the schema names all that are wrong at once.
 """
 
+import difflib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -12,17 +13,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser  # what `bora run` takes is Hydra's own to say
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from bora.config import Config, conf_folder, find_secret, flatten, parse
 from bora.errors import UserError
+from bora.lib.machine import require_gpus
 
-MULTIRUN = ("-m", "--multirun")
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
+# A group whose choices are not all in conf/ → what to give for any other.
+ANY_OTHER = {
+    "model": "for a model of the hub or a folder give model=hub model.path={choice}",
+    "data": "for a table give data=table data.path={choice}",
+}
 
 
 def register_resolvers() -> None:
@@ -41,7 +48,8 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return f"{value:.12g}"
+        short = f"{value:.12g}"
+        return short if float(short) == value else repr(value)
     text = str(value)
     plain = re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
@@ -67,29 +75,83 @@ def _parse(words: list[str]) -> list[Override]:
 
 
 def prepare(words: list[str]) -> list[str]:
-    """Make a command line that Hydra takes, and check a sweep's values before its first job.
+    """Make a command line that Hydra takes, and check the settings of every job before the first.
+
+    The run directory, or the name of each job's folder in a sweep, is settled here too and stands in the words.
 
     Args:
         words: as typed: flags of Hydra's, and overrides.
 
     Raises:
-        UserError: a setting or value that there is not; in a sweep, of any job.
+        UserError: a setting or value that there is not, or a GPU that there is not; in a sweep, of any job. Or two jobs
+            of a sweep would have one folder.
     """
-    # Flags first: Hydra's parser takes no override before one and another behind it.
-    words = [word for word in words if _is_flag(word)] + [forced(word) for word in words if not _is_flag(word)]
-    if not any(word in MULTIRUN for word in words):
+    arguments, unknown = get_args_parser().parse_known_intermixed_args(words)
+    if arguments.shell_completion:
         return words
-    overrides = _parse([word for word in words if not _is_flag(word)])
-    first, *others = _jobs_to_check(overrides)
-    composed = _compose(first)
-    to_config(composed)
-    for job in others:
-        to_config(_compose(job))
-    swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
-    swept |= set(OmegaConf.select(composed, "hydra.sweeper.params") or {})
-    if not any(o.key_or_group == "hydra.sweep.subdir" for o in overrides):
-        words.append(f"hydra.sweep.subdir='${{bora.job_name:{','.join(sorted(swept))}}}'")
-    return words
+    if unknown:
+        raise UserError(f"there is no option {unknown[0]}; a setting is written without dashes: KEY=VALUE")
+    # Flags first: Hydra's parser takes no override before one and another behind it.
+    flags = [word for word in words if word not in arguments.overrides]
+    plain = [forced(word) for word in arguments.overrides]
+    if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info:
+        return flags + plain
+    overrides = _parse(plain)
+    if not arguments.multirun:
+        for override in overrides:
+            if override.is_sweep_override():
+                raise UserError(_several_values(override))
+        composed = _compose(plain)
+        to_config(composed)
+        if not _sets(overrides, "hydra.run.dir"):
+            plain.append(forced(f"hydra.run.dir={composed.hydra.run.dir}"))
+        return flags + plain
+    params = OmegaConf.select(_compose(next(_jobs_to_check(overrides))), "hydra.sweeper.params") or {}
+    overrides += [o for o in _parse([f"{k}={v}" for k, v in params.items()]) if not _sets(overrides, o.key_or_group)]
+    if not _sets(overrides, "hydra.sweep.subdir"):
+        swept = sorted({*params, *(o.key_or_group for o in overrides if o.is_sweep_override())})
+        plain.append(f"hydra.sweep.subdir='${{bora.job_name:{','.join(swept)}}}'")
+        overrides += _parse(plain[-1:])
+    _check_jobs(overrides)
+    return flags + plain
+
+
+def _sets(overrides: list[Override], key: str) -> bool:
+    return any(override.key_or_group == key for override in overrides)
+
+
+def _several_values(override: Override) -> str:
+    """Say how to give several values, a list, or a text with a comma in it."""
+    key, value = override.key_or_group, override.get_value_string()
+    return (
+        f"{key}={value} is several values: for a run with each give -m; for a list give '{key}=[{value}]'; for one text "
+        f"give \"{key}='{value}'\""
+    )
+
+
+def _check_jobs(overrides: list[Override]) -> None:
+    """Check a sweep's jobs, each value of each setting once, and that no two have one folder.
+
+    A job's name is made of its values, so two jobs differ in name if those differ that differ in one value alone.
+
+    Raises:
+        UserError: see `prepare`.
+    """
+    seen: dict[str, list[str]] = {}
+    for number, job in enumerate(_jobs_to_check(overrides)):
+        composed = _compose([*job, f"++hydra.job.num={number}"])
+        config = to_config(composed)
+        if "Submitit" not in composed.hydra.launcher._target_ or "Local" in composed.hydra.launcher._target_:
+            require_gpus(config.trainer.accelerator, config.trainer.devices)
+        name = composed.hydra.sweep.subdir
+        if name in seen:
+            different = recorded([word for word in [*seen[name], *job] if not (word in seen[name] and word in job)])
+            why = " and ".join(different) or "a value is given twice"
+            raise UserError(
+                f"two jobs of the sweep would have one folder, {name} ({why}); give each value once, and with "
+                "hydra.sweep.subdir names that differ"
+            )
+        seen[name] = job
 
 
 def _jobs_to_check(overrides: list[Override]) -> Iterator[list[str]]:
@@ -109,14 +171,10 @@ def _jobs_to_check(overrides: list[Override]) -> Iterator[list[str]]:
             yield [*first[:i], f"{keys[i]}={value}", *first[i + 1 :]]
 
 
-def _is_flag(word: str) -> bool:
-    return word.startswith("-") or not re.match(r"[+~\w./@-]+=|~", word)
-
-
 def overrides_in(words: list[str]) -> list[str]:
     """List a command line's overrides, of a sweep those of its first job."""
-    overrides = _parse([forced(word) for word in words if not _is_flag(word)])
-    return next(_jobs_to_check(overrides))
+    typed = get_args_parser().parse_known_intermixed_args(words)[0].overrides
+    return next(_jobs_to_check(_parse([forced(word) for word in typed])))
 
 
 def forced(word: str) -> str:
@@ -125,7 +183,9 @@ def forced(word: str) -> str:
     Raises:
         UserError: its value holds a secret, or cannot be read.
     """
-    key, _, value = word.partition("=")
+    key, equals, value = word.partition("=")
+    if not equals and not key.startswith("~"):
+        raise UserError(f"{word!r} sets nothing: write KEY=VALUE in one word, as in tau=100")
     if problem := find_secret(key.lstrip("+~"), value):
         raise UserError(problem)
     try:
@@ -183,7 +243,23 @@ def _compose(overrides: list[str]) -> DictConfig:
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("config", overrides, return_hydra_config=True)
+        try:
+            return compose("config", overrides, return_hydra_config=True)
+        except MissingConfigException as error:
+            group, _, choice = str(error.missing_cfg_file).partition("/")
+            if not (conf_folder() / group).is_dir():
+                raise
+            raise UserError(_no_such_choice(group, choice)) from error
+
+
+def _no_such_choice(group: str, choice: str) -> str:
+    """Say which choices a group has, and what was meant, as far as it can be guessed."""
+    choices = sorted(file.stem for file in (conf_folder() / group).glob("[!_]*.yaml"))
+    close = difflib.get_close_matches(choice, choices, n=1)
+    hint = f"; did you mean {group}={close[0]}?" if close else ""
+    if not close and group in ANY_OTHER:
+        hint = "; " + ANY_OTHER[group].format(choice=choice)
+    return f"{group}={choice}: there is no such choice ({', '.join(choices)}){hint}"
 
 
 def to_config(composed: DictConfig) -> Config:

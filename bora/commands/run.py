@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from bora.commands.overrides import compose_config, overrides_in, prepare, recor
 from bora.config import conf_folder
 from bora.lib.console import print_tasks
 from bora.lib.machine import is_first_process
-from bora.runs.directory import RunDirectory
+from bora.runs.directory import FAILED, FolderInUse, RunDirectory
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
 
 register_resolvers()
@@ -49,7 +50,7 @@ def job(composed: DictConfig) -> float | None:
             print_results(RunDirectory(folder))
     except Exception as error:
         if not sweep:
-            exit_for(error)  # here, since Hydra would add lines of its own
+            exit_for(error, resume_command())  # here, since Hydra would add lines of its own
             raise
         record_failure(error, folder)
         return None
@@ -71,14 +72,26 @@ def record_failure(error: Exception, folder: Path) -> None:
     else:
         log.error("%s failed: %s", folder.name, found[0])
     time = datetime.now().astimezone().isoformat()
-    RunDirectory(folder).write_failure({"error": found[0], "exit_code": found[1], "time": time})
+    # Where another process is at work, failed.json is its own to write and to remove.
+    name = f"failed-{os.getpid()}.json" if isinstance(error, FolderInUse) else FAILED
+    RunDirectory(folder).write_failure({"error": found[0], "exit_code": found[1], "time": time}, name)
+
+
+typed: list[str] = []  # the command line as it was given; sys.argv has what `prepare` made of it
+
+
+def resume_command() -> str:
+    """Write the command that resumes this one: as typed, and in the same run directory, which has a time in its name."""
+    folder = [word for word in sys.argv[1:] if word.startswith("hydra.run.dir=") and word not in typed]
+    return shlex.join(["bora", "run", *typed, *folder[:1]])
 
 
 def main() -> None:
     """Run the command line."""
+    typed[:] = sys.argv[1:]
     # Hydra would end the process with code 1 itself; with this set, errors reach us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    with cli_errors():
+    with cli_errors(resume_command):
         run, words = split_again(sys.argv[1:])
         if run is not None:
             given, words = words, replay(run, words)

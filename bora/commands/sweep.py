@@ -1,16 +1,20 @@
-"""What a sweep prints at its end: τ → perplexity over its finished jobs, and which jobs failed and why."""
+"""What a sweep prints at its end: a row a τ, over its finished jobs; and which jobs failed and why."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from bora.errors import UserError
 from bora.lib.console import print_sweep
 from bora.lib.stopping import stop_jobs_too
-from bora.runs.directory import CONFIG, FAILED, SUMMARY, RunDirectory
+from bora.runs.directory import CONFIG, SUMMARY, RunDirectory
+from bora.runs.replay import key_of, read_overrides
+
+FIGURES = ("tau", "seed", "val_perplexity", "test_perplexity", "best_epoch")
 
 
 class Sweep(Callback):
@@ -25,49 +29,54 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with 2 if every failed job failed by its input, with 1 for any defect."""
         folder = Path(config.hydra.sweep.dir)
-        summaries, unreadable = finished_runs(folder)
-        if summaries:
-            print_sweep(summaries)
+        runs, by, unreadable = finished_runs(folder)
+        if len(runs):
+            print_sweep(runs, by)
         print(f"sweep directory: {folder.resolve()}", flush=True)
         failures = {k: v for k, v in failed_runs(folder).items() if self.earlier.get(k) != v}
         for line in unreadable:
             print(f"bora: {line}", file=sys.stderr)
         if failures:
             print(f"bora: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
-        for name, failure in failures.items():
-            print(f"bora: {name}: {failure['error']}", file=sys.stderr)
+        for file, failure in failures.items():
+            print(f"bora: {Path(file).parent}: {failure['error']}", file=sys.stderr)
         codes = [failure["exit_code"] for failure in failures.values()] + [2] * bool(unreadable)
         if codes:
             sys.exit(min(codes))
 
 
-def finished_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read the summaries of the runs below a sweep's folder, at any depth, each with its run's place there as `run`.
+def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Read the finished runs at or below a folder, at any depth.
 
     Returns:
-        The summaries, and a line for each that is not readable.
+        A row a run: FIGURES, `run`, its place in the folder, and what else the runs' overrides vary, as
+        text. The columns that tell one setting from another: tau, and those. A line for each run that is not readable.
     """
-    summaries, unreadable = [], []
-    for file in sorted(folder.glob(f"*/**/{SUMMARY}")):
+    rows, overrides, unreadable = [], [], []
+    for file in sorted(folder.glob(f"**/{SUMMARY}")):
         if not (file.parent / CONFIG).is_file():
             continue  # an evaluation
         try:
             summary = RunDirectory(file.parent).summary()
+            given = {key_of(word): word.partition("=")[2] for word in read_overrides(file.parent)}
         except UserError as error:
             unreadable.append(str(error))
             continue
         if "adapted_from" not in summary:  # new tasks of one of the runs: nothing was held out
-            summaries.append({**summary, "run": file.parent.relative_to(folder).as_posix()})
-    return summaries, unreadable
+            rows.append({key: summary[key] for key in FIGURES} | {"run": file.parent.relative_to(folder).as_posix()})
+            overrides.append(given)
+    table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
+    varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]
+    return pd.DataFrame(rows).join(table[varied]), ["tau", *varied], unreadable
 
 
 def failed_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read failed.json of each failed job below a sweep's folder, by the job's place there."""
+    """Read what each failed job at or below a folder left, by its file's place there."""
     found = {}
-    for file in sorted(folder.glob(f"*/**/{FAILED}")):
+    for file in sorted(folder.glob("**/failed*.json")):
         try:
-            failure = RunDirectory(file.parent).failure()
+            failure = RunDirectory(file.parent).failure(file.name)
         except UserError as error:
             failure = {"error": str(error), "exit_code": 2}
-        found[file.parent.relative_to(folder).as_posix()] = failure
+        found[file.relative_to(folder).as_posix()] = failure
     return found

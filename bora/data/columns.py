@@ -68,22 +68,25 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
         Columns as the keys of `found`.
 
     Raises:
-        UserError: a value has no text, see `to_text`; or there are no rows.
+        UserError: a value has no text, see `to_text`, or is half a surrogate pair; or there are no rows.
     """
     tables: list[pa.Table] = []
     n_rows = 0
     for part in parts:
-        texts: list[list[str]] = []
+        columns: list[pa.Array] = []
         for name in found.values():
-            texts.append([])
-            for row, value in enumerate(part[name], start=n_rows):
-                try:
-                    texts[-1].append(to_text(value))
-                except ValueError as error:
-                    raise UserError(
-                        f"column {name!r} holds no text in row {row} (counted from 0): {first_line(error)}"
-                    ) from error
-        tables.append(pa.table([pa.array(column, pa.large_string()) for column in texts], list(found)))
+            texts: list[str] = []
+            try:
+                for value in part[name]:
+                    texts.append(to_text(value))
+                columns.append(pa.array(texts, pa.large_string()))
+            except ValueError as error:
+                # Arrow finds half a surrogate pair; else it is the value after those converted.
+                row = texts.index(error.object) if isinstance(error, UnicodeEncodeError) else len(texts)
+                raise UserError(
+                    f"column {name!r} holds no text in row {n_rows + row} (counted from 0): {first_line(error)}"
+                ) from error
+        tables.append(pa.table(columns, list(found)))
         n_rows += tables[-1].num_rows
     if not n_rows:
         raise UserError("there are no rows")
@@ -96,7 +99,7 @@ def to_text(value: Any) -> str:
     A number is written as Python writes it, 1.0 or 0.1.
 
     Raises:
-        ValueError: it is a list or an object, bytes that are not UTF-8, or half a surrogate pair.
+        ValueError: it is a list or an object, or bytes that are not UTF-8.
     """
     if isinstance(value, pa.Scalar):
         value = value.as_py()
@@ -107,8 +110,7 @@ def to_text(value: Any) -> str:
             raise ValueError(f"give a text or a number, not a {type(value).__name__}")
         if pd.isna(value):
             return ""
-        value = str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
-    value.encode()  # an error at half a surrogate pair
+        return str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
     return value
 
 

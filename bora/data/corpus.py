@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bora.config import Data
-from bora.data.select import Dropped, select
+from bora.data.select import describe_dropped, select
 from bora.data.split import SPLITS, leakage, split
 from bora.data.tokens import Encoded, Tokens, Truncation
 from bora.errors import UserError
@@ -22,14 +22,15 @@ class Corpus:
         task_names: the D tasks in the order of selection.
         documents: one row a document: row (its number in the table as read), task, split, n_tokens, n_scored, text.
         encoded: the tokens of each of those rows.
-        dropped, truncation: what was left out.
+        dropped: reason → rows left out.
+        truncation: what was cut off.
         sha256: of every document's row, task, split and text.
     """
 
     task_names: list[str]
     documents: pd.DataFrame
     encoded: list[Encoded]
-    dropped: Dropped
+    dropped: dict[str, int]
     truncation: Truncation
     sha256: str
 
@@ -71,7 +72,7 @@ class Corpus:
             f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
             f"{counts.train_tokens.sum():,} scored tokens), {counts.n_val.sum():,} validation, "
             f"{counts.n_test.sum():,} test\n"
-            f"dropped: {self.dropped}\n"
+            f"dropped: {describe_dropped(self.dropped)}\n"
             f"truncated: {self.truncation.documents:,} documents, "
             f"{self.truncation.tokens / total:.1%} of the tokens\n"
             f"leakage: {self._describe_leakage()}"
@@ -120,7 +121,8 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     )
     encoded, truncation = tokens.encode(table)
     scored = pd.Series([e.n_scored for e in encoded], index=table.index)
-    dropped.add("without a token to score", (scored < 1).sum())
+    if (scored < 1).any():
+        dropped["without a token to score"] = int((scored < 1).sum())
     encoded = [e for e in encoded if e.n_scored > 0]
     table = table[scored > 0]
     documents = table.assign(
@@ -137,7 +139,7 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         train, validation, test = counts.loc[short[0]]
         raise UserError(
             f"task {short[0]!r} is left with {train} training, {validation} validation and {test} test documents "
-            f"(dropped: {dropped}), and needs one of each ({len(short)} such task(s)); raise data.min_documents, or, "
-            "where no token is left to score, raise data.max_tokens or shorten data.prompt"
+            f"(dropped: {describe_dropped(dropped)}), and needs one of each ({len(short)} such task(s)); raise "
+            "data.min_documents, or, where no token is left to score, raise data.max_tokens or shorten data.prompt"
         )
     return corpus

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -18,18 +17,9 @@ RULE_BOUNDS = {"paper": (101, None), "reference": (201, 999)}
 PLAIN_BOUNDS = (20, None)
 
 
-@dataclass
-class Dropped:
-    """Counts of the rows that are left out, by reason."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-
-    def add(self, reason: str, count: int) -> None:
-        if count:
-            self.rows[reason] = self.rows.get(reason, 0) + int(count)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{n:,} {why}" for why, n in self.rows.items()) or "none"
+def describe_dropped(dropped: dict[str, int]) -> str:
+    """Describe what was left out: how many rows for each reason."""
+    return ", ".join(f"{n:,} {why}" for why, n in dropped.items() if n) or "none"
 
 
 def select(
@@ -42,7 +32,7 @@ def select(
     min_characters: int = 0,
     drop_duplicates: bool = True,
     seed: int = 0,
-) -> tuple[pd.DataFrame, list[str], Dropped]:
+) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
     """Clean the documents, count them by task, choose the tasks, cap their documents.
 
     Args:
@@ -61,8 +51,7 @@ def select(
         seed: of the draw for `documents_per_task`.
 
     Returns:
-        The kept rows in the source's order, the task names in the order of selection, and what
-        was dropped.
+        The kept rows in the source's order, the task names in the order of selection, and reason → rows left out.
 
     Raises:
         UserError: no date where one is needed, or no task left.
@@ -70,14 +59,15 @@ def select(
     rule = RULE_BOUNDS.get(selection, PLAIN_BOUNDS)
     min_documents = rule[0] if min_documents is None else min_documents
     max_documents = rule[1] if max_documents is None else max_documents
-    dropped = Dropped()
+    dropped: dict[str, int] = {}
 
     def keep(rows: pd.DataFrame, mask, reason: str) -> pd.DataFrame:
-        dropped.add(reason, (~mask).sum())
+        if not mask.all():
+            dropped[reason] = int((~mask).sum())
         return rows[mask]
 
     def within_bounds(rows: pd.DataFrame) -> pd.DataFrame:
-        before, counts = f"; dropped: {dropped}" * bool(dropped.rows), rows["task"].value_counts()
+        before, counts = f"; dropped: {describe_dropped(dropped)}" * bool(dropped), rows["task"].value_counts()
         documents = rows["task"].map(counts)
         eligible = documents.ge(min_documents or 0) & documents.le(max_documents or np.inf)
         kept = keep(rows, eligible, "of tasks outside the bounds on documents")
@@ -93,7 +83,7 @@ def select(
     texts = table["text"]
     rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
     rows = keep(rows, rows["task"] != "", "without a task")
-    rows = keep(rows, ~_blank(texts)[rows.index], "empty")
+    rows = keep(rows, ~(texts.str.isspace() | (texts == ""))[rows.index], "empty")
     if selection == "reference":
         cleaned = rows["task"].str.lower().str.replace(".", "", regex=False)
         rows = within_bounds(rows).assign(task=cleaned)
@@ -105,7 +95,7 @@ def select(
     if selection != "reference":
         rows = within_bounds(rows)
     if rows.empty:
-        raise UserError(f"no document is left (dropped: {dropped}); change data.min_characters")
+        raise UserError(f"no document is left (dropped: {describe_dropped(dropped)}); change data.min_characters")
     names = _in_order(rows, selection)
     chosen = names[:n_tasks]
     if n_tasks is not None and len(names) < n_tasks:
@@ -129,11 +119,6 @@ def select(
     rows = rows.drop(columns="length")
     rows["text"] = _at(texts, rows.index)
     return rows[table.columns], chosen, dropped
-
-
-def _blank(texts: pd.Series) -> pd.Series:
-    """Find texts of white space alone."""
-    return texts.str.isspace() | (texts == "")
 
 
 def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:

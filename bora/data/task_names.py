@@ -28,7 +28,7 @@ def normalise_names(tasks: pd.Series) -> pd.Series:
     names = {raw: " ".join(unicodedata.normalize("NFC", raw).split()) for raw in tasks.unique()}
     spellings: dict[str, list[str]] = {}
     for raw, name in names.items():
-        if has_control(name):
+        if any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in name):
             row = tasks.index[tasks == raw][0]
             raise UserError(
                 f"the task's name {name[:MAX_SHOWN_CHARS]!r} in row {row} (counted from 0) holds a control "
@@ -44,11 +44,6 @@ def normalise_names(tasks: pd.Series) -> pd.Series:
             " and ".join(ascii(raw) for raw in merged[0][:2]),
         )
     return tasks.map(names)
-
-
-def has_control(name: str) -> bool:
-    """Return whether a name holds a control character, white space apart."""
-    return any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in name)
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

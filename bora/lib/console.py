@@ -56,16 +56,52 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     plain_console().print(table)
 
 
-def print_sweep(summaries: list[dict]) -> None:
-    """Print τ → perplexity, a row for each finished run, and mark the best validation perplexity."""
-    table = Table(title="τ → perplexity", title_justify="left", caption="* best on validation", caption_justify="left")
-    for column in ("τ", "seed", "learning rate", "validation ppl", "test ppl", "best epoch", "run"):
-        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
-    best = min(summaries, key=lambda s: float(s["val_perplexity"]), default=None)
-    for s in sorted(summaries, key=lambda s: (float(s["tau"]), s["seed"])):
-        validation = f"{float(s['val_perplexity']):.2f}" + (" *" if s is best else "  ")
-        test = f"{float(s['test_perplexity']):.2f}"
+def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
+    """Print a row for each setting, averaged over its seeds, and mark the one that validation chooses.
+
+    Args:
+        runs: a row a run: the columns `by`, seed, val_perplexity, test_perplexity, best_epoch.
+        by: what tells a setting from the others; tau, the first, sorts them.
+    """
+    caption = "* chosen by validation"
+    if runs["seed"].nunique() > 1:
+        caption += "; ± is the standard deviation over seeds"
+    table = Table(title="τ → perplexity", title_justify="left", caption=caption, caption_justify="left")
+    for column in ("τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"):
+        table.add_column(column, justify="right", overflow="fold")
+    groups = [group for _, group in runs.groupby(by)]
+    best = min(groups, key=lambda group: group["val_perplexity"].mean())
+    for group in groups:
+        epochs = sorted(set(group["best_epoch"]))
+        tau, *others = group[by].iloc[0]
+        mark = " *" if group is best else "  "
         table.add_row(
-            f"{float(s['tau']):g}", str(s["seed"]), f"{s['lr']:g}", validation, test, str(s["best_epoch"]), s["run"]
+            f"{tau:g}",
+            *others,
+            f"{len(group)}",
+            _mean(group["val_perplexity"]) + mark,
+            _mean(group["test_perplexity"]),
+            " to ".join(f"{epoch}" for epoch in dict.fromkeys((epochs[0], epochs[-1]))),
         )
+    plain_console().print(table)
+
+
+def _mean(values: pd.Series) -> str:
+    spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{spread}"
+
+
+def print_runs(runs: pd.DataFrame, by: list[str]) -> None:
+    """Print a row for each finished run.
+
+    Args:
+        runs, by: see `print_sweep`; and run, its folder.
+    """
+    table = Table(title="runs", title_justify="left")
+    for column in ("τ", *by[1:], "seed", "validation ppl", "test ppl", "best epoch", "run"):
+        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    for r in runs.sort_values([*by, "seed"]).to_dict("records"):
+        perplexities = (f"{r[key]:.2f}" for key in ("val_perplexity", "test_perplexity"))
+        others = (r[key] for key in by[1:])
+        table.add_row(f"{r['tau']:g}", *others, f"{r['seed']}", *perplexities, f"{r['best_epoch']}", r["run"])
     plain_console().print(table)

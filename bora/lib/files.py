@@ -1,12 +1,15 @@
-"""Write files atomically."""
+"""Write files and folders atomically."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from bora.errors import UserError
+from safetensors import SafetensorError
+
+from bora.errors import UserError, first_line
 
 PARTIAL = ".partial"  # the ending of a file that is still being written
 
@@ -37,6 +40,42 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, complete or not at all."""
     with atomic_write(path) as out:
         out.write(text.encode("utf-8"))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, and its parents, below the working directory, that are empty then."""
+    shutil.rmtree(folder)
+    here = Path.cwd()
+    for parent in folder.absolute().parents:
+        if not (parent.is_relative_to(here) and parent != here) or any(parent.iterdir()):
+            break
+        parent.rmdir()
+
+
+@contextmanager
+def write_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out` that takes its name at the end: `out` appears complete, or not at all.
+
+    Raises:
+        UserError: something is at `out` already, or nothing can be written there.
+    """
+    out = out.expanduser().resolve()
+    partial = out.with_name(f".bora.{os.getpid()}{PARTIAL}")
+    try:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give an empty folder or a new one")
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: nothing can be written there ({first_line(error)}); give another folder") from error
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()  # fails if it is no longer empty
+        partial.rename(out)
+    except SafetensorError as error:  # what it raises where others raise OSError
+        raise UserError(f"{out} cannot be written: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_regular_file(path: Path) -> Path:

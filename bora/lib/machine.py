@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from bora.errors import UserError
+
 # Set by those who start several processes of a run: torchrun, Lightning, SLURM. In Lightning's order.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
@@ -20,6 +22,26 @@ def is_first_process() -> bool:
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+def require_gpus(accelerator: str, devices: int | str) -> None:
+    """Check that this machine has the GPUs that a run asks for.
+
+    Args:
+        accelerator, devices: by Lightning's names.
+
+    Raises:
+        UserError: it has none, or too few.
+    """
+    if accelerator not in ("gpu", "cuda"):
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found == 0:
+        raise UserError(f"trainer.accelerator={accelerator}: torch sees no GPU on this machine; give trainer=cpu")
+    if isinstance(devices, int) and devices > found:
+        raise UserError(f"trainer.devices={devices}: torch sees {found} GPU on this machine; give at most that many")
 
 
 def free_memory(gpu: bool) -> int | None:

@@ -28,7 +28,7 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         self.signum, self.exit_code = signum, 128 + signum
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}; run the same command again to resume from the last checkpoint")
+        super().__init__(f"stopped by {name}")
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
         return Stopped, (self.signum,)  # a sweep's job may be another process

@@ -1,6 +1,6 @@
 """A batch of documents, as the model takes it."""
 
-from typing import NotRequired, TypedDict, TypeVar, cast
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ class Batch(TypedDict):
     attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
 
 
-B = TypeVar("B", bound=Batch)
-
-
-def to_device(batch: B, device: torch.device) -> B:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its tensors on a device."""
     moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    return cast(B, moved)
+    return cast(Batch, moved)

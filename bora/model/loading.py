@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-import time
+import timeit
 
 import torch
 from torch import Tensor
@@ -71,14 +71,9 @@ def backbone_sha256(model: PreTrainedModel) -> str:
 
 def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
     """Measure how many times faster this processor multiplies matrices in bfloat16 than in float32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+
+    def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(size, size, dtype=dtype)
-        matrix @ matrix  # the first product also sets things up
-        taken = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            matrix @ matrix
-            taken.append(time.perf_counter() - start)
-        seconds[dtype] = min(taken)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=repeats + 1))  # the first sets things up
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)

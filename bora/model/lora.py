@@ -27,6 +27,11 @@ class LowRank(NamedTuple):
 class Layout:
     """Where in θ_d ∈ Rᴾ each layer's A and B stand: A before B, layers in the backbone's order.
 
+    Attributes:
+        shapes: layer name → the shapes of A and B.
+        sizes: numbers in each factor.
+        n_parameters: P, their sum.
+
     Args:
         shapes: layer name → (n_in, n_out).
         rank: r ≥ 1.
@@ -35,11 +40,7 @@ class Layout:
     def __init__(self, shapes: Mapping[str, tuple[int, int]], rank: int):
         self.shapes = {name: ((rank, n_in), (n_out, rank)) for name, (n_in, n_out) in shapes.items()}
         self.sizes = [math.prod(shape) for pair in self.shapes.values() for shape in pair]
-
-    @property
-    def n_parameters(self) -> int:
-        """P, the length of θ_d."""
-        return sum(self.sizes)
+        self.n_parameters = sum(self.sizes)
 
     def factors(self, theta: Tensor) -> dict[str, LowRank]:
         """[…, P] → views, layer name → (A […, r, n_in], B […, n_out, r])."""

@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
+from filelock import FileLock
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import StrictDataclassError
@@ -28,7 +28,7 @@ from transformers import (
 from bora.config import AnyModel, Dtype
 from bora.errors import UserError, first_line
 from bora.lib.cache import cache_root
-from bora.lib.files import PARTIAL
+from bora.lib.files import write_folder
 
 log = logging.getLogger(__name__)
 
@@ -222,20 +222,15 @@ def from_gguf_package(package: str, dtype: Dtype = "float32", weights: bool = Tr
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         if not weights:
             return Pretrained(_shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer)
-        log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
-        _save_dequantised(model, tokenizer, folder)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():  # else another process was faster
+                log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
+                model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+                # Its weights are plain floats now; what describes the GGUF file must not travel with them.
+                if hasattr(model.config, "quantization_config"):
+                    del model.config.quantization_config
+                vars(model).update(hf_quantizer=None, is_quantized=False)
+                with write_folder(folder) as partial:
+                    model.save_pretrained(partial)
+                    tokenizer.save_pretrained(partial)
     return _load(package, str(folder), f"the cache folder {folder}", dtype, weights)
-
-
-def _save_dequantised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model that was read from GGUF as a Hugging Face folder, complete or not at all."""
-    # Its weights are plain floats now; what describes the GGUF file must not travel with them.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    vars(model).update(hf_quantizer=None, is_quantized=False)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if not folder.is_dir():  # else another process was faster
-        partial.rename(folder)

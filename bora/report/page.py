@@ -5,13 +5,13 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
+import bora
 from bora.errors import UserError
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
@@ -92,7 +92,7 @@ def write_report(runs: list[Run], problems: list[str], output: Path, column: str
         problems=problems,
         n_runs=len(runs),
         date=date.today().isoformat(),
-        version=version("bora"),
+        version=bora.__version__,
         format_tau=format_tau,
     )
     write_text_atomically(output / "index.html", page)

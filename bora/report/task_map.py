@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 
 from bora.bayes.adapters import read_saved
-from bora.bayes.model import ADAPTERS
 from bora.config import Columns
 from bora.data.errors import SETTINGS
 from bora.data.read import read_documents
@@ -47,13 +46,6 @@ class TaskMap:
     p_value: float = math.nan
 
 
-def deviations(checkpoint: dict) -> torch.Tensor:
-    """Read θ_d − Θ from a checkpoint of any form, [D, P] in float64; all 0 at τ = ∞."""
-    known = checkpoint["hyper_parameters"]
-    found = read_saved(checkpoint["state_dict"], known["layers"], ADAPTERS).deviations
-    return torch.zeros(len(known["task_names"]), 1, dtype=torch.float64) if found is None else found.double()
-
-
 def build_task_map(run: Run) -> TaskMap:
     """Place a run's tasks by its best checkpoint.
 
@@ -63,10 +55,12 @@ def build_task_map(run: Run) -> TaskMap:
     if not RunDirectory(run.folder).best.is_file():
         raise UserError("the map of tasks needs checkpoints/best.ckpt, which an archive does not hold")
     checkpoint = load_checkpoint(RunDirectory(run.folder).best)
-    tasks = checkpoint["hyper_parameters"]["task_names"]
+    known = checkpoint["hyper_parameters"]
+    tasks = known["task_names"]
     if len(tasks) < 3:
         raise UserError(f"the map of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
-    theta = deviations(checkpoint)
+    deviations = read_saved(checkpoint["state_dict"], known["layers"]).deviations  # None at τ = ∞
+    theta = torch.zeros(len(tasks), 1) if deviations is None else deviations.double()
     centred = theta - theta.mean(dim=0)
     # P may be millions, D is not: components by way of the [D, D] products.
     gram = (centred @ centred.mT).numpy()

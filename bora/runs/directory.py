@@ -20,9 +20,10 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
+import bora
 from bora.config import Config, flatten, parse
 from bora.errors import UserError, first_line, printable
-from bora.lib.files import PARTIAL, require_regular_file, write_text_atomically
+from bora.lib.files import PARTIAL, remove_folder, require_regular_file, write_text_atomically
 from bora.lib.machine import is_first_process
 
 log = logging.getLogger(__name__)
@@ -42,17 +43,7 @@ PER_TASK_COLUMNS = [
 ]
 DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 # Libraries whose version can change a number.
-LIBRARIES = (
-    "bora",
-    "torch",
-    "lightning",
-    "transformers",
-    "tokenizers",
-    "hydra-core",
-    "torchmetrics",
-    "pandas",
-    "wandb",
-)
+LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
 SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
@@ -60,53 +51,60 @@ SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
 HOW_IT_RESUMES = {"resume", "checkpoint_minutes"}
 
 
+class FolderInUse(UserError):
+    """Another process works in the folder."""
+
+
 class RunDirectory:
-    """One run's folder."""
+    """One run's folder.
+
+    Attributes:
+        checkpoints: the folder of the next two.
+        best: best.ckpt, the epoch that validation chose.
+        last: last.ckpt, from which an interrupted run resumes.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of best.ckpt and last.ckpt."""
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """best.ckpt, the epoch that validation chose."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last(self) -> Path:
-        """last.ckpt, from which an interrupted run resumes."""
-        return self.checkpoints / "last.ckpt"
+        self.path, self.checkpoints = path, path / "checkpoints"
+        self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
 
     @property
     def is_finished(self) -> bool:
         return (self.path / SUMMARY).is_file()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether training has left a checkpoint or a row of metrics.csv."""
+        metrics = self.path / METRICS
+        return self.checkpoints.exists() or (metrics.is_file() and metrics.read_text("utf-8").count("\n") > 1)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out. The system releases the lock when this process dies.
 
+        A folder that holds nothing yet is removed again if the input is refused before training begins.
+
         Raises:
-            UserError: another process works here.
+            FolderInUse: another process works here.
         """
         if not is_first_process():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
+        new = not any(file.is_dir() or file.stat().st_size for file in self.path.iterdir())  # Hydra has begun run.log
         try:
-            lock.acquire()
+            lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
-            raise UserError(
+            raise FolderInUse(
                 f"another process is working in {self.path}; wait for it, or choose another folder"
             ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+        with lock:
+            try:
+                yield
+            except UserError:
+                if new and not self.has_begun:
+                    remove_folder(self.path)
+                raise
 
     def claim(self, config: Config, overrides: Sequence[str] = ()) -> bool:
         """Take the folder for a run.
@@ -207,8 +205,6 @@ class RunDirectory:
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]
         write_text_atomically(self.path / SUMS, "".join(lines))
         write_json(self.path / SUMMARY, summary)
-        # A sweep's job may have been refused while this run was at work.
-        (self.path / FAILED).unlink(missing_ok=True)
 
     def verify(self) -> list[str]:
         """List the files that are missing or not what the run wrote, by SHA256SUMS.
@@ -220,14 +216,14 @@ class RunDirectory:
             sums = [line.split("  ", 1) for line in file.read_text("utf-8").splitlines()]
         return [f for digest, f in sums if not (self.path / f).is_file() or hash_file(self.path / f) != digest]
 
-    def write_failure(self, failure: dict[str, Any]) -> None:
+    def write_failure(self, failure: dict[str, Any], name: str = FAILED) -> None:
         """Write failed.json: why a sweep's job failed, until the next attempt."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / FAILED, failure)
+        self.path.mkdir(parents=True, exist_ok=True)  # the folder of a refused job was removed
+        write_json(self.path / name, failure)
 
-    def failure(self) -> dict[str, Any]:
+    def failure(self, name: str = FAILED) -> dict[str, Any]:
         """Read failed.json: error, a text; and exit_code."""
-        found = read_json(self.path / FAILED)
+        found = read_json(self.path / name)
         return {"error": printable(str(found.get("error"))), "exit_code": 2 if found.get("exit_code") == 2 else 1}
 
 
@@ -301,4 +297,5 @@ def hash_file(file: Path) -> str:
 
 def versions() -> dict[str, str]:
     """List Python's and the libraries' versions."""
-    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    ours = {"python": platform.python_version(), "bora": bora.__version__}
+    return ours | {name: version(name) for name in LIBRARIES}

@@ -1,10 +1,8 @@
 """metrics.csv: a row for each logged step or epoch. It is only appended to, so a resumed run can cut it back exactly."""
 
-import csv
-import io
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +32,20 @@ class MetricsFile:
         checkpoint: the one that a run resumes from: rows written after it are cut off. Empty for a new run.
 
     Raises:
-        UserError: the file's first METRICS_BYTES bytes are not those that the checkpoint notes.
+        UserError: the file is not readable, or its first METRICS_BYTES bytes are not those that the checkpoint notes.
     """
 
     def __init__(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
         self.path = path
         if METRICS_BYTES in checkpoint:
-            kept = _read(path, checkpoint[METRICS_BYTES])
+            try:
+                with require_regular_file(path).open("rb") as file:
+                    kept = file.read(checkpoint[METRICS_BYTES])
+            except OSError as error:
+                raise UserError(f"{path} is needed to resume, and not readable: {first_line(error)}; {FIX}") from error
             self.crc32 = zlib.crc32(kept)
             if self.crc32 != checkpoint[METRICS_CRC32]:
-                raise UserError(f"{path} was changed since the last checkpoint; {FIX}")
+                raise UserError(f"{path} was changed or cut since the last checkpoint; {FIX}")
             os.truncate(path, len(kept))
         else:
             write_text_atomically(path, _line(COLUMNS))
@@ -59,7 +61,7 @@ class MetricsFile:
         unknown = row.keys() - set(COLUMNS)
         if unknown:
             raise ValueError(f"metrics.csv has no column {min(unknown)}")
-        line = _line([row.get(column, "") for column in COLUMNS]).encode("utf-8")
+        line = _line(row.get(column, "") for column in COLUMNS).encode("utf-8")
         with self.path.open("ab") as out:
             out.write(line)
         self.crc32 = zlib.crc32(line, self.crc32)
@@ -71,26 +73,6 @@ class MetricsFile:
             return {METRICS_BYTES: os.fstat(file.fileno()).st_size, METRICS_CRC32: self.crc32}
 
 
-def _read(path: Path, size: int) -> bytes:
-    """Read the first `size` bytes of a file.
-
-    Raises:
-        UserError: it is missing, unreadable or shorter.
-    """
-    try:
-        with require_regular_file(path).open("rb") as file:
-            kept = file.read(size)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing, and the interrupted run needs it to resume; {FIX}") from error
-    except OSError as error:
-        raise UserError(f"{path} is not readable: {first_line(error)}; {FIX}") from error
-    if len(kept) < size:
-        raise UserError(f"{path} has {len(kept)} bytes, but had {size} at the last checkpoint; {FIX}")
-    return kept
-
-
-def _line(values: Sequence[object]) -> str:
-    """Format values as one line of CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(values)
-    return out.getvalue()
+def _line(values: Iterable[object]) -> str:
+    """Format values, none of which needs quotes, as one line of CSV."""
+    return ",".join(map(str, values)) + "\n"

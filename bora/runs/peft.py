@@ -166,14 +166,14 @@ def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
     factors = backbone.layout.factors(theta)
     for layer in sorted(lora.layers.keys() ^ factors.keys()):
         problem = "lacks" if layer in factors else "has, unlike this run,"
-        raise UserError(f"init_from: {folder} {problem} the layer {layer}; give its layers as lora.target_modules")
+        raise UserError(f"{folder} {problem} the layer {layer}; give its layers as lora.target_modules")
     for layer, (A, B) in factors.items():
         theirs = lora.layers[layer]
         if lora.rank > len(A):
-            raise UserError(f"init_from: {folder} has rank {lora.rank}; give lora.rank={lora.rank} or more")
+            raise UserError(f"{folder} has rank {lora.rank}; give lora.rank={lora.rank} or more")
         if (theirs.A.shape[1], theirs.B.shape[0]) != (A.shape[1], B.shape[0]):
             raise UserError(
-                f"init_from: {folder} has {layer} from {theirs.A.shape[1]} to {theirs.B.shape[0]} features, this "
+                f"{folder} has {layer} from {theirs.A.shape[1]} to {theirs.B.shape[0]} features, this "
                 f"model from {A.shape[1]} to {B.shape[0]}: it is of another base model"
             )
         A[: lora.rank] = theirs.A

@@ -8,12 +8,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from bora.config import flatten
 from bora.errors import UserError, first_line
 from bora.lib.machine import is_first_process
-from bora.runs.directory import json_safe
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +58,12 @@ class Tracker(ABC):
         """Log figures by name, at an optimiser step counted from 0."""
         self._try(self._log, figures, step)
 
-    def flush(self) -> None:
-        """Write out what is buffered."""
-        self._try(self._flush)
-
     def close(self, failed: bool) -> None:
         """End the tracker's run, as failed or as finished."""
         self._try(self._close, failed)
 
     @abstractmethod
     def _log(self, figures: Mapping[str, float], step: int) -> None: ...
-
-    def _flush(self) -> None:  # noqa: B027
-        """Do nothing: most trackers write out by themselves."""
 
     @abstractmethod
     def _close(self, failed: bool) -> None: ...
@@ -140,57 +132,39 @@ class TensorBoard(Tracker):
     def _log(self, figures: Mapping[str, float], step: int) -> None:
         for name, value in figures.items():
             self.writer.add_scalar(name, value, step)
-
-    def _flush(self) -> None:
-        self.writer.flush()
+        self.writer.flush()  # a resumed run continues from the last checkpoint, whose figures must be on disk by then
 
     def _close(self, failed: bool) -> None:
         self.writer.close()
 
 
-def open_trackers(
-    settings: Any, directory: Path, group: str, name: str, config: dict[str, Any], checkpoint: Mapping[str, Any]
-) -> contextlib.AbstractContextManager[list[Tracker]]:
-    """Begin a run in the tracker that `settings` asks for.
+@contextlib.contextmanager
+def open_tracker(settings: Any, start: Start) -> Iterator[Tracker | None]:
+    """Begin a run in the tracker that `settings` asks for, and close it afterwards, as failed if an error came out.
 
     Args:
         settings: the config's group `logger`.
-        group, name: see Start.
-        config: nested plain values, for the tracker to show.
-        checkpoint: the one that the run resumes from; empty for a new run.
-
-    Returns:
-        A context that yields the trackers, and closes their runs when it ends.
 
     Raises:
         UserError: a package is not installed, or a server cannot be reached.
     """
     if settings.kind == "none" or not is_first_process():
-        return closing([])
-    id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
-    tracker = STARTERS[settings.kind](settings, Start(directory, group, name, json_safe(config), id, step))
-    return closing([] if tracker is None else [tracker])
-
-
-@contextlib.contextmanager
-def closing(trackers: list[Tracker]) -> Iterator[list[Tracker]]:
-    """Close the trackers' runs afterwards, as failed if an error came out: a sweep's next job must not log to them."""
+        yield None
+        return
+    tracker = STARTERS[settings.kind](settings, start)
     failed = True
     try:
-        yield trackers
+        yield tracker
         failed = False
-    finally:
-        for tracker in trackers:
-            tracker.close(failed)
+    finally:  # a sweep's next job must not log to it
+        tracker.close(failed)
 
 
-def start_wandb(settings: Any, start: Start) -> Wandb | None:
+def start_wandb(settings: Any, start: Start) -> Wandb:
     """Begin a W&B run: offline if nobody is logged in, or if the server cannot be reached and mode is auto."""
     import wandb
 
     mode = wandb_mode(settings.mode)
-    if mode == "disabled":
-        return None
     arguments: dict[str, Any] = {
         "name": start.name,
         "dir": start.directory,
@@ -218,16 +192,8 @@ def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
     """Resolve auto: by $WANDB_MODE, else online if the user is logged in, else offline."""
     if mode != "auto":
         return mode
-    known: dict[str, Mode] = {
-        "online": "online",
-        "run": "online",
-        "offline": "offline",
-        "dryrun": "offline",
-        "disabled": "disabled",
-    }
-    environment = os.environ.get("WANDB_MODE", "").lower()
-    if environment in known:
-        return known[environment]
+    if environment := os.environ.get("WANDB_MODE"):
+        return cast(Mode, environment)
     import wandb
 
     return "online" if wandb.login(prompt=False, verify=False) else "offline"
@@ -245,20 +211,13 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
         from mlflow.tracking.context.registry import resolve_tags
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"logger=mlflow lacks a package ({error}): pip install mlflow-skinny sqlalchemy alembic"
-        ) from error
-    try:
+
         client = MlflowClient(uri)
         if start.id is not None:
             client.update_run(start.id, "RUNNING")
             return MLflow(client, start.id)
         experiment = client.get_experiment_by_name(start.group)
-        if experiment is None or experiment.lifecycle_stage == "deleted":
-            experiment_id = client.create_experiment(start.group)
-        else:
-            experiment_id = experiment.experiment_id
+        experiment_id = client.create_experiment(start.group) if experiment is None else experiment.experiment_id
         run_id = client.create_run(experiment_id, tags=resolve_tags(), run_name=start.name).info.run_id
         # MLflow takes few characters in a key; a reason for dropping documents is one.
         keys = {re.sub(r"[^\w/.\- ]+", "", key): value for key, value in flatten(start.config).items()}
@@ -266,8 +225,8 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
         return MLflow(client, run_id)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"logger.tracking_uri={uri}: MLflow lacks a package for it ({first_line(error)}); install that, or "
-            "give another"
+            f"logger.tracking_uri={uri}: a package is missing ({error}); install it. For a local database: "
+            "pip install mlflow-skinny sqlalchemy alembic"
         ) from error
     except (MlflowException, OSError) as error:
         raise UserError(
@@ -285,7 +244,7 @@ def start_tensorboard(settings: Any, start: Start) -> TensorBoard:
     return TensorBoard(SummaryWriter(str(start.directory / "tensorboard"), purge_step=start.step))
 
 
-STARTERS: dict[str, Callable[[Any, Start], Tracker | None]] = {
+STARTERS: dict[str, Callable[[Any, Start], Tracker]] = {
     "wandb": start_wandb,
     "mlflow": start_mlflow,
     "tensorboard": start_tensorboard,

@@ -66,10 +66,13 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
     )
     if cfg.init_from is not None:
         source = find_start(cfg.init_from)
-        if source.is_finished:
-            model.start_from(load_checkpoint(source.best))
-        else:
-            start_from_adapters(model, source.path)
+        try:
+            if source.is_finished:
+                model.start_from(load_checkpoint(source.best))
+            else:
+                start_from_adapters(model, source.path)
+        except UserError as error:
+            raise UserError(f"init_from: {error}") from error
     return model
 
 

@@ -1,4 +1,4 @@
-"""last.ckpt: resume an interrupted run and end with the same numbers as an uninterrupted one."""
+"""best.ckpt; and last.ckpt: resume an interrupted run and end with the same numbers as an uninterrupted one."""
 
 import logging
 import signal
@@ -18,7 +18,7 @@ from bora.lib.files import atomic_write
 from bora.lib.stopping import SIGNALS, Stop
 from bora.runs.checkpoints import FINGERPRINT
 from bora.train.loggers import RunLogger
-from bora.train.progress import ends_epoch, ends_step
+from bora.train.progress import Progress, ends_epoch, ends_step
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,22 @@ class _RecordingFile:
 
     def flush(self) -> None:
         self.out.flush()
+
+
+class BestCheckpoint(Checkpoint):
+    """Save best.ckpt after each validation whose monitored NLL is the lowest so far.
+
+    Args:
+        path: best.ckpt.
+        progress: has the NLLs.
+    """
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self.path, self.progress = path, progress
+
+    def on_validation_end(self, trainer: L.Trainer, module) -> None:
+        if trainer.state.fn == "fit" and self.progress.history[-1] is self.progress.best:
+            trainer.save_checkpoint(self.path)
 
 
 class LastCheckpoint(Checkpoint):

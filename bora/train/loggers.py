@@ -1,6 +1,6 @@
-"""Lightning's view of what a run logs to: metrics.csv, and the trackers."""
+"""Lightning's view of what a run logs to: metrics.csv, and a tracker."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -11,16 +11,16 @@ from bora.runs.trackers import TRACKED_RUN, Tracker
 
 
 class RunLogger(Logger):
-    """Hand figures to metrics.csv and to the trackers.
+    """Hand figures to metrics.csv and to a tracker.
 
     Args:
         metrics: None in every process but the first.
-        trackers: none in every process but the first.
+        tracker: None where none is asked for, and in every process but the first.
     """
 
-    def __init__(self, metrics: MetricsFile | None, trackers: Sequence[Tracker]) -> None:
+    def __init__(self, metrics: MetricsFile | None, tracker: Tracker | None) -> None:
         super().__init__()
-        self.metrics, self.trackers = metrics, trackers
+        self.metrics, self.tracker = metrics, tracker
 
     @property
     def name(self) -> None:
@@ -35,19 +35,15 @@ class RunLogger(Logger):
         assert self.metrics is not None
         assert step is not None
         self.metrics.append(metrics, step)
-        for tracker in self.trackers:
-            tracker.log(metrics, step)
+        if self.tracker is not None:
+            self.tracker.log(metrics, step)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the trackers have the config."""
-
-    def save(self) -> None:
-        for tracker in self.trackers:
-            tracker.flush()
+        """Do nothing: the tracker has the config."""
 
     def saved(self) -> dict[str, Any]:
-        """Write out what is buffered, and return what a checkpoint notes, so that a resumed run continues both."""
-        self.save()
-        ids = [tracker.id for tracker in self.trackers if tracker.id is not None]
-        noted: dict[str, Any] = {TRACKED_RUN: ids[0]} if ids else {}
-        return noted if self.metrics is None else noted | self.metrics.saved()
+        """Return what a checkpoint notes, so that a resumed run continues both."""
+        noted: dict[str, Any] = {} if self.metrics is None else self.metrics.saved()
+        if self.tracker is not None and self.tracker.id is not None:
+            noted[TRACKED_RUN] = self.tracker.id
+        return noted

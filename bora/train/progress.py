@@ -42,9 +42,9 @@ class Progress(Callback):
         return self._before + time.perf_counter() - self._started
 
     @property
-    def best_epoch(self) -> int:
-        """The epoch with the lowest monitored NLL, counted from 1; the first of equals."""
-        return min(self.history, key=lambda entry: math.inf if math.isnan(entry[1]) else entry[1])[0]
+    def best(self) -> tuple[int, float]:
+        """The entry of `history` with the lowest NLL; the first of equals."""
+        return min(self.history, key=lambda entry: math.inf if math.isnan(entry[1]) else entry[1])
 
     @property
     def epochs(self) -> int:

@@ -12,13 +12,13 @@ import torch
 from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.errors import UserError
-from bora.lib.machine import is_first_process
+from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
-from bora.runs.directory import METRICS, RunDirectory, settings, versions
+from bora.runs.directory import METRICS, RunDirectory, json_safe, settings, versions
 from bora.runs.metrics import MetricsFile
-from bora.runs.trackers import open_trackers
+from bora.runs.trackers import TRACKED_RUN, Start, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
@@ -49,7 +49,7 @@ def train(
 
     Raises:
         UserError: the input cannot be used; before training starts, unless training diverges.
-        Stopped: stopped by a signal; run the same command again to resume.
+        Stopped: by a signal; with the same config and directory it resumes.
     """
     with directory.locked(), stopping() as stop:
         if directory.claim(cfg, overrides):
@@ -57,6 +57,7 @@ def train(
             return directory.summary()
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         silence_warnings()
+        require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
         if cfg.init_from is not None:
             find_start(cfg.init_from)  # fails early, before the model and the documents are read
         if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
@@ -79,10 +80,11 @@ def train(
             check_same_run(checkpoint, fingerprint, resume_from)
         directory.write_documents(corpus.documents)
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
-        config = cfg.model_dump() | {"run": about}
-        with open_trackers(cfg.logger, directory.path, group, name, config, checkpoint) as trackers:
+        id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
+        shown = json_safe(cfg.model_dump() | {"run": about})
+        with open_tracker(cfg.logger, Start(directory.path, group, name, shown, id, step)) as tracker:
             del checkpoint  # Lightning reads it itself
-            logger = RunLogger(metrics, trackers)
+            logger = RunLogger(metrics, tracker)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)
@@ -90,7 +92,7 @@ def train(
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
             summary |= {
-                "best_epoch": progress.best_epoch,
+                "best_epoch": progress.best[0],
                 "epochs": progress.epochs,
                 "steps": trainer.fit_loop.epoch_loop.global_step,
                 "train_tokens_per_second": round(progress.tokens_per_second, 1),
@@ -110,8 +112,6 @@ def silence_warnings() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "Checkpoint directory .* exists and is not empty",  # a resumed run
-        "Experiment logs directory .* exists and is not empty",  # Hydra's own files are there
         "Found .* module.* in eval mode at the start of training",  # the frozen backbone
         ".*isinstance.treespec, LeafSpec.* is deprecated",
         "The '.*_dataloader' does not have many workers",  # tokens are in memory already
@@ -166,7 +166,7 @@ def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[st
         "n_documents": int(model.task_documents.sum()),
         "n_tokens": model.n_tokens,
         "params_per_task": model.n_parameters,
-        "dropped": corpus.dropped.rows,
+        "dropped": corpus.dropped,
         "truncated_documents": corpus.truncation.documents,
         "truncated_tokens": corpus.truncation.tokens,
         "leakage": corpus.leakage(),

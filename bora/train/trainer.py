@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,7 +18,7 @@ from bora.errors import UserError, first_line, raised_in
 from bora.lib.stopping import Stop
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
-from bora.train.checkpoint import AtomicCheckpoints, LastCheckpoint
+from bora.train.checkpoint import AtomicCheckpoints, BestCheckpoint, LastCheckpoint
 from bora.train.loggers import RunLogger
 from bora.train.module import NonFiniteLoss, TrainingModule
 from bora.train.progress import Progress
@@ -36,20 +36,6 @@ STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     # torch's sharding cannot go between torch.inference_mode, in validation, and training.
     "fsdp": lambda: {"strategy": ShardedBackbone(broadcast_buffers=False), "inference_mode": False},
 }
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that knows its files again after the run directory was moved."""
-
-    dirpath: str | Path  # always given
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
-            return str(Path(self.dirpath) / Path(path).name) if path else path
-
-        moved = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        models = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **moved, "best_k_models": models, "dirpath": self.dirpath})
 
 
 @dataclass(frozen=True)
@@ -91,23 +77,22 @@ class Fitter:
                 "training ended before any validation (by trainer.max_time or trainer.val_check_interval?), so that "
                 "there is no epoch to choose"
             )
-        score = self.best.best_model_score
-        if score is None or not score.isfinite():
+        _, score = self.progress.best
+        if not math.isfinite(score):
             raise UserError(
                 f"training diverged: no epoch had a finite validation NLL (tau={module.model.tau:g}, learning rate "
                 f"{module.lr:g}, {module.model.adapters.name}); give a lower optim.lr"
             )
         # Not by ckpt_path=…: that would set the counts back to the best epoch too.
-        best = Path(self.best.best_model_path)
-        checkpoint = load_own(best)
-        check_same_run(checkpoint, self.last.fingerprint, best)
+        checkpoint = load_own(self.best.path)
+        check_same_run(checkpoint, self.last.fingerprint, self.best.path)
         module.load_state_dict(checkpoint["state_dict"])
         self.trainer.validate(module, data, verbose=False)
         found = float(self.trainer.callback_metrics[module.monitor])
-        if not math.isclose(found, score.item(), rel_tol=ROUNDING):
+        if not math.isclose(found, score, rel_tol=ROUNDING):
             raise UserError(
-                f"{best} does not match this run: its validation NLL is {found:.6g} nats a token, the log says "
-                f"{score.item():.6g}. Restore the file, or restart with resume=never"
+                f"{self.best.path} does not match this run: its validation NLL is {found:.6g} nats a token, the log says "
+                f"{score:.6g}. Restore the file, or restart with resume=never"
             )
 
 
@@ -117,7 +102,7 @@ def build_fitter(
     """Build the Trainer that the config describes.
 
     Args:
-        logger: metrics.csv and the trackers.
+        logger: metrics.csv and the tracker.
         monitor: the logged figure that stops training and chooses the epoch; the lower the better.
         fingerprint, stop: see LastCheckpoint.
 
@@ -125,17 +110,11 @@ def build_fitter(
         UserError: settings that Lightning refuses.
     """
     progress = Progress(monitor, cfg.trainer.log_every_n_steps)
-    # Both ask where a validation ends: an epoch need not have one (trainer.max_steps), and they would ask an old one's.
-    best = BestCheckpoint(
-        directory.checkpoints,
-        filename="best",
-        monitor=monitor,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
+    best = BestCheckpoint(directory.best, progress)
+    # Where a validation ends: an epoch need not have one (trainer.max_steps), and an old one's would be asked.
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
-    lines = TaskLines(logger.trackers, cfg.logger.task_lines)
+    lines = TaskLines(logger.tracker, cfg.logger.task_lines)
     callbacks: list[Callback] = [progress, stopping, lines, best, last]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (

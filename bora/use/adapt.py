@@ -42,18 +42,17 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     """Encode a table as the run encoded its own; leave out rows without a task or without a token to score.
 
     Args:
-        table: columns task and text.
+        table: columns task, '' where there is none, and text.
 
     Raises:
         UserError: a task, or the whole table, has no document left.
     """
-    names = table["task"].str.strip()
-    named = table[names != ""]
+    named = table[table["task"] != ""]
     encoded, truncation = restored.tokens.encode(named)
-    kept = [(e, name) for e, name in zip(encoded, names[names != ""], strict=True) if e.n_scored > 0]
+    kept = [(e, name) for e, name in zip(encoded, named["task"], strict=True) if e.n_scored > 0]
     if not kept:
         raise UserError("no document has a task and a token to score")
-    if lost := sorted(set(named["task"].str.strip()) - {name for _, name in kept}):
+    if lost := sorted(set(named["task"]) - {name for _, name in kept}):
         raise UserError(f"task {lost[0]!r} has no document with a token to score; remove its rows")
     dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - len(kept)}
     return NewDocuments([e for e, _ in kept], [name for _, name in kept], truncation, dropped)
@@ -157,7 +156,6 @@ def write_adapted(
         out: the folder, which exists.
     """
     directory = RunDirectory(out)
-    directory.checkpoints.mkdir()
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
     state = {key: value.cpu() for key, value in model.trained_state().items()}
     checkpoint = {"state_dict": state, "hyper_parameters": model.hyperparameters}

@@ -14,12 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from bora.config import Config, HubModel
 from bora.errors import UserError
-from bora.lib.files import write_text_atomically
+from bora.lib.files import write_folder, write_text_atomically
 from bora.lib.names import safe_names
 from bora.model.lora import LowRank
 from bora.runs.peft import ADAPTER_TENSORS, MAPPING, PREFIX
 from bora.use.card import write_card
-from bora.use.folder import write_folder
 from bora.use.restore import Restored, restore
 
 if TYPE_CHECKING:

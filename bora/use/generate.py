@@ -131,7 +131,7 @@ def continue_batch(
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
         )
-    ends = _end_tokens(restored)
+    ends = config.eos_token_id or []
     for row in out[:, width:].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), None)
         yield row[:end], end is not None

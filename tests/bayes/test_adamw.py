@@ -50,33 +50,6 @@ def test_a_dense_gradient_is_as_in_torch():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_it_resumes_from_its_saved_state():
-    start = torch.randn(5, 6, dtype=torch.float64)
-    straight, stopped = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    one, two = RowwiseAdamW([straight], **OPTIONS), RowwiseAdamW([stopped], **OPTIONS)
-    for i, (rows, values) in enumerate(gradients()):
-        if i == 3:
-            state = two.state_dict()
-            two = RowwiseAdamW([stopped], **OPTIONS)
-            two.load_state_dict(state)
-        straight.grad, stopped.grad = sparse(rows, values), sparse(rows, values)
-        one.step()
-        two.step()
-    assert torch.equal(straight, stopped)
-
-
-def test_a_closure_is_called():
-    parameter = torch.nn.Parameter(torch.ones(3))
-
-    def closure():
-        loss = parameter.square().sum()
-        loss.backward()
-        return loss
-
-    assert RowwiseAdamW([parameter], **OPTIONS).step(closure) == 3
-    assert (parameter < 1).all()
-
-
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
 def test_gradients_are_clipped_as_torch_clips_dense_ones(by_value, bound):

@@ -74,25 +74,25 @@ def test_without_a_prior_the_mean_becomes_the_average():
 @pytest.mark.parametrize("form", FORMS)
 def test_on_disk_the_factors_stand_by_layer_and_load_again(form):
     adapters, other = build(form), build(form, seed=1)
-    state = adapters.state_dict()
-    stem = "stacks.layers/0/q."
+    state = adapters.saved()
+    stem = "adapters.stacks.layers/0/q."
     assert torch.equal(state[f"{stem}A_mean"], adapters.layout.factors(adapters.mean)["layers.0.q"].A)
     if form is not Shared:
         offset = "_offset" if form is NonCentered else ""
         theta = state[f"{stem}B{offset}"][1] + (state[f"{stem}B_mean"] if offset else 0)
         torch.testing.assert_close(theta, adapters.tasks["b"]["layers.0.q"].B)
-    other.load_state_dict(state)
+    other.start_from(state)
     for ours, theirs in zip(other.parameters(), adapters.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     del state[f"{stem}A_mean"]
-    with pytest.raises(RuntimeError, match="Missing key"):
-        other.load_state_dict(state)
+    with pytest.raises(KeyError):
+        other.start_from(state)
 
 
 @pytest.mark.parametrize(("source", "target"), list(product(FORMS, FORMS)))
 def test_any_form_starts_from_any_other(source, target):
     theirs, ours = build(source), build(target, seed=1)
-    ours.start_from(theirs.state_dict())
+    ours.start_from(theirs.saved())
     torch.testing.assert_close(ours.mean, theirs.mean)
     for d in range(3):
         # One model cannot hold the tasks' own parts, so it is their mean.

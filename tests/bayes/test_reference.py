@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
@@ -36,36 +35,17 @@ def model(tau: float = 100.0, **options):
     return hierarchical(tiny_opt(), list(SIZES), [3, 5, 4], 100, tau, **options).double()
 
 
-def test_the_prior_is_the_norm_not_its_square_of_each_tensor():
-    m = model(tau=3.0)
+def test_the_objective_is_n_d_times_the_mean_nll_and_the_norm_not_its_square():
+    m, b = model(tau=3.0), batch()
     random_factors(m)
-    state = m.adapters.state_dict()
-    expected = 0.0
-    for key, mean in state.items():
-        if key.endswith("_mean"):
-            for theta in state[key.removesuffix("_mean")]:
-                expected += 3.0 * math.sqrt(((theta - mean) ** 2).sum().item())
-    assert m.prior_potential().item() == pytest.approx(expected)
-
-
-def test_the_likelihood_is_n_d_times_the_mean_nll_of_each_tasks_rows():
-    m, b = model(tau=0.0), batch()
-    random_factors(m)
-    expected = 0.0
-    for task, n_d in ((0, 3), (1, 5)):
-        losses = []
-        for row in range(4):
-            if b["task"][row] == task:
-                with m.backbone.routed(m.adapters.theta(task)):
-                    logits = m.backbone.model(input_ids=b["input_ids"][row : row + 1]).logits[0]
-                labels = b["labels"][row]
-                for t in range(1, len(labels)):
-                    if labels[t] != -100:
-                        losses.append(-logits[t - 1].log_softmax(-1)[labels[t]].item())
-        expected += n_d * sum(losses) / len(losses)
-    objective = m.objective(b)
-    assert objective.likelihood.item() == pytest.approx(expected)  # U itself, not U/T
-    assert objective.prior.item() == 0
+    state, objective = m.adapters.saved(), m.objective(b)
+    nll, scored = m.nll(b), (b["labels"][:, 1:] != -100).sum(1)
+    rows = [(b["task"] == task) for task in (0, 1)]
+    expected = sum(n_d * nll[mine].sum() / scored[mine].sum() for n_d, mine in zip((3, 5), rows, strict=True))
+    torch.testing.assert_close(objective.likelihood, expected)  # U itself, not U/T
+    tensors = [(state[f"{key.removesuffix('_mean')}"], mean) for key, mean in state.items() if key.endswith("_mean")]
+    norms = [(theta - mean).square().sum().sqrt() for thetas, mean in tensors for theta in thetas]
+    torch.testing.assert_close(objective.prior, 3.0 * sum(norms))
 
 
 def ton(path, sizes: dict[str, int]):
@@ -82,30 +62,18 @@ def ton(path, sizes: dict[str, int]):
     return table
 
 
-def test_speakers_split_and_text_are_the_published_codes(tmp_path, monkeypatch):
+def test_speakers_and_tokens_are_the_published_codes(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     sizes = {"Zara B. Ås": 230, "Bo Li": 200, "Ann Vik": 201, "Cy Dahl": 1000, "Dag Eng": 210, "Per H. Moe": 999}
-    table = ton(tmp_path / "ton.csv", sizes)
+    ton(tmp_path / "ton.csv", sizes)
     cfg = reference(f"data.path={tmp_path / 'ton.csv'}", "data.n_tasks=3", "model=opt_mini")
 
     pretrained = load_packaged("opt_mini")
     corpus = load_corpus(cfg, pretrained)
-    # Written down from the facts: 200 < n < 1000, then short texts go, then alphabetical by cleaned name.
+    # 200 < n < 1000, then short texts go, then alphabetical by cleaned name.
     assert corpus.task_names == ["ann vik", "dag eng", "per h moe"]
-    raw = table.groupby("rep_name").filter(lambda g: 200 < len(g) < 1000)
-    raw = raw[raw["text"].str.len() > 40]
-    raw = raw.assign(task=raw["rep_name"].str.lower().str.replace(".", "", regex=False)).reset_index(names="row")
-    for task in corpus.task_names:
-        mine = raw[raw["task"] == task]
-        train = mine.sample(frac=0.5, random_state=42)
-        rest = mine.drop(train.index)
-        validation = rest.sample(frac=0.5, random_state=42)
-        test = rest.drop(validation.index)
-        ours = corpus.documents[corpus.documents["task"] == task]
-        for name, theirs in (("train", train), ("validation", validation), ("test", test)):
-            assert set(ours.loc[ours["split"] == name, "row"]) == set(theirs["row"])
     # " [task] <name>" unscored, " [text] <speech>" scored, the end token; 128 tokens; nothing before.
-    tokenizer: AutoTokenizer = pretrained.tokenizer
+    tokenizer = pretrained.tokenizer
     for document, encoded in zip(corpus.documents.itertuples(), corpus.encoded, strict=True):
         prompt = tokenizer(f" [task] {document.task}", add_special_tokens=False).input_ids
         text = tokenizer(f" [text] {document.text}", add_special_tokens=False).input_ids
@@ -152,34 +120,20 @@ def test_start_lora_and_optimiser_are_the_published_codes():
     assert (cfg.lora.rank, cfg.lora.alpha, cfg.lora.target_modules, cfg.lora.init_std) == (16, 16, None, 0.001)
     assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.optim.patience) == (64, 1000, 8)
     assert (cfg.prior.parameterization, cfg.optim.lr, cfg.model.dtype) == ("centered", None, "float32")
-    m = model(init_std=0.001)
-    for key, mean in m.adapters.state_dict().items():
-        if key.endswith("_mean"):
-            deviation = m.adapters.state_dict()[key.removesuffix("_mean")] - mean
-            assert 0.0007 < deviation.std().item() < 0.0013
-            assert (mean == 0).all() == key.endswith("B_mean")
-    module = build_module(cfg, m)
+    assert (cfg.data.split.method, cfg.data.order, cfg.data.score_padding) == ("reference", "fixed", True)
+    module = build_module(cfg, model())
     assert module.lr == pytest.approx(1e-3)  # 1e-5 · τ
     (group,) = module.configure_optimizers().param_groups
-    assert group["weight_decay"] == 0
+    assert not group.get("weight_decay")
     assert module.monitor == "val_by_batch/nll"
 
 
 def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     ton(tmp_path / "ton.csv", {"Ann Vik": 210, "Dag Eng": 220})
-    code, *_ = command(
-        "experiment=reference",
-        "tau=10",
-        f"data.path={tmp_path / 'ton.csv'}",
-        "model=opt_mini",
-        "data.n_tasks=2",
-        "data.max_tokens=24",
-        "trainer.max_epochs=1",
-        "logger=none",
-        "hydra.run.dir=a",
-        "data.documents_per_task=40",
-    )
+    data = f"data.path={tmp_path / 'ton.csv'} data.n_tasks=2 data.max_tokens=24 data.documents_per_task=40"
+    fit = "experiment=reference tau=10 model=opt_mini trainer.max_epochs=1 logger=none hydra.run.dir=a"
+    code, *_ = command(*fit.split(), *data.split())
     assert code == 0
     summary = json.loads((tmp_path / "a/summary.json").read_text())
     per_task = pd.read_csv(tmp_path / "a/per_task.csv")
@@ -188,10 +142,3 @@ def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkey
     # Padding is among the scored positions: 2 tasks × 10 test documents, fewer tokens of their own.
     own = pd.read_csv(tmp_path / "a/documents.csv").query("split == 'test'")["n_scored"].sum()
     assert per_task["test_tokens"].sum() >= own
-
-
-def test_several_processes_are_refused():
-    from bora.errors import UserError
-
-    with pytest.raises(UserError, match=r"trainer\.devices=1"):
-        reference("trainer=ddp")

@@ -39,16 +39,6 @@ def test_values_and_gradients_equal_autograds(form, sparse, prior):
     torch.testing.assert_close((ours[0].to_dense(), ours[1]), (adapters.stored.grad, adapters.mean.grad))
 
 
-def test_the_prior_alone_has_its_gradient():
-    adapters, _, shares = problem(Centered)
-    _, potentials = adapters.rows(TASK, torch.float64, Gaussian(7.0, P))
-    (potentials * shares).sum().backward()
-    expected = torch.zeros(D, P, dtype=torch.float64)
-    expected.index_add_(0, TASK, 7.0 * shares[:, None] * adapters.deviations()[TASK].detach())
-    torch.testing.assert_close(adapters.stored.grad.to_dense(), expected)
-    torch.testing.assert_close(adapters.mean.grad, -expected.sum(0))
-
-
 def test_bfloat16_rows_have_gradients_summed_in_float32():
     adapters, weights, _ = problem(NonCentered, dtype=torch.float32)
     theta, _ = adapters.rows(TASK, torch.bfloat16)

@@ -121,7 +121,5 @@ def test_a_missing_extra_is_told_in_one_line(tmp_path):
     )
     done = run(tmp_path, blocked)
     assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()[-1]
-        == "bora: hydra/launcher/joblib is not installed: pip install hydra-joblib-launcher"
-    )
+    line = "bora: hydra/launcher/joblib is not installed: pip install hydra-joblib-launcher"
+    assert done.stderr.splitlines()[-1] == line

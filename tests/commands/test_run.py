@@ -3,76 +3,53 @@
 import json
 import math
 import subprocess
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
 
-import bora.commands.run
-from bora.model.lora import LowRank
 from bora.model.pretrained import load_packaged
 from bora.runs.directory import RunDirectory
-from tests.conftest import merged, table
+from bora.use.restore import restore
+from tests.conftest import merged, one_line, table
 
-SMALL = [
-    "data.modules=[argparse,pickle,ssl]",
-    "data.documents_per_task=12",
-    "data.min_documents=5",
-    "data.max_tokens=24",
-    "trainer.max_epochs=2",
-]
+MODULES = "data.modules=[argparse,pickle,ssl]"
+SMALLER = "data.documents_per_task=12 data.min_documents=5 data.max_tokens=24 trainer.max_epochs=2".split()
+SMALL = [MODULES, *SMALLER]
+# The columns of per_task.csv and documents.csv, and keys of summary.json.
+PER_TASK = "task n_train n_val n_test train_tokens test_tokens val_nll val_perplexity test_nll test_perplexity distance"
+DOCUMENTS = "row task split n_tokens n_scored"
+SUMMARY = """tau seed model data val_perplexity val_perplexity_macro test_perplexity test_perplexity_macro
+base_test_perplexity best_epoch epochs steps train_tokens_per_second params_per_task seconds data_sha256 versions"""
 
 
 @pytest.mark.parametrize("tau", ["0", "100", "inf"])
 def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau):
     path = table(tmp_path / "t.csv", {"Zoë A.": 24, "b/c": 40, "NA": 12})
-    code, out, err = command(
-        f"tau={tau}",
-        "seed=3",
-        "data=table",
-        f"data.path={path}",
-        "data.min_documents=5",
-        "data.drop_duplicates=false",
-        "data.max_tokens=20",
-        "trainer.max_epochs=2",
-        "optim.lr=0.01",
-        "hydra.run.dir=run",
-        "logger=none",
-    )
+    data = f"data=table data.path={path} data.min_documents=5 data.drop_duplicates=false data.max_tokens=20"
+    fit = f"tau={tau} seed=3 trainer.max_epochs=2 optim.lr=0.01 hydra.run.dir=run logger=none"
+    code, out, err = command(*data.split(), *fit.split())
     assert (code, err) == (0, "")
     run = tmp_path / "run"
     assert out.splitlines()[-1] == f"run directory: {run}"
     per_task = pd.read_csv(run / "per_task.csv", keep_default_na=False)
-    assert (
-        per_task.columns.tolist()
-        == (
-            "task n_train n_val n_test train_tokens test_tokens val_nll val_perplexity test_nll test_perplexity distance"
-        ).split()
-    )
+    assert per_task.columns.tolist() == PER_TASK.split()
     assert per_task["task"].tolist() == ["b/c", "Zoë A.", "NA"]
     documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
-    assert documents.columns.tolist() == "row task split n_tokens n_scored".split()
+    assert documents.columns.tolist() == DOCUMENTS.split()
     summary = json.loads((run / "summary.json").read_text())
-    assert set(summary) >= set(
-        "tau seed model data val_perplexity val_perplexity_macro test_perplexity test_perplexity_macro "
-        "base_test_perplexity best_epoch epochs steps train_tokens_per_second params_per_task seconds data_sha256 "
-        "versions".split()
-    )
+    assert set(summary) >= set(SUMMARY.split())
     assert (float(summary["tau"]), summary["seed"], summary["model"]) == (float(tau), 3, "opt_mini")
     assert summary["steps"] == 2 * math.ceil(per_task["n_train"].sum() / 16)
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["max_tokens"] == 20
-    assert RunDirectory(run).verify() == []
     assert pd.read_csv(run / "metrics.csv")["val/perplexity"].notna().sum() >= 2
+    assert len((run / "SHA256SUMS").read_text().splitlines()) == 6
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True)
 
-    # From here on only files are read: the table, documents.csv, the checkpoint, the base model.
-    checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
-    state, names = checkpoint["state_dict"], checkpoint["hyper_parameters"]["task_names"]
-    assert all(key.startswith("adapters.") for key in state)
+    # From here on: the table, documents.csv, the checkpoint's LoRAs, and transformers' own model of the base.
     texts = pd.read_csv(path, keep_default_na=False)["text"]
-    tokenizer = load_packaged("opt_mini").tokenizer
+    tokenizer, restored = load_packaged("opt_mini").tokenizer, restore(run).model
 
     def nats_and_tokens(model, rows):
         nats = tokens = 0
@@ -86,31 +63,10 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
 
     total, base_total, all_tokens = 0.0, 0.0, 0
     for row in per_task.itertuples():
-        base = AutoModelForCausalLM.from_pretrained(
-            Path(bora.__file__).parent / "assets/opt_mini", dtype=torch.float32
-        ).eval()
-        lora, distance = {}, 0.0
-        for layer in checkpoint["hyper_parameters"]["layers"]:
-            stack = {
-                k.rsplit(".", 1)[1]: v
-                for k, v in state.items()
-                if k.startswith(f"adapters.stacks.{layer.replace('.', '/')}.")
-            }
-            i = names.index(row.task)
-            if tau == "0":
-                factors = [stack[f][i] for f in "AB"]
-            elif tau == "inf":
-                factors = [stack[f"{f}_mean"] for f in "AB"]
-            else:
-                factors = [stack[f"{f}_mean"] + stack[f"{f}_offset"][i] for f in "AB"]
-            lora[layer] = LowRank(*factors)
-            distance += sum((f - stack[f"{n}_mean"]).square().sum().item() for f, n in zip(factors, "AB", strict=True))
-        mine = documents[(documents["task"] == row.task)]
-        assert [(mine["split"] == s).sum() for s in ("train", "validation", "test")] == [
-            row.n_train,
-            row.n_val,
-            row.n_test,
-        ]
+        base, lora = load_packaged("opt_mini").model, restored.tasks[row.task]
+        mine = documents[documents["task"] == row.task]
+        sizes = [(mine["split"] == split).sum() for split in ("train", "validation", "test")]
+        assert sizes == [row.n_train, row.n_val, row.n_test]
         test = mine[mine["split"] == "test"]
         nats, tokens = nats_and_tokens(base, test)
         base_total += nats
@@ -119,7 +75,9 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
         assert row.test_tokens == tokens
         assert row.test_nll == pytest.approx(nats / tokens, rel=1e-5)
         assert row.test_perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
-        assert row.distance == pytest.approx(distance**0.5, rel=1e-4, abs=1e-6)
+        pairs = zip(lora.values(), restored.mean.values(), strict=True)
+        squares = sum((f - m).square().sum().item() for own, mean in pairs for f, m in zip(own, mean, strict=True))
+        assert row.distance == pytest.approx(squares**0.5, rel=1e-4, abs=1e-6)
         nats_val, tokens_val = nats_and_tokens(adapted, mine[mine["split"] == "validation"])
         assert row.val_nll == pytest.approx(nats_val / tokens_val, rel=1e-5)
         total, all_tokens = total + nats, all_tokens + tokens
@@ -131,28 +89,14 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
 
 @pytest.mark.processes
 def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, tmp_path):
-    sweep = [
-        "-m",
-        "tau=0,1e3,inf",
-        "seed=0,1",
-        "prior.parameterization=centered",
-        "name=s",
-        *SMALL,
-        "trainer.max_epochs=1",
-    ]
+    sweep = ["-m", "tau=0,1e3,inf", "seed=0,1", "prior.parameterization=centered", "name=s", *SMALL]
+    sweep += ["trainer.max_epochs=1"]
     code, out, _ = command(*sweep)
     assert code == 0
     names = {f"tau={t},seed={s}" for t in ("0", "1000", "inf") for s in (0, 1)}
     assert {f.parent.name for f in (tmp_path / "multirun/s").glob("*/summary.json")} == names
-    tail = out[out.index("τ → perplexity") :]
-    assert [line.split("│")[1].strip() for line in tail.splitlines() if line.startswith("│")] == [
-        "0",
-        "0",
-        "1000",
-        "1000",
-        "inf",
-        "inf",
-    ]
+    rows = [line for line in out[out.index("τ → perplexity") :].splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["0", "0", "1000", "1000", "inf", "inf"]
     for name in names:  # one W&B run a job, finished
         (run,) = (tmp_path / "multirun/s" / name / "wandb").glob("offline-run-*/run-*.wandb")
         assert run.stat().st_size > 0
@@ -174,19 +118,8 @@ def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, 
 def test_a_sweep_over_other_keys_is_named_by_them(command, tmp_path):
     code, *_ = command("-m", "tau=10", "lora.rank=1,2", "name=s", "logger=none", *SMALL, "trainer.max_steps=1")
     assert code == 0
-    assert {f.parent.name for f in tmp_path.glob("multirun/s/*/summary.json")} == {
-        "tau=10,seed=0,lora.rank=1",
-        "tau=10,seed=0,lora.rank=2",
-    }
-
-
-def test_the_same_seed_gives_the_same_numbers(command, tmp_path):
-    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert command("tau=10", f"seed={seed}", "logger=none", f"hydra.run.dir={folder}", *SMALL)[0] == 0
-    a, b, c = ((tmp_path / f / "per_task.csv").read_text() for f in "abc")
-    assert a == b != c
-    documents = {(tmp_path / f / "documents.csv").read_text() for f in "abc"}
-    assert len(documents) == 1  # the seed of a run does not move its test set
+    names = {f"tau=10,seed=0,lora.rank={rank}" for rank in (1, 2)}
+    assert {f.parent.name for f in tmp_path.glob("multirun/s/*/summary.json")} == names
 
 
 def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
@@ -196,22 +129,26 @@ def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
     assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "b/per_task.csv").read_text()
     assert command("-m", "--again", "a", "tau=7,8", "hydra.sweep.dir=s")[0] == 0
     assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "s/tau=7,seed=0/per_task.csv").read_text()
+    assert command("--again", "a", "seed=1", "hydra.run.dir=c")[0] == 0
+    assert (tmp_path / "a/per_task.csv").read_text() != (tmp_path / "c/per_task.csv").read_text()
+    # The seed of a run does not move its test set.
+    assert (tmp_path / "a/documents.csv").read_text() == (tmp_path / "c/documents.csv").read_text()
     for words, line in (
         (["--again"], "--again needs one run directory"),
         (["--again", "a", "--again", "b"], "--again needs one run directory"),
         (["--again", "nowhere"], "overrides.yaml is not readable"),
-        (["--again", "a", "data=nonsense"], "Could not find 'data/nonsense'"),
+        (["--again", "a", "data=nonsense"], "data=nonsense: there is no such choice"),
     ):
-        code, _, err = command(*words)
-        assert (code, err.count("\n"), line in err) == (2, 1, True)
+        one_line(command(*words), line)
 
 
 def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_path):
-    assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL[3:])[0] == 0
+    few = "data.n_tasks=2 data.documents_per_task=12 data.min_documents=5 data.max_tokens=24 trainer.max_epochs=2"
+    assert command("tau=7", "logger=none", "hydra.run.dir=a", *few.split())[0] == 0
     config = tmp_path / "a/config.yaml"
     config.write_text(config.read_text().replace("alpha: 16.0", "alpha: 8.0"))  # as if it had been the default then
     path = table(tmp_path / "t.csv", {"a": 9, "b": 9})
-    corpus = ["data=table", f"data.path={path}", "data.min_documents=5"]
+    corpus = ["data=table", f"data.path={path}"]
     code, out, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
     assert (code, err) == (0, "")
     assert [line for line in out.splitlines() if line.startswith("--again")] == [
@@ -223,28 +160,17 @@ def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_pat
     assert cfg.trainer.max_epochs == 2  # of the run that is replayed
 
 
-def test_what_was_changed_since_is_found_by_sha256sum(command, tmp_path):
-    assert command("logger=none", "hydra.run.dir=a", *SMALL, "trainer.max_steps=1")[0] == 0
-    run = tmp_path / "a"
-    assert len((run / "SHA256SUMS").read_text().splitlines()) == 6
-    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True)
-    (run / "per_task.csv").write_text((run / "per_task.csv").read_text() + "\n")
-    (run / "checkpoints/last.ckpt").unlink()
-    assert RunDirectory(run).verify() == ["checkpoints/last.ckpt", "per_task.csv"]
-
-
-def test_gradient_accumulation_takes_fewer_steps(command, tmp_path):
-    assert (
-        command("logger=none", "hydra.run.dir=a", "trainer.accumulate_grad_batches=2", *SMALL, "data.batch_size=9")[0]
-        == 0
-    )
-    assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == 2
-
-
-@pytest.mark.parametrize(("settings", "steps"), [([], 4), (["trainer.max_steps=3"], 3), (["trainer.max_steps=1"], 1)])
-def test_an_epoch_may_be_of_fewer_batches(command, tmp_path, settings, steps):
-    limit = "trainer.limit_train_batches=2"
-    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "data.batch_size=5", limit, *settings)
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ("data.batch_size=5 trainer.limit_train_batches=2", 4),
+        ("data.batch_size=5 trainer.limit_train_batches=2 trainer.max_steps=3", 3),
+        ("data.batch_size=5 trainer.limit_train_batches=2 trainer.max_steps=1", 1),
+        ("data.batch_size=9 trainer.accumulate_grad_batches=2", 2),
+    ],
+)
+def test_a_run_takes_as_many_steps_as_asked(command, tmp_path, settings, steps):
+    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, *settings.split())
     assert (code, err) == (0, "")
     assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == steps
 
@@ -257,7 +183,9 @@ def test_a_run_without_any_validation_is_refused_when_it_ends(command):
 
 @pytest.mark.parametrize("logging", ["default", "stdout", "none", "disabled"])
 def test_hydras_own_forms_of_logging(command, tmp_path, logging):
-    code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, f"hydra/job_logging={logging}")
+    code, _, err = command(
+        "logger=none", "hydra.run.dir=a", *SMALL, "trainer.max_steps=1", f"hydra/job_logging={logging}"
+    )
     assert (code, err) == (0, "")
     assert (tmp_path / "a/run.log").exists() == (logging == "default")
 
@@ -266,40 +194,13 @@ def test_a_sweeps_folders_may_be_nested(command, tmp_path):
     nested = ["-m", "tau=1,inf", "hydra.sweep.dir=s", "hydra.sweep.subdir=${seed}/${tau}", "logger=none"]
     code, out, _ = command(*nested, *SMALL, "trainer.max_steps=1")
     assert (tmp_path / "s/0/inf/summary.json").exists()
-    assert (code, "0/1 " in out[out.index("τ → perplexity") :]) == (0, True)
-
-
-def test_a_job_that_fails_leaves_its_reason_and_the_others_run(command, tmp_path):
-    sweep = ["-m", "data.modules=[argparse,ssl],[nothing]", "tau=1", "name=s", "logger=none", *SMALL[1:]]
-    code, out, err = command(*sweep, "trainer.max_steps=1")
-    (failed,) = tmp_path.glob("multirun/s/*/failed.json")
-    assert "no source file of it" in json.loads(failed.read_text())["error"]
-    assert len(list(tmp_path.glob("multirun/s/*/summary.json"))) == 1
-    assert (code, "τ → perplexity" in out) == (2, True)
-    assert err.splitlines()[-2] == "bora: 1 of the sweep's jobs failed:"
+    assert (code, out[out.index("τ → perplexity") :].count("│   1 │     1 │")) == (0, 1)
 
 
 def test_a_sweep_with_a_wrong_value_is_refused_before_its_first_job(command, tmp_path):
     code, _, err = command("-m", "tau=1,10,-1", "name=s", "logger=none", *SMALL)
     assert (code, err) == (2, "bora: tau=-1 must be greater than or equal to 0\n")
     assert not list(tmp_path.rglob("tau=*"))
-
-
-def test_two_tables_of_one_name_are_two_jobs(command, tmp_path):
-    for year, tasks in (("2019", "ab"), ("2020", "cd")):
-        (tmp_path / year).mkdir()
-        table(tmp_path / year / "table.csv", dict.fromkeys(tasks, 9))
-    sweep = ["-m", "data=table", "data.path=2019/table.csv,2020/table.csv", "data.min_documents=5", "name=s"]
-    assert command(*sweep, "logger=none", "trainer.max_steps=1")[0] == 0
-    found = [set(pd.read_csv(f)["task"]) for f in tmp_path.glob("multirun/s/*/per_task.csv")]
-    assert sorted(map(sorted, found)) == [["a", "b"], ["c", "d"]]
-
-
-def test_a_bfloat16_backbone_trains(command, tmp_path):
-    code, *_ = command("logger=none", "hydra.run.dir=a", "model.dtype=bfloat16", *SMALL, "trainer.max_steps=2")
-    assert code == 0
-    state = torch.load(tmp_path / "a/checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    assert {v.dtype for v in state.values()} == {torch.float32}  # the adapters are not
 
 
 def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
@@ -323,11 +224,8 @@ def test_last_ckpt_is_the_last_epoch_and_best_the_best(command, tmp_path):
     arguments = ["logger=none", "hydra.run.dir=a", "tau=0", "optim.lr=0.05", *SMALL, "trainer.max_epochs=4"]
     assert command(*arguments)[0] == 0  # at this learning rate validation gets worse
     summary = json.loads((tmp_path / "a/summary.json").read_text())
-    epochs = {
-        name: torch.load(tmp_path / f"a/checkpoints/{name}.ckpt", weights_only=True)["epoch"] + 1
-        for name in ("best", "last")
-    }
-    assert epochs == {"best": summary["best_epoch"], "last": 4}
+    best, last = (torch.load(tmp_path / f"a/checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert (best["epoch"] + 1, last["epoch"] + 1) == (summary["best_epoch"], 4)
     assert summary["best_epoch"] < 4
 
 
@@ -335,15 +233,6 @@ def test_a_finished_run_is_told_again_not_done_again(command, tmp_path):
     first = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
     again = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
     assert first[first.index("τ = 100") :] == again[again.index("τ = 100") :]
-
-
-def test_task_names_are_not_markup(command, tmp_path):
-    path = table(tmp_path / "t.csv", {"Smith [lab]": 24, "[/b]": 24})
-    arguments = ["data=table", f"data.path={path}", "data.drop_duplicates=false", "trainer.max_steps=1"]
-    code, out, _ = command(*arguments, "logger=none", "hydra.run.dir=a")
-    assert code == 0
-    assert "│ Smith [lab] " in out
-    assert "│ [/b] " in out
 
 
 def test_a_run_starts_from_another(command, tmp_path):
@@ -356,6 +245,4 @@ def test_a_run_starts_from_another(command, tmp_path):
     assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
     assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
     for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "task_names")):
-        code, _, err = command(*still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three")
-        assert (code, err.count("\n")) == (2, 1)
-        assert message in err
+        one_line(command(*still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"), message)

@@ -12,15 +12,8 @@ SECRETS = {
     "HF_TOKEN": "hf_hushhushhush",
     "MLFLOW_TRACKING_PASSWORD": "open-sesame-please",  # pragma: allowlist secret
 }
-RUN = [
-    "data=table",
-    "data.path=t.csv",
-    "data.min_documents=5",
-    "data.max_tokens=16",
-    "data.drop_duplicates=false",
-    "trainer.max_epochs=1",
-    "lora.rank=1",
-]
+RUN = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=16 data.drop_duplicates=false".split()
+RUN += ["trainer.max_epochs=1", "lora.rank=1"]
 
 
 def assert_none_in(folder: Path) -> None:
@@ -38,7 +31,7 @@ def test_the_environments_secrets_reach_no_file(command, call, tmp_path, monkeyp
         monkeypatch.setenv(name, secret)
     table(tmp_path / "t.csv", {"a": 20, "b": 20, "c": 20})
     assert command(*RUN, f"logger={logger}", "hydra.run.dir=run")[0] == 0
-    assert command("-m", *RUN, f"logger={logger}", "tau=0,inf", "hydra.sweep.dir=sweep")[0] == 0
+    assert command("-m", *RUN, f"logger={logger}", "tau=inf", "hydra.sweep.dir=sweep")[0] == 0
     assert call(report.main, "run", "sweep", "-o", tmp_path / "report")[0] == 0
     assert_none_in(tmp_path)
 

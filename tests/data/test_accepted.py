@@ -34,6 +34,9 @@ ODD = [
 AS_THEY_ARE = [("a", text) for text in ODD]
 NUMBERS = [(n, "x") for n in ("7", "007", "7.0", "1e3", "99999999999999999999", "NA", "null", "true")]
 NFC, NFD = "José Ångström", unicodedata.normalize("NFD", "José Ångström")
+GAPS = b'{"text": "x"}\n{"task": "a"}\n\n{"task": null, "text": NaN}\n'
+FLOATS = to_parquet(task=[0.5, float("nan"), None], text=["x", None, "z"])
+INTEGERS = to_parquet(task=pa.array([2**53 + 1, None]), text=pa.array([b"x", "æ".encode()]))
 # What is odd: file, its bytes, the rows (task, text).
 CASES = {
     "a byte order mark": ("t.csv", b"\xef\xbb\xbf" + to_csv(quoting=csv.QUOTE_ALL), GOOD),
@@ -50,21 +53,9 @@ CASES = {
     "packed JSON, a capital ending": ("t.jsonl.XZ", PACKED["xz"](to_json(named())), GOOD),
     "numbers and marks of nothing as names": ("t.csv", to_csv(NUMBERS), NUMBERS),
     "numbers in JSON": ("t.jsonl", b'{"task": 1e3, "text": 0.10}', [("1e3", "0.10")]),
-    "missing values in JSON": (
-        "t.jsonl",
-        b'{"text": "x"}\n{"task": "a"}\n\n{"task": null, "text": NaN}\n',
-        [("", "x"), ("a", ""), ("", "")],
-    ),
-    "missing values in Parquet": (
-        "t.parquet",
-        to_parquet(task=[0.5, float("nan"), None], text=["x", None, "z"]),
-        [("0.5", "x"), ("", ""), ("", "z")],
-    ),
-    "integers with gaps, and bytes, in Parquet": (
-        "t.parquet",
-        to_parquet(task=pa.array([2**53 + 1, None]), text=pa.array([b"x", "æ".encode()])),
-        [("9007199254740993", "x"), ("", "æ")],
-    ),
+    "missing values in JSON": ("t.jsonl", GAPS, [("", "x"), ("a", ""), ("", "")]),
+    "missing values in Parquet": ("t.parquet", FLOATS, [("0.5", "x"), ("", ""), ("", "z")]),
+    "integers with gaps, and bytes, in Parquet": ("t.parquet", INTEGERS, [("9007199254740993", "x"), ("", "æ")]),
     "white space in names": ("t.csv", to_csv([(n, "x") for n in (" A  B ", "A\u00a0B")]), [("A B", "x")] * 2),
     "one name in two forms of Unicode": ("t.csv", to_csv([(NFD, "x"), (NFC, "y")]), [(NFC, "x"), (NFC, "y")]),
 }

@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 from tests.data.inputs import corpus_of, data_group, docs, to_csv
 
@@ -34,7 +33,7 @@ def test_what_is_dropped_and_what_becomes_of_each_row(build):
     rows += [*(("a", text) for text in WHITE), *docs("b", 4), ("b", rows[0][1]), *docs("c", 3), *docs("d", 2)]
     corpus = build(rows, n_tasks=2)
     assert corpus.task_names == ["a", "b"]
-    assert corpus.dropped.rows == {
+    assert corpus.dropped == {
         "repeated within their task": 2,
         "without a task": 2,
         "empty": len(WHITE),
@@ -59,15 +58,6 @@ def test_what_is_dropped_and_what_becomes_of_each_row(build):
     scored = corpus.documents.query("split == 'train'").groupby("task")["n_scored"].sum()
     assert counts["train_tokens"].to_dict() == scored.to_dict()
     assert "2 tasks, 19 documents: 9 train (3 to 6 a task" in corpus.describe()
-
-
-def test_documents_without_a_token_to_score_are_counted_and_must_leave_three(build):
-    rows = [*docs("a", 5), ("a", "x"), ("a", "y")]  # one token each, and none before it
-    corpus = build(rows, prepend_bos=False)
-    assert corpus.documents["row"].tolist() == list(range(5))
-    assert corpus.dropped.rows == {"without a token to score": 2}
-    with pytest.raises(UserError, match=r"'a' is left with 1 training, 1 validation and 0 test .*dropped: 2 without a"):
-        build(rows[3:], prepend_bos=False)
 
 
 def test_the_hashes_follow_texts_splits_and_tokens(build):

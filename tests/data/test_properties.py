@@ -124,7 +124,7 @@ def by_hand(rows, rule) -> tuple[list[int], Counter]:
 
 def hold(corpus: Corpus, rows, rule, parts, how, tokenizer) -> None:
     """Hold a corpus to its rows."""
-    table, account = corpus.documents, Counter(corpus.dropped.rows)
+    table, account = corpus.documents, Counter(corpus.dropped)
     assert len(table) + account.total() == len(rows)
     left, dropped = by_hand(rows, rule)
     assert {reason: account[reason] for reason in dropped} == dropped

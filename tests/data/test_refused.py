@@ -17,6 +17,7 @@ from tests.data.inputs import GOOD, PACKED, corpus_of, data_group, docs, named, 
 
 MAX_LINE_CHARS = 600
 TEXTS = [text for _, text in GOOD]
+MANY = to_csv(docs("a", 900))
 
 
 def half(data: bytes) -> bytes:
@@ -44,37 +45,21 @@ READING = {
     "Latin-1 far down, packed": ("t.csv.gz", PACKED["gz"](to_csv(docs("a", 5000)) + b"a,\xe6\n"), "line 5002 is not"),
     "Latin-1 in JSON": ("t.jsonl", b'{"task": "a", "text": "caf\xe9"}\n', "line 1 is not UTF-8"),
     "UTF-16": ("t.csv", to_csv().decode().encode("utf-16"), "line 1 is not UTF-8 .* save it as UTF-8$"),
-    "half a surrogate pair": (
-        "t.jsonl",
-        b'{"task": "a", "text": "\\ud83d"}\n',
-        "'text' holds no text in row 0 .*surrogate",
-    ),
-    "not UTF-8 in Parquet": (
-        "t.parquet",
-        to_parquet(task=["a"], text=NOT_TEXT),
-        "'text' holds no text in row 0 .*0xff",
-    ),
+    "half a surrogate pair": ("t.jsonl", b'{"task": "a", "text": "\\ud83d"}\n', "no text in row 0 .*surrogate"),
+    "not UTF-8 in Parquet": ("t.parquet", to_parquet(task=["a"], text=NOT_TEXT), "no text in row 0 .*0xff"),
     "an empty file": ("t.csv", b"", "the table has no columns$"),
     "a header alone": ("t.csv", b"task,text\n", "^data.path=t.csv: there are no rows$"),
     "a quote never closed": ("t.csv", b'task,text\na,one\nb,"two\nc,three\n', "line 3: a quote is opened and never"),
     "text after a quote": (
         "t.csv",
         to_csv() + b'a,"one" two\n',
-        '^data.path=t.csv: the row that begins in line 10: text after a closing quote. Double the quotes .*: ""$',
+        "begins in line 10: text after a closing quote. Double",
     ),
-    "two rows with a quote too many": (
-        "t.csv",
-        b'task,text\na,"one\nb,"two\nc,three\n',
-        "begins in line 2: text after",
-    ),
+    "a quote too many twice": ("t.csv", b'task,text\na,"one\nb,"two\nc,three\n', "begins in line 2: text after"),
     "a row with more cells": ("t.csv", to_csv() + b"a,b,c\n", "line 10 has 3 cells and the header 2; put a cell that"),
     "a row with fewer cells": ("t.csv", to_csv(wider("x"), ("task", "text", "n")) + b"a,b", "line 10 has 2 cells"),
     "semicolons": ("t.csv", to_csv(separator=";"), "^data.task=COLUMN: name the column .*; the table has task;text$"),
-    "no column of texts": (
-        "t.csv",
-        to_csv(header=("task", "said")),
-        "^data.text=text: there is no such column; the table has task, said$",
-    ),
+    "no column of texts": ("t.csv", to_csv(header=("task", "said")), "^data.text=text: there is no .* has task, said$"),
     "two columns of texts": (
         "t.csv",
         to_csv(wider("x"), ("task", "text", "text")),
@@ -93,9 +78,7 @@ READING = {
     "lists in Parquet": ("t.parquet", to_parquet(task=["a"], text=[["b"]]), "'text' holds no text in row 0 .* a list$"),
     "Parquet with a letter changed": ("t.parquet", changed_parquet(), DAMAGED),
     "half a Parquet file": ("t.parquet", half(to_parquet(task=["a"], text=["b"])), DAMAGED),
-    **{
-        f"half of .{end}": (f"t.csv.{end}", half(pack(to_csv(docs("a", 900)))), DAMAGED) for end, pack in PACKED.items()
-    },
+    **{f"half of .{end}": (f"t.csv.{end}", half(pack(MANY)), DAMAGED) for end, pack in PACKED.items()},
     **{f"plain text called .{end}": (f"t.csv.{end}", to_csv(), DAMAGED) for end in PACKED},
     "two tables in .zip": ("t.csv.zip", zipped(("a", b""), ("b", b"")), "holds 2 files; it must hold one table$"),
 }
@@ -144,38 +127,20 @@ def dated(*dates: str) -> bytes:
     return to_csv([(*row, day) for row, day in zip(GOOD, days, strict=True)], ("task", "text", "date"))
 
 
+BAD_DATES = ["03/02/2001", "now", "2001-02-30", "981158400", "12345-01-01"]
+NAMELESS = to_csv([("", text) for text in TEXTS])
+ALL_DIFFERENT = to_csv([(f"t{i}", f"x{i}") for i in range(30)])
+NO_DATE = "^1 of 8 documents have no date of the form .*row 0: "
+BY_DATE = {"split": {"method": "date"}}
 BUILDING = {
-    **{
-        f"the date {date}": (
-            dated(date),
-            {"split": {"method": "date"}},
-            f"^1 of 8 documents have no date of the form .*row 0: '{date}'",
-        )
-        for date in ("03/02/2001", "now", "2001-02-30", "981158400", "12345-01-01")
-    },
+    **{f"the date {date}": (dated(date), BY_DATE, f"{NO_DATE}'{date}'") for date in BAD_DATES},
     "no date": (dated("", "", "", ""), {"selection": "chronological"}, r"4 of 4 .*name the column with data.date"),
-    "no name anywhere": (
-        to_csv([("", text) for text in TEXTS]),
-        {},
-        "the largest has 0; dropped: 8 without a task.*look at the columns data.task and data.text$",
-    ),
-    "as many tasks as documents": (
-        to_csv([(f"t{i}", f"x{i}") for i in range(30)]),
-        {},
-        r"no task has between 3 and ∞ documents \(the largest has 1\); change data.min_documents",
-    ),
+    "no name anywhere": (NAMELESS, {}, "the largest has 0; dropped: 8 without a task.*at the columns data.task and"),
+    "as many tasks as documents": (ALL_DIFFERENT, {}, r"no task has between 3 and ∞ documents \(the largest has 1\)"),
     "all too short": (to_csv(), {"min_characters": 1000}, "dropped: 8 of 1000 characters or fewer.*look at"),
     "caps for other tasks": (to_csv(), {"documents_per_task": [3, 3, 3]}, "lists 3 numbers, but there are 2 tasks"),
-    "one document in a task that may have so few": (
-        to_csv([*GOOD, ("c", "x")]),
-        {"min_documents": 1},
-        r"task 'c' is left with 1 training, 0 validation and 0 test documents \(dropped: none\)",
-    ),
-    "a prompt that leaves no room": (
-        to_csv(),
-        {"prompt": "word " * 200},
-        r"'a' is left with 0 training, .* \(dropped: 8 without a token to score\).*raise data.max_tokens",
-    ),
+    "a task of one document": (to_csv([*GOOD, ("c", "x")]), {"min_documents": 1}, "'c' is left with 1 training, 0 val"),
+    "no room behind a prompt": (to_csv(), {"prompt": "word " * 200}, "dropped: 8 without a token to .*raise data.max_"),
 }
 
 
@@ -195,12 +160,6 @@ FRAMES = {
     "a list": ([1, 2], "takes a pandas or Polars DataFrame or an Arrow table, not list"),
     "no rows": (frame([]), "^the frame: there are no rows"),
     "no column of texts": (frame().rename(columns={"text": "said"}), "^text=text: there is no such column"),
-    "two columns": (pd.concat([frame(), frame()[["text"]]], axis=1), "^text=text: .*rename them"),
-    "half an emoji": (
-        frame().astype(object).replace(GOOD[3][1], "\ud83d"),
-        "'text' holds no text in row 3 .*surrogate",
-    ),
-    "a bell in a name": (frame().replace("b", "b\x07"), r"'b\\x07' in row 4"),
 }
 
 
@@ -222,11 +181,7 @@ def holding(name: str, data: bytes) -> object:
 DATASETS = {
     "no such folder": (lambda path: None, {}, "^data.path=./d: no dataset could be loaded"),
     "no such split": (saved, {"split_name": "dev"}, "^data.split_name=dev: .* has the splits train; or give all$"),
-    "no such column": (
-        holding("t.csv", to_csv()),
-        {"text": "said"},
-        "^data.text=said: there is no such column; the table has task, text$",
-    ),
+    "no such column": (holding("t.csv", to_csv()), {"text": "said"}, "^data.text=said: there is no .* has task, text$"),
     "a broken CSV": (holding("t.csv", b"task,text\na,b\na,b,c,d\n"), {}, r"no dataset could be loaded \(\w+: .*line 3"),
 }
 

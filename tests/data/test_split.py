@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from bora.data.split import leakage, split
+from bora.data.split import split
 
 
 def table(sizes: dict[str, int]) -> pd.DataFrame:
@@ -56,20 +56,3 @@ def test_the_published_codes_split_is_pandas_sample_with_seed_42():
         assert (parts[train.index] == "train").all()
         assert (parts[validation.index] == "validation").all()
         assert (parts[rest.drop(validation.index).index] == "test").all()
-
-
-def test_leakage_counts_what_repeats_a_text_of_an_earlier_split():
-    rows = [
-        ("a", "x", "train"),
-        ("a", "y", "validation"),
-        ("b", "z", "train"),
-        ("a", "x", "validation"),  # of its own task's training
-        ("b", "x", "validation"),  # of another's
-        ("a", "y", "test"),  # of its own task's validation
-        ("b", "y", "test"),
-        ("b", "X", "test"),
-        ("b", "new", "test"),
-        ("b", "new", "test"),  # only test has it
-    ]
-    found = leakage(pd.DataFrame(rows, columns=["task", "text", "split"]))
-    assert found == {"validation": {"within_task": 1, "in_all": 2}, "test": {"within_task": 1, "in_all": 2}}

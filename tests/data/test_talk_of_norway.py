@@ -22,21 +22,9 @@ from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 from tests.data.inputs import data_group
 
-# As Data.md of the corpus lists them.
-COLUMNS = """id url_rep_id rep_id rep_first_name rep_last_name rep_name rep_from rep_to rep_type county
-list_number party_id party_name party_role party_seats cabinet_short cabinet_start cabinet_composition
-cabinet_end rep_gender rep_birth rep_death parl_period parl_size party_seats_lagting party_seats_odelsting
-com_member com_date com_role debate_reference case_id debate_title debate_subject debate_type proposition_id
-proposition_text document_group document_subject_short decision_short document_note case_source_id case_chair_id
-case_type decision_text question_number question_from_id question_to_id question_answered_by_id
-question_answered_by_ministry_id question_answered_by_minister_title subject_ids subject_names is_main_subject
-main_subject_id subject_committee_id subject_committee_name agenda_case_number agenda_case_reference
-agenda_case_text agenda_case_type agenda_number meeting_id procedure_id procedure_name procedure_stepnumber
-publication_export_id publication_link_text publication_link_url publication_type publication_undertype
-related_case_id related_case_type related_case_title_short keyword keywords language transcript order time session
-date title text""".split()
+COLUMNS = "id rep_name party_name debate_title keywords date title text".split()  # among 80 others
 SPEECHES = Columns("rep_name", "text", "date")
-SIZES = {"Zoë A. Å": 210, "Bjørn Tore": 300, "Anne N. X": 150, "Carl": 90, "Dag": 1200}
+SIZES = {"Zoë A. Å": 60, "Bjørn Tore": 30, "Dag": 120}
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +37,15 @@ def ton(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("ton") / "ton.csv"
     rng = np.random.default_rng(0)
     names = rng.permutation([n for n, k in SIZES.items() for _ in range(k)]).tolist()
-    with path.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS, quoting=csv.QUOTE_ALL, restval='NA, "quoted"\nand broken')
-        writer.writeheader()
-        for i, name in enumerate(names):
-            day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
-            text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
-            writer.writerow({"id": i, "rep_name": name, "date": day, "text": text if i % 50 else "Kort."})
-        for missing in ("", "NA"):  # presidents have no name
-            text = "Presidenten sier noe langt nok til å telle."
-            writer.writerow({"id": len(names), "rep_name": missing, "date": "1998-10-01", "text": text})
+    rows = []
+    for i, name in enumerate(names):
+        day = f"{1998 + i * 18 // len(names)}-10-{i % 28 + 1:02d}"
+        text = f'Tale {i}: «ærede president», han sa "ja, {i}"\nog gikk, lenge nok til å telle.'
+        rows.append({"id": i, "rep_name": name, "date": day, "text": text})
+    for missing in ("", "NA"):  # presidents have no name
+        rows.append({"id": len(names), "rep_name": missing, "date": "1998-10-01", "text": "Presidenten sier noe."})
+    other = 'NA, "quoted"\nand broken'  # in the columns that are not read
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, quoting=csv.QUOTE_ALL, na_rep=other)
     return path
 
 
@@ -67,19 +54,6 @@ def test_the_needed_columns_are_read_row_by_row(ton):
     with ton.open(newline="", encoding="utf-8") as source:
         expected = [(r["rep_name"].replace("NA", ""), r["text"], r["date"]) for r in csv.DictReader(source)]
     assert list(table.itertuples(index=False, name=None)) == expected
-
-
-def test_both_selection_rules_and_both_splits(ton):
-    table = talk_of_norway.read(str(ton), "", SPEECHES)
-    paper, names, dropped = select(table, "paper", n_tasks=25, min_characters=40)
-    assert set(names) == {"Zoë A. Å", "Bjørn Tore", "Anne N. X", "Dag"}
-    assert dropped.rows["without a task"] == 2
-    shares = split(paper, **data_group("talk_of_norway").split.model_dump()).value_counts(normalize=True)
-    assert shares["test"] == pytest.approx(0.33, abs=0.01)
-    reference, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
-    assert names == ["bjørn tore", "zoë a å"]
-    shares = split(reference, method="reference").value_counts(normalize=True)
-    assert shares.tolist() == pytest.approx([0.5, 0.25, 0.25], abs=0.01)
 
 
 def test_a_missing_or_foreign_file_is_told(tmp_path):

@@ -16,15 +16,6 @@ def tokenizer():
 TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå 水 🙂"]})
 
 
-def test_without_prompt_a_document_is_the_tokenizers_own_encoding(tokenizer):
-    documents, truncation = Tokens(tokenizer, 100).encode(TABLE)
-    for text, document in zip(TABLE["text"], documents, strict=True):
-        assert document.ids.tolist() == tokenizer(text).input_ids
-        assert document.n_scored == len(document.ids) - 1
-        assert tokenizer.decode(document.ids, skip_special_tokens=True) == text
-    assert truncation.documents == truncation.tokens == 0
-
-
 def test_prompt_is_there_and_not_scored_text_and_end_are(tokenizer):
     documents, _ = Tokens(tokenizer, 100, " [task] {task}", " [text] {text}", append_eos=True).encode(TABLE)
     prompt = tokenizer(" [task] b").input_ids
@@ -47,19 +38,6 @@ def test_a_braced_text_is_not_a_template(tokenizer):
     table = pd.DataFrame({"task": ["{text}"], "text": ["{task} {0} {"]})
     (document,), _ = Tokens(tokenizer, 100, "{task}: ", "<{text}>").encode(table)
     assert tokenizer.decode(document.ids, skip_special_tokens=True) == "{text}: <{task} {0} {>"
-
-
-def test_long_documents_are_cut_and_counted(tokenizer):
-    table = pd.DataFrame({"task": "a", "text": ["x = 1\n" * 50, "y"]})
-    whole = len(tokenizer(table["text"][0]).input_ids)
-    documents, truncation = Tokens(tokenizer, 10).encode(table)
-    assert [len(d.ids) for d in documents] == [10, len(tokenizer("y").input_ids)]
-    assert (truncation.documents, truncation.tokens) == (1, whole - 10)
-
-
-def test_a_prompt_that_fills_the_document_leaves_nothing_to_score(tokenizer):
-    (document, _), _ = Tokens(tokenizer, 4, "a long prompt for {task}, longer than it may be").encode(TABLE)
-    assert document.n_scored == 0
 
 
 def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_path):

@@ -12,18 +12,9 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["bora.commands.run", "bora.train.run", "transformers.models.opt.modeling_opt"])
-SMALL = [
-    "logger=none",
-    "data.modules=[pickle,ssl,argparse]",
-    "data.documents_per_task=20",
-    "data.min_documents=5",
-    "data.max_tokens=32",
-    "data.batch_size=3",
-    "trainer.max_epochs=3",
-    "trainer.log_every_n_steps=2",
-    "lora.rank=4",
-    "checkpoint_minutes=0",
-]
+SMALL = "logger=none data.modules=[pickle,ssl,argparse] data.documents_per_task=20 data.min_documents=5".split()
+SMALL += "data.max_tokens=32 data.batch_size=3 trainer.max_epochs=3 trainer.log_every_n_steps=2 lora.rank=4".split()
+SMALL += ["checkpoint_minutes=0"]
 
 
 def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None) -> None:

@@ -1,6 +1,7 @@
 """What clusters do: signals, full disks, two processes in a folder."""
 
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -32,10 +33,23 @@ def test_a_run_that_a_signal_stops_saves_and_says_so(whole, tmp_path, name, code
     process.join(120)
     assert process.exitcode == code
     said = (tmp_path / "first.err").read_text().splitlines()
-    assert said == [f"bora: stopped by {name}; run the same command again to resume from the last checkpoint"]
+    resume = f"bora run {shlex.join(run)}"
+    assert said == [f"bora: stopped by {name}", f"bora: to resume: {resume}"]
     assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] > 2
     assert finish(tmp_path, "second", *run)[0] == 0
     same_files(whole, tmp_path / "a")
+
+
+def test_the_command_that_is_printed_resumes(tmp_path):
+    """Without hydra.run.dir the folder's name has a time in it, which must be the same again."""
+    process = start(tmp_path, "first", "tau=100", *SMALL, "data.prompt='[task] {task}: '")
+    wait_for(lambda: any(tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")), process)
+    process.terminate()
+    process.join(120)
+    command = (tmp_path / "first.err").read_text().splitlines()[-1].removeprefix("bora: to resume: bora run ")
+    code, out, _ = finish(tmp_path, "second", *shlex.split(command))
+    (run,) = tmp_path.glob("outputs/*/*")
+    assert (code, "resuming from" in out, (run / "summary.json").is_file()) == (0, True, True)
 
 
 def test_a_sweep_that_a_signal_stops_has_no_failed_job(tmp_path):
@@ -70,9 +84,10 @@ def test_a_full_disk_ends_a_run_in_one_line_and_spoils_nothing(whole, tmp_path, 
     # At the latest this file does not fit any more; metrics.csv, when it has grown to half.
     largest_file = (whole / file).stat().st_size // (2 if file == "metrics.csv" else 1) - 1
     code, _, err = finish(tmp_path, "full", *RUN, largest_file=largest_file)
-    assert (code, err.count("\n")) == (1, 1)
-    assert err.startswith("bora: File too large")
-    assert "make room" in err
+    said = err.splitlines()
+    assert (code, len(said)) == (1, 2)
+    assert said[0].startswith("bora: File too large")
+    assert said[1] == f"bora: to resume: bora run {shlex.join(RUN)}"
     assert not (tmp_path / "a/summary.json").exists()
     assert not list((tmp_path / "a").rglob("*.partial"))
     assert finish(tmp_path, "room", *RUN)[0] == 0

@@ -138,18 +138,9 @@ def test_text_survives_its_escaping(name):
 def test_model_cards_show_names_as_they_are(command, call, tmp_path):
     names = [one_line(name) for name in NASTY]  # the reader refuses control characters
     table(tmp_path / "t.csv", dict.fromkeys(names, 8))
-    code, _, err = command(
-        "data=table",
-        "data.path=t.csv",
-        "data.min_documents=5",
-        "data.max_tokens=64",
-        "data.drop_duplicates=false",
-        "data.prompt='<b>[x](javascript:1) ``` {task}'",
-        "trainer.max_steps=1",
-        "lora.rank=1",
-        "logger=none",
-        "hydra.run.dir=run",
-    )
+    data = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=64 data.drop_duplicates=false".split()
+    how = "trainer.max_steps=1 lora.rank=1 logger=none hydra.run.dir=run".split()
+    code, _, err = command(*data, *how, "data.prompt='<b>[x](javascript:1) ``` {task}'")
     assert (code, err) == (0, "")
     # A folder that came from elsewhere: what its files say stands in the card, too.
     summary = json.loads((tmp_path / "run/summary.json").read_text())

@@ -3,32 +3,21 @@
 import re
 
 from bora.lib.names import safe_names
+from tests.data.test_accepted import NAMES
+from tests.lib.test_escaping import NASTY
 
+ALIKE = ["Ann", "ann", "ANN", "ann-2", "hierarchical-mean", "Hierarchical Mean", "tasks.json", "🙂", "🙃🙃", ""]
 ODD = [
-    "Ann",
-    "ann",
-    "ANN",
-    "ann-2",
-    "hierarchical-mean",
-    "Hierarchical Mean",
-    "tasks.json",
-    "../x",
-    "..",
+    *NASTY,
+    *NAMES,
+    *ALIKE,
     ".hidden",
-    "",
     "   ",
-    "🙂",
-    "🙃🙃",
     "a" * 300,
-    "a" * 301,
     "Ærø",
     "A\u030aa\u0301",
     "\u00c5\u00e1",
-    "東京",
-    "-rf",
-    "a/b\\c:d",
     "trailing.",
-    "x\ny",
     "\x00",
 ]
 

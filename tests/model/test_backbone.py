@@ -20,14 +20,6 @@ def test_a_model_that_reads_ahead_is_refused():
         Backbone(model)
 
 
-def test_outside_the_context_the_model_is_bare():
-    backbone = Backbone(tiny_opt(), rank=2)
-    expected, theta = tiny_opt()(IDS).logits, torch.ones(backbone.layout.n_parameters)
-    with backbone.routed(theta):
-        assert not torch.allclose(backbone.model(IDS).logits, expected)
-    assert torch.equal(backbone.model(IDS).logits, expected)
-
-
 def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first_update():
     backbone, seen = Backbone(tiny_opt().train(), r".*layers\.1\..*(q|v)_proj").train(), {}
     assert not backbone.model.training
@@ -59,12 +51,6 @@ def test_a_head_that_does_more_than_scale_and_cap_is_refused():
     bert = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **TINY, is_decoder=True))
     with pytest.raises(UserError, match=r"'bert' changes its logits"):
         Backbone(bert)
-
-
-@pytest.mark.parametrize(("logits_scaling", "scale"), [(4.0, 0.25), (1.0, 1.0)])
-def test_granites_factor_divides(logits_scaling, scale):
-    head = Backbone(tiny("granite", logits_scaling=logits_scaling), ["q_proj"]).head
-    assert (head.scale, head.cap) == (scale, None)
 
 
 def test_llama_4_is_its_own_base_and_is_taken_all_the_same():

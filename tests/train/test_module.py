@@ -42,5 +42,5 @@ def test_a_checkpoint_holds_what_is_trained_and_is_loaded_whole_or_not_at_all():
     other.load_state_dict(state, strict=other.strict_loading)
     torch.testing.assert_close(other.state_dict(), state, rtol=0, atol=0)
     for spoiled in ({f"model.{key}": value for key, value in state.items()}, {}):
-        with pytest.raises(RuntimeError, match="Missing key"):
+        with pytest.raises(RuntimeError, match="key"):
             other.load_state_dict(spoiled, strict=False)

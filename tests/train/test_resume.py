@@ -15,20 +15,16 @@ from safetensors.torch import load_file, save_file
 
 import bora
 import bora.train.trainer
+from bora.errors import UserError
 from bora.train.module import TrainingModule
 from tests.conftest import same_files, table
 
-SMALL = [
-    "logger=none",
-    "data.modules=[pickle,ssl,argparse]",
-    "data.documents_per_task=12",
-    "data.min_documents=5",
-    "data.max_tokens=20",
-    "data.batch_size=6",
-    "trainer.max_epochs=3",
-    "trainer.log_every_n_steps=2",
-]
+SMALL = "logger=none data.modules=[pickle,ssl,argparse] data.documents_per_task=12 data.min_documents=5".split()
+SMALL += "data.max_tokens=20 data.batch_size=6 trainer.max_epochs=3 trainer.log_every_n_steps=2".split()
 EACH_STEP = "checkpoint_minutes=0 trainer.log_every_n_steps=1"
+ACCUMULATED = "data.batch_size=2 trainer.accumulate_grad_batches=3"
+HALVES = "data.batch_size=3 trainer.val_check_interval=0.5"
+EARLY = "tau=0 optim.lr=0.01 optim.patience=1 trainer.max_epochs=9"
 
 
 class Stop(Exception):
@@ -82,27 +78,17 @@ CASES = {
     "tau=0": Case(f"tau=0 data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "tau=inf": Case(f"tau=inf data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "dense prior": Case(f"prior.estimator=dense {EACH_STEP}", "training_step", 5, 4),
-    "accumulated batches": Case(
-        f"data.batch_size=2 trainer.accumulate_grad_batches=3 {EACH_STEP}", "training_step", 6, 1
-    ),
+    "accumulated batches": Case(f"{ACCUMULATED} {EACH_STEP}", "training_step", 6, 1),
     "max_steps in the first epoch": Case(f"trainer.max_steps=2 {EACH_STEP}", "validation_step", 1, 1),
     "max_steps at an epoch's start": Case(f"trainer.max_steps=4 {EACH_STEP}", "training_step", 4, 3),
     "max_steps in an epoch, training": Case(f"trainer.max_steps=5 {EACH_STEP}", "training_step", 5, 4),
     "max_steps in an epoch, testing": Case(f"trainer.max_steps=5 {EACH_STEP}", "test_step", 1, 5),
     "max_steps at an epoch's end": Case(f"trainer.max_steps=6 {EACH_STEP}", "test_step", 1, 6),
-    "max_steps of accumulated batches": Case(
-        f"trainer.max_steps=5 data.batch_size=2 trainer.accumulate_grad_batches=3 {EACH_STEP}", "training_step", 14, 4
-    ),
-    "before a validation within an epoch": Case(
-        "data.batch_size=3 trainer.val_check_interval=0.5 checkpoint_minutes=0", "training_step", 4, 2
-    ),
-    "after a validation within an epoch": Case(
-        "data.batch_size=3 trainer.val_check_interval=0.5 checkpoint_minutes=0", "training_step", 5, 4
-    ),
-    "stopped early": Case("tau=0 optim.lr=0.01 optim.patience=1 trainer.max_epochs=9", "test_step", 1, 9),
-    "stopped early, after min_epochs": Case(
-        "tau=0 optim.lr=0.01 optim.patience=1 trainer.max_epochs=9 trainer.extra.min_epochs=4", "test_step", 1, 12
-    ),
+    "max_steps of accumulated batches": Case(f"trainer.max_steps=5 {ACCUMULATED} {EACH_STEP}", "training_step", 14, 4),
+    "before a validation within an epoch": Case(f"{HALVES} checkpoint_minutes=0", "training_step", 4, 2),
+    "after a validation within an epoch": Case(f"{HALVES} checkpoint_minutes=0", "training_step", 5, 4),
+    "stopped early": Case(EARLY, "test_step", 1, 9),
+    "stopped early, after min_epochs": Case(f"{EARLY} trainer.extra.min_epochs=4", "test_step", 1, 12),
 }
 
 
@@ -123,10 +109,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(command, stopped, tmp_p
 
 
 def test_validations_are_counted(command, tmp_path):
-    every_half = ["data.batch_size=3", "trainer.val_check_interval=0.5"]
-    early = ["tau=0", "optim.lr=0.01", "optim.patience=1", "trainer.max_epochs=9"]
-    for name, more in (("half", every_half), ("early", early), ("longer", [*early, "trainer.extra.min_epochs=4"])):
-        assert command(*SMALL, *more, f"hydra.run.dir={name}")[0] == 0
+    for name, more in (("half", HALVES), ("early", EARLY), ("longer", f"{EARLY} trainer.extra.min_epochs=4")):
+        assert command(*SMALL, *more.split(), f"hydra.run.dir={name}")[0] == 0
     half, early, longer = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("half", "early", "longer"))
     figures = pd.read_csv(tmp_path / "half/metrics.csv").dropna(subset="val/nll").iloc[:-1]  # the last: the best again
     assert list(figures["epoch"] + 1) == sorted([*range(1, half["epochs"] + 1)] * 2)
@@ -156,31 +140,42 @@ def test_a_signal_in_the_last_step_waits_for_the_end_of_training(command, tmp_pa
     same_files(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda rows: None, "is missing, and the interrupted run needs it"),
-        (lambda rows: rows[:-20], " at the last checkpoint"),
-        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed since the last checkpoint"),
+def with_another_bit(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
+
+
+UNREADABLE = "is not a readable checkpoint"
+CHECKPOINT = [lambda data: b"", lambda data: data[: len(data) // 2], with_another_bit]
+# By file: what becomes of its bytes (None: it is gone), and what is said of it.
+DAMAGES = {
+    "metrics.csv": [
+        (lambda rows: None, "is needed to resume, and not readable"),
+        (lambda rows: rows[:-20], "was changed or cut since the last checkpoint"),
+        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed or cut since the last checkpoint"),
     ],
-    ids=["gone", "cut", "changed"],
-)
-def test_lost_rows_of_metrics_are_refused(command, stopped, tmp_path, damage, told):
+    "checkpoints/last.ckpt": [(damage, UNREADABLE) for damage in CHECKPOINT],
+    "checkpoints/best.ckpt": [(damage, UNREADABLE) for damage in CHECKPOINT],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_of_an_interrupted_run_is_refused_and_left_as_it_is(command, stopped, tmp_path, name):
     arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=a"]
     stopped("test_step", 1, *arguments)
-    metrics = tmp_path / "a/metrics.csv"
-    saved = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["metrics_bytes"]
-    rows = damage(metrics.read_bytes()[:saved])
-    metrics.unlink()
-    if rows is not None:
-        metrics.write_bytes(rows)
-    code, _, err = command(*arguments)
-    assert code == 2
-    line = err.splitlines()[-1]
-    assert line.startswith(f"bora: {metrics} ")
-    assert told in line
-    assert line.endswith("; restore the file, or restart with resume=never")
-    assert not metrics.exists() if rows is None else metrics.read_bytes() == rows
+    file, whole = tmp_path / "a" / name, (tmp_path / "a" / name).read_bytes()
+    if name == "metrics.csv":  # rows behind the last checkpoint's are written again
+        whole = whole[: torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["metrics_bytes"]]
+    for damage, told in DAMAGES[name]:
+        damaged = damage(whole)
+        file.unlink(missing_ok=True)
+        if damaged is not None:
+            file.write_bytes(damaged)
+        code, _, err = command(*arguments)
+        line = err.splitlines()[-1]
+        assert (code, line[:6], name in line, told in line) == (2, "bora: ", True, True), line
+        assert "resume=never" in line
+        assert not file.exists() if damaged is None else file.read_bytes() == damaged
 
 
 def test_an_interrupted_run_with_other_settings_is_refused_or_restarted(command, stopped, tmp_path):
@@ -246,40 +241,19 @@ def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_p
     earlier = best.read_bytes()
     stopped("test_step", 1, *arguments, "hydra.run.dir=a")
     stopped("test_step", 1, *arguments, "trainer.gradient_clip_val=9", "hydra.run.dir=b")
-    rows = (tmp_path / "a/metrics.csv", tmp_path / "b/metrics.csv")
-    whole = {file: file.read_bytes() for file in (best, last, rows[0])}
+    rows, names = tmp_path / "a/metrics.csv", ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv")
+    whole = {file: file.read_bytes() for file in (best, last, rows)}
+    theirs = [(tmp_path / "b" / name).read_bytes() for name in names]
     for files, told in (
         ({best: earlier}, "best.ckpt does not match this run: its validation NLL is"),
-        (
-            {best: (tmp_path / "b/checkpoints/best.ckpt").read_bytes()},
-            "best.ckpt is of a run with another trainer.gradient_clip_val;",
-        ),
-        (
-            {last: (tmp_path / "b/checkpoints/last.ckpt").read_bytes(), rows[0]: rows[1].read_bytes()},
-            "last.ckpt is of a run with another trainer.gradient_clip_val;",
-        ),
+        ({best: theirs[0]}, "best.ckpt is of a run with another trainer.gradient_clip_val;"),
+        ({last: theirs[1], rows: theirs[2]}, "last.ckpt is of a run with another trainer.gradient_clip_val;"),
     ):
         for file, data in (whole | files).items():
             file.write_bytes(data)
         code, _, err = command(*arguments, "hydra.run.dir=a")
         assert (code, told in err) == (2, True)
         assert not (tmp_path / "a/summary.json").exists()
-
-
-def test_a_damaged_checkpoint_is_refused(command, stopped, tmp_path):
-    arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=a"]
-    stopped("test_step", 1, *arguments)
-    for name in ("last", "best"):
-        file = tmp_path / f"a/checkpoints/{name}.ckpt"
-        whole = file.read_bytes()
-        middle = len(whole) // 2
-        for damaged in (b"", whole[:middle], whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :]):
-            file.write_bytes(damaged)
-            code, _, err = command(*arguments)
-            assert (code, err.count("\n")) == (2, 1)
-            assert f"{name}.ckpt is not a readable checkpoint" in err
-            assert "resume=never" in err
-        file.write_bytes(whole)
 
 
 def test_a_resumed_run_is_one_run_in_wandb(command, stopped, tmp_path):
@@ -291,28 +265,28 @@ def test_a_resumed_run_is_one_run_in_wandb(command, stopped, tmp_path):
     assert len(set(parts)) == 1
 
 
-def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("error", "exit_code"), [(RuntimeError, 1), (UserError, 2)])
+def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, monkeypatch, error, exit_code):
     arguments = ["-m", "tau=5,10,20", "name=s", *SMALL, "trainer.max_epochs=1"]
     build = bora.train.trainer.build_fitter
 
     def broken(cfg, *rest):
         if cfg.tau == 10:
-            raise RuntimeError("out of luck")
+            raise error("out of luck")
         return build(cfg, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr("bora.train.run.build_fitter", broken)
         code, out, err = command(*arguments)
-    assert code == 1
-    assert err.splitlines()[-2:] == [
-        "bora: 1 of the sweep's jobs failed:",
-        "bora: tau=10,seed=0: RuntimeError: out of luck",
-    ]
-    assert "Traceback" in out + err  # of a defect
-    tail = out[out.index("τ → perplexity") :]
-    assert [line.split("│")[1].strip() for line in tail.splitlines() if line.startswith("│")] == ["5", "20"]
-    stamp = (tmp_path / "multirun/s/tau=5,seed=0/summary.json").stat().st_mtime_ns
+    sweep, defect = tmp_path / "multirun/s", error is RuntimeError
+    said = "RuntimeError: out of luck" if defect else "out of luck"
+    assert (code, "Traceback" in out + err) == (exit_code, defect)
+    assert err.splitlines()[-2:] == ["bora: 1 of the sweep's jobs failed:", f"bora: tau=10,seed=0: {said}"]
+    assert json.loads((sweep / "tau=10,seed=0/failed.json").read_text())["error"] == said
+    rows = [line for line in out[out.index("τ → perplexity") :].splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["5", "20"]
+    stamp = (sweep / "tau=5,seed=0/summary.json").stat().st_mtime_ns
     code, out, err = command(*arguments)
     assert (code, err) == (0, "")
-    assert stamp == (tmp_path / "multirun/s/tau=5,seed=0/summary.json").stat().st_mtime_ns
-    assert (tmp_path / "multirun/s/tau=10,seed=0/summary.json").exists()
+    assert stamp == (sweep / "tau=5,seed=0/summary.json").stat().st_mtime_ns
+    assert (sweep / "tau=10,seed=0/summary.json").exists()

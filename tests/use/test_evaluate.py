@@ -14,7 +14,7 @@ from bora.commands import evaluate as command_line
 from bora.model.loading import load_backbone
 from bora.use.evaluate import evaluate
 from bora.use.restore import restore
-from bora.use.score import likelihoods, log_prior, measure_accuracy, wilson_interval
+from bora.use.score import likelihoods, measure_accuracy, wilson_interval
 from tests.conftest import merged
 
 NAMED = ["tau=100", "data.prompt=' [task] {task}'", "data.template=' [text] {text}'", "data.append_eos=true"]
@@ -27,7 +27,10 @@ def line(call, tmp_path, monkeypatch):
     return partial(call, command_line.main)
 
 
-@pytest.mark.parametrize("overrides", [["tau=0"], NAMED, ["tau=inf"]])
+CENTERED = ["tau=100", "prior.parameterization=centered"]
+
+
+@pytest.mark.parametrize("overrides", [["tau=0"], CENTERED, NAMED, ["tau=inf"]])
 def test_the_runs_own_test_rows_have_the_runs_own_perplexities(trained, line, tmp_path, overrides):
     run = trained(*overrides)
     documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
@@ -139,14 +142,8 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
 
 def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
     run = trained("tau=100", "data.prepend_bos=false")
-    rows = [
-        ("a", "the house today"),
-        ("nobody", "a vote today"),
-        ("", "this law"),
-        ("a longer name", ""),
-        ("nobody", "for a"),
-    ]
-    pd.DataFrame(rows, columns=["task", "text"]).to_csv("new.csv", index=False)
+    tasks, texts = ["a", "nobody", "", "a longer name", "nobody"], ["the house", "a vote", "this law", "", "for a"]
+    pd.DataFrame({"task": tasks, "text": texts}).to_csv("new.csv", index=False)
     code, _, err = line(run, "--data", "new.csv")
     assert code == 0
     assert "2 rows are of 1 task(s) that the run does not have: 'nobody' (2)" in err
@@ -160,19 +157,10 @@ def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
         "unknown_tasks": {"nobody": 2},
     }
     documents = pd.read_csv("evaluation/documents.csv", keep_default_na=False)
-    assert documents["task"].tolist() == [task for task, _ in rows]
+    assert documents["task"].tolist() == tasks
     assert (documents["best"] == "").tolist() == [False, False, False, True, False]
     assert (documents["task_posterior"] == "").tolist() == [False, True, True, True, True]
     assert pd.read_csv("evaluation/per_task.csv")["task"].tolist() == ["a"]
-
-
-def test_where_all_tasks_share_a_model_the_posterior_is_the_prior(trained):
-    restored = restore(trained("tau=inf"))
-    prior = log_prior(restored.model, "documents")
-    n = restored.per_task["n_train"].to_numpy()
-    assert np.exp(prior) == pytest.approx(n / n.sum())
-    log_posterior, _ = likelihoods(restored, ["the house", "a vote today"], 2).posterior(prior)
-    assert np.exp(log_posterior) == pytest.approx(np.exp([prior] * 2), rel=1e-4)
 
 
 def test_accuracy_and_its_interval():
@@ -198,12 +186,8 @@ def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line,
 
     before = content()
     for arguments, message in (
-        ([run, "--data", "nowhere.csv"], "--data nowhere.csv: there is no such file"),
         ([run, "--data", "pipe"], "that is not a regular file"),
         ([run, "--data", "\x1b[31m.csv"], r"--data \x1b[31m.csv: there is no such file"),
-        ([run, "--data", "new.txt"], "the ending '.txt' is not one of"),
-        ([run, "--data", data, "--text", "speech"], "--text speech: there is no such column"),
-        ([run, "--data", data, "--task", "who"], "--task who: there is no such column"),
         ([run, "--data", "unknown.csv"], "no row is of a task that the run has: the table has 'x'"),
         ([run, "--data", "empty.jsonl"], "no row has a text with a token to score"),
         ([run, "--data", data, "--batch-size", "0"], "--batch-size: '0'"),

@@ -13,6 +13,7 @@ from bora.model.loading import load_backbone
 from bora.use.generate import generate
 from bora.use.restore import Restored, restore
 from tests.conftest import TASKS, merged
+from tests.model.test_architectures import GROUPED
 from tests.use.test_export import TOKENIZER
 
 PROMPTS = ["the minister", "this law today and tomorrow asks for", "a vote"]
@@ -66,18 +67,8 @@ def test_greedy_answers_are_those_of_merged_models(model, overrides):
 
 def test_rotary_positions_are_right_behind_padding(model, tmp_path):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        eos_token_id=2,
-        bos_token_id=2,
-    )
+    ends = {"bos_token_id": 2, "eos_token_id": 2}
+    config = LlamaConfig(**GROUPED | ends | {"vocab_size": 4096, "max_position_embeddings": 64})
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(tmp_path)
     options = "model.dtype=float32", "lora.target_modules=all-linear"
@@ -91,13 +82,8 @@ def test_rotary_positions_are_right_behind_padding(model, tmp_path):
 
 
 def test_a_prompt_begins_as_trainings_documents_do(model):
-    restored = model(
-        "tau=100",
-        "data.prompt=' [task] {task}'",
-        "data.template=' [text] {text}'",
-        "data.append_eos=true",
-        "data.prepend_bos=false",
-    )
+    texts = "data.prompt=' [task] {task}'", "data.template=' [text] {text}'"
+    restored = model("tau=100", *texts, "data.append_eos=true", "data.prepend_bos=false")
     answers = generate(restored, NAMES, PROMPTS, mean=True, base=True, max_new_tokens=12, repetition_penalty=1.7)
     assert len(answers) == len(PROMPTS) * 6  # the name stands in the prompt: Θ and backbone under each
     encode = lambda text: restored.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731

@@ -1,4 +1,4 @@
-"""A finished run is restored as the very model that was tested."""
+"""What a run cannot be restored from is named. test_evaluate.py holds a restored model to the run's own figures."""
 
 import shutil
 
@@ -6,15 +6,6 @@ import pytest
 
 from bora.errors import UserError
 from bora.use.restore import restore
-from tests.conftest import assert_restores
-
-
-@pytest.mark.parametrize(
-    "overrides", [["tau=0"], ["tau=100"], ["tau=100", "prior.parameterization=centered"], ["tau=inf"]]
-)
-def test_a_restored_model_has_the_runs_own_test_nll(trained, overrides):
-    run = trained(*overrides)
-    assert_restores(run, run.parent / "t.csv")
 
 
 def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):

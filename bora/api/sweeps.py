@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bora.api.run import Run, write_report
+from bora.api.runs import Run, write_report
 from bora.api.show import Report, format_tau, table
 from bora.commands.sweep import failed_runs, finished_runs
 from bora.config import Dtype
@@ -118,12 +118,11 @@ def load(folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
         UserError: there is no finished run.
     """
     folder = Path(folder).expanduser()
-    summaries, unreadable = finished_runs(folder)
     try:
         return Run(folder, device, dtype)
     except UserError:
-        if not summaries:
+        found, _, unreadable = finished_runs(folder)
+        if found.empty:
             raise
-    failures = [f"{place}: {failure['error']}" for place, failure in failed_runs(folder).items()]
-    runs = [Run(folder / summary["run"], device, dtype) for summary in summaries]
-    return Sweep(folder, runs, unreadable + failures)
+    failures = [f"{Path(file).parent}: {failure['error']}" for file, failure in failed_runs(folder).items()]
+    return Sweep(folder, [Run(folder / place, device, dtype) for place in found["run"]], unreadable + failures)

@@ -16,13 +16,13 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.commands.report import write
 from bora.config import Config, Dtype
 from bora.errors import UserError
+from bora.lib.files import write_folder
 from bora.model.lora import LowRank
 from bora.runs.archive import read_run
 from bora.runs.directory import DOCUMENTS, METRICS, RunDirectory, readable
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.export import export
-from bora.use.folder import write_folder
 from bora.use.generate import generate
 from bora.use.restore import Restored, restore
 from bora.use.sampling import Sampling

@@ -1,0 +1,101 @@
+"""The command line of sweeps: names that differ, failures that stay, tables, completion."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import bora.commands.completion
+import bora.commands.ls
+from bora.commands.run import record_failure
+from bora.errors import UserError
+from bora.runs.directory import FolderInUse, RunDirectory
+from tests.conftest import table
+
+SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none", "name=s"]
+SMALL += ["trainer.max_steps=1", "data.max_tokens=20"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "why"),
+    [
+        (["tau=1,1.0"], "tau=1,seed=0 (tau=1 and tau=1.0)"),
+        (["tau=1", "seed=0,0"], "tau=1,seed=0 (a value is given twice)"),
+        (["tau=1,2", "hydra.sweep.subdir=x"], "x (tau=1 and tau=2)"),
+        (["tau=1,2", "hydra.sweep.subdir='${seed}'"], "0 (tau=1 and tau=2)"),
+    ],
+)
+def test_two_jobs_with_one_folder_are_refused_before_the_first(command, tmp_path, sweep, why):
+    code, _, err = command("-m", *SMALL, *sweep)
+    assert (code, err.startswith(f"bora: two jobs of the sweep would have one folder, {why}")) == (2, True), err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "${tau}"])
+def test_folders_named_otherwise_are_taken_where_they_differ(command, tmp_path, subdir):
+    assert command("-m", "tau=1,2", *SMALL, f"hydra.sweep.subdir='{subdir}'")[0] == 0
+    assert len(list(tmp_path.glob("multirun/s/*/summary.json"))) == 2
+
+
+def test_a_refused_jobs_failure_outlives_the_run_that_holds_the_folder(tmp_path, trained):
+    folder = tmp_path / "multirun/s/tau=1,seed=0"
+    config = RunDirectory(trained()).config()
+    with RunDirectory(folder).locked():
+        with pytest.raises(FolderInUse) as refused, RunDirectory(folder).locked():
+            pass
+        record_failure(refused.value, folder)
+        RunDirectory(folder).claim(config)
+        RunDirectory(folder).write_summary({})
+    (kept,) = folder.glob("failed*.json")
+    assert "another process is working in" in json.loads(kept.read_text())["error"]
+
+
+def test_a_folder_is_removed_only_if_it_was_empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    for place, stays in (("outputs/a/b", False), ("mine", True)):
+        with pytest.raises(UserError), RunDirectory(tmp_path / place).locked():
+            raise UserError("no such table")
+        assert (tmp_path / place).exists() == stays
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_table_averages_over_seeds_and_marks_what_validation_chooses(command, tmp_path, call):
+    path = table(tmp_path / "t.csv", {"a": 12, "b": 12})
+    words = [*SMALL[1:], "data=table", f"data.path={path}"]
+    code, out, _ = command("-m", *words, "tau=1,inf", "seed=0,1", "optim.lr=0.01")
+    assert code == 0
+    summaries = {f.parent.name: json.loads(f.read_text()) for f in tmp_path.glob("multirun/s/*/summary.json")}
+    means = {}
+    for tau in ("1", "inf"):
+        values = [summaries[f"tau={tau},seed={seed}"]["val_perplexity"] for seed in (0, 1)]
+        means[tau] = sum(values) / 2
+        half = abs(values[0] - values[1]) / 2**0.5  # the standard deviation of two
+        assert f"{means[tau]:.2f} ± {half:.2f}" in out
+    best = min(means, key=means.get)
+    (marked,) = (line for line in out.splitlines() if " * │" in line)
+    assert marked.split("│")[1].strip() == best
+
+    # The same table, a line a run, and what is not finished.
+    (tmp_path / "multirun/s/tau=1,seed=1/summary.json").unlink()
+    code, listed, err = call(bora.commands.ls.main, tmp_path)
+    assert (code, listed.count("multirun/s/tau=")) == (0, 3)
+    assert err == "bora: multirun/s/tau=1,seed=1: unfinished\n"
+    code, _, err = call(bora.commands.ls.main, tmp_path / "nowhere")
+    assert (code, err) == (2, f"bora: {tmp_path / 'nowhere'}: there is no such folder\n")
+
+
+@pytest.mark.processes
+def test_bash_completes_settings(tmp_path):
+    script = tmp_path / "complete.sh"
+    bora_run = f"{sys.executable} -c 'import sys; sys.argv[0] = \"bora\"; from bora.cli import main; main()'"
+    lines = [f'bora() {{ {bora_run} "$@"; }}', 'eval "$(bora completion)"']
+    for line in ("bora rep", "bora run ta", "bora run tau=1 data=t", "bora run lora.r"):
+        words = line.split()
+        lines += [f"COMP_LINE='{line}' COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}", "_bora"]
+        lines += ['echo "${COMPREPLY[*]}"']
+    script.write_text("\n".join(lines))
+    done = subprocess.run(["bash", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["report", "tau=", "data=table data=talk_of_norway", "lora.rank="]
