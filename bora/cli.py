@@ -4,19 +4,7 @@ import runpy
 import sys
 
 import bora
-
-# A module of bora.commands, and what it is for.
-COMMANDS = {
-    "run": "train, or sweep with -m: bora run tau=100",
-    "ls": "list the runs below a folder: bora ls multirun",
-    "report": "make tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini",
-    "generate": "let tasks continue a prompt: bora generate RUN --task a --prompt b",
-    "evaluate": "score new text, and find its likeliest task: bora evaluate RUN --data b.csv",
-    "adapt": "fit new tasks from a run's prior: bora adapt RUN OUT --data new.csv",
-    "export": "write PEFT adapters, or a merged model: bora export RUN OUT",
-    "doctor": "count or measure what a run costs: bora doctor model=opt_mini tau=100",
-    "completion": 'complete settings with TAB: eval "$(bora completion)"',
-}
+from bora.commands import COMMANDS
 
 
 def main() -> None:

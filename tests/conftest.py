@@ -64,7 +64,7 @@ def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
 
 def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> TaskDataModule:
     """The DataModule of a tiny_corpus."""
-    return TaskDataModule(tiny_corpus(sizes), 1, batch_size, 4, seed)
+    return TaskDataModule(tiny_corpus(sizes), batch_size, 4, seed)
 
 
 def hierarchical(

@@ -1,6 +1,6 @@
 """The command `bora completion`: a script that completes commands, settings and their choices in bash and zsh."""
 
-from bora.cli import COMMANDS
+from bora.commands import COMMANDS
 
 # What Hydra knows of the settings it tells where COMP_LINE has its command and the overrides: `bora tau=…`.
 SCRIPT = """\

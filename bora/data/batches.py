@@ -15,16 +15,16 @@ from bora.model.likelihood import IGNORE
 class Documents(Dataset[Batch]):
     """The documents of one split; an item is a whole batch, asked for by a list of indices."""
 
-    def __init__(self, documents: Sequence[Encoded], tasks: Sequence[int], pad_id: int, score_padding: bool = False):
+    def __init__(self, documents: Sequence[Encoded], tasks: Sequence[int], scored_padding: int | None = None):
         """
         Args:
             documents, tasks: the tokens and the task of each document.
-            pad_id: token id that fills rows on the right.
-            score_padding: label the padding too, as the published code does; its result then
-                depends on the batch, and on an attention mask, which is given along.
+            scored_padding: the token id of padding that is labelled too, as the published code does; the result then
+                depends on the batch, and on an attention mask, which is given along. None: padding is not labelled,
+                and its id, 0, is seen by no token that is.
         """
         self.documents, self.tasks = list(documents), list(tasks)
-        self.pad_id, self.score_padding = pad_id, score_padding
+        self.scored_padding = scored_padding
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -37,8 +37,9 @@ class Documents(Dataset[Batch]):
         """
         indices, batches = batch
         width = max(len(self.documents[i].ids) for i in indices)
-        input_ids = torch.full((len(indices), width), self.pad_id)
-        labels = torch.full((len(indices), width), self.pad_id if self.score_padding else IGNORE)
+        pad = self.scored_padding
+        input_ids = torch.full((len(indices), width), 0 if pad is None else pad)
+        labels = torch.full((len(indices), width), IGNORE if pad is None else pad)
         for row, i in enumerate(indices):
             document = self.documents[i]
             ids = torch.from_numpy(document.ids).long()
@@ -51,7 +52,7 @@ class Documents(Dataset[Batch]):
             "task": torch.tensor([self.tasks[i] for i in indices]),
             "batches": batches,
         }
-        if self.score_padding:
+        if pad is not None:
             lengths = torch.tensor([len(self.documents[i].ids) for i in indices])
             padded["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
         return padded

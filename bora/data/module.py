@@ -16,11 +16,10 @@ class TaskDataModule(L.LightningDataModule):
 
     Args:
         corpus: the documents.
-        pad_id: token id that fills rows on the right.
         batch_size: documents in a training batch, all processes together.
         eval_batch_size: the same in validation and test, where it changes speed alone.
         seed: of the training order.
-        score_padding: score the padding too (the published code).
+        scored_padding: the token id of padding that is scored too (the published code); None: it is not scored.
         order: of training (see Batches): bucketed | shuffled | fixed (one shuffled order for every
             epoch, and for validation and test too, as in the published code).
     """
@@ -28,22 +27,21 @@ class TaskDataModule(L.LightningDataModule):
     def __init__(
         self,
         corpus: Corpus,
-        pad_id: int,
         batch_size: int,
         eval_batch_size: int,
         seed: int,
-        score_padding: bool = False,
+        scored_padding: int | None = None,
         order: str = "bucketed",
     ):
         super().__init__()
-        self.corpus, self.pad_id, self.seed, self.order = corpus, pad_id, seed, order
+        self.corpus, self.seed, self.order = corpus, seed, order
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         index = {name: i for i, name in enumerate(corpus.task_names)}
         self._splits: dict[str, Documents] = {}
         for part in SPLITS:
             rows = corpus.documents.index[corpus.documents["split"] == part]
             tasks = [index[t] for t in corpus.documents.loc[rows, "task"]]
-            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, pad_id, score_padding)
+            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, scored_padding)
 
     @property
     def task_documents(self) -> list[int]:

@@ -1,16 +1,21 @@
 """Turn texts into token ids: beginning, unscored prompt, scored text, end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 import transformers
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config import Data
+from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 
 # These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
@@ -49,6 +54,7 @@ class Tokens:
 
     Args:
         tokenizer: the backbone's.
+        vocabulary: how many tokens the backbone has embeddings of.
         max_tokens: longest document, everything included; 2 or more, since the first token is never scored.
         prompt: unscored text before each document, `{task}` stands for the task's name; None for none.
         template: how the text itself is written, `{text}` stands for it.
@@ -57,6 +63,7 @@ class Tokens:
     """
 
     tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
     max_tokens: int
     prompt: str | None = None
     template: str = "{text}"
@@ -64,14 +71,20 @@ class Tokens:
     prepend_bos: bool = True
 
     @classmethod
-    def of(cls, data: Data, tokenizer: PreTrainedTokenizerBase) -> "Tokens":
-        """Make the one that a config's `data` asks for."""
-        return cls(tokenizer, data.max_tokens, data.prompt, data.template, data.append_eos, data.prepend_bos)
+    def of(cls, data: Data, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Tokens":
+        """Make the one that a config's `data` asks for.
 
-    @property
-    def pad_id(self) -> int:
-        """The token id that fills rows on the right; it is masked, so any will do where the tokenizer has none."""
-        return self.tokenizer.pad_token_id or 0
+        Raises:
+            UserError: it asks for an end-of-text token, and the tokenizer has none, or one that the model does not have.
+        """
+        vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
+        for setting in ("append_eos", "score_padding"):
+            end = tokenizer.eos_token_id
+            if getattr(data, setting) and (end is None or end >= vocabulary):
+                lacking = "the tokenizer has" if end is None else "the model's embeddings have"
+                raise UserError(f"data.{setting}=true: {lacking} no end-of-text token; give data.{setting}=false")
+        how = (data.max_tokens, data.prompt, data.template, data.append_eos, data.prepend_bos)
+        return cls(tokenizer, vocabulary, *how)
 
     @property
     def names_task(self) -> bool:
@@ -95,11 +108,28 @@ class Tokens:
         prompt = self.prompt if task is None else self.prompt.replace("{task}", task)
         return self.beginning + self._ids([prompt])[0]
 
+    def require_embeddings(self, ids: Sequence[int] | np.ndarray, where: str) -> None:
+        """Check that the model knows the tokens.
+
+        Raises:
+            UserError: it has no embedding of one.
+        """
+        if (beyond := int(max(ids, default=0))) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(beyond)
+            raise UserError(
+                f"{where} has the token {token!r}, number {beyond} of the tokenizer, and the model has embeddings of "
+                f"{self.vocabulary}: the tokenizer was enlarged and the model was not; save both after "
+                "model.resize_token_embeddings(len(tokenizer)), or give the tokenizer that the model came with"
+            )
+
     def encode(self, table: pd.DataFrame) -> tuple[list[Encoded], Truncation]:
         """Tokenise each row's text, in the table's order; the tokens are cached for the next start.
 
         Args:
-            table: columns task, text.
+            table: columns task, text; the index is the documents' rows.
+
+        Raises:
+            UserError: a document has a token that the model does not have.
         """
         identity = fingerprint(self.tokenizer)
         if identity is None:
@@ -112,6 +142,9 @@ class Tokens:
         # Views into one array (our own: Arrow's may not be written to), one a document.
         documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
         lost = tokens["n_lost"].to_numpy()
+        if len(ids.values) and pc.max(ids.values).as_py() >= self.vocabulary:
+            for row, document in zip(table.index, documents, strict=True):
+                self.require_embeddings(document, f"the document in row {row}")
         encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
         return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
 

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from bora.config import AnyModel, Dtype
 from bora.errors import UserError, first_line
@@ -33,7 +34,13 @@ from bora.lib.files import write_folder
 log = logging.getLogger(__name__)
 
 ASSETS = Path(str(files("bora"))) / "assets"
+# What transformers' configs call the number of positions.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class NotPlain(UserError):
+    """What is there is more than a model's own weights."""
 
 
 class Pretrained(NamedTuple):
@@ -41,6 +48,12 @@ class Pretrained(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a text may have for a model; None where its config sets no limit."""
+    text = config.get_text_config(decoder=True)
+    return next((n for name in POSITIONS if isinstance(n := getattr(text, name, None), int)), None)
 
 
 def load(model: AnyModel, dtype: Dtype, weights: bool = True) -> Pretrained:
@@ -78,11 +91,6 @@ def from_pretrained(path: str, dtype: Dtype = "float32", weights: bool = True) -
         UserError: there is no such folder, and no such model within reach.
     """
     folder = Path(path).expanduser()
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"model.path={path} is a PEFT adapter, not a model; merge it into its base model first, or start from it: "
-            f"init_from={path} with the base model as model.path"
-        )
     if folder.is_dir():
         return _load(path, str(folder), f"the folder {folder}", dtype, weights)
     if folder.is_absolute() or path.startswith((".", "~")):
@@ -90,6 +98,8 @@ def from_pretrained(path: str, dtype: Dtype = "float32", weights: bool = True) -
     cache = f"the hub's cache {HF_HUB_CACHE}"
     try:
         return _load(path, path, cache, dtype, weights, local_files_only=True)
+    except NotPlain:
+        raise
     except UserError as error:  # an interrupted download, perhaps
         if not weights:
             raise UserError(f"{error}. Its cost is known once bora run has downloaded it") from error
@@ -114,12 +124,12 @@ def _load(
     try:
         # A download's progress is worth seeing, that of reading a folder is not.
         with _no_progress_bars() if local_files_only or Path(source).is_dir() else nullcontext():
+            config = _read_config(path, source, local_files_only)
             # trust_remote_code is False and not None, which asks on the terminal whether to run a model's code.
             tokenizer = AutoTokenizer.from_pretrained(
                 source, local_files_only=local_files_only, trust_remote_code=False
             )
             if not weights:
-                config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
                 return Pretrained(_shape(config, dtype), tokenizer)
             loaded = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -154,6 +164,30 @@ def _shape(config: PreTrainedConfig, dtype: Dtype) -> PreTrainedModel:
     """Build a model without weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+
+
+def _read_config(path: str, source: str, local_files_only: bool) -> PreTrainedConfig:
+    """Read a model's config.
+
+    Args:
+        path, source, local_files_only: see `_load`.
+
+    Raises:
+        NotPlain: transformers would build more than the model: the base model of an adapter, or quantised layers.
+    """
+    if find_adapter_config_file(source, local_files_only=local_files_only) is not None:
+        raise NotPlain(
+            f"model.path={path} is a PEFT adapter, not a model; merge it into its base model first, or start from it: "
+            f"init_from={path} with the base model as model.path"
+        )
+    config = AutoConfig.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
+    if (quantised := getattr(config, "quantization_config", None)) is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise NotPlain(
+            f"model.path={path}: its weights are quantised already ({method}), and a LoRA is trained, and exported, for "
+            "the model that they were made from; give that one, with model.quantization=int8 or nf4"
+        )
+    return config
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.backbone import Backbone
-from bora.model.pretrained import Pretrained
+from bora.model.pretrained import Pretrained, max_positions
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
 from bora.runs.peft import has_adapters, start_from_adapters
@@ -24,28 +24,26 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
     """Read the documents (unless the table is given), select, split and encode them.
 
     Raises:
-        UserError: they cannot be read, or the model has too few positions for them.
+        UserError: they cannot be read, or the model has too few positions, or no tokens, for them.
     """
     data = cfg.data
-    positions = getattr(pretrained.model.config, "max_position_embeddings", None)
+    positions = max_positions(pretrained.model.config)
     if positions is not None and data.max_tokens > positions:
         raise UserError(f"data.max_tokens={data.max_tokens}: the model has {positions} positions; choose at most that")
+    tokens = Tokens.of(data, *pretrained)
     if table is None:
         table = read_documents(data)
-    return build_corpus(table, Tokens.of(data, pretrained.tokenizer), data)
+    return build_corpus(table, tokens, data)
 
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
     """Batch the corpus in the order and with the padding that the config asks for."""
-    tokenizer = pretrained.tokenizer
     return TaskDataModule(
         corpus,
-        # The id of padding matters only where padding is scored: it is the end of text then.
-        pad_id=tokenizer.eos_token_id if cfg.data.score_padding else Tokens.of(cfg.data, tokenizer).pad_id,
         batch_size=cfg.data.batch_size,
         eval_batch_size=cfg.data.eval_batch_size,
         seed=cfg.seed,
-        score_padding=cfg.data.score_padding,
+        scored_padding=pretrained.tokenizer.eos_token_id if cfg.data.score_padding else None,
         order=cfg.data.order,
     )
 

@@ -137,7 +137,7 @@ def adapt(
     index = [names.index(t) for t in tasks]
     counts = np.bincount(index, minlength=len(names)).tolist()
     model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
-    fit(model, Documents(encoded, index, restored.tokens.pad_id), epochs, lr, batch_size, seed)
+    fit(model, Documents(encoded, index), epochs, lr, batch_size, seed)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")

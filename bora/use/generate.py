@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from bora.bayes.model import Under
 from bora.errors import UserError
+from bora.model.pretrained import max_positions
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
 
@@ -94,15 +95,14 @@ def generate(
         raise UserError("give at least one --prompt, and at least one of --task, --mean and --base")
     starts = {(p, s): _encode_start(restored, s, p) for p in prompts for s in speakers}
     longest = max(map(len, starts.values())) + sampling.max_new_tokens
-    positions = getattr(restored.model.backbone.model.config, "max_position_embeddings", None)
+    positions = max_positions(restored.model.backbone.model.config)
     if positions is not None and longest > positions:
         raise UserError(
             f"the longest prompt and {sampling.max_new_tokens} new tokens make {longest} tokens, and the model has "
             f"{positions} positions; lower --max-new-tokens or shorten the prompt"
         )
     rows = [(p, s, n) for p in prompts for s in speakers for n in range(sampling.num_return_sequences)]
-    ends, pad = _end_tokens(restored), restored.tokenizer.pad_token_id
-    config = sampling.to_transformers(ends, min(ends, default=None) if pad is None else pad)
+    config = sampling.to_transformers(_end_tokens(restored))
     answers = []
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
@@ -151,7 +151,7 @@ def _end_tokens(restored: Restored) -> set[int]:
     """Collect the tokens that end a text: the tokenizer's, which training appends, and the model's own."""
     own = restored.model.backbone.model.generation_config.eos_token_id
     ends = [restored.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return {end for end in ends if end is not None}
+    return {end for end in ends if end is not None and end < restored.tokens.vocabulary}
 
 
 def _encode_start(restored: Restored, speaker: Speaker, prompt: str) -> list[int]:
@@ -160,6 +160,7 @@ def _encode_start(restored: Restored, speaker: Speaker, prompt: str) -> list[int
     start = tokens.before(speaker.task) + restored.tokenizer(text, add_special_tokens=False).input_ids
     if not start:
         raise UserError("this model puts no token before a text, so an empty --prompt gives it no start")
+    tokens.require_embeddings(start, "the prompt")
     return start
 
 

@@ -42,7 +42,7 @@ class Restored(NamedTuple):
     @property
     def tokens(self) -> Tokens:
         """Return how the run turns text into tokens."""
-        return Tokens.of(self.cfg.data, self.tokenizer)
+        return Tokens.of(self.cfg.data, self.model.backbone.model, self.tokenizer)
 
     @property
     def per_task(self) -> pd.DataFrame:

@@ -47,12 +47,12 @@ class Sampling(BaseModel):
                 raise UserError("several answers need --do-sample (do_sample=True): without it all would be the same")
         return self
 
-    def to_transformers(self, ends: Collection[int], pad: int | None) -> GenerationConfig:
+    def to_transformers(self, ends: Collection[int]) -> GenerationConfig:
         """Make the config of transformers' `generate`, one answer a row: generate() repeats rows with their θ itself.
 
         Args:
-            ends: tokens that end a text.
-            pad: fills a row from its end until the batch's last row has ended.
+            ends: tokens that end a text; one of them also fills a row until the batch's last row has ended.
         """
         given: dict[str, Any] = self.model_dump(exclude=OWN, exclude_none=True)
+        pad = min(ends, default=0)
         return GenerationConfig(**given, num_beams=1, eos_token_id=sorted(ends) or None, pad_token_id=pad)

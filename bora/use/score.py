@@ -42,7 +42,7 @@ def perplexities(
     model, names = restored.model, restored.model.adapters.task_names
     encoded, truncation = restored.tokens.encode(table)
     tasks = [names.index(task) for task in table["task"]]
-    documents = Documents(encoded, tasks, restored.tokens.pad_id)
+    documents = Documents(encoded, tasks)
     metrics = {column: TaskPerplexity(len(names)) for column in MODELS}
     # By length, as in the run's own test, to pad little.
     order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
@@ -139,7 +139,7 @@ def likelihoods(
             Encoded(np.concatenate([before[d], encoded[i].ids]), len(before[d]))
             for i, d in zip(document, task, strict=True)
         ]
-        batch = Documents(rows, task.tolist(), tokens.pad_id)[list(range(len(rows))), 1]
+        batch = Documents(rows, task.tolist())[list(range(len(rows))), 1]
         nll = model.nll(to_device(batch, model.device))
         nats[document, task] = -nll.double().cpu().numpy()
     return Likelihoods(nats, scored)

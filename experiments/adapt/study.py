@@ -68,12 +68,12 @@ def scratch(restored: Restored, names: list[str], counts: list[int], n_tokens: i
 def study(run: Path, path: str) -> None:
     restored = restore(run)
     speakers = speakers_of(restored, read(path))
-    names, pad = list(speakers), restored.tokenizer.pad_token_id or 0
+    names = list(speakers)
 
     def documents(rows: slice, who: list[str]) -> Documents:
         part = pd.concat([speakers[name].iloc[rows] for name in who])
         encoded, _ = restored.tokens.encode(part)
-        return Documents(encoded, [names.index(t) for t in part["task"]], pad)
+        return Documents(encoded, [names.index(t) for t in part["task"]])
 
     held_out = slice(max(EPOCHS), None)
     validation, test = documents(held_out, names[:N_VALIDATION]), documents(held_out, names[N_VALIDATION:])

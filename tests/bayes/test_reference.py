@@ -27,7 +27,7 @@ def batch(score_padding: bool = False) -> dict:
     """Four ragged documents of two tasks; the third task is absent."""
     rng = np.random.default_rng(0)
     encoded = [Encoded(rng.integers(4, 50, n).astype(np.int32), 1) for n in (7, 3, 9, 5)]
-    return Documents(encoded, [0, 1, 0, 1], 2, score_padding)[list(range(4)), 4]
+    return Documents(encoded, [0, 1, 0, 1], 2 if score_padding else None)[list(range(4)), 4]
 
 
 def model(tau: float = 100.0, **options):

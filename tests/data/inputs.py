@@ -36,7 +36,7 @@ def data_group(source: str = "table", split: dict[str, Any] | None = None, **cha
 
 def corpus_of(data: AnyData) -> Corpus:
     """Read and build, with opt_mini's tokenizer."""
-    return build_corpus(read_documents(data), Tokens.of(data, load_packaged("opt_mini").tokenizer), data)
+    return build_corpus(read_documents(data), Tokens.of(data, *load_packaged("opt_mini")), data)
 
 
 def docs(task: str, n: int = 4) -> list[tuple[str, str]]:

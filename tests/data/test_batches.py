@@ -7,13 +7,13 @@ from bora.data.tokens import Encoded
 from tests.conftest import tiny_data
 
 DOCUMENTS = Documents(
-    [Encoded(np.array([5, 6, 7], dtype=np.int32), 0), Encoded(np.array([8, 9, 10, 11], dtype=np.int32), 2)], [1, 0], 1
+    [Encoded(np.array([5, 6, 7], dtype=np.int32), 0), Encoded(np.array([8, 9, 10, 11], dtype=np.int32), 2)], [1, 0]
 )
 
 
 def test_a_batch_is_padded_on_the_right_and_neither_padding_nor_prompt_is_labelled():
     batch = DOCUMENTS[[0, 1], 2]
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 1], [8, 9, 10, 11]]
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 10, 11]]
     assert batch["labels"].tolist() == [[5, 6, 7, -100], [-100, -100, 10, 11]]
     assert batch["task"].tolist() == [1, 0]
     assert batch["batches"] == 2

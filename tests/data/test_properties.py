@@ -82,8 +82,8 @@ def parquet(rows) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load_packaged("opt_mini").tokenizer
+def pretrained():
+    return load_packaged("opt_mini")
 
 
 @contextmanager
@@ -171,13 +171,13 @@ def hold(corpus: Corpus, rows, rule, parts, how, tokenizer) -> None:
 
 @given(rows=tables(), rule=selections, parts=splits, how=encodings, file=st.sampled_from(list(WRITERS)))
 @settings(QUICK, max_examples=150)
-def test_every_row_is_kept_or_counted(rows, rule, parts, how, file, tmp_path, tokenizer):
+def test_every_row_is_kept_or_counted(rows, rule, parts, how, file, tmp_path, pretrained):
     (tmp_path / file).write_bytes(WRITERS[file](rows))
     with one_line():
         data = data_group(path=str(tmp_path / file), split=parts, **rule, **how)
         table = read_documents(data)
-        corpus = build_corpus(table, Tokens.of(data, tokenizer), data)
-        hold(corpus, rows, rule, parts, how, tokenizer)
+        corpus = build_corpus(table, Tokens.of(data, *pretrained), data)
+        hold(corpus, rows, rule, parts, how, pretrained.tokenizer)
 
 
 @given(data=st.binary(max_size=60) | st.text("task,x\"'\n\r\\{}[]: \t\0é", max_size=60).map(str.encode))

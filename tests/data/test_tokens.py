@@ -1,10 +1,13 @@
+import copy
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
+from bora.commands.overrides import compose_config
 from bora.data.tokens import Tokens
+from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 
 
@@ -17,26 +20,42 @@ TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå
 
 
 def test_prompt_is_there_and_not_scored_text_and_end_are(tokenizer):
-    documents, _ = Tokens(tokenizer, 100, " [task] {task}", " [text] {text}", append_eos=True).encode(TABLE)
+    tokens = Tokens(tokenizer, len(tokenizer), 100, " [task] {task}", " [text] {text}", append_eos=True)
+    documents, _ = tokens.encode(TABLE)
     prompt = tokenizer(" [task] b").input_ids
     text = tokenizer(" [text] def f(x): return x", add_special_tokens=False).input_ids
     assert documents[0].ids.tolist() == [*prompt, *text, tokenizer.eos_token_id]
     assert documents[0].n_scored == len(text) + 1
 
 
-def test_what_stands_before_a_text_and_what_pads_it(tokenizer):
-    tokens = Tokens(tokenizer, 100, " [task] {task}")
+def test_what_stands_before_a_text(tokenizer):
+    tokens = Tokens(tokenizer, len(tokenizer), 100, " [task] {task}")
     assert tokens.names_task
     assert tokens.before("b") == tokenizer(" [task] b").input_ids
     assert replace(tokens, prepend_bos=False).before("b") == tokenizer(" [task] b", add_special_tokens=False).input_ids
     assert not replace(tokens, prompt=None).names_task
     assert replace(tokens, prompt="a prompt").before(None) == tokenizer("a prompt").input_ids
-    assert tokens.pad_id == tokenizer.pad_token_id
+
+
+def test_a_token_without_an_embedding_is_named_with_its_row(tokenizer):
+    tokens = Tokens(tokenizer, tokenizer("x =").input_ids[1], 100)  # as if the model ended before " ="
+    with pytest.raises(UserError, match=r"row 7 has the token 'Ġ=', number \d+ of the tokenizer, and the model has emb"):
+        tokens.encode(pd.DataFrame({"task": "a", "text": ["", "x ="]}, index=[3, 7]))
+
+
+def test_a_tokenizer_without_an_end_token_is_refused_where_one_is_needed(tokenizer):
+    pretrained, bare = load_packaged("opt_mini"), copy.deepcopy(tokenizer)
+    bare.eos_token = None
+    data = compose_config([])[0].data
+    assert Tokens.of(data, pretrained.model, bare).vocabulary == pretrained.model.config.vocab_size
+    for setting in ("append_eos", "score_padding"):
+        with pytest.raises(UserError, match=f"data.{setting}=true: the tokenizer has no end-of-text token"):
+            Tokens.of(data.model_copy(update={setting: True}), pretrained.model, bare)
 
 
 def test_a_braced_text_is_not_a_template(tokenizer):
     table = pd.DataFrame({"task": ["{text}"], "text": ["{task} {0} {"]})
-    (document,), _ = Tokens(tokenizer, 100, "{task}: ", "<{text}>").encode(table)
+    (document,), _ = Tokens(tokenizer, len(tokenizer), 100, "{task}: ", "<{text}>").encode(table)
     assert tokenizer.decode(document.ids, skip_special_tokens=True) == "{text}: <{task} {0} {>"
 
 
@@ -46,9 +65,9 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_
     from tokenizers import processors
 
     bare.backend_tokenizer.post_processor = processors.ByteLevel()
-    assert Tokens(bare, 100).before("a") == []
-    assert Tokens(tokenizer, 100).before("a") == [tokenizer.bos_token_id]
-    (document, _), _ = Tokens(bare, 100).encode(TABLE)
+    assert Tokens(bare, len(bare), 100).before("a") == []
+    assert Tokens(tokenizer, len(tokenizer), 100).before("a") == [tokenizer.bos_token_id]
+    (document, _), _ = Tokens(bare, len(bare), 100).encode(TABLE)
     assert document.n_scored == len(document.ids) - 1
 
 
@@ -58,7 +77,7 @@ OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
 def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
-    tokens = Tokens(tokenizer, **OPTIONS)
+    tokens = Tokens(tokenizer, len(tokenizer), **OPTIONS)
     fresh, cut = tokens.encode(table)
     (file,) = tmp_path.rglob("*.arrow")
     with monkeypatch.context() as patch:
@@ -88,12 +107,12 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
 
 def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
-    fresh, _ = Tokens(tokenizer, **OPTIONS).encode(TABLE)
+    fresh, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE)
     (file,) = tmp_path.rglob("*.arrow")
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b""):
         file.write_bytes(damaged)
-        again, _ = Tokens(tokenizer, **OPTIONS).encode(TABLE)
+        again, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE)
         assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == [file]
     assert file.read_bytes() == whole
@@ -102,4 +121,4 @@ def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
 def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "file"))
-    assert len(Tokens(tokenizer, 100).encode(TABLE)[0]) == 2
+    assert len(Tokens(tokenizer, len(tokenizer), 100).encode(TABLE)[0]) == 2

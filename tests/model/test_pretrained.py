@@ -1,3 +1,4 @@
+import json
 import shutil
 from functools import cache
 from importlib.util import find_spec
@@ -5,12 +6,19 @@ from importlib.util import find_spec
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BloomConfig, Gemma3Config, GPT2Config, MptConfig, OPTConfig
 
 from bora.config import conf_folder
 from bora.errors import UserError
 from bora.model.backbone import Backbone
-from bora.model.pretrained import from_gguf_package, from_pretrained, load_packaged, random_weights
+from bora.model.pretrained import (
+    ASSETS,
+    from_gguf_package,
+    from_pretrained,
+    load_packaged,
+    max_positions,
+    random_weights,
+)
 
 
 def test_the_packaged_model_is_a_language_model():
@@ -49,6 +57,29 @@ def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"is a PEFT adapter, not a model; merge it .* init_from="):
         from_pretrained(str(tmp_path))
+
+
+def test_weights_that_are_quantised_already_are_refused(tmp_path):
+    shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"its weights are quantised already \(gptq\)"):
+        from_pretrained(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (OPTConfig(max_position_embeddings=11), 11),
+        (GPT2Config(n_positions=12), 12),
+        (MptConfig(max_seq_len=13), 13),
+        (Gemma3Config(text_config={"max_position_embeddings": 14}), 14),
+        (BloomConfig(), None),
+    ],
+)
+def test_positions_are_found_by_any_name(config, positions):
+    assert max_positions(config) == positions
 
 
 def test_a_folder_without_a_model_or_its_weights_is_told(tmp_path):

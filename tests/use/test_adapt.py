@@ -27,7 +27,7 @@ def smooth():
         layer.activation_fn = torch.nn.GELU()
     model = hierarchical(backbone, ["a", "b"], [3, 3], 60, 50.0, rank=2, alpha=16).double()
     random_factors(model, std=0.1)
-    return SimpleNamespace(model=model, tokens=SimpleNamespace(pad_id=1))
+    return SimpleNamespace(model=model)
 
 
 def documents(n: int, seed: int) -> list[Encoded]:
@@ -52,8 +52,8 @@ def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth):
     encoded, mean = documents(3, 1), smooth.model.adapters.mean.detach().clone()
     model = new_tasks(smooth, ["x"], [3], 24, 50.0).double()
     for lr in (1e-2, 1e-3, 1e-4, 1e-5):
-        fit(model, Documents(encoded, [0] * 3, 1), epochs=250, lr=lr)
-    whole = Documents(encoded, [0] * 3, 1)[[0, 1, 2], 1]
+        fit(model, Documents(encoded, [0] * 3), epochs=250, lr=lr)
+    whole = Documents(encoded, [0] * 3)[[0, 1, 2], 1]
     nll, deviation = model.nll(whole).sum(), model.adapters.stored[0]
     (gradient,) = torch.autograd.grad(nll, model.adapters.stored, retain_graph=True)
     # At the maximum the likelihood's pull is the prior's: τ (θ − Θ).
