@@ -35,7 +35,7 @@ audit: .venv/installed  ## known vulnerabilities in the pinned versions, secrets
 	$(INSTALL) -e '.[audit]'
 	$(BIN)/python .ci/audit.py
 
-docs: .venv/installed  ## the documentation site, docs/_build/index.html; a warning is an error
+docs: .venv/installed  ## the documentation site, docs/_build/index.html; runs its notebook; a warning is an error
 	$(INSTALL) -e '.[docs]'
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build
 	@echo docs/_build/index.html
@@ -48,7 +48,7 @@ wheel: .venv/installed
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf .venv dist build docs/_build
+	rm -rf .venv dist build docs/_build docs/jupyter_execute
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -3,15 +3,26 @@
 Method: Eide & Frigessi (2024), "Bayesian Hierarchical Low-Rank Adaption".
 """
 
+from typing import TYPE_CHECKING
+
+from bora.errors import UserError
+
+if TYPE_CHECKING:
+    from bora.api import Run, Sweep, fit, load, sweep
+
 __version__ = "0.1.0"
 
-__all__ = ["fit"]
+__all__ = ["Run", "Sweep", "UserError", "fit", "load", "sweep"]
 
 
 def __getattr__(name: str) -> object:
     # Imported when asked for: it brings torch, Lightning and transformers along.
-    if name == "fit":
-        from bora.api import fit
+    if name in __all__:
+        from bora import api
 
-        return fit
+        return getattr(api, name)
     raise AttributeError(f"module 'bora' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

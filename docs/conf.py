@@ -12,7 +12,7 @@ project, author = "bora", "the bora authors"
 release = bora.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
@@ -22,13 +22,21 @@ extensions = [
     "named_tuples",
     "repository_links",
 ]
-exclude_patterns = ["_build", "extensions", "api/bora.rst", "api/modules.rst"]
+exclude_patterns = ["_build", "jupyter_execute", "extensions", "api/bora.rst", "api/modules.rst"]
 
 # The Python reference: a page for each folder of the package, made at each build.
 apidoc_modules = [{"path": "../bora", "destination": "api", "module_first": True}]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# Notebooks are committed without outputs and run at each build; what fails in one fails the build.
+nb_execution_mode = "force"
+nb_execution_in_temp = True  # runs are not written into docs/
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds a cell
+nb_output_stderr = "remove"  # progress bars
+nb_merge_streams = True
 
 # Docstrings: one backtick is code, as in Markdown; types are in the signature alone.
 default_role = "code"

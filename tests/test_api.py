@@ -1,8 +1,13 @@
-"""bora.fit from Python gives what the command gives on the same table."""
+"""bora.fit, load and sweep give what the commands give; each attribute of a run is what its file or command says."""
 
+import json
 import logging
+import math
+import subprocess
+import sys
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,13 +15,20 @@ import pytest
 import torch
 
 import bora
-from bora.api import documents
+from bora.api.frames import documents
+from bora.api.settings import KEYS, to_overrides
+from bora.commands import adapt, evaluate, export, generate
+from bora.commands.overrides import compose_config
+from bora.config import flatten
 from bora.data.table import read
 from bora.errors import UserError
 from bora.model.pretrained import load_packaged
-from tests.conftest import table
+from bora.runs.directory import RunDirectory
+from tests.conftest import TASKS, table
 
-SMALL = ["data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]
+SMALL = {"min_documents": 5, "max_tokens": 20, "max_epochs": 1, "rank": 2}
+COLUMNS = {"task": "who", "text": "said"}
+A, MEAN = "a longer name", "Θ, the hierarchical mean"
 
 
 @pytest.fixture
@@ -27,37 +39,202 @@ def frame(tmp_path, monkeypatch) -> pd.DataFrame:
     return pd.read_csv(path).rename(columns={"task": "who", "text": "said"})
 
 
+@pytest.fixture
+def run(trained) -> bora.Run:
+    """A run of TASKS."""
+    return bora.load(trained())
+
+
+@pytest.fixture
+def speeches(tmp_path) -> pd.DataFrame:
+    """New documents of TASKS, also in new.csv."""
+    return pd.read_csv(table(tmp_path / "new.csv", dict.fromkeys(TASKS, 4), seed=1))
+
+
 def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
-    found = bora.fit(frame, *SMALL, task="who", text="said", tau=50, output="python")
+    found = bora.fit(frame, **SMALL, **COLUMNS, tau=50, output="python", overrides=["optim.patience=3"])
     frame.to_csv("again.csv", index=False)
-    data = "data=table data.path=again.csv data.task=who data.text=said"
-    code, *_ = command(*data.split(), *SMALL, "tau=50", "logger=none", "hydra.run.dir=command")
+    settings = ["tau=50", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]
+    columns = ["data=table", "data.path=again.csv", "data.task=who", "data.text=said"]
+    code, _, _ = command(*settings, *columns, "optim.patience=3", "logger=none", "hydra.run.dir=command")
     assert code == 0
     for name in ("per_task.csv", "documents.csv"):
         assert (tmp_path / "python" / name).read_text() == (tmp_path / "command" / name).read_text()
-    assert found.per_task["task"].tolist() == ["b", "a"]
-    assert set(found.model.tasks) == {"a", "b"}
-    assert found.summary["tau"] == 50
+    assert found.tasks == ["b", "a"]
+    assert found.config.optim.patience == 3
 
 
 def test_arrow_tables_and_model_folders_are_taken(frame, tmp_path):
     pretrained = load_packaged("opt_mini")
     pretrained.model.save_pretrained(tmp_path / "a model")
     pretrained.tokenizer.save_pretrained(tmp_path / "a model")
-    options, model = {"task": "who", "text": "said"}, str(tmp_path / "a model")
-    arrow = pa.Table.from_pandas(frame)
-    found = bora.fit(arrow, *SMALL, "model.dtype=float32", model=model, output="one", **options)
-    same = bora.fit(frame, *SMALL, output="two", **options)
+    folder, arrow = str(tmp_path / "a model"), pa.Table.from_pandas(frame)
+    found = bora.fit(arrow, **SMALL, **COLUMNS, model=folder, output="one", overrides=["model.dtype=float32"])
+    same = bora.fit(frame, **SMALL, **COLUMNS, output="two")
     assert torch.equal(found.model.adapters.mean, same.model.adapters.mean)
 
 
 def test_another_frame_is_not_taken_for_a_finished_one(frame):
-    options = {"task": "who", "text": "said", "output": "run"}
-    first = bora.fit(frame, *SMALL, **options)
-    again = bora.fit(frame, *SMALL, **options)
+    options = {**SMALL, **COLUMNS, "output": "run"}
+    first = bora.fit(frame, **options)
+    again = bora.fit(frame, **options)
     assert again.summary == first.summary
     with pytest.raises(UserError, match=r"other settings \(data\.sha256\)"):
-        bora.fit(frame.iloc[1:], *SMALL, **options)
+        bora.fit(frame.iloc[1:], **options)
+
+
+def test_a_keyword_is_one_setting_of_conf():
+    config = flatten(compose_config(["data=frame"])[0].model_dump())
+    assert set(KEYS.values()) <= set(config)
+    given = {"n_tasks": None, "lr": 1e-5, "rank": np.int64(3), "device": "auto"}
+    words = ["data.n_tasks=null", "optim.lr=1e-05", "lora.rank=3", "trainer.accelerator='auto'"]
+    assert list(to_overrides(given)) == words
+    with pytest.raises(UserError, match="no keyword max_epoch; did you mean max_epochs"):
+        list(to_overrides({"max_epoch": 3}))
+
+
+def test_a_sweep_is_the_commands(frame, command, tmp_path):
+    frame.to_csv("again.csv", index=False)
+    settings = ["tau=0,inf", "seed=0,1", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1"]
+    columns = ["data=table", "data.path=again.csv", "data.task=who", "data.text=said", "lora.rank=2"]
+    command("-m", *settings, *columns, "logger=none", "hydra.sweep.dir=command")
+    options = {**SMALL, **COLUMNS, "seeds": [0, 1], "output": "python"}
+    with pytest.raises(UserError, match="tau=-1"):
+        bora.sweep(frame, [0, -1], **options)
+    assert not (tmp_path / "python").exists()  # all settings are checked first
+    found = bora.sweep(frame, [0, math.inf], **options)
+    loaded = bora.load("command")
+    assert [run.folder.name for run in found.runs] == [run.folder.name for run in loaded.runs]
+    assert found.table.drop(columns="run").equals(loaded.table.drop(columns="run"))
+    by_hand = found.table.groupby("tau")["val_perplexity"].mean()
+    assert found.best_tau == loaded.best_tau == by_hand.idxmin()
+    chosen = found.table[found.table["tau"] == found.best_tau]
+    assert found.best.summary["val_perplexity"] == chosen["val_perplexity"].min()
+    before = (tmp_path / "python/tau=0,seed=1/metrics.csv").stat().st_mtime_ns
+    again = bora.sweep(frame, [0], **options)  # finished already
+    assert (tmp_path / "python/tau=0,seed=1/metrics.csv").stat().st_mtime_ns == before
+    assert repr(again).startswith("Sweep('python': 2 runs, τ = 0 is best")
+    assert "<td>∞</td>" in found._repr_html_()
+    bora.fit(frame, **{**SMALL, "rank": 1}, **COLUMNS, tau=0, output="python/other")
+    with pytest.raises(UserError, match=r"several experiments.*lora.rank=1"):
+        _ = bora.load("python").best
+
+
+def test_a_job_that_fails_leaves_the_others(frame, tmp_path):
+    options = {**SMALL, **COLUMNS, "output": "python"}
+    with RunDirectory(tmp_path / "python/tau=0,seed=0").locked():
+        with pytest.raises(UserError, match=r"^tau=0,seed=0: another process"):
+            bora.sweep(frame, [0], **options)
+        found = bora.sweep(frame, [0, 5], **options)
+    assert [run.tau for run in found.runs] == [5]
+    assert len(found.failures) == len(bora.load("python").failures) == 1
+    assert "another process is working" in found._repr_html_()
+
+
+def test_files_of_a_run_are_its_tables(run):
+    assert run.per_task.equals(run.restored.per_task)
+    assert set(run.tasks) == set(TASKS)
+    assert run.summary["tau"] == run.tau == 100
+    counts = run.documents.groupby(["task", "split"]).size().unstack()
+    assert counts.loc[run.tasks, "train"].tolist() == run.per_task["n_train"].tolist()
+    assert repr(run).startswith(f"Run('{run.folder}': τ = 100, 3 tasks, perplexity ")
+    page = run._repr_html_()
+    assert "../b | &lt;i&gt;*x*" in page
+    assert f"{run.summary['base_test_perplexity']:.2f}" in page
+    assert run.lora(A).keys() == run.mean.keys()
+    for layer, (factor, _) in run.lora(A).items():
+        assert torch.equal(factor, run.model.tasks[A][layer].A)
+    with pytest.raises(UserError, match="did you mean a longer name"):
+        run.lora("a longer")
+
+
+def test_history_has_each_validated_epoch_once(trained):
+    run = bora.load(trained("trainer.max_epochs=3", "trainer.log_every_n_steps=1"))
+    history = run.history
+    assert history["epoch"].tolist() == [1, 2, 3]
+    best = history.loc[history["val/nll"].idxmin()]
+    assert best["epoch"] == run.summary["best_epoch"]
+    assert best["val/perplexity"] == pytest.approx(run.summary["val_perplexity"], rel=1e-6)
+    assert history["train/nll"].is_monotonic_decreasing
+
+
+def test_voices_are_the_commands_answers(run, call):
+    arguments = [
+        run.folder,
+        "--task",
+        A,
+        "--mean",
+        "--prompt",
+        "the",
+        "--prompt",
+        "for",
+        "--max-new-tokens",
+        5,
+        "--json",
+    ]
+    answers = [json.loads(line) for line in call(generate.main, *arguments)[1].splitlines()]
+    voices = run.generate(["the", "for"], A, mean=True, max_new_tokens=5)
+    assert list(voices.columns) == [A, MEAN]
+    assert voices.to_numpy().ravel().tolist() == [answer["text"] for answer in answers]
+    assert voices.loc["for", MEAN] == answers[3]["text"]
+    assert "flex" in voices._repr_html_()
+    assert f"--- {A}\nthe{answers[0]['text']}" in repr(voices)
+    several = run.generate("the", base=True, do_sample=True, num_return_sequences=2, max_new_tokens=3)
+    assert several.shape == (2, 4)
+    with pytest.raises(UserError, match="top_k"):
+        run.generate("the", top_k=-1)
+
+
+def test_scores_and_writers_are_the_evaluations(run, speeches, call, tmp_path):
+    code, _, _ = call(evaluate.main, run.folder, "--data", tmp_path / "new.csv", "--out", tmp_path / "evaluation")
+    assert code == 0
+    scores = run.score(speeches)
+    pd.testing.assert_frame_equal(pd.DataFrame(scores), pd.read_csv(tmp_path / "evaluation/per_task.csv"))
+    overall = json.loads((tmp_path / "evaluation/summary.json").read_text())["perplexity"]
+    assert scores.overall == pytest.approx(overall)
+    assert f"{overall['mean_model_perplexity']:.2f} with Θ" in scores._repr_html_()
+    theirs = pd.read_csv(tmp_path / "evaluation/documents.csv", keep_default_na=False)
+    found = run.who_wrote(speeches["text"])
+    assert found["best"].tolist() == theirs["best"].tolist()
+    np.testing.assert_allclose(found["posterior"], theirs["posterior"].astype(float))
+    np.testing.assert_allclose(found[run.tasks].sum(axis=1), 1)
+    assert run.who_wrote("").iloc[0][["best", A]].tolist() == ["", pytest.approx(math.nan, nan_ok=True)]
+    with pytest.raises(UserError, match="1 rows of the frame name no task"):
+        run.score(speeches.replace({"task": {"a": ""}}).tail(9))
+
+
+def test_adapt_and_export_write_what_the_commands_write(run, speeches, call, tmp_path):
+    speeches.to_csv(tmp_path / "new.csv", index=False)
+    code, _, _ = call(adapt.main, run.folder, tmp_path / "theirs", "--data", tmp_path / "new.csv", "--epochs", 2)
+    assert code == 0
+    ours = run.adapt(speeches, tmp_path / "ours", epochs=2)
+    for name in ("per_task.csv", "summary.json"):
+        assert (tmp_path / "ours" / name).read_text() == (tmp_path / "theirs" / name).read_text()
+    assert "validation" not in ours._repr_html_()
+    call(export.main, run.folder, tmp_path / "theirs/peft", "--task", A)
+    folder = run.export(tmp_path / "peft", A)
+    names = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.is_file())
+    assert names
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "theirs/peft" / name).read_bytes()
+
+
+def test_a_run_has_a_report_and_a_map(run, tmp_path):
+    page = run.report(tmp_path / "report")
+    assert page.path == tmp_path / "report/index.html"
+    assert "srcdoc" in page._repr_html_()
+    figure = run.task_map({"a": "short", A: "long"})
+    legend = figure.axes[0].get_legend()
+    assert {text.get_text() for text in legend.get_texts()} == {"short", "long", "(none)"}
+    assert len(figure.axes[0].texts) == len(TASKS)  # a name each
+
+
+@pytest.mark.processes
+def test_the_package_shows_what_there_is_without_torch():
+    code = "import bora, sys; print('torch' in sys.modules, 'pandas' in sys.modules, *dir(bora))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert shown == ["False", "False", "Run", "Sweep", "UserError", "__version__", "fit", "load", "sweep"]
+    assert all(getattr(bora, name) for name in bora.__all__)
 
 
 def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
@@ -76,17 +253,21 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"text": "${tau}"}, "interpolation; rename it"),
+        ({"text": "spoken"}, "no such column"),
         ({"output": "t.csv"}, "output=t.csv is a file"),
         ({"tau": -1}, "tau=-1"),
+        ({"max_epochs": "four"}, "trainer.max_epochs=four must be"),
         ({"model": "no/such model"}, "no causal language model"),
+        ({"overrides": ["lora.rankk=3"]}, "rankk"),
+        ({"overrides": "lora.rank=3"}, r"overrides=\['lora.rank=3'\]"),
     ],
 )
 def test_what_cannot_be_used_is_an_input_error(frame, change, said):
     with pytest.raises(UserError, match=said):
-        bora.fit(frame, *SMALL, **({"task": "who", "text": "said"} | change))
-    for column in (pa.array([1]), pa.chunked_array([[1]])):
-        with pytest.raises(UserError, match=r"an Arrow table, not \w*Array"):
-            bora.fit(column)
-    with pytest.raises(UserError, match="rankk"):
-        bora.fit(frame, "lora.rankk=3", task="who", text="said")
+        bora.fit(frame, **(SMALL | COLUMNS | change))
+
+
+def test_what_is_no_frame_is_an_input_error():
+    for given in ([1, 2], pa.array([1]), pa.chunked_array([[1]])):
+        with pytest.raises(UserError, match=f"an Arrow table, not {type(given).__name__}"):
+            bora.fit(given)

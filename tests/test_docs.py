@@ -1,6 +1,7 @@
 """What the documentation says can be typed and run; and nothing in conf/ or the package is left unexplained."""
 
 import importlib
+import json
 import re
 import tomllib
 
@@ -63,8 +64,16 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     for block in blocks(PAGES["python"], "python"):
         exec(block, names)
     assert (tmp_path / "outputs/three/summary.json").is_file()
-    assert list(names["model"].tasks) == ["argparse", "optparse", "ssl"]
-    assert capsys.readouterr().out.count(" | ") == 3  # who answers | what
+    assert names["run"].tasks == ["argparse", "optparse", "ssl"]
+    shown = capsys.readouterr().out
+    assert re.search(blocks(PAGES["python"], "text")[0].splitlines()[0].replace("(", r"\(").replace(")", r"\)"), shown)
+    assert shown.count("--- ") == 3  # who answers
+
+
+def test_the_notebook_is_committed_as_written():
+    # Without outputs: make docs runs it.
+    cells = json.loads((DOCS / "notebook.ipynb").read_text("utf-8"))["cells"]
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
 def test_every_file_of_conf_is_shown_and_explained():

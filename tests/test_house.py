@@ -16,8 +16,8 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Framework → where it may be imported.
 PLACES = {
     "lightning": ("train/", "data/module.py"),
-    "hydra": ("commands/", "api.py"),
-    "omegaconf": ("commands/", "api.py"),
+    "hydra": ("commands/", "api/"),
+    "omegaconf": ("commands/", "api/"),
     "transformers": ("model/", "data/tokens.py"),
     "wandb": ("runs/trackers.py", "report/wandb.py"),
     "mlflow": ("runs/trackers.py",),

@@ -47,8 +47,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
-    """Read the runs, write the report, and print its main table and claims.
+def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list, list, list[str]]:
+    """Read the runs and write the report.
+
+    Returns:
+        Its sections, the runs, and a line for each run that is not in it.
 
     Raises:
         UserError: no folder, no finished run, or an extra that is not installed.
@@ -62,7 +65,16 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
         raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
     runs, problems = read_runs(folders)
     claim_output(output, folders)
-    sections = write_report(runs, problems, output, color_by)
+    return write_report(runs, problems, output, color_by), runs, problems
+
+
+def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
+    """Write the report, and print its main table and claims.
+
+    Raises:
+        UserError: see `write`.
+    """
+    sections, runs, problems = write(folders, output, color_by)
     if to_wandb:
         from bora.report.wandb import log_view
 

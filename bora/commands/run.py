@@ -15,6 +15,8 @@ from omegaconf import DictConfig
 from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
 from bora.commands.overrides import compose_config, overrides_in, prepare, recorded, register_resolvers, to_config
 from bora.config import conf_folder
+from bora.lib.console import print_tasks
+from bora.lib.machine import is_first_process
 from bora.runs.directory import FAILED, FolderInUse, RunDirectory
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
 
@@ -44,6 +46,8 @@ def job(composed: DictConfig) -> float | None:
             name=folder.name if sweep else f"tau={config.tau:g},seed={config.seed}",
             overrides=recorded(list(hydra_config.overrides.task)),
         )
+        if is_first_process():
+            print_results(RunDirectory(folder))
     except Exception as error:
         if not sweep:
             exit_for(error, resume_command())  # here, since Hydra would add lines of its own
@@ -51,6 +55,12 @@ def job(composed: DictConfig) -> float | None:
         record_failure(error, folder)
         return None
     return summary["val_perplexity"]
+
+
+def print_results(directory: RunDirectory) -> None:
+    """Print a finished run's table, from its files, and where the files are."""
+    print_tasks(directory.per_task(), directory.summary())
+    print(f"run directory: {directory.path.resolve()}")
 
 
 def record_failure(error: Exception, folder: Path) -> None:

@@ -124,7 +124,7 @@ class RunDirectory:
             if differing := self._differences(config):
                 raise UserError(
                     f"{self.path} holds a finished run with other settings ({', '.join(differing)}); choose another "
-                    "folder with hydra.run.dir=…, or in a sweep name=… or hydra.sweep.dir=…"
+                    "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…"
                 )
             return True
         if not is_first_process():

@@ -12,7 +12,6 @@ import torch
 from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.errors import UserError
-from bora.lib.console import print_tasks
 from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
@@ -55,7 +54,6 @@ def train(
     with directory.locked(), stopping() as stop:
         if directory.claim(cfg, overrides):
             log.info("this run is finished already")
-            print_results(directory)
             return directory.summary()
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         silence_warnings()
@@ -104,15 +102,7 @@ def train(
             if trainer.is_global_zero:
                 directory.write_per_task(per_task)
                 directory.write_summary(summary)
-        if trainer.is_global_zero:
-            print_results(directory)
         return summary
-
-
-def print_results(directory: RunDirectory) -> None:
-    """Print a finished run's table, from its files, and where the files are."""
-    print_tasks(directory.per_task(), directory.summary())
-    print(f"run directory: {directory.path.resolve()}")
 
 
 def silence_warnings() -> None:

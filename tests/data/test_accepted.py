@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from bora.api import documents
+from bora.api.frames import documents
 from bora.data import csv_file, huggingface
 from bora.data.columns import Columns
 from bora.data.table import read

@@ -166,7 +166,7 @@ FRAMES = {
 @pytest.mark.parametrize(("given", "said"), FRAMES.values(), ids=FRAMES)
 def test_a_frame_is_refused_in_one_line(given, said, tmp_path):
     with pytest.raises(UserError) as told:
-        bora.fit(given, "data.min_documents=3", output=tmp_path / "run")
+        bora.fit(given, min_documents=3, output=tmp_path / "run")
     hold(told, said)
 
 

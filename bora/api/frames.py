@@ -1,0 +1,43 @@
+"""Take documents from a data frame."""
+
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from bora.data.columns import Columns, finish, text_table
+from bora.data.errors import input_errors
+from bora.errors import UserError
+
+ARGUMENTS = {"task": "task=", "text": "text=", "date": "date="}  # in messages
+
+
+def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.DataFrame:
+    """Take a frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
+
+    Raises:
+        UserError: it is no frame, or a column is not there or holds what is no text.
+    """
+    with input_errors("the frame", ARGUMENTS):
+        if isinstance(frame, pd.DataFrame):
+            frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
+            names, parts = [*frame.columns], [frame]
+        else:  # not by their to_pandas, which makes floats of integers with gaps
+            arrow = _arrow(frame)
+            names, parts = arrow.column_names, arrow.to_batches()
+        return finish(text_table(parts, Columns(task, text, date).find(names)))
+
+
+def _arrow(frame: Any) -> pa.Table:
+    """
+    Raises:
+        UserError: it is no frame.
+    """
+    if hasattr(frame, "with_format"):  # a dataset of the datasets library
+        frame = frame.with_format("arrow")[:]
+    try:
+        if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__arrow_c_array__"):
+            return pa.table(frame)
+    except (TypeError, ValueError, pa.ArrowException):
+        pass  # one column, say
+    raise UserError(f"bora takes a pandas or Polars DataFrame or an Arrow table, not {type(frame).__name__}")

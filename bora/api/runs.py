@@ -1,0 +1,329 @@
+"""A finished run as an object: its files as tables, its model at work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from bora.api.frames import documents
+from bora.api.show import Report, Scores, Voices, format_tau, table
+from bora.bayes.model import HierarchicalLoRA
+from bora.commands.report import write
+from bora.config import Config, Dtype
+from bora.errors import UserError
+from bora.lib.files import write_folder
+from bora.model.lora import LowRank
+from bora.runs.archive import read_run
+from bora.runs.directory import DOCUMENTS, METRICS, RunDirectory, readable
+from bora.use.adapt import adapt, encode_documents, write_adapted
+from bora.use.evaluate import hash_texts
+from bora.use.export import export
+from bora.use.generate import generate
+from bora.use.restore import Restored, restore
+from bora.use.sampling import Sampling
+from bora.use.score import likelihoods, log_prior, perplexities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Run:
+    """A finished run. Tables come from its files; the model is loaded when it is first needed.
+
+    Args:
+        folder: the run directory.
+        device: where the model computes, cpu | cuda.
+        dtype: of the backbone; None for the one that the run was trained in.
+
+    Attributes:
+        folder: as given.
+        summary: summary.json: tau, seed, perplexities, versions, ….
+
+    Raises:
+        UserError: there is no finished run in that folder. Each attribute also where its file is damaged.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> None:
+        self.folder = Path(folder).expanduser()
+        self._directory, self._device, self._dtype = RunDirectory(self.folder), device, dtype
+        self.summary: dict[str, Any] = self._directory.summary()
+
+    @property
+    def tau(self) -> float:
+        """Return the precision of the prior."""
+        return float(self.summary["tau"])
+
+    @cached_property
+    def config(self) -> Config:
+        """Read config.yaml."""
+        return self._directory.config()
+
+    @property
+    def per_task(self) -> pd.DataFrame:
+        """Read per_task.csv: a row a task, its documents, perplexities and distance ‖θ_d − Θ‖."""
+        return self._directory.per_task()
+
+    @property
+    def tasks(self) -> list[str]:
+        """List the D tasks."""
+        return self.per_task["task"].tolist()
+
+    @property
+    def documents(self) -> pd.DataFrame:
+        """Read documents.csv: a row a document kept: row (of the frame, from 0), task, split, n_tokens, n_scored."""
+        with readable(self.folder / DOCUMENTS) as file:
+            return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Read metrics.csv: a row a validation, with epoch (from 1), step, val/nll (nats a token), val/perplexity.
+
+        train/nll is the mean over the epoch's logged steps, where there are any.
+        """
+        with readable(self.folder / METRICS) as file:
+            rows = pd.read_csv(file)
+        # The last is of the best epoch once more, before the test.
+        found = rows[rows["val/nll"].notna()].iloc[:-1]
+        found = found.assign(**{"train/nll": found["epoch"].map(rows.groupby("epoch")["train/nll"].mean())})
+        return found.assign(epoch=found["epoch"] + 1).dropna(axis=1, how="all").reset_index(drop=True)
+
+    @cached_property
+    def restored(self) -> Restored:
+        """Load the epoch that validation chose: model, tokenizer, config."""
+        return restore(self.folder, self._device, self._dtype)
+
+    @property
+    def model(self) -> HierarchicalLoRA:
+        """Return the model, in evaluation mode."""
+        return self.restored.model
+
+    @property
+    def mean(self) -> dict[str, LowRank]:
+        """Return Θ by layer: A [r, n_in] and B [n_out, r]."""
+        return self.model.mean
+
+    def lora(self, task: str) -> dict[str, LowRank]:
+        """Return θ of a task by layer: A [r, n_in] and B [n_out, r].
+
+        Raises:
+            UserError: the run has no such task; it names those near to it.
+        """
+        self.restored.require_tasks([task])
+        return self.model.tasks[task]
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        tasks: str | Sequence[str] | None = None,
+        *,
+        mean: bool = False,
+        base: bool = False,
+        **options: Any,
+    ) -> Voices:
+        """Let tasks continue the same prompts, side by side.
+
+        Args:
+            prompt: one, or P of them.
+            tasks: one or more names; None for all tasks.
+            mean, base: let Θ, and the frozen backbone, answer too.
+            options: max_new_tokens, do_sample, temperature, top_p, num_return_sequences, seed, …; see
+                `bora.use.sampling.Sampling`.
+
+        Returns:
+            A frame of texts: a row a prompt (and a sequence, where several are asked for), a column a speaker.
+
+        Raises:
+            UserError: see `bora.use.generate.generate`; or an option is unknown or out of its range.
+        """
+        prompts = _listed(prompt)
+        try:
+            sampling = Sampling(**options)
+        except ValidationError as error:
+            raise UserError("\n".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+        asked = self.tasks if tasks is None else _listed(tasks)
+        answers = generate(self.restored, asked, prompts, mean=mean, base=base, **sampling.model_dump())
+        return Voices.of(answers, prompts, sampling.num_return_sequences)
+
+    def score(self, frame: Any, *, task: str | None = None, text: str | None = None, batch_size: int = 32) -> Scores:
+        """Measure the perplexity of new documents under their task's θ, under Θ and under the frozen backbone.
+
+        Args:
+            frame: as `bora.fit` takes, a row a document.
+            task, text: columns; None for those that the run was trained on.
+            batch_size: documents in a forward.
+
+        Returns:
+            A frame, a row a task: task, n_documents, n_tokens, nll (nats a token), perplexity, mean_model_perplexity,
+            base_model_perplexity. Its `overall` has those of all tasks together.
+
+        Raises:
+            UserError: a column is missing, or a row is of no task of the run.
+        """
+        found = self._documents(frame, task, text)
+        if n := int((found["task"] == "").sum()):
+            raise UserError(f"{n} rows of the frame name no task; leave them out, or ask who_wrote")
+        self.restored.require_tasks(found["task"].unique())
+        per_task, overall = perplexities(self.restored, found, batch_size)
+        scores = Scores(per_task)
+        scores.overall = overall
+        return scores
+
+    def who_wrote(
+        self, texts: str | Sequence[str] | pd.Series, *, prior: str = "uniform", batch_size: int = 32
+    ) -> pd.DataFrame:
+        """Find the likeliest task of each text: p(d | text) ∝ p(d) p(text | θ_d).
+
+        Args:
+            texts: one, or N of them.
+            prior: p(d): uniform | documents, by the tasks' numbers of training documents.
+            batch_size: rows (document × task) in a forward.
+
+        Returns:
+            A row a text: best, the likeliest task; posterior, its probability; and a column a task with p(d | text).
+            Its index is that of a series, else the texts. A text without a token to score has '' and NaN.
+        """
+        listed = texts.tolist() if isinstance(texts, pd.Series) else _listed(texts)
+        index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
+        scores = likelihoods(self.restored, listed, batch_size)
+        names, scored = self.model.adapters.task_names, scores.n_scored > 0
+        posterior = np.exp(scores.posterior(log_prior(self.model, prior))[0])
+        posterior[~scored] = np.nan
+        best = np.where(scored, np.array(names, dtype=object)[posterior.argmax(axis=1)], "")
+        first = pd.DataFrame({"best": best, "posterior": posterior.max(axis=1)}, index)
+        return pd.concat([first, pd.DataFrame(posterior, index, names)], axis=1)
+
+    def adapt(
+        self,
+        frame: Any,
+        output: str | Path,
+        *,
+        task: str | None = None,
+        text: str | None = None,
+        tau: float | None = None,
+        epochs: int = 10,
+        lr: float = 1e-3,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> "Run":
+        """Fit new tasks from this run's prior, its Θ fixed, as `bora adapt` does.
+
+        Args:
+            frame: their documents, as `bora.fit` takes; nothing is held out.
+            output: the new run's folder, empty or not there yet.
+            task, text: columns; None for those that this run was trained on.
+            tau: precision of the prior, 0 < τ < ∞; None for this run's.
+            epochs, lr, batch_size, seed: see `bora.use.adapt.fit`.
+
+        Returns:
+            A run of the new tasks; it has no history and no documents.
+
+        Raises:
+            UserError: see `bora.use.adapt`; or `output` holds something.
+        """
+        found, tau = self._documents(frame, task, text), self.tau if tau is None else tau
+        options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
+        with write_folder(Path(output)) as folder:
+            new = encode_documents(self.restored, found)
+            model = adapt(self.restored, new.encoded, new.tasks, tau, **options)
+            write_adapted(model, self.restored, new, options | {"data_sha256": hash_texts(found)}, folder)
+        return Run(output, self._device, self._dtype)
+
+    def export(self, path: str | Path, tasks: str | Sequence[str] | None = None, merge: bool = False) -> Path:
+        """Write PEFT adapters, a folder a task and one for Θ, or one task's merged model, as `bora export` does.
+
+        Args:
+            path: the folder to write, empty or not there yet.
+            tasks: one or more names; None for all, and Θ.
+            merge: write the whole model of the one task.
+
+        Returns:
+            `path`.
+
+        Raises:
+            UserError: see `bora.use.export.export`.
+        """
+        export(self.folder, Path(path), None if tasks is None else _listed(tasks), merge)
+        return Path(path)
+
+    def report(self, output: str | Path | None = None) -> Report:
+        """Write tables, figures and a page, index.html, as `bora report` does; a notebook shows the page.
+
+        Args:
+            output: the folder; None for report/ in the run's own.
+
+        Raises:
+            UserError: the report extra is not installed, or nothing can be written there.
+        """
+        return write_report([self.folder], self.folder / "report" if output is None else Path(output))
+
+    def task_map(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
+        """Draw the tasks by the first two principal components of θ_d − Θ.
+
+        Args:
+            groups: task → its group, to colour by; a series' name is the legend's title.
+
+        Raises:
+            UserError: fewer than three tasks, or tasks that do not differ.
+        """
+        import matplotlib as mpl
+        import matplotlib.pyplot  # with it a notebook shows figures
+
+        from bora.report.figures import STYLE, task_map
+        from bora.report.task_map import build_task_map
+
+        found = build_task_map(read_run(self.folder))
+        if groups is not None:
+            chosen = pd.Series(groups).reindex(found.tasks).fillna("(none)")
+            found = replace(found, column=str(chosen.name or ""), groups=chosen)
+        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+            return task_map(found)
+
+    def _documents(self, frame: Any, task: str | None, text: str | None) -> pd.DataFrame:
+        """Take a frame's documents by the run's columns where none are named."""
+        own = self.config.data.model_dump()  # of a corpus that is no table, it names no columns
+        return documents(frame, task or own.get("task"), text or own.get("text", "text"), None)
+
+    def _title(self) -> str:
+        """Say what a run is in a line."""
+        n = self.summary["n_tasks"]
+        parts = [f"τ = {format_tau(self.tau)}", f"{n} task{'s' * (n > 1)}"]
+        if "test_perplexity" in self.summary:  # new tasks have none held out
+            parts.append(f"perplexity {self.summary['val_perplexity']:.2f} in validation")
+            parts.append(f"{self.summary['test_perplexity']:.2f} in test")
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}: {self._title()})"
+
+    def _repr_html_(self) -> str:
+        columns = {
+            "task": "task",
+            "n_train": "training documents",
+            "val_perplexity": "validation perplexity",
+            "test_perplexity": "test perplexity",
+            "distance": "‖θ−Θ‖",
+        }
+        rows = self.per_task[list(columns)].rename(columns=columns).dropna(axis=1, how="all")
+        title = f"{self.folder}: {self._title()}"
+        if "base_test_perplexity" in self.summary:
+            title += f"; the frozen backbone's is {self.summary['base_test_perplexity']:.2f}"
+        return table(title, rows)
+
+
+def write_report(folders: list[Path], output: Path) -> Report:
+    """Write the report of the runs in these folders.
+
+    Raises:
+        UserError: see `bora.commands.report.write`.
+    """
+    write(folders, output, None)
+    return Report(output / "index.html")
+
+
+def _listed(values: str | Sequence[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)

@@ -1,0 +1,56 @@
+"""The keywords of `bora.fit` and `bora.sweep`, each for one setting of conf/."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from bora.commands.overrides import quote
+from bora.config import conf_folder
+from bora.errors import UserError
+
+OWN = ["task", "text", "date", "model", "tau", "seeds", "output", "overrides"]  # keywords that are no Settings
+
+
+class Settings(TypedDict, total=False):
+    """Keyword → its type, and the setting of conf/ that it is. What is not given is as in conf/."""
+
+    seed: Annotated[int, "seed"]
+    n_tasks: Annotated[int | None, "data.n_tasks"]
+    min_documents: Annotated[int | None, "data.min_documents"]
+    documents_per_task: Annotated[int | None, "data.documents_per_task"]
+    max_tokens: Annotated[int, "data.max_tokens"]
+    batch_size: Annotated[int, "data.batch_size"]
+    rank: Annotated[int, "lora.rank"]
+    lr: Annotated[float | None, "optim.lr"]
+    max_epochs: Annotated[int, "trainer.max_epochs"]
+    device: Annotated[str, "trainer.accelerator"]
+
+
+KEYS: dict[str, str] = {name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, None, None, True).items()}
+
+
+def to_overrides(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Write keywords in the command line's words: max_epochs=4 as trainer.max_epochs=4.
+
+    Raises:
+        UserError: there is no such keyword; it names the nearest.
+    """
+    for name, value in settings.items():
+        if name not in KEYS:
+            close = difflib.get_close_matches(name, [*KEYS, *OWN], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join([*OWN, *KEYS])}"
+            raise UserError(f"there is no keyword {name}; {hint} Any other setting: overrides=['KEY=VALUE']")
+        yield f"{KEYS[name]}={to_word(value)}"
+
+
+def to_word(value: Any) -> str:
+    """Write a value as Hydra reads it: None as null, True as true, a text in quotes."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return quote(value) if isinstance(value, str) else f"{value}"
+
+
+def model_overrides(model: str) -> list[str]:
+    """Write the choice of a model: a config of conf/model, or the hub name or folder of a causal language model."""
+    known = (conf_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
+    return [f"model={model}"] if known else ["model=hub", f"model.path={quote(model)}"]

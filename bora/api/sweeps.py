@@ -1,0 +1,128 @@
+"""A sweep's finished runs as an object, and `load`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bora.api.runs import Run, write_report
+from bora.api.show import Report, format_tau, table
+from bora.commands.sweep import failed_runs, finished_runs
+from bora.config import Dtype
+from bora.errors import UserError
+from bora.report.series import series_of
+from bora.runs.archive import read_run
+
+
+class Sweep:
+    """Runs of the same experiment at several τ and seeds.
+
+    Attributes:
+        folder: the sweep's.
+        runs: the finished ones, by τ and seed.
+        failures: a line for each run that failed.
+    """
+
+    def __init__(self, folder: Path, runs: Sequence[Run], failures: Sequence[str] = ()) -> None:
+        self.folder, self.failures = folder, list(failures)
+        self.runs = sorted(runs, key=lambda run: (run.tau, run.summary["seed"]))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Tabulate the runs, a row each: tau, seed, lr, val_perplexity, test_perplexity, best_epoch, run (its folder)."""
+        keys = ["tau", "seed", "lr", "val_perplexity", "test_perplexity", "best_epoch"]
+        rows = [{key: run.summary[key] for key in keys} | {"run": str(run.folder)} for run in self.runs]
+        return pd.DataFrame(rows)
+
+    @property
+    def by_tau(self) -> pd.DataFrame:
+        """Average over seeds, a row a τ: val_perplexity, which chooses, test_perplexity, and the number of runs.
+
+        Raises:
+            UserError: the runs differ in more than τ and seed.
+        """
+        series, _ = series_of([read_run(run.folder) for run in self.runs])
+        if len(series) > 1:
+            labels = "; ".join(one.label for one in series)
+            raise UserError(f"{self.folder} holds several experiments ({labels}); its report has each by itself")
+        values = [(run.tau, _validation(run), run.summary["test_perplexity"]) for run in self.runs]
+        groups = pd.DataFrame(values, columns=["tau", "val_perplexity", "test_perplexity"]).groupby("tau")
+        return groups.mean().assign(runs=groups.size()).reset_index()
+
+    @property
+    def best_tau(self) -> float:
+        """Choose the τ with the lowest mean validation perplexity over seeds, as the report does.
+
+        Raises:
+            UserError: see `by_tau`.
+        """
+        means = self.by_tau
+        return float(means["tau"][means["val_perplexity"].argmin()])
+
+    @property
+    def best(self) -> Run:
+        """Return the run at `best_tau` with the lowest validation perplexity.
+
+        Raises:
+            UserError: see `by_tau`.
+        """
+        tau = self.best_tau
+        return min((run for run in self.runs if run.tau == tau), key=_validation)
+
+    def report(self, output: str | Path | None = None) -> Report:
+        """Write the runs' tables, figures and page, as `bora report` does; a notebook shows the page.
+
+        Args:
+            output: the folder; None for report/ in the sweep's own.
+
+        Raises:
+            UserError: the report extra is not installed, or nothing can be written there.
+        """
+        output = self.folder / "report" if output is None else Path(output)
+        return write_report([run.folder for run in self.runs], output)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"Sweep({str(self.folder)!r}: {len(self.runs)} runs{failed}, {self._choice()})"
+
+    def _repr_html_(self) -> str:
+        try:
+            rows = self.by_tau
+        except UserError:
+            rows = self.table
+        names = {"tau": "τ", "val_perplexity": "validation perplexity", "test_perplexity": "test perplexity"}
+        rows = rows.assign(tau=rows["tau"].map(format_tau)).rename(columns=names)
+        return table("\n".join([f"{self.folder}: {len(self.runs)} runs, {self._choice()}", *self.failures]), rows)
+
+    def _choice(self) -> str:
+        try:
+            return f"τ = {format_tau(self.best_tau)} is best in validation"
+        except UserError:
+            return "of several experiments"
+
+
+def _validation(run: Run) -> float:
+    """Return the perplexity that chooses τ; with the published code's likelihood it has its own."""
+    return run.summary.get("val_perplexity_by_batch", run.summary["val_perplexity"])
+
+
+def load(folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Run | Sweep:
+    """Load a finished run, or the finished runs below a sweep's folder.
+
+    Args:
+        folder: a run directory, or a folder that holds some.
+        device: where the model computes, cpu | cuda.
+        dtype: of the backbone; None for the one that the run was trained in.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        return Run(folder, device, dtype)
+    except UserError:
+        found, _, unreadable = finished_runs(folder)
+        if found.empty:
+            raise
+    failures = [f"{Path(file).parent}: {failure['error']}" for file, failure in failed_runs(folder).items()]
+    return Sweep(folder, [Run(folder / place, device, dtype) for place in found["run"]], unreadable + failures)

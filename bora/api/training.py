@@ -1,0 +1,185 @@
+"""Train on a frame: one run, or a sweep of τ and seeds."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import pandas as pd
+from hydra.errors import HydraException
+
+from bora.api.frames import documents
+from bora.api.runs import Run
+from bora.api.settings import Settings, model_overrides, to_overrides, to_word
+from bora.api.sweeps import Sweep
+from bora.commands.overrides import compose_config, format_value
+from bora.commands.run import record_failure
+from bora.config import Config
+from bora.errors import UserError
+from bora.lib.cache import digest
+from bora.lib.stopping import Stopped
+from bora.model.loading import on_gpu
+from bora.runs.directory import RunDirectory
+from bora.train.run import train
+
+
+class Job(NamedTuple):
+    """A run to be: its checked config, and what was given for it, in the command line's words."""
+
+    cfg: Config
+    overrides: list[str]
+
+
+def fit(
+    frame: Any,
+    *,
+    task: str | None = None,
+    text: str = "text",
+    date: str | None = None,
+    model: str = "opt_mini",
+    tau: float = 100,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    **settings: Unpack[Settings],
+) -> Run:
+    """Train on a frame, one row a document, as `bora run` does on a table.
+
+    Args:
+        frame: a pandas or Polars DataFrame, or an Arrow table.
+        task: column that names the task; None for the first of task, rep_name.
+        text: column that holds the document.
+        date: column with the date; None for `date` where there is one.
+        model: a config of conf/model, or the hub name or folder of any causal language model.
+        tau: precision of the prior, 0 to infinity.
+        output: the run's folder; None for outputs/<date>/<time>. A run that is finished there already, of the same
+            frame and settings, is not done again; an interrupted one is resumed.
+        overrides: anything else that can be set, in the command line's words: ["optim.patience=3", "logger=wandb"].
+        settings: seed, n_tasks, min_documents, documents_per_task, max_tokens, batch_size, rank, lr, max_epochs,
+            device (cpu | cuda | auto); see Settings.
+
+    Returns:
+        The finished run; its model is the epoch that validation chose.
+
+    Raises:
+        UserError: a column, setting or document that cannot be used, or training diverged.
+        KeyboardInterrupt: interrupted; the same call resumes the run if `output` is given.
+    """
+    table = documents(frame, task, text, date)
+    job = _configure(table, (task, text, date), model, {**settings, "tau": tau}, overrides)
+    now = datetime.now()
+    folder = _folder(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output)
+    return _train(job, table, folder, group=job.cfg.name)
+
+
+def sweep(
+    frame: Any,
+    tau: Sequence[float],
+    seeds: Sequence[int] = (0,),
+    *,
+    task: str | None = None,
+    text: str = "text",
+    date: str | None = None,
+    model: str = "opt_mini",
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    **settings: Unpack[Settings],
+) -> Sweep:
+    """Train a run for each τ and seed, one after another, into one folder, as `bora run -m tau=… seed=…` does.
+
+    All settings are checked before the first run begins. Finished runs are skipped and interrupted ones resumed, so the
+    same call continues a sweep. A run that fails does not stop the others.
+
+    Args:
+        tau: precisions of the prior, 0 to infinity.
+        seeds: of the LoRAs' start and the training order; the split is the same for all.
+        output: the sweep's folder; None for multirun/<data>-<model>.
+        frame, task, text, date, model, overrides, settings: see `fit`.
+
+    Returns:
+        The finished runs, and a line for each that failed.
+
+    Raises:
+        UserError: a column, setting or document that cannot be used; the folder holds runs of other settings; or no run
+            finished.
+        KeyboardInterrupt: interrupted; the same call resumes the sweep.
+    """
+    if "seed" in settings:
+        raise UserError("bora.sweep takes seeds=[…], not seed=")
+    table = documents(frame, task, text, date)
+    jobs: dict[str, Job] = {}
+    for values in ({"tau": t, "seed": s} for t in tau for s in seeds):
+        job = _configure(table, (task, text, date), model, {**settings, **values}, overrides)
+        # As a sweep of the command line names them.
+        jobs[f"tau={format_value(job.cfg.tau)},seed={format_value(job.cfg.seed)}"] = job
+    if not jobs:
+        raise UserError("bora.sweep needs at least one τ and one seed")
+    folder = _folder(f"multirun/{next(iter(jobs.values())).cfg.name}" if output is None else output)
+    for place, job in jobs.items():
+        if RunDirectory(folder / place).is_finished:
+            RunDirectory(folder / place).claim(job.cfg)  # refuses other settings
+    runs, failures = [], []
+    for place, job in jobs.items():
+        try:
+            runs.append(_train(job, table, folder / place, group=folder.name))
+            print(runs[-1])
+        except UserError as error:
+            record_failure(error, folder / place)
+            failures.append(f"{place}: {error}")
+    if not runs:
+        raise UserError("\n".join(failures))
+    return Sweep(folder, runs, failures)
+
+
+def _configure(
+    table: pd.DataFrame,
+    columns: tuple[str | None, str, str | None],
+    model: str,
+    settings: dict[str, Any],
+    overrides: Sequence[str],
+) -> Job:
+    """Compose and check a run's config.
+
+    Args:
+        table, columns: the frame's documents, and the columns that they come from.
+        settings: tau, and keywords of Settings.
+
+    Raises:
+        UserError: a setting or value that there is not.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
+    tau = f"tau={to_word(settings.pop('tau'))}"
+    words = ["data=frame", *model_overrides(model), tau, "logger=none", *to_overrides(settings), *overrides]
+    try:
+        cfg, _ = compose_config(words)
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    # What tells this frame from another, where a folder holds a finished run already.
+    sha256 = digest("frame", table[["task", "text", "date"]].to_numpy().ravel())
+    own = dict(zip(("task", "text", "date"), columns, strict=True)) | {"sha256": sha256}
+    return Job(cfg.model_copy(update={"data": cfg.data.model_copy(update=own)}), words)
+
+
+def _folder(output: str | Path) -> Path:
+    """
+    Raises:
+        UserError: it is a file.
+    """
+    folder = Path(output).expanduser()
+    if folder.is_file():
+        raise UserError(f"output={folder} is a file; give a folder")
+    return folder
+
+
+def _train(job: Job, table: pd.DataFrame, folder: Path, group: str) -> Run:
+    """Train a run, or find it finished.
+
+    Raises:
+        UserError: see `fit`.
+        KeyboardInterrupt: a signal came.
+    """
+    try:
+        train(job.cfg, RunDirectory(folder), group, folder.name, job.overrides, table)
+    except Stopped as stopped:  # Ctrl-C, as a notebook knows it
+        raise KeyboardInterrupt(str(stopped)) from None
+    return Run(folder, "cuda" if on_gpu(job.cfg.trainer.accelerator) else "cpu")
