@@ -122,8 +122,9 @@ def test_values_in_folder_names():
 
 def test_different_values_have_different_names():
     values = ["2019/t.csv", "2020/t.csv", "t.csv", "a b", "a-b", "é", "è", "[q_proj,v_proj]"]
+    values += ["x" * 300 + "a", "x" * 300 + "b", 0.1, 0.1 + 1e-16 * 2]
     assert len({format_value(v) for v in values}) == len(values)
-    assert all("/" not in format_value(v) for v in values)
+    assert all("/" not in format_value(v) and len(format_value(v)) < 50 for v in values)
 
 
 def test_flatten_is_by_dots():

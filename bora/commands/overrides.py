@@ -24,6 +24,7 @@ from bora.config import Config, conf_folder, find_secret, flatten, parse
 from bora.errors import UserError
 from bora.lib.machine import require_gpus
 
+MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
 # The launchers whose jobs run on this machine.
 HERE = (".BasicLauncher", ".JoblibLauncher", ".LocalLauncher")
@@ -53,7 +54,7 @@ def format_value(value: Any) -> str:
         short = f"{value:.12g}"
         return short if float(short) == value else repr(value)
     text = str(value)
-    plain = re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")
+    plain = re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")[:MAX_NAME_CHARS]
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
