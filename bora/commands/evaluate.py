@@ -17,7 +17,7 @@ from bora.config import Count
 from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.lib.console import plain_console
-from bora.runs.directory import DOCUMENTS
+from bora.runs.directory import DOCUMENTS, TRAINED_ON
 from bora.use.evaluate import Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
 from bora.use.score import MODELS
@@ -119,7 +119,7 @@ def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Itera
     if counts["without_a_token_to_score"]:
         yield f"{counts['without_a_token_to_score']:,} rows have no token to score"
     if counts["trained_on"] is None:
-        yield "the run is of an earlier version: which rows it was trained on is not known, so all are reported on"
+        yield f"the run has no {TRAINED_ON}, so rows that it was trained on may be among these"
     elif counts["trained_on"]:
         reported = "the figures are of them too" if included else f"the figures leave them out; {DOCUMENTS} has them"
         yield f"the run was trained on the text of {counts['trained_on']:,} rows of {counts['rows']:,}: {reported}"

@@ -207,7 +207,7 @@ class RunDirectory:
         write_text_atomically(self.path / TRAINED_ON, "".join(f"{h}\n" for h in sorted(hashes)))
 
     def trained_on(self) -> set[str] | None:
-        """Read trained_on.txt; None for a run of an earlier version, which has none.
+        """Read trained_on.txt; None where there is none.
 
         Raises:
             UserError: it is not readable.
