@@ -102,8 +102,7 @@ def evaluate(
     if not reported.any():
         raise UserError("the run was trained on every text with a token to score; give others, or --include-trained")
     prior_nats = log_prior(restored.model, prior)
-    temperature = restored.summary.get("temperature") or 1.0
-    log_posterior, _ = scores.posterior(prior_nats, temperature)
+    log_posterior, _ = scores.posterior(prior_nats, restored.temperature)
     documents = pd.DataFrame(
         {
             "row": table.index,
@@ -119,7 +118,7 @@ def evaluate(
     if (rows := known & reported).any():
         per_task, overall = perplexities(restored, table[rows], batch_size, progress)
         found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
-        classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, temperature)
+        classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
     counts = {
         "rows": len(table),
         "of_the_runs_tasks": int(known.sum()),
@@ -130,7 +129,7 @@ def evaluate(
     }
     evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
     mixture = float(np.exp(-evidence.sum() / scores.n_scored[reported].sum()))
-    return Evaluation(documents, per_task, overall, classification, mixture, scores, counts, temperature)
+    return Evaluation(documents, per_task, overall, classification, mixture, scores, counts, restored.temperature)
 
 
 def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:

@@ -49,6 +49,11 @@ class Restored(NamedTuple):
         """Read the run's per_task.csv."""
         return self.directory.per_task()
 
+    @property
+    def temperature(self) -> float:
+        """Return T of p(d | text), see `bora.train.authorship`; 1 where the run has none."""
+        return self.summary.get("temperature") or 1.0
+
     def find_tasks(self, names: Iterable[str]) -> list[str]:
         """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has.
 
