@@ -145,7 +145,7 @@ def test_files_of_a_run_are_its_tables(run):
     for layer, (factor, _) in run.lora(A).items():
         assert torch.equal(factor, run.model.tasks[A][layer].A)
     with pytest.raises(UserError, match="did you mean a longer name"):
-        run.lora("a longer")
+        run.lora("the longer name")
 
 
 def test_history_has_each_validated_epoch_once(trained):

@@ -111,10 +111,10 @@ class Run:
         """Return θ of a task by layer: A [r, n_in] and B [n_out, r].
 
         Raises:
-            UserError: the run has no such task; it names those near to it.
+            UserError: the run has no such task, or several that begin so; it names those near to it.
         """
-        self.restored.require_tasks([task])
-        return self.model.tasks[task]
+        (found,) = self.restored.find_tasks([task])
+        return self.model.tasks[found]
 
     def generate(
         self,
@@ -167,7 +167,8 @@ class Run:
         found = self._documents(frame, task, text)
         if n := int((found["task"] == "").sum()):
             raise UserError(f"{n} rows of the frame name no task; leave them out, or ask who_wrote")
-        self.restored.require_tasks(found["task"].unique())
+        if unknown := sorted(set(found["task"]) - set(self.tasks)):
+            raise UserError(f"the run has no task {unknown[0]}; leave its rows out")
         per_task, overall = perplexities(self.restored, found, batch_size)
         scores = Scores(per_task)
         scores.overall = overall
@@ -176,7 +177,7 @@ class Run:
     def who_wrote(
         self, texts: str | Sequence[str] | pd.Series, *, prior: str = "uniform", batch_size: int = 32
     ) -> pd.DataFrame:
-        """Find the likeliest task of each text: p(d | text) ∝ p(d) p(text | θ_d).
+        """Find the likeliest task of each text: p(d | text) ∝ p(d) p(text | θ_d)^(1/T), with the run's temperature T.
 
         Args:
             texts: one, or N of them.
@@ -191,7 +192,7 @@ class Run:
         index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
         scores = likelihoods(self.restored, listed, batch_size)
         names, scored = self.model.adapters.task_names, scores.n_scored > 0
-        posterior = np.exp(scores.posterior(log_prior(self.model, prior))[0])
+        posterior = np.exp(scores.posterior(log_prior(self.model, prior), self.restored.temperature)[0])
         posterior[~scored] = np.nan
         best = np.where(scored, np.array(names, dtype=object)[posterior.argmax(axis=1)], "")
         first = pd.DataFrame({"best": best, "posterior": posterior.max(axis=1)}, index)

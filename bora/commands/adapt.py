@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bora.commands.common import add_table, checked, read_texts, run_parser, text_column
+from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count, Positive, Seed
 from bora.lib.files import write_folder
@@ -28,7 +28,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
-        table = read_texts(arguments.data, text_column(arguments), arguments.task, need_task=True)
+        table = read_texts(arguments.data, columns_of(arguments, need_task=True))
         with write_folder(arguments.out) as folder:
             restored = restore(arguments.run)
             tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau

@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from bora.config import Dtype
-from bora.data.columns import Columns
+from bora.data.columns import TASK_COLUMNS, Columns
 from bora.data.errors import input_errors
 from bora.data.table import read
 from bora.runs.directory import RunDirectory
@@ -31,11 +31,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
-    """Add --data, --text and --task, which `read_texts` takes."""
+    """Add --data, --text and --task, which `columns_of` reads."""
     formats = "CSV, TSV, JSON lines or Parquet, the first three also compressed"
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=f"a table of documents: {formats}")
-    parser.add_argument("--text", metavar="COLUMN", help="column with the document (the run's data.text, else text)")
-    parser.add_argument("--task", metavar="COLUMN", help="column with the task (task or rep_name, if there is one)")
+    run = "the run's own, if the table has it, else"
+    parser.add_argument("--text", metavar="COLUMN", help=f"column with the document ({run} text)")
+    parser.add_argument("--task", metavar="COLUMN", help=f"column with the task ({run} task or rep_name, if any)")
 
 
 def checked(kind: Any) -> Callable[[str], Any]:
@@ -51,22 +52,25 @@ def checked(kind: Any) -> Callable[[str], Any]:
     return convert
 
 
-def text_column(arguments: argparse.Namespace) -> str:
-    """Return --text, or the column of texts that the run was trained on.
+def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Columns:
+    """Return --text and --task, or where to look for them: first among the columns that the run was trained on.
+
+    Args:
+        need_task: refuse a table without a column of tasks.
 
     Raises:
         UserError: there is no finished run.
     """
     directory = RunDirectory(arguments.run.expanduser())
     directory.summary()  # says so where the run is not finished
-    return arguments.text or getattr(directory.config().data, "text", "text")
+    own = directory.config().data.model_dump()  # of a corpus that is no table, it names no columns
+    tasks = tuple(filter(None, [own.get("task"), *TASK_COLUMNS]))
+    texts = tuple(filter(None, [own.get("text"), "text"]))
+    return Columns(arguments.task, arguments.text, None, need_task, tasks, texts)
 
 
-def read_texts(path: Path, text: str, task: str | None, need_task: bool = False) -> pd.DataFrame:
+def read_texts(path: Path, columns: Columns) -> pd.DataFrame:
     """Read a table of texts and, where it has such a column, their tasks.
-
-    Args:
-        path, text, task, need_task: see `bora.data.table.read` and `bora.data.columns.Columns`.
 
     Returns:
         Columns `task` ('' where it is unknown) and `text`; the index counts the table's rows from 0.
@@ -75,4 +79,4 @@ def read_texts(path: Path, text: str, task: str | None, need_task: bool = False)
         UserError: see `bora.data.table.read`; it names the flag at fault.
     """
     with input_errors(path, READER_FLAGS):
-        return read(path, Columns(task, text, need_task=need_task))[["task", "text"]]
+        return read(path, columns)[["task", "text"]]

@@ -11,11 +11,13 @@ from rich.progress import track
 from rich.table import Table
 
 from bora.bayes.adapters import Shared
-from bora.commands.common import add_device, add_table, checked, read_texts, run_parser, text_column
+from bora.commands.common import add_device, add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count
+from bora.data.streams import OPENERS
+from bora.data.table import READERS
 from bora.lib.console import plain_console
-from bora.runs.directory import DOCUMENTS
+from bora.runs.directory import DOCUMENTS, TRAINED_ON
 from bora.use.evaluate import Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
 from bora.use.score import MODELS
@@ -27,7 +29,10 @@ def parser() -> argparse.ArgumentParser:
     parser = run_parser("evaluate", "Perplexity of new text, and the likeliest task of each document.")
     add_table(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("evaluation"), metavar="FOLDER", help="folder to write to (evaluation)"
+        "--out", type=Path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)"
+    )
+    parser.add_argument(
+        "--include-trained", action="store_true", help="report on the rows that the run was trained on too"
     )
     parser.add_argument(
         "--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)"
@@ -51,8 +56,21 @@ def show_progress(steps: Sequence[int], what: str) -> Iterable[int]:
     return track(steps, what, console=console, transient=True, disable=not console.is_terminal)
 
 
-def show(found: Evaluation, prior: str) -> None:
-    """Print the perplexities and the accuracy."""
+def bare_name(data: Path) -> Path:
+    """Return a table's name without its endings, such as .csv.gz."""
+    name = Path(data.name)
+    while name.suffix.lower() in (*READERS, *OPENERS):
+        name = name.with_suffix("")
+    return name
+
+
+def temperature_note(restored: Restored) -> str:
+    """Say to what the run's temperature was fitted, or why there is none."""
+    return restored.summary.get("temperature_note", "not fitted: the run is of an earlier version")
+
+
+def show(found: Evaluation, restored: Restored, prior: str) -> None:
+    """Print the perplexities, the accuracy, and how sure the posterior is."""
     console = plain_console()
     if found.per_task is not None and found.overall is not None:
         table = Table(title="perplexity", title_justify="left")
@@ -71,11 +89,20 @@ def show(found: Evaluation, prior: str) -> None:
         console.print(
             f"likeliest task, {c['n']:,} documents: accuracy {c['accuracy']:.3f} (95 %: {c['low']:.3f} to "
             f"{c['high']:.3f}), mean over tasks {c['macro_accuracy']:.3f}; by chance {c['chance']:.3f}, always "
-            f"the commonest {c['majority']:.3f}; log loss {c['log_loss']:.3f} nats"
+            f"the commonest {c['majority']:.3f}"
         )
+        at_1, with_t = (
+            f"log loss {c[f'log_loss{s}']:.3f} nats, calibration error {c[f'calibration_error{s}']:.3f}"
+            for s in ("_at_1", "")
+        )
+        fitted, note = restored.summary.get("temperature") is not None, temperature_note(restored)
+        tempered = (
+            f"; with temperature {found.temperature:.3g} ({note}): {with_t}" if fitted else f" (temperature {note})"
+        )
+        console.print(f"how sure: {at_1}{tempered}; guessing: log loss {c['guessing_log_loss']:.3f}")
 
 
-def warnings_for(found: Evaluation, restored: Restored) -> Iterator[str]:
+def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Iterator[str]:
     """Yield what a reader of the numbers must know, a line each."""
     counts = found.counts
     if unknown := counts["unknown_tasks"]:
@@ -85,10 +112,17 @@ def warnings_for(found: Evaluation, restored: Restored) -> Iterator[str]:
             f"{sum(unknown.values()):,} rows are of {len(unknown)} task(s) that the run does not have: {named}{more}; "
             f"they are in {DOCUMENTS} only"
         )
-    if 0 < counts["unlabelled"] < counts["rows"]:
+    if counts["unlabelled"] == counts["rows"]:
+        yield "no row names a task, so there is only the posterior; name the column of tasks with --task"
+    elif counts["unlabelled"]:
         yield f"{counts['unlabelled']:,} rows name no task; they are in {DOCUMENTS} only"
     if counts["without_a_token_to_score"]:
         yield f"{counts['without_a_token_to_score']:,} rows have no token to score"
+    if counts["trained_on"] is None:
+        yield f"the run has no {TRAINED_ON}, so rows that it was trained on may be among these"
+    elif counts["trained_on"]:
+        reported = "the figures are of them too" if included else f"the figures leave them out; {DOCUMENTS} has them"
+        yield f"the run was trained on the text of {counts['trained_on']:,} rows of {counts['rows']:,}: {reported}"
     if isinstance(restored.model.adapters, Shared):
         yield "at tau=inf all tasks share one model: only the prior, and names in a prompt, tell them apart"
     if restored.cfg.data.score_padding:
@@ -100,29 +134,34 @@ def main() -> None:
     arguments = parser().parse_args()
     start = time.perf_counter()
     with cli_errors():
-        text = text_column(arguments)
-        table = read_texts(arguments.data, text, arguments.task)
-        make_evaluation_folder(arguments.out)
+        table = read_texts(arguments.data, columns_of(arguments))
+        run, data_sha256 = arguments.run.expanduser().resolve(), hash_texts(table)
+        out = arguments.out or run / "evaluation" / bare_name(arguments.data)
+        make_evaluation_folder(out, run, data_sha256)
         restored = restore(arguments.run, arguments.device, arguments.dtype)
-        found = evaluate(restored, table, arguments.prior, arguments.batch_size, show_progress)
+        found = evaluate(
+            restored, table, arguments.prior, arguments.batch_size, show_progress, arguments.include_trained
+        )
         about = {
-            "run": str(arguments.run.expanduser().resolve()),
+            "run": str(run),
             "run_data_sha256": restored.summary["data_sha256"],
             "tau": restored.model.tau,
             "model": restored.summary["model"],
             "dtype": str(restored.model.backbone.dtype).removeprefix("torch."),
             "device": arguments.device,
             "data": str(arguments.data.expanduser().resolve()),
-            "columns": {"text": text, "task": arguments.task},
-            "data_sha256": hash_texts(table),
+            "columns": {"text": arguments.text, "task": arguments.task},  # null: the default
+            "data_sha256": data_sha256,
             "prior": arguments.prior,
+            "include_trained": arguments.include_trained,
+            "temperature_note": temperature_note(restored),
             "seconds": round(time.perf_counter() - start, 1),
         }
-        write_evaluation(found, restored.model.adapters.task_names, about, arguments.out, arguments.likelihoods)
-    show(found, arguments.prior)
-    for line in warnings_for(found, restored):
+        write_evaluation(found, restored.model.adapters.task_names, about, out, arguments.likelihoods)
+    show(found, restored, arguments.prior)
+    for line in warnings_for(found, restored, arguments.include_trained):
         print(f"bora: {line}", file=sys.stderr)
-    print(f"evaluation: {arguments.out.resolve()}")
+    print(f"evaluation: {out.resolve()}")
 
 
 if __name__ == "__main__":

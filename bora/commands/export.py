@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         dest="tasks",
         metavar="NAME",
-        help="export this task only, without the mean; again for more",
+        help="export this task only (or the beginning of its name), without the mean; again for more",
     )
     parser.add_argument(
         "--merge",

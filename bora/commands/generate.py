@@ -14,7 +14,13 @@ from bora.use.sampling import Sampling
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("generate", "Let tasks of a finished run continue prompts, side by side.")
-    parser.add_argument("--task", action="append", default=[], metavar="NAME", help="a task; again for more")
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a task, or the beginning of its name; again for more",
+    )
     parser.add_argument("--mean", action="store_true", help="let Θ answer too")
     parser.add_argument("--base", action="store_true", help="let the frozen backbone answer too")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text; again for more")

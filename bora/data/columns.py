@@ -25,16 +25,18 @@ class Columns:
     """Which columns of a table are meant.
 
     Args:
-        task: names the task; None for the first of TASK_COLUMNS.
-        text: holds the document.
+        task: names the task; None for the first of `tasks` that the table has.
+        text: holds the document; None for the first of `texts` that the table has.
         date: None for `date` where there is one.
         need_task: False if a table without a column of tasks will do where none is named.
     """
 
     task: str | None = None
-    text: str = "text"
+    text: str | None = None
     date: str | None = None
     need_task: bool = True
+    tasks: Sequence[str] = TASK_COLUMNS
+    texts: Sequence[str] = ("text",)
 
     def find(self, available: Sequence[str]) -> dict[str, str]:
         """Find the columns in a table: task, text and date → the table's name for it, without those it lacks.
@@ -43,11 +45,12 @@ class Columns:
             ReadError: a column is missing, or there twice.
         """
         listed = printable(", ".join(available)[:MAX_LIST_CHARS]) or "no columns"
-        task = self.task or next((c for c in TASK_COLUMNS if c in available), None)
+        task = self.task or next((c for c in self.tasks if c in available), None)
+        text = self.text or next((c for c in self.texts if c in available), self.texts[0])
         if task is None and self.need_task:
             raise ReadError("task", "COLUMN", f"name the column that holds the task; the table has {listed}")
         date = self.date or ("date" if "date" in available else None)
-        named = {"task": task, "text": self.text, "date": date}
+        named = {"task": task, "text": text, "date": date}
         found = {ours: name for ours, name in named.items() if name is not None}
         for ours, name in found.items():
             if name not in available:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bora.errors import UserError
 from bora.runs.archive import ARCHIVE, Run, read_archive, read_run
-from bora.runs.directory import CONFIG, FAILED, HOW_IT_RESUMES, PER_TASK_COLUMNS, SUMMARY, RunDirectory
+from bora.runs.directory import CONFIG, FAILED, HOW_IT_RESUMES, METRICS, PER_TASK_COLUMNS, SUMMARY, RunDirectory
 
 # Settings that may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = (
@@ -31,14 +31,14 @@ MAX_VALUE_CHARS = 24  # of a setting in a label
 
 
 def run_folders(top: Path) -> list[Path]:
-    """List the folders at or below `top` that hold a run, finished or not.
+    """List the folders at or below `top` that hold a run, finished or not; an evaluation is none.
 
     Raises:
         UserError: there is no such folder.
     """
     if not top.exists():
         raise UserError(f"{top}: there is no such folder or archive of runs")
-    files = (file for name in (CONFIG, SUMMARY, FAILED) for file in top.rglob(name))
+    files = (file for name in (CONFIG, METRICS, FAILED) for file in top.rglob(name))
     return sorted({file.parent for file in files if not file.match("wandb/*/files/*")})
 
 

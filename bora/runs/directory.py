@@ -10,7 +10,7 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +46,9 @@ DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
+TRAINED_ON = "trained_on.txt"
 SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
+RUN_FILES = (CONFIG, METRICS, "checkpoints")  # that a run has, and an evaluation has not
 # Settings that decide how a run resumes, not what comes of it.
 HOW_IT_RESUMES = {"resume", "checkpoint_minutes"}
 
@@ -194,6 +196,27 @@ class RunDirectory:
         """Write documents.csv: one row a document kept."""
         write_text_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
 
+    def write_trained_on(self, texts: Iterable[str], more: Iterable[str] = ()) -> None:
+        """Write trained_on.txt: the hash of each text that the model was fitted to or chosen by, a line each, sorted.
+
+        Args:
+            texts: of training and validation.
+            more: hashes, of another run's texts.
+        """
+        hashes = {hash_text(text) for text in texts}.union(more)
+        write_text_atomically(self.path / TRAINED_ON, "".join(f"{h}\n" for h in sorted(hashes)))
+
+    def trained_on(self) -> set[str] | None:
+        """Read trained_on.txt; None where there is none.
+
+        Raises:
+            UserError: it is not readable.
+        """
+        if not (self.path / TRAINED_ON).exists():
+            return None
+        with readable(self.path / TRAINED_ON) as file:
+            return set(file.read_text("utf-8").split())
+
     def write_per_task(self, per_task: pd.DataFrame) -> None:
         """Write per_task.csv: one row a task, in the order of selection."""
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
@@ -201,7 +224,14 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
-        files = [CONFIG, DOCUMENTS, METRICS, PER_TASK, *(f"checkpoints/{c.name}" for c in (self.best, self.last))]
+        files = [
+            CONFIG,
+            DOCUMENTS,
+            TRAINED_ON,
+            METRICS,
+            PER_TASK,
+            *(f"checkpoints/{c.name}" for c in (self.best, self.last)),
+        ]
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]
         write_text_atomically(self.path / SUMS, "".join(lines))
         write_json(self.path / SUMMARY, summary)
@@ -293,6 +323,11 @@ def hash_file(file: Path) -> str:
     """Compute a file's SHA-256."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """Hash a text: the first 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 
 from bora.config import Config
 from bora.data.corpus import Corpus
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
@@ -22,6 +23,7 @@ from bora.runs.trackers import TRACKED_RUN, Start, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
+from bora.train.temperature import FitTemperature
 from bora.train.trainer import build_fitter
 
 log = logging.getLogger(__name__)
@@ -79,19 +81,23 @@ def train(
             checkpoint = load_own(resume_from)
             check_same_run(checkpoint, fingerprint, resume_from)
         directory.write_documents(corpus.documents)
+        directory.write_trained_on(corpus.documents["text"][corpus.documents["split"] != "test"])
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         shown = json_safe(cfg.model_dump() | {"run": about})
         with open_tracker(cfg.logger, Start(directory.path, group, name, shown, id, step)) as tracker:
             del checkpoint  # Lightning reads it itself
             logger = RunLogger(metrics, tracker)
-            fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
+            temperature = FitTemperature(cfg, Tokens.of(cfg.data, *pretrained), corpus)
+            fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop, temperature)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)
             # The model is the best epoch's on validation; only now is test read, and once.
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
             summary |= {
+                "temperature": temperature.temperature,
+                "temperature_note": temperature.note,
                 "best_epoch": progress.best[0],
                 "epochs": progress.epochs,
                 "steps": trainer.fit_loop.epoch_loop.global_step,

@@ -97,7 +97,13 @@ class Fitter:
 
 
 def build_fitter(
-    cfg: Config, directory: RunDirectory, logger: RunLogger, monitor: str, fingerprint: dict[str, Any], stop: Stop
+    cfg: Config,
+    directory: RunDirectory,
+    logger: RunLogger,
+    monitor: str,
+    fingerprint: dict[str, Any],
+    stop: Stop,
+    *more: Callback,
 ) -> Fitter:
     """Build the Trainer that the config describes.
 
@@ -105,6 +111,7 @@ def build_fitter(
         logger: metrics.csv and the tracker.
         monitor: the logged figure that stops training and chooses the epoch; the lower the better.
         fingerprint, stop: see LastCheckpoint.
+        more: callbacks.
 
     Raises:
         UserError: settings that Lightning refuses.
@@ -115,7 +122,7 @@ def build_fitter(
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
     lines = TaskLines(logger.tracker, cfg.logger.task_lines)
-    callbacks: list[Callback] = [progress, stopping, lines, best, last]
+    callbacks: list[Callback] = [progress, stopping, lines, best, last, *more]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (
         {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]() | cfg.trainer.extra

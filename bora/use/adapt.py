@@ -27,13 +27,14 @@ class NewDocuments(NamedTuple):
     """Documents of new tasks.
 
     Attributes:
-        encoded, tasks: each document's tokens, and its task's name.
+        encoded, tasks, texts: each document's tokens, its task's name, and its text.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
 
     encoded: list[Encoded]
     tasks: list[str]
+    texts: list[str]
     truncation: Truncation
     dropped: dict[str, int]
 
@@ -49,13 +50,14 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     """
     named = table[table["task"] != ""]
     encoded, truncation = restored.tokens.encode(named)
-    kept = [(e, name) for e, name in zip(encoded, named["task"], strict=True) if e.n_scored > 0]
+    kept = [row for row in zip(encoded, named["task"], named["text"], strict=True) if row[0].n_scored > 0]
     if not kept:
         raise UserError("no document has a task and a token to score")
-    if lost := sorted(set(named["task"]) - {name for _, name in kept}):
+    if lost := sorted(set(named["task"]) - {name for _, name, _ in kept}):
         raise UserError(f"task {lost[0]!r} has no document with a token to score; remove its rows")
     dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - len(kept)}
-    return NewDocuments([e for e, _ in kept], [name for _, name in kept], truncation, dropped)
+    documents, tasks, texts = (list(column) for column in zip(*kept, strict=True))
+    return NewDocuments(documents, tasks, texts, truncation, dropped)
 
 
 def new_tasks(
@@ -172,6 +174,7 @@ def write_adapted(
             "distance": model.adapters.distances().tolist(),
         }
     )
+    directory.write_trained_on(documents.texts, restored.directory.trained_on() or ())  # Θ's documents too
     directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
     summary = {
         "tau": model.tau,
@@ -182,6 +185,8 @@ def write_adapted(
         "dropped": documents.dropped,
         "truncated_documents": documents.truncation.documents,
         "truncated_tokens": documents.truncation.tokens,
+        "temperature": None,
+        "temperature_note": "not fitted: no document of the new tasks is held out",
         "versions": versions(),
     }
     shared = {key: restored.summary[key] for key in ("model", "dtype", "data", "params_per_task", "backbone_sha256")}

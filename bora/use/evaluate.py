@@ -1,7 +1,7 @@
 """Evaluate a run on new text: its perplexity, and which task it is likeliest to be of.
 
 Rows whose task the run knows are scored under it, under Θ and under the frozen backbone. Every row, labelled or not,
-gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d).
+gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), with the run's temperature T.
 """
 
 import tempfile
@@ -15,9 +15,17 @@ import pandas as pd
 from bora.data.corpus import hash_rows
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, write_text_atomically
-from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, versions, write_json
+from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
 from bora.use.restore import Restored
-from bora.use.score import Likelihoods, Progress, likelihoods, log_prior, measure_accuracy, perplexities
+from bora.use.score import (
+    Likelihoods,
+    Progress,
+    likelihoods,
+    log_prior,
+    measure_accuracy,
+    measure_sureness,
+    perplexities,
+)
 
 FILES = (DOCUMENTS, PER_TASK, "likelihoods.csv", "likelihoods.parquet", SUMMARY)
 
@@ -28,22 +36,27 @@ class Evaluation:
 
     Attributes:
         documents: a row a document: row, task (as labelled), best, posterior (of best), task_posterior (of its own
-            task, where the run has it), n_scored; best and posterior are empty without a token to score.
+            task, where the run has it), n_scored, trained_on (whether the run was fitted to the text, or chosen by it;
+            empty where that is not known); best and posterior are empty without a token to score. The next four leave
+            rows out that were trained on, unless they are asked for.
         per_task, overall: see `perplexities`; None where no row has a task of the run.
-        likelihoods: log p(text | θ_d).
-        counts: of rows: read, of the run's tasks, unlabelled, without a token to score; and unknown_tasks, task → rows.
-        classification: see `measure_accuracy`, with log_loss, the mean of −log p(true task | text) in nats; None
-            where no row that can be scored has a task of the run.
+        classification: see `measure_accuracy` and `measure_sureness`; None where no row that can be scored has a task
+            of the run.
         mixture_perplexity: of all rows under Σ_d p(d) p(text | θ_d), a mixture that knows no document's task.
+        likelihoods: log p(text | θ_d).
+        counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
+            and unknown_tasks, task → rows.
+        temperature: T; 1 where the run has none.
     """
 
     documents: pd.DataFrame
     per_task: pd.DataFrame | None
     overall: dict[str, float] | None
-    likelihoods: Likelihoods
-    counts: dict[str, Any]
     classification: dict[str, float] | None
     mixture_perplexity: float
+    likelihoods: Likelihoods
+    counts: dict[str, Any]
+    temperature: float
 
 
 def evaluate(
@@ -52,6 +65,7 @@ def evaluate(
     prior: str = "uniform",
     batch_size: int = 32,
     progress: Progress = lambda steps, what: steps,
+    include_trained: bool = False,
 ) -> Evaluation:
     """Score new text under a run's models.
 
@@ -61,9 +75,11 @@ def evaluate(
         prior: over tasks, see `log_prior`.
         batch_size: rows in a forward.
         progress: wraps the loops over batches.
+        include_trained: report on the rows that the run was trained on too.
 
     Raises:
-        UserError: there are labels and none is a task of the run, or no row has a token to score.
+        UserError: there are labels and none is a task of the run, no row has a token to score, or the run was trained
+            on all of them.
     """
     names = restored.model.adapters.task_names
     index = pd.Index(names).get_indexer(pd.Index(table["task"]))  # [N], −1 for a task that the run does not have
@@ -74,47 +90,69 @@ def evaluate(
             f"no row is of a task that the run has: the table has {unknown.index[0][:40]!r}, the run {names[0]!r} and "
             "so on; name the column of tasks with --task"
         )
+    seen = restored.directory.trained_on()
+    trained_on = np.array([hash_text(text) in (seen or ()) for text in table["text"]])
+    if trained_on.all() and not include_trained:
+        raise UserError("the run was trained on every one of these texts; give others, or --include-trained")
     scores = likelihoods(restored, table["text"].tolist(), batch_size, progress)
     scorable = scores.n_scored > 0
+    reported = scorable & (include_trained | ~trained_on)
     if not scorable.any():
         raise UserError("no row has a text with a token to score; name the column of texts with --text")
-    log_posterior, evidence = scores.posterior(log_prior(restored.model, prior))
-    judged = known & scorable
-    own_log = np.where(judged, log_posterior[np.arange(len(table)), index], np.nan)
+    if not reported.any():
+        raise UserError("the run was trained on every text with a token to score; give others, or --include-trained")
+    prior_nats = log_prior(restored.model, prior)
+    log_posterior, _ = scores.posterior(prior_nats, restored.temperature)
     documents = pd.DataFrame(
         {
             "row": table.index,
             "task": table["task"].to_numpy(),
             "best": np.where(scorable, np.array(names, dtype=object)[log_posterior.argmax(axis=1)], ""),
             "posterior": np.where(scorable, np.exp(log_posterior.max(axis=1)), np.nan),
-            "task_posterior": np.exp(own_log),
+            "task_posterior": np.where(known & scorable, np.exp(log_posterior[np.arange(len(table)), index]), np.nan),
             "n_scored": scores.n_scored,
+            "trained_on": "" if seen is None else trained_on,
         }
     )
     per_task = overall = classification = None
-    if judged.any():
-        per_task, overall = perplexities(restored, table[known], batch_size, progress)
-        classification = measure_accuracy(documents["best"][judged], documents["task"][judged], len(names))
-        classification["log_loss"] = float(-own_log[judged].mean())
+    if (rows := known & reported).any():
+        per_task, overall = perplexities(restored, table[rows], batch_size, progress)
+        found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
+        classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
     counts = {
         "rows": len(table),
         "of_the_runs_tasks": int(known.sum()),
         "unlabelled": int((~labelled).sum()),
         "without_a_token_to_score": int((~scorable).sum()),
+        "trained_on": None if seen is None else int(trained_on.sum()),
         "unknown_tasks": {str(task): int(n) for task, n in unknown.items()},
     }
-    mixture = float(np.exp(-evidence[scorable].sum() / scores.n_scored.sum()))
-    return Evaluation(documents, per_task, overall, scores, counts, classification, mixture)
+    evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
+    mixture = float(np.exp(-evidence.sum() / scores.n_scored[reported].sum()))
+    return Evaluation(documents, per_task, overall, classification, mixture, scores, counts, restored.temperature)
 
 
-def make_evaluation_folder(out: Path) -> None:
+def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
     """Make the folder for an evaluation's files.
 
+    Args:
+        out: the folder.
+        run: the run's folder, of which an evaluation there is replaced if it is of the same rows.
+        data_sha256: of the rows, see `hash_texts`.
+
     Raises:
-        UserError: nothing can be written there, or it holds a run, whose files have the same names.
+        UserError: nothing can be written there, or it holds a run, whose files have the same names, or an evaluation
+            of another run or of other rows.
     """
-    if any((out / name).exists() for name in (CONFIG, METRICS, "checkpoints")):
-        raise UserError(f"{out} holds a run; give another folder for the evaluation")
+    if any((out / name).exists() for name in RUN_FILES):
+        raise UserError(f"{out} holds a run; give another folder for the evaluation with --out")
+    if any((out / name).exists() for name in FILES):
+        earlier = read_json(out / SUMMARY)
+        # A run may have been moved, with its evaluations in it.
+        same_run = out.resolve().is_relative_to(run.resolve()) or earlier.get("run") == str(run.resolve())
+        if not same_run or earlier.get("data_sha256") != data_sha256:
+            what = "other rows" if same_run else "another run"
+            raise UserError(f"{out} holds an evaluation of {what}; remove it, or give another folder with --out")
     make_output_folder(out)
 
 
@@ -138,6 +176,7 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
             tabulate_likelihoods(found, names).to_parquet(new / "likelihoods.parquet", index=False)
         results = {
             "documents": found.counts,
+            "temperature": found.temperature,
             "perplexity": found.overall,
             "mixture_perplexity": found.mixture_perplexity,
             "classification": found.classification,

@@ -33,7 +33,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     Args:
         run: the run directory.
         out: the folder to write, complete or not at all.
-        tasks: names of those wanted; None for all of them and the mean.
+        tasks: those wanted, see `Restored.find_tasks`; None for all of them and the mean.
         merge: write the whole model of the one task.
 
     Returns:
@@ -42,12 +42,11 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     Raises:
         UserError: nothing that can be exported, or nowhere to write it.
     """
-    wanted = None if tasks is None else list(dict.fromkeys(tasks))
-    if merge and (wanted is None or len(wanted) != 1):
+    if merge and len(set(tasks or [])) != 1:
         raise UserError("--merge writes one task's whole model: give exactly one --task NAME")
     with write_folder(out) as folder:
         restored = restore(run)
-        restored.require_tasks(wanted or [])
+        wanted = None if tasks is None else list(dict.fromkeys(restored.find_tasks(tasks)))
         base = base_name(restored.cfg, restored.model.backbone.model)
         if merge and wanted is not None:
             write_merged(folder, restored, base, wanted[0])

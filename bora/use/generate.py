@@ -70,7 +70,7 @@ def generate(
 
     Args:
         restored: a finished run.
-        tasks: names of its tasks.
+        tasks: names of its tasks, or their beginnings, see `Restored.find_tasks`.
         prompts: texts to continue.
         mean, base: let Θ, and the frozen backbone, answer too.
         options: see Sampling.
@@ -83,7 +83,7 @@ def generate(
         ValidationError: see Sampling.
     """
     sampling = Sampling(**options)
-    restored.require_tasks(tasks)
+    tasks = restored.find_tasks(tasks)
     speakers = [Speaker("task", task) for task in tasks]
     asked: dict[Under, bool] = {"mean": mean, "base": base}
     others = [kind for kind, wanted in asked.items() if wanted]

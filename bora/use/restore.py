@@ -49,19 +49,38 @@ class Restored(NamedTuple):
         """Read the run's per_task.csv."""
         return self.directory.per_task()
 
-    def require_tasks(self, tasks: Iterable[str]) -> None:
-        """Check that the run has these tasks.
+    @property
+    def temperature(self) -> float:
+        """Return T of p(d | text), see `bora.train.authorship`; 1 where the run has none."""
+        return self.summary.get("temperature") or 1.0
+
+    def find_tasks(self, names: Iterable[str]) -> list[str]:
+        """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has.
+
+        Upper and lower case are told apart only where whole names differ in them.
 
         Raises:
-            UserError: it lacks one; lists the names near to it.
+            UserError: there is no such task, or several; lists those, or the names near to it.
         """
+        return [self._find_task(name) for name in names]
+
+    def _find_task(self, wanted: str) -> str:
         names = self.model.adapters.task_names
-        for task in tasks:
-            if task not in names:
-                close = difflib.get_close_matches(task, names, n=3, cutoff=0.5)
-                more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
-                hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"
-                raise UserError(f"the run has no task {task}; {hint}")
+        low = wanted.casefold()
+        for found in (
+            [name for name in names if name == wanted],
+            [name for name in names if name.casefold() == low],
+            [name for name in names if name.casefold().startswith(low)],
+        ):
+            if len(found) == 1:
+                return found[0]
+            if found:
+                more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""
+                raise UserError(f"{wanted!r} is the beginning of several tasks: {', '.join(found[:MAX_SHOWN])}{more}")
+        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+        more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
+        hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"
+        raise UserError(f"the run has no task {wanted}; {hint}")
 
 
 def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Restored:

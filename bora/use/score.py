@@ -1,7 +1,6 @@
 """Score new documents under a run's models: perplexities, and log p(text | θ_d) for p(d | text) ∝ p(d) p(text | θ_d)."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,15 +8,12 @@ import torch
 
 from bora.bayes.model import HierarchicalLoRA, Under
 from bora.data.batches import Documents
-from bora.data.tokens import Encoded
-from bora.errors import UserError
 from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
+from bora.train.authorship import Likelihoods, Progress, calibration_error, score_tasks
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
-# Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
-Progress = Callable[[Sequence[int], str], Iterable[int]]
 # Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
@@ -67,29 +63,6 @@ def perplexities(
     return per_task, overall
 
 
-@dataclass(frozen=True)
-class Likelihoods:
-    """log p(text | θ_d) of N documents under D tasks.
-
-    Attributes:
-        nats: [N, D] float64; 0 for a document without a token to score.
-        n_scored: [N] tokens, the same for every task.
-    """
-
-    nats: np.ndarray
-    n_scored: np.ndarray
-
-    def posterior(self, log_prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Apply Bayes' rule: log p(d | text) [N, D], and the mixture's log p(text) = log Σ_d p(d) p(text | θ_d) [N].
-
-        Args:
-            log_prior: log p(d), [D] nats.
-        """
-        joint = self.nats + log_prior
-        evidence = np.logaddexp.reduce(joint, axis=1)
-        return joint - evidence[:, None], evidence
-
-
 def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
     """Return log p(d), [D] nats.
 
@@ -102,47 +75,11 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
     return np.log(weights / weights.sum())
 
 
-@torch.no_grad()
 def likelihoods(
     restored: Restored, texts: Sequence[str], batch_size: int, progress: Progress = lambda steps, what: steps
 ) -> Likelihoods:
-    """Score every document under every task's θ_d, with that task's prompt.
-
-    A row of a batch is a document under a task. Each text is cut to fit behind the longest prompt of all tasks, so
-    that every task explains the same tokens.
-
-    Args:
-        texts: N documents.
-        batch_size: rows in a forward.
-
-    Raises:
-        UserError: the longest prompt leaves no room within data.max_tokens.
-    """
-    model, tokens = restored.model, restored.tokens
-    names = model.adapters.task_names
-    before = [np.array(tokens.before(name), dtype=np.int32) for name in names]
-    room = tokens.max_tokens - max(map(len, before))
-    if room < 2:
-        raise UserError(f"data.max_tokens={tokens.max_tokens}: the longest prompt leaves no room for a text")
-    bare = replace(tokens, max_tokens=room, prompt=None, prepend_bos=False)
-    encoded, _ = bare.encode(pd.DataFrame({"task": "", "text": list(texts)}, dtype=str))
-    lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
-    scored = lengths if min(map(len, before)) else np.maximum(lengths - 1, 0)
-    nats = np.zeros((len(encoded), len(names)))
-    order = np.argsort(lengths, kind="stable")
-    order = order[scored[order] > 0]
-    n_pairs = len(order) * len(names)
-    for start in progress(range(0, n_pairs, batch_size), "tasks × documents"):
-        document, task = np.divmod(np.arange(start, min(start + batch_size, n_pairs)), len(names))
-        document = order[document]
-        rows = [
-            Encoded(np.concatenate([before[d], encoded[i].ids]), len(before[d]))
-            for i, d in zip(document, task, strict=True)
-        ]
-        batch = Documents(rows, task.tolist())[list(range(len(rows))), 1]
-        nll = model.nll(to_device(batch, model.device))
-        nats[document, task] = -nll.double().cpu().numpy()
-    return Likelihoods(nats, scored)
+    """Score every document under every task's θ_d; see `bora.train.authorship.score_tasks`."""
+    return score_tasks(restored.model, restored.tokens, texts, batch_size, progress)
 
 
 def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:
@@ -167,6 +104,31 @@ def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) ->
         "chance": 1 / n_tasks,
         "majority": table["truth"].value_counts(normalize=True).max(),
     }
+
+
+def measure_sureness(
+    nats: np.ndarray, truth: np.ndarray, log_prior: np.ndarray, temperature: float
+) -> dict[str, float]:
+    """Measure how sure the posterior is against how often it is right.
+
+    Args:
+        nats: log p(text | θ_d), [N, D], N ≥ 1.
+        truth: [N], the task of each document.
+        log_prior: log p(d), [D] nats.
+        temperature: T.
+
+    Returns:
+        log_loss, the mean of −log p(true task | text) in nats, and calibration_error, see
+        `bora.train.authorship.calibration_error`, with T; log_loss_at_1 and calibration_error_at_1, by Bayes' rule
+        alone; and guessing_log_loss, the mean of −log p(true task), which is log D for a uniform prior.
+    """
+    found = {"guessing_log_loss": float(-log_prior[truth].mean())}
+    for suffix, value in (("", temperature), ("_at_1", 1.0)):
+        log_posterior, _ = Likelihoods(nats, np.ones(len(nats))).posterior(log_prior, value)
+        right = log_posterior.argmax(axis=1) == truth
+        found[f"log_loss{suffix}"] = float(-log_posterior[np.arange(len(nats)), truth].mean())
+        found[f"calibration_error{suffix}"] = calibration_error(np.exp(log_posterior.max(axis=1)), right)
+    return found
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

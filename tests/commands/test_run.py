@@ -44,7 +44,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
     assert summary["steps"] == 2 * math.ceil(per_task["n_train"].sum() / 16)
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["max_tokens"] == 20
     assert pd.read_csv(run / "metrics.csv")["val/perplexity"].notna().sum() >= 2
-    assert len((run / "SHA256SUMS").read_text().splitlines()) == 6
+    assert len((run / "SHA256SUMS").read_text().splitlines()) == 7
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True)
 
     # From here on: the table, documents.csv, the checkpoint's LoRAs, and transformers' own model of the base.

@@ -11,6 +11,7 @@ import pytest
 
 import bora
 from bora.commands.common import read_texts
+from bora.data.columns import Columns
 from bora.data.read import read_documents
 from bora.errors import UserError
 from tests.data.inputs import GOOD, PACKED, corpus_of, data_group, docs, named, to_csv, to_json, to_parquet, zipped
@@ -102,7 +103,7 @@ def test_a_file_is_refused_to_both_callers_in_one_line(file, content, said, tmp_
         read_documents(data_group(path=file))
     line = hold(told, said)
     with pytest.raises(UserError) as told:
-        read_texts(Path(file), "text", None, need_task=True)
+        read_texts(Path(file), Columns())
     for setting, flag in (("path=", "data "), ("task=", "task "), ("text=", "text ")):
         line = line.replace(f"data.{setting}", f"--{flag}")
     assert str(told.value) == line
@@ -114,9 +115,9 @@ def test_a_column_and_a_folder_are_named_as_the_caller_calls_them(tmp_path, monk
     with pytest.raises(UserError, match=r"^data.date=day: there is no such column; the table has task, text$"):
         read_documents(data_group(path="t.csv", date="day"))
     with pytest.raises(UserError, match=r"^--task who: there is no such column; the table has task, text$"):
-        read_texts(Path("t.csv"), "text", "who")
+        read_texts(Path("t.csv"), Columns("who"))
     with pytest.raises(UserError, match=r"^--data \.: that is not a regular file"):
-        read_texts(Path(), "text", None)
+        read_texts(Path(), Columns())
     with pytest.raises(UserError, match=r"^data=frame is for bora\.fit in Python; here give data=table"):
         read_documents(data_group("frame"))
 

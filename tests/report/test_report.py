@@ -47,6 +47,7 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
         group, name = key.split("__")
         settings[group] = settings[group] | {name: value}
     (folder / "config.yaml").write_text(to_yaml(settings))
+    (folder / "metrics.csv").touch()
     per_task = pd.DataFrame(
         {
             "task": list(tasks),

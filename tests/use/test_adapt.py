@@ -14,6 +14,7 @@ from bora.commands import evaluate, export
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded
 from bora.errors import UserError
+from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, fit, new_tasks
 from bora.use.restore import restore
 from tests.conftest import VOCABULARY, hierarchical, random_factors, table, tiny_opt
@@ -87,9 +88,18 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
     per_task = restored.per_task.set_index("task")
     assert per_task["n_train"].to_dict() == {"c": 3, "d/e": 1}
     assert per_task["train_tokens"].sum() == restored.summary["n_tokens"] == sum(min(n, 20) - 1 for n in lengths)
-    code, _, err = call(evaluate.main, "out", "--data", new, "--task", "task", "--out", "evaluation")
-    assert (code, err) == (0, "bora: 2 rows name no task; they are in documents.csv only\n")
-    summary = json.loads((tmp_path / "evaluation/summary.json").read_text())
+    # Of the run's own documents neither θ_new nor Θ is free.
+    code, _, err = call(evaluate.main, "out", "--data", run.parent / "t.csv")
+    assert "no row is of a task that the run has" in err
+    code, _, err = call(evaluate.main, "out", "--data", new, "--task", "task")
+    assert code == 0
+    assert err.startswith(
+        "bora: 2 rows name no task; they are in documents.csv only\nbora: the run was trained on the text"
+    )
+    assert "of 4 rows of 6: the figures leave them out" in err
+    assert restored.directory.trained_on() > RunDirectory(run).trained_on()
+    summary = json.loads((tmp_path / "out/evaluation/new/summary.json").read_text())
+    assert (summary["perplexity"], summary["documents"]["trained_on"]) == (None, 4)
     assert summary["run_data_sha256"] == restored.summary["data_sha256"]
     code, _, err = call(export.main, "out", "exported")
     assert (code, err) == (0, "")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,10 @@ import torch
 from scipy.stats import binomtest
 
 from bora.commands import evaluate as command_line
+from bora.commands import ls
 from bora.model.loading import load_backbone
+from bora.report.series import run_folders
+from bora.runs.directory import RunDirectory
 from bora.use.evaluate import evaluate
 from bora.use.restore import restore
 from bora.use.score import likelihoods, measure_accuracy, wilson_interval
@@ -37,7 +42,8 @@ def test_the_runs_own_test_rows_have_the_runs_own_perplexities(trained, line, tm
     test = documents[documents["split"] == "test"]
     texts = pd.read_csv(run.parent / "t.csv", keep_default_na=False)["text"]
     pd.DataFrame({"who": test["task"], "what": texts[test["row"]].to_numpy()}).to_csv("new.csv", index=False)
-    code, out, err = line(run, "--data", "new.csv", "--task", "who", "--text", "what")
+    columns = "--task", "who", "--text", "what"
+    code, out, err = line(run, "--data", "new.csv", *columns, "--out", "evaluation", "--include-trained")
     assert code == 0, err
     ours, theirs = (pd.read_csv(f"{folder}/per_task.csv") for folder in ("evaluation", run))
     assert ours["task"].tolist() == theirs["task"].tolist()
@@ -130,7 +136,8 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
     assert f"accuracy {found['accuracy']:.3f}" in out
     # Without labels the same is said of the same texts.
     code, out, err = line(run, "--data", "unlabelled.csv", "--likelihoods", "csv", "--out", "two")
-    assert (code, err) == (0, "")
+    only = "bora: no row names a task, so there is only the posterior; name the column of tasks with --task\n"
+    assert (code, err) == (0, only)
     assert "accuracy" not in out
     blind = pd.read_csv("two/documents.csv", keep_default_na=False)
     assert blind["best"].tolist() == documents["best"].tolist()
@@ -142,9 +149,9 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
 
 def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
     run = trained("tau=100", "data.prepend_bos=false")
-    tasks, texts = ["a", "nobody", "", "a longer name", "nobody"], ["the house", "a vote", "this law", "", "for a"]
+    tasks, texts = ["a", "nobody", "", "a longer name", "nobody"], ["our house", "one vote", "his law", "", "for one"]
     pd.DataFrame({"task": tasks, "text": texts}).to_csv("new.csv", index=False)
-    code, _, err = line(run, "--data", "new.csv")
+    code, _, err = line(run, "--data", "new.csv", "--out", "evaluation")
     assert code == 0
     assert "2 rows are of 1 task(s) that the run does not have: 'nobody' (2)" in err
     assert "1 rows name no task" in err
@@ -154,6 +161,7 @@ def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
         "of_the_runs_tasks": 2,
         "unlabelled": 1,
         "without_a_token_to_score": 1,
+        "trained_on": 0,
         "unknown_tasks": {"nobody": 2},
     }
     documents = pd.read_csv("evaluation/documents.csv", keep_default_na=False)
@@ -175,7 +183,7 @@ def test_accuracy_and_its_interval():
 def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line, tmp_path):
     run = trained("tau=100")
     data = run.parent / "t.csv"
-    assert line(run, "--data", data)[0] == 0
+    assert line(run, "--data", data, "--out", "evaluation")[0] == 0
     os.mkfifo("pipe")
     pd.DataFrame({"task": ["x"], "text": ["the house"]}).to_csv("unknown.csv", index=False)
     (tmp_path / "new.txt").write_text("text\na\n")
@@ -188,8 +196,8 @@ def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line,
     for arguments, message in (
         ([run, "--data", "pipe"], "that is not a regular file"),
         ([run, "--data", "\x1b[31m.csv"], r"--data \x1b[31m.csv: there is no such file"),
-        ([run, "--data", "unknown.csv"], "no row is of a task that the run has: the table has 'x'"),
-        ([run, "--data", "empty.jsonl"], "no row has a text with a token to score"),
+        ([run, "--data", "unknown.csv", "--out", "x"], "no row is of a task that the run has: the table has 'x'"),
+        ([run, "--data", "empty.jsonl", "--out", "y"], "no row has a text with a token to score"),
         ([run, "--data", data, "--batch-size", "0"], "--batch-size: '0'"),
         ([run, "--data", data, "--out", "new.txt"], "new.txt: nothing can be written there"),
         ([run, "--data", data, "--out", run], f"{run} holds a run"),
@@ -200,3 +208,147 @@ def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line,
         assert err.startswith(("bora: ", "usage: "))
         assert message in err.splitlines()[-1]
         assert content() == before
+
+
+@pytest.fixture(scope="session")
+def sure(trained):
+    """Train a run that is long enough for a temperature."""
+    return trained("tau=1", "trainer.max_epochs=10", "optim.patience=10")
+
+
+def rows_of(run, *splits) -> pd.DataFrame:
+    """The run's own documents of these splits: task and text."""
+    documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
+    documents = documents[documents["split"].isin(splits)]
+    texts = pd.read_csv(run.parent / "t.csv", keep_default_na=False)["text"]
+    return pd.DataFrame({"task": documents["task"].to_numpy(), "text": texts[documents["row"]].to_numpy()})
+
+
+def test_the_temperature_is_the_best_on_the_validation_documents(sure, line, tmp_path):
+    validation = rows_of(sure, "validation")
+    validation.to_csv("v.csv", index=False)
+    options = "--include-trained", "--likelihoods", "csv", "--out", "v"
+    code, out, err = line(sure, "--data", "v.csv", *options)
+    assert code == 0
+    n = len(validation)
+    assert err == f"bora: the run was trained on the text of {n} rows of {n}: the figures are of them too\n"
+    names = list(restore(sure).model.tasks)
+    nats = pd.read_csv("v/likelihoods.csv")["log_likelihood"].to_numpy().reshape(n, -1)
+    own = nats[np.arange(n), [names.index(task) for task in validation["task"]]]
+
+    def log_loss(t: float) -> float:
+        return (np.logaddexp.reduce(nats / t, axis=1) - own / t).mean()
+
+    of_run, found = (json.loads((f / "summary.json").read_text()) for f in (sure, tmp_path / "v"))
+    temperature = of_run["temperature"]
+    best = min(log_loss(t) for t in np.geomspace(0.1, 1000, 2_001))
+    assert log_loss(temperature) <= best + 1e-9
+    assert of_run["temperature_note"] == f"fitted to {n} validation documents"
+    # The evaluation is with it; what Bayes' rule alone gives stands beside it.
+    assert found["temperature"] == temperature
+    shown = found["classification"]
+    assert shown["log_loss"] == pytest.approx(best, rel=1e-4)
+    assert shown["log_loss_at_1"] == pytest.approx(log_loss(1))
+    assert shown["log_loss"] < shown["log_loss_at_1"]
+    assert shown["guessing_log_loss"] == pytest.approx(np.log(3))
+    posterior = np.exp(nats / temperature - np.logaddexp.reduce(nats / temperature, axis=1)[:, None])
+    documents = pd.read_csv("v/documents.csv", keep_default_na=False)
+    assert documents["posterior"].tolist() == pytest.approx(posterior.max(axis=1).tolist())
+    assert documents["best"].tolist() == [names[d] for d in nats.argmax(axis=1)]
+    mixture = (np.logaddexp.reduce(nats, axis=1) - np.log(3)).sum() / documents["n_scored"].sum()
+    assert found["mixture_perplexity"] == pytest.approx(np.exp(-mixture))
+    assert f"with temperature {temperature:.3g} (fitted to {n} validation documents)" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["tau=100"], "20 validation documents are needed, and a fifth of training's forwards is enough for 3"),
+        (["tau=inf"], "at tau=inf all tasks share one model"),
+    ],
+)
+def test_why_there_is_no_temperature_is_reported(trained, line, overrides, why):
+    run = trained(*overrides)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["temperature"], summary["temperature_note"]) == (None, f"not fitted: {why}")
+    rows_of(run, "test").to_csv("new.csv", index=False)
+    code, out, _ = line(run, "--data", "new.csv", "--out", "x")
+    assert code == 0
+    assert f"(temperature not fitted: {why}); guessing: log loss 1.099" in " ".join(out.split())
+
+
+def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
+    run = trained("tau=100")
+    test, trained_on = rows_of(run, "test"), rows_of(run, "train", "validation")
+    test = test[~test["text"].isin(trained_on["text"])]
+    # The same text by another task is no new text either.
+    trained_on.loc[0, "task"] = "a longer name"
+    pd.concat([trained_on, test]).to_csv("all.csv", index=False)
+    test.to_csv("test.csv", index=False)
+    trained_on.to_csv("trained.csv", index=False)
+    code, out, err = line(run, "--data", "all.csv", "--out", "all")
+    left_out = "the figures leave them out; documents.csv has them"
+    n = len(trained_on)
+    assert (code, err) == (0, f"bora: the run was trained on the text of {n} rows of {n + len(test)}: {left_out}\n")
+    code, alone, err = line(run, "--data", "test.csv", "--out", "test")
+    assert (code, err) == (0, "")
+    assert out.replace("/all\n", "/test\n") == alone
+    ours, theirs = (json.loads((tmp_path / f / "summary.json").read_text()) for f in ("all", "test"))
+    assert ours["documents"]["trained_on"] == n
+    assert theirs["documents"]["trained_on"] == 0
+    for key in ("perplexity", "mixture_perplexity", "classification"):
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-6)
+    assert pd.read_csv("all/documents.csv")["trained_on"].tolist() == [True] * n + [False] * len(test)
+    refused = line(run, "--data", "trained.csv", "--out", "trained")
+    assert refused[0] == 2
+    assert "the run was trained on every one of these texts; give others, or --include-trained" in refused[2]
+    assert line(run, "--data", "trained.csv", "--out", "trained", "--include-trained")[0] == 0
+
+
+def test_the_columns_are_the_runs_own_where_the_table_has_them(trained, line, tmp_path):
+    named = pd.read_csv(trained("tau=100").parent / "t.csv").rename(columns={"task": "who", "text": "what"})
+    named.to_csv("named.csv", index=False)
+    run = trained(f"data.path={tmp_path}/named.csv", "data.task=who", "data.text=what")
+    new = pd.DataFrame({"who": ["a", "a"], "what": ["order in the house", "a new law"], "task": "x", "text": "y"})
+    new.to_csv("own.csv", index=False)
+    new[["who", "what"]].set_axis(["task", "text"], axis=1).to_csv("plain.csv", index=False)
+    for name in ("own", "plain"):
+        code, _, err = line(run, "--data", f"{name}.csv", "--out", name)
+        assert (code, err) == (0, "")
+    ours, theirs = (pd.read_csv(f"{name}/documents.csv") for name in ("own", "plain"))
+    pd.testing.assert_frame_equal(ours, theirs)
+    new.drop(columns=["what", "text"]).to_csv("neither.csv", index=False)
+    code, _, err = line(run, "--data", "neither.csv")
+    assert code == 2
+    assert "--text what: there is no such column; the table has who, task" in err
+
+
+def test_an_evaluation_lies_in_its_run_and_is_not_written_over_another(trained, line, tmp_path, call):
+    for name in ("one", "two"):
+        shutil.copytree(trained("tau=100"), tmp_path / name)
+    pd.DataFrame({"task": ["a"], "text": ["order in the house"]}).to_csv("new.v2.csv.gz", index=False)
+    before = call(ls.main, tmp_path)
+    for _ in range(2):  # one's own is replaced
+        code, out, err = line("one", "--data", "new.v2.csv.gz")
+        assert (code, err) == (0, "")
+        assert f"evaluation: {tmp_path}/one/evaluation/new.v2\n" in out
+    (tmp_path / "one").rename("six")
+    assert line("six", "--data", "new.v2.csv.gz")[0] == 0
+    assert line("two", "--data", "new.v2.csv.gz", "--out", "out")[0] == 0
+    pd.DataFrame({"task": ["a"], "text": ["order in this house"]}).to_csv("new.v2.csv", index=False)
+    Path("mine").mkdir()
+    Path("mine/documents.csv").write_text("my own\n")
+    for arguments, said in (
+        (["six", "--data", "new.v2.csv"], "six/evaluation/new.v2 holds an evaluation of other rows; remove it"),
+        (["two", "--data", "new.v2.csv", "--out", "out"], "out holds an evaluation of other rows"),
+        (["six", "--data", "new.v2.csv.gz", "--out", "out"], "out holds an evaluation of another run"),
+        (["two", "--data", "new.v2.csv", "--out", "mine"], "mine/summary.json is not readable"),
+    ):
+        code, _, err = line(*arguments)
+        assert code == 2
+        assert said in err
+    assert Path("mine/documents.csv").read_text() == "my own\n"
+    # What reads runs passes evaluations over.
+    assert call(ls.main, tmp_path)[1].replace("six", "one") == before[1]
+    assert run_folders(tmp_path) == [tmp_path / "six", tmp_path / "two"]
+    assert RunDirectory(tmp_path / "six").verify() == []

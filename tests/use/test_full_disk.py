@@ -24,13 +24,14 @@ def test_what_is_written_when_the_disk_is_full_spoils_nothing(trained, call, tmp
     monkeypatch.chdir(tmp_path)
     run = trained("tau=100")
     data = "--data", run.parent / "t.csv"
-    assert call(evaluate.main, run, *data, "--likelihoods", "csv")[0] == 0
+    again = [run, *data, "--likelihoods", "csv", "--out", "evaluation"]
+    assert call(evaluate.main, *again)[0] == 0
     before = {f: f.read_bytes() for f in (tmp_path / "evaluation").iterdir()}
     n_failed = 0
     for main, arguments in (
         (export.main, [run, "exported"]),
         (adapt.main, [run, "adapted", *data, "--epochs", "1"]),
-        (evaluate.main, [run, *data, "--likelihoods", "csv"]),
+        (evaluate.main, again),
     ):
         full(size)
         found = call(main, *arguments)

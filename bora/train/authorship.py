@@ -1,0 +1,133 @@
+"""Which task wrote a text: p(d | text) ∝ p(d) p(text | θ_d)^(1/T).
+
+At T = 1 this is Bayes' rule. θ_d is one point, fitted to few texts, and a text's tokens are not as independent as the
+product over them has it; so Bayes' rule is too sure, or at a large τ not sure enough. One number T, the temperature,
+mends how sure it is, and nothing else (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bora.bayes.model import HierarchicalLoRA
+from bora.data.batches import Documents
+from bora.data.tokens import Encoded, Tokens
+from bora.errors import UserError
+from bora.model.batch import to_device
+
+# Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
+Progress = Callable[[Sequence[int], str], Iterable[int]]
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 1000.0
+N_BINS = 10  # of the calibration error
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """log p(text | θ_d) of N documents under D tasks.
+
+    Attributes:
+        nats: [N, D] float64; 0 for a document without a token to score.
+        n_scored: [N] tokens, the same for every task.
+    """
+
+    nats: np.ndarray
+    n_scored: np.ndarray
+
+    def posterior(self, log_prior: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Compute log p(d | text) [N, D], and its normaliser, log Σ_d p(d) p(text | θ_d)^(1/T) [N].
+
+        At T = 1 this is Bayes' rule, and the normaliser the mixture's log p(text).
+
+        Args:
+            log_prior: log p(d), [D] nats.
+            temperature: T > 0.
+        """
+        joint = self.nats / temperature + log_prior
+        evidence = np.logaddexp.reduce(joint, axis=1)
+        return joint - evidence[:, None], evidence
+
+
+@torch.no_grad()
+def score_tasks(
+    model: HierarchicalLoRA,
+    tokens: Tokens,
+    texts: Sequence[str],
+    batch_size: int,
+    progress: Progress = lambda steps, what: steps,
+) -> Likelihoods:
+    """Score every document under every task's θ_d, with that task's prompt.
+
+    A row of a batch is a document under a task. Each text is cut to fit behind the longest prompt of all tasks, so
+    that every task explains the same tokens.
+
+    Args:
+        texts: N documents.
+        batch_size: rows in a forward.
+
+    Raises:
+        UserError: the longest prompt leaves no room within data.max_tokens.
+    """
+    names = model.adapters.task_names
+    before = [np.array(tokens.before(name), dtype=np.int32) for name in names]
+    room = tokens.max_tokens - max(map(len, before))
+    if room < 2:
+        raise UserError(f"data.max_tokens={tokens.max_tokens}: the longest prompt leaves no room for a text")
+    bare = replace(tokens, max_tokens=room, prompt=None, prepend_bos=False)
+    encoded, _ = bare.encode(pd.DataFrame({"task": "", "text": list(texts)}, dtype=str))
+    lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
+    scored = lengths if min(map(len, before)) else np.maximum(lengths - 1, 0)
+    nats = np.zeros((len(encoded), len(names)))
+    order = np.argsort(lengths, kind="stable")
+    order = order[scored[order] > 0]
+    n_pairs = len(order) * len(names)
+    for start in progress(range(0, n_pairs, batch_size), "tasks × documents"):
+        document, task = np.divmod(np.arange(start, min(start + batch_size, n_pairs)), len(names))
+        document = order[document]
+        rows = [
+            Encoded(np.concatenate([before[d], encoded[i].ids]), len(before[d]))
+            for i, d in zip(document, task, strict=True)
+        ]
+        batch = Documents(rows, task.tolist())[list(range(len(rows))), 1]
+        nll = model.nll(to_device(batch, model.device))
+        nats[document, task] = -nll.double().cpu().numpy()
+    return Likelihoods(nats, scored)
+
+
+def fit_temperature(nats: np.ndarray, truth: np.ndarray) -> float:
+    """Fit T by maximum likelihood: minimise the log loss of the posterior under a uniform prior.
+
+    In b = 1/T the log loss is convex, log Σ_d exp(b ℓ_d) − b ℓ_truth, and its slope the mean of E[ℓ_d] − ℓ_truth
+    under the posterior. Halve an interval until the slope is 0, within MIN_TEMPERATURE and MAX_TEMPERATURE.
+
+    Args:
+        nats: ℓ = log p(text | θ_d), [N, D], N ≥ 1.
+        truth: [N], the task of each document.
+
+    Returns:
+        T; 1 where every document's own task is its likeliest, so that the likelihood has no maximum.
+    """
+    nats = nats - nats[np.arange(len(nats)), truth][:, None]
+    if nats.max() <= 0:
+        return 1.0
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    for _ in range(100):
+        middle = (low + high) / 2
+        weights = np.exp(middle * (nats - nats.max(axis=1, keepdims=True)))
+        slope = (weights * nats).sum(axis=1) / weights.sum(axis=1)
+        low, high = (low, middle) if slope.mean() > 0 else (middle, high)
+    return 2 / (low + high)
+
+
+def calibration_error(probability: np.ndarray, right: np.ndarray) -> float:
+    """Compute the expected calibration error: Σ over bins of their share of documents × |accuracy − mean probability|.
+
+    Args:
+        probability: of the likeliest task, [N], N ≥ 1; the bins are N_BINS of equal width, (0, 0.1], (0.1, 0.2], ….
+        right: whether that is the document's task, [N].
+    """
+    bins = np.clip(np.ceil(probability * N_BINS), 1, N_BINS).astype(int)
+    gaps = np.bincount(bins, weights=right - probability)
+    return float(np.abs(gaps).sum() / len(bins))
