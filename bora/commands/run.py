@@ -43,6 +43,7 @@ def job(composed: DictConfig) -> float | None:
             group=Path(hydra_config.sweep.dir).name if sweep else config.name,
             name=folder.name if sweep else f"tau={config.tau:g},seed={config.seed}",
             overrides=recorded(list(hydra_config.overrides.task)),
+            in_sweep=sweep,
         )
     except Exception as error:
         if not sweep:

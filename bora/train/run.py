@@ -1,6 +1,7 @@
 """One run, top to bottom: data → model → fit → test → the run directory's files."""
 
 import logging
+import shlex
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.errors import UserError
-from bora.lib.console import print_tasks
+from bora.lib.console import above_bars, print_tasks, short_path, tell
 from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
@@ -26,6 +27,7 @@ from bora.train.module import TrainingModule
 from bora.train.trainer import build_fitter
 
 log = logging.getLogger(__name__)
+MAX_PROMPT_CHARS = 40  # of the command that is shown
 
 
 def train(
@@ -35,6 +37,7 @@ def train(
     name: str,
     overrides: Sequence[str] = (),
     table: pd.DataFrame | None = None,
+    in_sweep: bool = False,
 ) -> dict[str, Any]:
     """Train, test and write a run.
 
@@ -44,6 +47,7 @@ def train(
         group, name: of the W&B run.
         overrides: that the run was started with; see RunDirectory.claim.
         table: columns task, text, date; for data=frame.
+        in_sweep: say less at the end, since the sweep has an end of its own.
 
     Returns:
         The run's summary.
@@ -56,6 +60,8 @@ def train(
         if directory.claim(cfg, overrides):
             log.info("this run is finished already")
             print_results(directory)
+            if not in_sweep:
+                print_next(directory, cfg)
             return directory.summary()
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         silence_warnings()
@@ -64,10 +70,11 @@ def train(
             find_start(cfg.init_from)  # fails early, before the model and the documents are read
         if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
             raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
+        tell(f"loading the model {cfg.model.name} and the documents of {cfg.data.name}")
         pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
         backbone = backbone_sha256(pretrained.model)
         corpus = load_corpus(cfg, pretrained, table)
-        log.info("%s", corpus.describe())
+        tell(corpus.describe())
         data = build_data(cfg, pretrained, corpus)
         model = build_model(cfg, pretrained, corpus.task_names, data)
         form = model.adapters.name
@@ -84,12 +91,14 @@ def train(
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         shown = json_safe(cfg.model_dump() | {"run": about})
-        with open_tracker(cfg.logger, Start(directory.path, group, name, shown, id, step)) as tracker:
+        start = Start(directory.path, group, name, shown, id, step)
+        with open_tracker(cfg.logger, start) as tracker, above_bars():
             del checkpoint  # Lightning reads it itself
             logger = RunLogger(metrics, tracker)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)
+            tell(f"testing the best epoch, {progress.best[0]}")
             # The model is the best epoch's on validation; only now is test read, and once.
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
@@ -106,6 +115,10 @@ def train(
                 directory.write_summary(summary)
         if trainer.is_global_zero:
             print_results(directory)
+            if not in_sweep:
+                if tracker is not None and tracker.where:
+                    print(tracker.where)
+                print_next(directory, cfg, corpus)
         return summary
 
 
@@ -113,6 +126,25 @@ def print_results(directory: RunDirectory) -> None:
     """Print a finished run's table, from its files, and where the files are."""
     print_tasks(directory.per_task(), directory.summary())
     print(f"run directory: {directory.path.resolve()}")
+
+
+def print_next(directory: RunDirectory, cfg: Config, corpus: Corpus | None = None) -> None:
+    """Print the commands that a finished run is for, as they would be typed.
+
+    Args:
+        corpus: the run's, whose first words are the prompt.
+    """
+    run, task = short_path(directory.path), directory.per_task()["task"][0]
+    documents = None if corpus is None else corpus.documents.set_index("task")["text"]
+    prompt = "TEXT" if documents is None else " ".join(documents[task].iloc[0].split()[:3])[:MAX_PROMPT_CHARS]
+    columns = [word for flag in ("task", "text") if (name := getattr(cfg.data, flag, None)) for word in (f"--{flag}", name)]
+    print("next:")
+    for command in (
+        ["report", run],
+        ["generate", run, "--task", task, "--prompt", prompt],
+        ["evaluate", run, "--data", "FILE", *columns],
+    ):
+        print(f"  bora {shlex.join(command)}")
 
 
 def silence_warnings() -> None:
@@ -144,6 +176,8 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
         per_task[f"{split}_perplexity"] = result["task_perplexity"].tolist()
     per_task["distance"] = module.model.adapters.distances().tolist()
+    for name in ("nll", "perplexity"):
+        per_task[f"base_test_{name}"] = base[f"task_{name}"].tolist()
     summary = {
         "val_perplexity": val["perplexity"].item(),
         "val_perplexity_macro": val["perplexity_macro"].item(),
