@@ -3,18 +3,16 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from bora.bayes.adapters import Shared
 from bora.commands.common import add_device, add_table, checked, read_texts, run_parser, text_column
 from bora.commands.exits import cli_errors
 from bora.config import Count
-from bora.lib.console import plain_console
+from bora.lib.console import plain_console, progress, tell
 from bora.runs.directory import DOCUMENTS
 from bora.use.evaluate import Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
@@ -43,12 +41,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add_device(parser)
     return parser
-
-
-def show_progress(steps: Sequence[int], what: str) -> Iterable[int]:
-    """Show a loop's progress on standard error, if that is a terminal."""
-    console = Console(stderr=True)
-    return track(steps, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def show(found: Evaluation, prior: str) -> None:
@@ -103,8 +95,10 @@ def main() -> None:
         text = text_column(arguments)
         table = read_texts(arguments.data, text, arguments.task)
         make_evaluation_folder(arguments.out)
+        tell(f"{len(table):,} documents; loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
-        found = evaluate(restored, table, arguments.prior, arguments.batch_size, show_progress)
+        tell(f"scoring each document under {len(restored.model.tasks):,} tasks")
+        found = evaluate(restored, table, arguments.prior, arguments.batch_size, progress)
         about = {
             "run": str(arguments.run.expanduser().resolve()),
             "run_data_sha256": restored.summary["data_sha256"],

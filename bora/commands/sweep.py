@@ -38,7 +38,7 @@ class Sweep(Callback):
         print(f"sweep directory: {folder.resolve()}", flush=True)
         place = shlex.quote(short_path(folder))
         if any(folder.glob(f"*/{OFFLINE}")):
-            print(f"W&B: offline; to upload: wandb sync {place}/*/{OFFLINE}", flush=True)
+            print(f"W&B: offline; to upload:\n  wandb sync {place}/*/{OFFLINE}", flush=True)
         if len(runs):
             print(f"next:\n  bora report {place}", flush=True)
         failures = {k: v for k, v in failed_runs(folder).items() if self.earlier.get(k) != v}

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import sys
 import time
@@ -28,8 +29,9 @@ FIRST_LINE_SECONDS, LINE_SECONDS = 10, 300  # of a loop without a bar: to its fi
 
 
 def is_watched() -> bool:
-    """Tell whether a bar can be drawn on standard output: it is a terminal's, or a notebook's."""
-    return sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel")
+    """Tell whether a bar can be drawn on standard output: a terminal's or a notebook's, and this process's alone."""
+    alone = multiprocessing.parent_process() is None  # not one of a sweep's jobs at a time
+    return alone and (sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel"))
 
 
 def tell(line: str) -> None:
@@ -139,9 +141,9 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     for column in ("train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"):
         table.add_column(column, justify="right")
     frozen = per_task.get("base_test_perplexity", pd.Series(math.nan, per_task.index))  # a run of before had none
-    for t, base in zip(per_task.itertuples(), frozen, strict=True):
-        row = _perplexities(t.val_perplexity, t.test_perplexity, base)
-        table.add_row(f"{t.task}", f"{t.n_train:,}", *row, f"{t.distance:.3f}")
+    perplexities = zip(per_task["val_perplexity"], per_task["test_perplexity"], frozen, strict=True)
+    for t, row in zip(per_task.itertuples(), perplexities, strict=True):
+        table.add_row(f"{t.task}", f"{t.n_train:,}", *_perplexities(*row), f"{t.distance:.3f}")
     table.add_section()
     # In the file an infinite perplexity is the string "inf".
     ppl = {key: float(value) for key, value in summary.items() if "perplexity" in key}

@@ -104,7 +104,7 @@ class Wandb(Tracker):
         if self.run.disabled:
             return ""
         if self.run.offline:
-            return f"W&B: offline; to upload: wandb sync {shlex.quote(short_path(Path(self.run.settings.sync_dir)))}"
+            return f"W&B: offline; to upload:\n  wandb sync {shlex.quote(short_path(Path(self.run.settings.sync_dir)))}"
         return f"W&B: {self.run.url}"
 
     def _log(self, figures: Mapping[str, float], step: int) -> None:

@@ -145,13 +145,12 @@ class Bar(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, module) -> None:
         if trainer.state.fn != "fit":
-            self.bar = open_bar(sum(trainer.num_val_batches), "validation of the best epoch")
+            self.bar = open_bar(sum(trainer.num_val_batches), "best epoch")
 
     def on_validation_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx, loader=0) -> None:
         assert self.bar is not None
         if trainer.state.fn == "fit":
-            done = f"{batch_idx + 1}/{sum(trainer.num_val_batches)}"
-            self.bar.set_description_str(f"{name_epoch(trainer)}, validation {done}")
+            self.bar.set_description_str(f"validation {batch_idx + 1}/{sum(trainer.num_val_batches)}")
         else:
             self.bar.update()
 

@@ -137,12 +137,12 @@ def print_next(directory: RunDirectory, cfg: Config, corpus: Corpus | None = Non
     run, task = short_path(directory.path), directory.per_task()["task"][0]
     documents = None if corpus is None else corpus.documents.set_index("task")["text"]
     prompt = "TEXT" if documents is None else " ".join(documents[task].iloc[0].split()[:3])[:MAX_PROMPT_CHARS]
-    columns = [word for flag in ("task", "text") if (name := getattr(cfg.data, flag, None)) for word in (f"--{flag}", name)]
+    columns = [(flag, getattr(cfg.data, flag, None)) for flag in ("task", "text")]
     print("next:")
     for command in (
         ["report", run],
         ["generate", run, "--task", task, "--prompt", prompt],
-        ["evaluate", run, "--data", "FILE", *columns],
+        ["evaluate", run, "--data", "FILE", *(word for flag, name in columns if name for word in (f"--{flag}", name))],
     ):
         print(f"  bora {shlex.join(command)}")
 

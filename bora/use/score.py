@@ -16,8 +16,8 @@ from bora.model.likelihood import n_scored
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
-# Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
-Progress = Callable[[Sequence[int], str], Iterable[int]]
+# Takes a loop's steps and what it computes; gives the same steps, and may show them, as bora.lib.console.progress.
+Progress = Callable[[Sequence, str], Iterable]
 # Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
