@@ -125,7 +125,12 @@ def command(tmp_path, monkeypatch, capfd):
         out, err = capfd.readouterr()
         return code, out, err
 
-    return run
+    yield run
+    root = logging.getLogger()
+    for handler in root.handlers[:]:  # Hydra's, whose files are closed now
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count, Positive, Seed
+from bora.lib.console import progress, tell
 from bora.lib.files import write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
@@ -30,15 +31,17 @@ def main() -> None:
     with cli_errors():
         table = read_texts(arguments.data, columns_of(arguments, need_task=True))
         with write_folder(arguments.out) as folder:
+            tell(f"loading {arguments.run}")
             restored = restore(arguments.run)
             tau = float(restored.summary["tau"]) if arguments.tau is None else arguments.tau
             options = {name: getattr(arguments, name) for name in ("epochs", "lr", "batch_size", "seed")}
             documents = encode_documents(restored, table)
-            model = adapt(restored, documents.encoded, documents.tasks, tau, **options)
+            tell(documents.describe())
+            tell(f"fitting the new tasks in {arguments.epochs} epochs")
+            model = adapt(restored, documents.encoded, documents.tasks, tau, **options, progress=progress)
             write_adapted(model, restored, documents, options | {"data_sha256": hash_texts(table)}, folder)
     for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
         print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
-    print("dropped:", ", ".join(f"{n} {why}" for why, n in documents.dropped.items() if n) or "nothing")
     print(f"adapted: {arguments.out.resolve()}")
 
 

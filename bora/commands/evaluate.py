@@ -3,11 +3,9 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from bora.bayes.adapters import Shared
@@ -16,7 +14,7 @@ from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.streams import OPENERS
 from bora.data.table import READERS
-from bora.lib.console import plain_console
+from bora.lib.console import plain_console, progress, tell
 from bora.runs.directory import DOCUMENTS, TRAINED_ON
 from bora.use.evaluate import Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
@@ -48,12 +46,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add_device(parser)
     return parser
-
-
-def show_progress(steps: Sequence[int], what: str) -> Iterable[int]:
-    """Show a loop's progress on standard error, if that is a terminal."""
-    console = Console(stderr=True)
-    return track(steps, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def bare_name(data: Path) -> Path:
@@ -138,10 +130,10 @@ def main() -> None:
         run, data_sha256 = arguments.run.expanduser().resolve(), hash_texts(table)
         out = arguments.out or run / "evaluation" / bare_name(arguments.data)
         make_evaluation_folder(out, run, data_sha256)
+        tell(f"{len(table):,} documents; loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
-        found = evaluate(
-            restored, table, arguments.prior, arguments.batch_size, show_progress, arguments.include_trained
-        )
+        tell(f"scoring each document under {len(restored.model.tasks):,} tasks")
+        found = evaluate(restored, table, arguments.prior, arguments.batch_size, progress, arguments.include_trained)
         about = {
             "run": str(run),
             "run_data_sha256": restored.summary["data_sha256"],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bora.commands.common import run_parser
 from bora.commands.exits import cli_errors
+from bora.lib.console import progress, tell
 from bora.use.export import export
 
 
@@ -31,7 +32,8 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
-        n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
+        tell(f"loading {arguments.run}")
+        n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge, progress)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
 from bora.commands.overrides import compose_config, overrides_in, prepare, recorded, register_resolvers, to_config
 from bora.config import conf_folder
-from bora.lib.console import print_tasks
+from bora.lib.console import print_tasks, short_path
 from bora.lib.machine import is_first_process
 from bora.runs.directory import FAILED, FolderInUse, RunDirectory
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
@@ -39,7 +39,7 @@ def job(composed: DictConfig) -> float | None:
         config = to_config(composed)  # a mistake shows before the import below, which takes seconds
         from bora.train.run import train
 
-        summary = train(
+        trained = train(
             config,
             RunDirectory(folder),
             group=Path(hydra_config.sweep.dir).name if sweep else config.name,
@@ -48,19 +48,35 @@ def job(composed: DictConfig) -> float | None:
         )
         if is_first_process():
             print_results(RunDirectory(folder))
+            if not sweep:  # which has an end of its own
+                print_next(RunDirectory(folder), trained.tracked, trained.prompt or "TEXT")
     except Exception as error:
         if not sweep:
             exit_for(error, resume_command())  # here, since Hydra would add lines of its own
             raise
         record_failure(error, folder)
         return None
-    return summary["val_perplexity"]
+    return trained.summary["val_perplexity"]
 
 
 def print_results(directory: RunDirectory) -> None:
     """Print a finished run's table, from its files, and where the files are."""
     print_tasks(directory.per_task(), directory.summary())
     print(f"run directory: {directory.path.resolve()}")
+
+
+def print_next(directory: RunDirectory, tracked: str, prompt: str) -> None:
+    """Print where a tracker shows the run, and the commands that a finished run is for, as they would be typed."""
+    if tracked:
+        print(tracked)
+    run, task = short_path(directory.path), directory.per_task()["task"][0]
+    print("next:")
+    for command in (
+        ["report", run],
+        ["generate", run, "--task", task, "--prompt", prompt],
+        ["evaluate", run, "--data", "FILE"],
+    ):
+        print(f"  bora {shlex.join(command)}")
 
 
 def record_failure(error: Exception, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a sweep prints at its end: a row a τ, over its finished jobs; and which jobs failed and why."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from bora.errors import UserError
-from bora.lib.console import print_sweep
+from bora.lib.console import print_sweep, short_path
 from bora.lib.stopping import stop_jobs_too
 from bora.runs.directory import CONFIG, SUMMARY, RunDirectory
 from bora.runs.replay import key_of, read_overrides
 
 FIGURES = ("tau", "seed", "val_perplexity", "test_perplexity", "best_epoch")
+
+OFFLINE = "wandb/offline-run-*"  # in a job's folder: what W&B has not uploaded
 
 
 class Sweep(Callback):
@@ -33,6 +36,11 @@ class Sweep(Callback):
         if len(runs):
             print_sweep(runs, by)
         print(f"sweep directory: {folder.resolve()}", flush=True)
+        place = shlex.quote(short_path(folder))
+        if any(folder.glob(f"*/{OFFLINE}")):
+            print(f"W&B: offline; to upload:\n  wandb sync {place}/*/{OFFLINE}", flush=True)
+        if len(runs):
+            print(f"next:\n  bora report {place}", flush=True)
         failures = {k: v for k, v in failed_runs(folder).items() if v["written"] != self.earlier.get(k)}
         for line in unreadable:
             print(f"bora: {line}", file=sys.stderr)

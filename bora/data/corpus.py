@@ -65,16 +65,13 @@ class Corpus:
     def describe(self) -> str:
         """Describe the corpus in a few lines: its size, and what was dropped, cut off or seen before."""
         counts = self.per_task()
-        tokens = self.documents["n_tokens"].sum()
-        total = tokens + self.truncation.tokens
         return (
             f"{len(self.task_names)} tasks, {len(self.documents):,} documents: "
             f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
             f"{counts.train_tokens.sum():,} scored tokens), {counts.n_val.sum():,} validation, "
             f"{counts.n_test.sum():,} test\n"
             f"dropped: {describe_dropped(self.dropped)}\n"
-            f"truncated: {self.truncation.documents:,} documents, "
-            f"{self.truncation.tokens / total:.1%} of the tokens\n"
+            f"truncated: {self.truncation.describe(self.documents['n_tokens'].sum())}\n"
             f"leakage: {self._describe_leakage()}"
         )
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bora.config import Data
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
+from bora.lib.console import progress
 
 # These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
 MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
@@ -43,6 +44,10 @@ class Truncation:
 
     documents: int
     tokens: int
+
+    def describe(self, kept: float) -> str:
+        """Describe it beside the tokens that are kept."""
+        return f"{self.documents:,} documents, {self.tokens / (kept + self.tokens):.1%} of the tokens"
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class Tokens:
         number = table["text"].str.len().to_numpy(np.int64).cumsum() // MAX_PART_CHARS
         number += np.arange(len(table)) // MAX_PART_DOCUMENTS
         starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
-        for start, stop in zip(starts, [*starts[1:], len(table)], strict=True):
+        for start, stop in progress([*zip(starts, [*starts[1:], len(table)], strict=True)], "tokenising"):
             part = table.iloc[start:stop]
             ids, n_prompt, n_lost = [], [], []
             texts = [self.template.replace("{text}", text) for text in part["text"]]

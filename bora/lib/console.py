@@ -1,12 +1,105 @@
-"""What people read on the terminal: the tables of a run and of a sweep, sizes and durations."""
+"""What people read on the terminal: lines, bars, the tables of a run and of a sweep, sizes and durations."""
 
+import logging
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from bora.lib.machine import is_first_process
+
+log = logging.getLogger(__name__)
+Step = TypeVar("Step")
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+DELAY_SECONDS = 1  # a loop that is shorter has no bar
+FIRST_LINE_SECONDS, LINE_SECONDS = 10, 300  # of a loop without a bar: to its first line, and from line to line
+
+
+def is_watched() -> bool:
+    """Tell whether a bar can be drawn on standard output: a terminal's or a notebook's, and this process's alone."""
+    alone = multiprocessing.parent_process() is None  # not one of a sweep's jobs at a time
+    return alone and (sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel"))
+
+
+def tell(line: str) -> None:
+    """Log a line, or print it where no logging is set up, as in a notebook. Silent if the logger `bora` has a level."""
+    if log.isEnabledFor(logging.INFO):
+        log.info("%s", line)
+    elif logging.getLogger("bora").level == logging.NOTSET:
+        tqdm.write(line)
+        sys.stdout.flush()
+
+
+def above_bars() -> AbstractContextManager[None]:
+    """Within: log lines stand above the bar that is drawn."""
+    return logging_redirect_tqdm(tqdm_class=tqdm) if is_watched() else nullcontext()
+
+
+def open_bar(total: float, what: str, done: int = 0, left: str = "{remaining} left", delay: float = 0) -> tqdm:
+    """Draw a bar on standard output that vanishes when it is closed; draw nothing unless `is_watched`.
+
+    Args:
+        total, done: steps, all of them and those that are done already.
+        what: is being done.
+        left: how the time left is worded.
+        delay: seconds until the bar is drawn.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        delay=delay,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, " + left + "{postfix}",
+        file=sys.stdout,
+        leave=False,
+        dynamic_ncols=True,
+        smoothing=0,  # the time left is by the mean step, which has its share of validation
+        disable=not (is_watched() and is_first_process()),
+    )
+
+
+def close_bar(bar: tqdm) -> None:
+    """Close a bar, also one that ends early: a notebook would leave that one there, in red."""
+    bar.total = bar.n
+    bar.close()
+
+
+def progress(steps: Sequence[Step], what: str) -> Iterator[Step]:
+    """Show a loop's progress: a bar, or a line now and then where none can be drawn. Short loops show nothing."""
+    due = time.monotonic() + FIRST_LINE_SECONDS
+    bar = open_bar(len(steps), what, delay=DELAY_SECONDS)
+    try:
+        for i, step in enumerate(steps):
+            if bar.disable and time.monotonic() > due:
+                tell(f"{what}: {i:,} of {len(steps):,}")
+                due = time.monotonic() + LINE_SECONDS
+            yield step
+            bar.update()
+    finally:
+        close_bar(bar)
+
+
+def short_count(n: float) -> str:
+    """Format a number by three digits: 842, 8.42k, 1.07M."""
+    return tqdm.format_sizeof(n)
+
+
+def short_path(path: Path) -> str:
+    """Write a path as it would be typed here: from the working folder, if that is shorter."""
+    return min(str(path.resolve()), os.path.relpath(path.resolve()), key=len)
 
 
 def plain_console() -> Console:
@@ -39,21 +132,32 @@ def duration(seconds: float) -> str:
 
 
 def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
-    """Print a row for each task, and the whole corpus below."""
+    """Print a row for each task, and the whole corpus below.
+
+    The gain is the change of test perplexity from the frozen backbone's.
+    """
     table = Table(title=f"τ = {float(summary['tau']):g}", title_justify="left")
     table.add_column("task", overflow="fold")
-    for column in ("train docs", "validation ppl", "test ppl", "‖θ−Θ‖"):
+    for column in ("train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"):
         table.add_column(column, justify="right")
-    for t in per_task.itertuples():
-        row = f"{t.val_perplexity:.2f}", f"{t.test_perplexity:.2f}"
-        table.add_row(f"{t.task}", f"{t.n_train}", *row, f"{t.distance:.3f}")
+    frozen = per_task.get("base_test_perplexity", pd.Series(math.nan, per_task.index))  # a run of before had none
+    perplexities = zip(per_task["val_perplexity"], per_task["test_perplexity"], frozen, strict=True)
+    for t, row in zip(per_task.itertuples(), perplexities, strict=True):
+        table.add_row(f"{t.task}", f"{t.n_train:,}", *_perplexities(*row), f"{t.distance:.3f}")
     table.add_section()
     # In the file an infinite perplexity is the string "inf".
-    ppl = {key: f"{float(value):.2f}" for key, value in summary.items() if "perplexity" in key}
-    table.add_row("all (by token)", f"{per_task.n_train.sum()}", ppl["val_perplexity"], ppl["test_perplexity"], "")
-    table.add_row("mean over tasks", "", ppl["val_perplexity_macro"], ppl["test_perplexity_macro"], "")
-    table.add_row("frozen backbone", "", "", ppl["base_test_perplexity"], "")
+    ppl = {key: float(value) for key, value in summary.items() if "perplexity" in key}
+    overall = _perplexities(ppl["val_perplexity"], ppl["test_perplexity"], ppl["base_test_perplexity"])
+    table.add_row("all (by token)", f"{per_task.n_train.sum():,}", *overall, "")
+    mean = _perplexities(ppl["val_perplexity_macro"], ppl["test_perplexity_macro"], frozen.mean())
+    table.add_row("mean over tasks", "", *mean, "")
     plain_console().print(table)
+
+
+def _perplexities(validation: float, test: float, frozen: float) -> list[str]:
+    """Format three perplexities, and the gain."""
+    gain = f"{100 * (test / frozen - 1):+.1f} %".replace("-", "−")
+    return [f"{value:.2f}" for value in (validation, test, frozen)] + [gain]
 
 
 def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:

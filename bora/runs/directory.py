@@ -188,7 +188,7 @@ class RunDirectory:
         """
         with readable(self.path / PER_TASK) as file:
             per_task = pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
-            for column in PER_TASK_COLUMNS[1:]:
+            for column in [*PER_TASK_COLUMNS[1:], *per_task.columns.drop(PER_TASK_COLUMNS, errors="ignore")]:
                 per_task[column] = pd.to_numeric(per_task[column])
             return per_task
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from bora.config import flatten
 from bora.errors import UserError, first_line
+from bora.lib.console import short_path
 from bora.lib.machine import is_first_process
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,11 @@ class Tracker(ABC):
         """End the tracker's run, as failed or as finished."""
         self._try(self._close, failed)
 
+    @property
+    def where(self) -> str:
+        """Where the run can be seen, for people; empty where its figures went nowhere."""
+        return ""
+
     @abstractmethod
     def _log(self, figures: Mapping[str, float], step: int) -> None: ...
 
@@ -91,6 +98,14 @@ class Wandb(Tracker):
         self.run, self.id = run, run.id
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
+
+    @property
+    def where(self) -> str:
+        if self.run.disabled:
+            return ""
+        if self.run.offline:
+            return f"W&B: offline; to upload:\n  wandb sync {shlex.quote(short_path(Path(self.run.settings.sync_dir)))}"
+        return f"W&B: {self.run.url}"
 
     def _log(self, figures: Mapping[str, float], step: int) -> None:
         self.run.log({**figures, STEP: step})

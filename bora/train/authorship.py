@@ -19,7 +19,7 @@ from bora.errors import UserError
 from bora.model.batch import to_device
 
 # Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
-Progress = Callable[[Sequence[int], str], Iterable[int]]
+Progress = Callable[[Sequence, str], Iterable]
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 1000.0
 N_BINS = 10  # of the calibration error
 

@@ -148,5 +148,3 @@ class TrainingModule(L.LightningModule):
     def _log_perplexity(self, split: str) -> None:
         result = self.metric(split).compute()
         self.log_dict({f"{split}/{k}": result[k].float() for k in ("nll", "perplexity", "perplexity_macro")})
-        if split == "val":
-            self.log("val_perplexity", result["perplexity"].float(), prog_bar=True, logger=False)

@@ -1,18 +1,18 @@
-"""The progress of training: rows of steps for the logger, a line per epoch for people, and counts for the summary."""
+"""The progress of training: rows for the logger, a bar and a line an epoch for people, counts for the summary."""
 
-import logging
 import math
 import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
 
-log = logging.getLogger(__name__)
+from bora.lib.console import LINE_SECONDS, close_bar, is_watched, open_bar, short_count, tell
 
 
 class Progress(Callback):
-    """Log steps; count scored training tokens, seconds and epochs.
+    """Log steps; tell of epochs; count scored training tokens, seconds and epochs.
 
     A step's figures are those of all its documents: of every process, and of all its accumulated batches. The counts
     are saved in checkpoints, so a resumed run continues them.
@@ -29,7 +29,9 @@ class Progress(Callback):
         self.tokens, self.seconds, self._since = 0, 0.0, 0.0
         self._started, self._before = time.perf_counter(), 0.0
         self._step: list[dict[str, float]] = []  # figures of the current step's batches
-        self.loss = math.nan  # nats per token, in the last step
+        # Of the epoch's batches so far, those without a finite likelihood left out.
+        self.epoch_nats, self.epoch_tokens = 0.0, 0.0
+        self._told = time.monotonic()  # when the last line was
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,14 +59,15 @@ class Progress(Callback):
             "tokens": self.tokens,
             "seconds": self.seconds,
             "wall_seconds": self.wall_seconds,
-            "loss": self.loss,
+            "epoch_nats": self.epoch_nats,
+            "epoch_tokens": self.epoch_tokens,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = [(epoch, nll) for epoch, nll in state["history"]]
         self.tokens, self.seconds = state["tokens"], state["seconds"]
         self._before, self._started = state["wall_seconds"], time.perf_counter()
-        self.loss = state["loss"]
+        self.epoch_nats, self.epoch_tokens = state["epoch_nats"], state["epoch_tokens"]
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self._since = time.perf_counter()
@@ -74,6 +77,9 @@ class Progress(Callback):
         figures = {name: outputs[name].item() for name in ("likelihood", "prior", "nats", "tokens")}
         self.tokens += round(figures["tokens"])
         self.seconds += time.perf_counter() - self._since
+        if math.isfinite(figures["nats"]):
+            self.epoch_nats += figures["nats"]
+            self.epoch_tokens += figures["tokens"]
         self._step.append(figures)
         if ends_step(trainer, batch_idx):
             self._log_step(trainer, module)
@@ -82,12 +88,10 @@ class Progress(Callback):
         batches, self._step = self._step, []
         likelihood, prior, nats, tokens = (sum(b[name] for b in batches) for name in batches[0])
         n = len(batches)
-        self.loss = (likelihood + prior) / n
-        module.log_dict({"loss": self.loss, "tokens/s": self.tokens_per_second}, prog_bar=True, logger=False)
         if trainer.global_step % self.every == 0:
             row = {
                 "epoch": trainer.current_epoch,
-                "train/loss": self.loss,
+                "train/loss": (likelihood + prior) / n,
                 "train/likelihood": likelihood / n,
                 "train/prior": prior / n,
                 "train/nll": nats / tokens,
@@ -95,20 +99,80 @@ class Progress(Callback):
             }
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts
+        if not is_watched() and time.monotonic() - self._told > LINE_SECONDS:
+            self._tell(trainer, f"step {trainer.global_step:,} of at most {trainer.estimated_stepping_batches:,}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module) -> None:
+        self.epoch_nats, self.epoch_tokens = 0.0, 0.0
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
         self.history.append((trainer.current_epoch + 1, metrics[self.monitor].item()))
-        if trainer.is_global_zero:
-            log.info(
-                "epoch %d: validation perplexity %.3f, training loss %.4f nats/token, %.0f tokens/s",
-                self.epochs,
-                metrics["val/perplexity"],
-                self.loss,
-                self.tokens_per_second,
-            )
+        best = ", best" * (self.history[-1] is self.best)
+        self._tell(trainer, f"validation {metrics['val/nll']:.3f} (ppl {metrics['val/perplexity']:.2f}{best})")
+
+    def _tell(self, trainer: L.Trainer, result: str) -> None:
+        """Tell of the epoch so far: its mean NLL, nats a scored token."""
+        self._told = time.monotonic()
+        nll = self.epoch_nats / self.epoch_tokens if self.epoch_tokens else math.nan
+        speed = short_count(self.tokens_per_second)
+        tell(f"{name_epoch(trainer)}: train NLL {nll:.3f}, {result}, {speed} tokens/s")
+
+
+class Bar(Callback):
+    """Draw a bar for the whole run, and one for each loop over documents after it.
+
+    Args:
+        progress: has the tokens per second; it comes before this in the list of callbacks.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module) -> None:
+        # At most, since training may stop early.
+        steps, done = trainer.estimated_stepping_batches, trainer.global_step
+        self.bar = open_bar(steps, name_epoch(trainer), done, left="at most {remaining} left")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx: int) -> None:
+        assert self.bar is not None
+        self.bar.set_description_str(name_epoch(trainer), refresh=False)
+        self.bar.set_postfix_str(f"{short_count(self.progress.tokens_per_second)} tokens/s", refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_validation_start(self, trainer: L.Trainer, module) -> None:
+        if trainer.state.fn != "fit":
+            self.bar = open_bar(sum(trainer.num_val_batches), "best epoch")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx, loader=0) -> None:
+        assert self.bar is not None
+        if trainer.state.fn == "fit":
+            self.bar.set_description_str(f"validation {batch_idx + 1}/{sum(trainer.num_val_batches)}")
+        else:
+            self.bar.update()
+
+    def on_test_start(self, trainer: L.Trainer, module) -> None:
+        self.bar = open_bar(sum(trainer.num_test_batches), "test")
+
+    def on_test_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx, loader=0) -> None:
+        assert self.bar is not None
+        self.bar.update()
+
+    def on_exception(self, trainer: L.Trainer, module, exception: BaseException) -> None:
+        self.teardown(trainer, module, "")
+
+    def teardown(self, trainer: L.Trainer, module, stage: str) -> None:
+        if self.bar is not None:
+            close_bar(self.bar)
+
+
+def name_epoch(trainer: L.Trainer) -> str:
+    """Name the epoch that is trained, and the last one that there may be: epoch 2/4."""
+    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return f"epoch {trainer.current_epoch + 1}/{math.ceil(trainer.estimated_stepping_batches / steps_per_epoch)}"
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import pandas as pd
@@ -13,6 +13,7 @@ from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.data.tokens import Tokens
 from bora.errors import UserError
+from bora.lib.console import above_bars, tell
 from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
@@ -27,6 +28,21 @@ from bora.train.temperature import FitTemperature
 from bora.train.trainer import build_fitter
 
 log = logging.getLogger(__name__)
+MAX_PROMPT_CHARS = 40
+
+
+class Trained(NamedTuple):
+    """What a run's end is told of.
+
+    Attributes:
+        summary: as in summary.json.
+        tracked: where its tracker shows it; empty where there is nothing to say.
+        prompt: the beginning of a document of the first task; empty for a run that was finished already.
+    """
+
+    summary: dict[str, Any]
+    tracked: str = ""
+    prompt: str = ""
 
 
 def train(
@@ -36,7 +52,7 @@ def train(
     name: str,
     overrides: Sequence[str] = (),
     table: pd.DataFrame | None = None,
-) -> dict[str, Any]:
+) -> "Trained":
     """Train, test and write a run.
 
     Args:
@@ -45,10 +61,6 @@ def train(
         group, name: of the W&B run.
         overrides: that the run was started with; see RunDirectory.claim.
         table: columns task, text, date; for data=frame.
-
-    Returns:
-        The run's summary.
-
     Raises:
         UserError: the input cannot be used; before training starts, unless training diverges.
         Stopped: by a signal; with the same config and directory it resumes.
@@ -56,7 +68,7 @@ def train(
     with directory.locked(), stopping() as stop:
         if directory.claim(cfg, overrides):
             log.info("this run is finished already")
-            return directory.summary()
+            return Trained(directory.summary())
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         silence_warnings()
         require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
@@ -64,10 +76,11 @@ def train(
             find_start(cfg.init_from)  # fails early, before the model and the documents are read
         if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
             raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
+        tell(f"loading the model {cfg.model.name} and the documents of {cfg.data.name}")
         pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
         backbone = backbone_sha256(pretrained.model)
         corpus = load_corpus(cfg, pretrained, table)
-        log.info("%s", corpus.describe())
+        tell(corpus.describe())
         data = build_data(cfg, pretrained, corpus)
         model = build_model(cfg, pretrained, corpus.task_names, data)
         form = model.adapters.name
@@ -85,13 +98,15 @@ def train(
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         shown = json_safe(cfg.model_dump() | {"run": about})
-        with open_tracker(cfg.logger, Start(directory.path, group, name, shown, id, step)) as tracker:
+        start = Start(directory.path, group, name, shown, id, step)
+        with open_tracker(cfg.logger, start) as tracker, above_bars():
             del checkpoint  # Lightning reads it itself
             logger = RunLogger(metrics, tracker)
             temperature = FitTemperature(cfg, Tokens.of(cfg.data, *pretrained), corpus)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop, temperature)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)
+            tell(f"testing the best epoch, {progress.best[0]}")
             # The model is the best epoch's on validation; only now is test read, and once.
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
@@ -108,7 +123,9 @@ def train(
             if trainer.is_global_zero:
                 directory.write_per_task(per_task)
                 directory.write_summary(summary)
-        return summary
+        texts = corpus.documents.set_index("task")["text"].loc[corpus.task_names[:1]]
+        prompt = " ".join(texts.iloc[0].split()[:3])[:MAX_PROMPT_CHARS]
+        return Trained(summary, tracker.where if tracker is not None else "", prompt)
 
 
 def silence_warnings() -> None:
@@ -140,6 +157,8 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
         per_task[f"{split}_perplexity"] = result["task_perplexity"].tolist()
     per_task["distance"] = module.model.adapters.distances().tolist()
+    for name in ("nll", "perplexity"):
+        per_task[f"base_test_{name}"] = base[f"task_{name}"].tolist()
     summary = {
         "val_perplexity": val["perplexity"].item(),
         "val_perplexity_macro": val["perplexity_macro"].item(),

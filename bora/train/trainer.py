@@ -1,14 +1,13 @@
 """The Lightning Trainer of a run: checkpoints, early stopping, progress, and going on after a stop."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,7 +20,7 @@ from bora.runs.directory import RunDirectory
 from bora.train.checkpoint import AtomicCheckpoints, BestCheckpoint, LastCheckpoint
 from bora.train.loggers import RunLogger
 from bora.train.module import NonFiniteLoss, TrainingModule
-from bora.train.progress import Progress
+from bora.train.progress import Bar, Progress
 from bora.train.sharding import ShardedBackbone
 from bora.train.task_lines import TaskLines
 
@@ -122,7 +121,7 @@ def build_fitter(
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
     lines = TaskLines(logger.tracker, cfg.logger.task_lines)
-    callbacks: list[Callback] = [progress, stopping, lines, best, last, *more]
+    callbacks: list[Callback] = [progress, Bar(progress), stopping, lines, best, last, *more]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (
         {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]() | cfg.trainer.extra
@@ -131,10 +130,6 @@ def build_fitter(
         # An epoch ends where training does, so that a run of a few steps is validated too.
         batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
         options["limit_train_batches"] = min(batches, cfg.trainer.limit_train_batches or batches)
-    if sys.stdout.isatty():  # where tqdm writes
-        callbacks.append(TQDMProgressBar())
-    else:  # in a log file a bar is noise; an epoch's line stands there instead
-        options["enable_progress_bar"] = False
     try:
         trainer = L.Trainer(
             **options,
@@ -144,6 +139,7 @@ def build_fitter(
             use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
             num_sanity_val_steps=0,
             enable_model_summary=False,
+            enable_progress_bar=False,  # Bar has the whole run
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"{REFUSED}: {first_line(error)}") from error

@@ -6,7 +6,7 @@ independent and AdamW goes by rows, so fitting many at once is fitting each alon
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,14 @@ import pandas as pd
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
+from bora.data.select import describe_dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
-from bora.model.batch import to_device
+from bora.model.batch import Batch, to_device
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.use.restore import Restored
+from bora.use.score import Progress
 
 
 class NewDocuments(NamedTuple):
@@ -37,6 +39,16 @@ class NewDocuments(NamedTuple):
     texts: list[str]
     truncation: Truncation
     dropped: dict[str, int]
+
+    def describe(self) -> str:
+        """Describe the documents as a run describes its own."""
+        counts, scored = pd.Series(self.tasks).value_counts(), sum(e.n_scored for e in self.encoded)
+        return (
+            f"{len(counts)} tasks, {len(self.tasks):,} documents "
+            f"({counts.min()} to {counts.max()} a task, {scored:,} scored tokens)\n"
+            f"dropped: {describe_dropped(self.dropped)}\n"
+            f"truncated: {self.truncation.describe(sum(len(e.ids) for e in self.encoded))}"
+        )
 
 
 def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
@@ -92,6 +104,7 @@ def fit(
     batch_size: int = 16,
     seed: int = 0,
     after_epoch: Callable[[int], None] = lambda epoch: None,
+    progress: Progress = lambda steps, what: steps,
 ) -> None:
     """Minimise U/T over the parameters that are not fixed.
 
@@ -102,16 +115,21 @@ def fit(
         batch_size: documents a step, on average.
         seed: of their order.
         after_epoch: called with the epoch's number, from 1.
+        progress: wraps the loop over steps.
     """
     optimiser = model.optimizer(lr)
     batches = Batches([len(d.ids) for d in documents.documents], batch_size, seed=seed)
-    for epoch in range(epochs):
-        batches.set_epoch(epoch)
-        for batch in loader(documents, batches):
-            optimiser.zero_grad()
-            model.objective(to_device(batch, model.device)).loss.backward()
-            optimiser.step()
-        after_epoch(epoch + 1)
+
+    def passes() -> Iterator[Batch]:
+        for epoch in range(epochs):
+            batches.set_epoch(epoch)
+            yield from loader(documents, batches)
+            after_epoch(epoch + 1)
+
+    for batch, _ in zip(passes(), progress(range(epochs * len(batches)), "adapt"), strict=True):
+        optimiser.zero_grad()
+        model.objective(to_device(batch, model.device)).loss.backward()
+        optimiser.step()
 
 
 def adapt(
@@ -123,6 +141,7 @@ def adapt(
     lr: float = 1e-3,
     batch_size: int = 16,
     seed: int = 0,
+    progress: Progress = lambda steps, what: steps,
 ) -> HierarchicalLoRA:
     """Fit the MAP estimate of each new task.
 
@@ -130,7 +149,7 @@ def adapt(
         restored: the run whose Θ is the prior's mean.
         encoded, tasks: see NewDocuments.
         tau: precision of the prior, 0 < τ < ∞.
-        epochs, lr, batch_size, seed: see `fit`.
+        epochs, lr, batch_size, seed, progress: see `fit`.
 
     Raises:
         UserError: τ is out of range, or training diverged.
@@ -139,7 +158,7 @@ def adapt(
     index = [names.index(t) for t in tasks]
     counts = np.bincount(index, minlength=len(names)).tolist()
     model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
-    fit(model, Documents(encoded, index), epochs, lr, batch_size, seed)
+    fit(model, Documents(encoded, index), epochs, lr, batch_size, seed, progress=progress)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")

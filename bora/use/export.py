@@ -20,6 +20,7 @@ from bora.model.lora import LowRank
 from bora.runs.peft import ADAPTER_TENSORS, MAPPING, PREFIX
 from bora.use.card import write_card
 from bora.use.restore import Restored, restore
+from bora.use.score import Progress
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
 MEAN = "hierarchical-mean"  # the folder of Θ's adapter
 
 
-def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = False) -> int:
+def export(
+    run: Path,
+    out: Path,
+    tasks: list[str] | None = None,
+    merge: bool = False,
+    progress: Progress = lambda steps, what: steps,
+) -> int:
     """Write a run's adapters, or one task's merged model.
 
     Args:
@@ -35,6 +42,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
         out: the folder to write, complete or not at all.
         tasks: those wanted, see `Restored.find_tasks`; None for all of them and the mean.
         merge: write the whole model of the one task.
+        progress: wraps the loop over adapters.
 
     Returns:
         The number of adapters; 0 for a merged model.
@@ -56,7 +64,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
                 f"the base model {restored.summary['model']} has random weights that are in no folder, so no adapter "
                 "could be loaded onto it; write a whole model with --merge --task NAME"
             )
-        return write_adapters(folder, restored, base, wanted)
+        return write_adapters(folder, restored, base, wanted, progress)
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
@@ -74,11 +82,14 @@ def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
     return str(Path(loaded).absolute()) if Path(loaded).is_dir() else loaded
 
 
-def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] | None) -> int:
+def write_adapters(
+    out: Path, restored: Restored, base: str, wanted: list[str] | None, progress: Progress = lambda steps, what: steps
+) -> int:
     """Write a folder an adapter, and the file that maps folders to tasks; return the number of adapters.
 
     Args:
         wanted: names of tasks; None for all and the mean.
+        progress: wraps the loop over them.
     """
     adapters = restored.model.adapters
     folders = safe_names(adapters.task_names, reserved=(MEAN, MAPPING))
@@ -87,7 +98,7 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
     if wanted is None:
         chosen[MEAN] = None
     config = peft_config(restored.model.backbone.model, restored.model.hyperparameters, base)
-    for folder, task in chosen.items():
+    for folder, task in progress([*chosen.items()], "export"):
         config.save_pretrained(str(out / folder))
         lora = restored.model.mean if task is None else adapters.tasks[task]
         save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})

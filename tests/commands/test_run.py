@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 import subprocess
 
 import pandas as pd
@@ -9,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from bora.commands import generate
 from bora.model.pretrained import load_packaged
 from bora.runs.directory import RunDirectory
 from bora.use.restore import restore
@@ -19,20 +22,24 @@ SMALLER = "data.documents_per_task=12 data.min_documents=5 data.max_tokens=24 tr
 SMALL = [MODULES, *SMALLER]
 # The columns of per_task.csv and documents.csv, and keys of summary.json.
 PER_TASK = "task n_train n_val n_test train_tokens test_tokens val_nll val_perplexity test_nll test_perplexity distance"
+PER_TASK += " base_test_nll base_test_perplexity"
 DOCUMENTS = "row task split n_tokens n_scored"
 SUMMARY = """tau seed model data val_perplexity val_perplexity_macro test_perplexity test_perplexity_macro
 base_test_perplexity best_epoch epochs steps train_tokens_per_second params_per_task seconds data_sha256 versions"""
 
 
 @pytest.mark.parametrize("tau", ["0", "100", "inf"])
-def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau):
+def test_the_run_directory_and_an_independent_perplexity(command, call, tmp_path, tau):
     path = table(tmp_path / "t.csv", {"Zoë A.": 24, "b/c": 40, "NA": 12})
     data = f"data=table data.path={path} data.min_documents=5 data.drop_duplicates=false data.max_tokens=20"
     fit = f"tau={tau} seed=3 trainer.max_epochs=2 optim.lr=0.01 hydra.run.dir=run logger=none"
     code, out, err = command(*data.split(), *fit.split())
     assert (code, err) == (0, "")
     run = tmp_path / "run"
-    assert out.splitlines()[-1] == f"run directory: {run}"
+    *_, folder, following, _, generate_it, _ = out.splitlines()
+    assert (folder, following) == (f"run directory: {run}", "next:")
+    told = [float(nll) for nll in re.findall(r"epoch \d/2: train NLL (\S+),", out)]
+    assert len(told) == 2
     per_task = pd.read_csv(run / "per_task.csv", keep_default_na=False)
     assert per_task.columns.tolist() == PER_TASK.split()
     assert per_task["task"].tolist() == ["b/c", "Zoë A.", "NA"]
@@ -69,6 +76,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
         assert sizes == [row.n_train, row.n_val, row.n_test]
         test = mine[mine["split"] == "test"]
         nats, tokens = nats_and_tokens(base, test)
+        assert (row.base_test_nll, row.base_test_perplexity) == pytest.approx((nats / tokens, math.exp(nats / tokens)))
         base_total += nats
         adapted = merged(base, lora, scale=16 / 16)
         nats, tokens = nats_and_tokens(adapted, test)
@@ -85,6 +93,12 @@ def test_the_run_directory_and_an_independent_perplexity(command, tmp_path, tau)
     assert summary["test_perplexity_macro"] == pytest.approx(per_task["test_perplexity"].mean(), rel=1e-9)
     assert summary["base_test_perplexity"] == pytest.approx(math.exp(base_total / all_tokens), rel=1e-5)
     assert summary["test_perplexity"] < summary["base_test_perplexity"]
+    # What is shown as the next command can be typed.
+    words = shlex.split(generate_it)
+    assert words[:5] == ["bora", "generate", "run", "--task", "b/c"]
+    code, answer, err = call(generate.main, *words[2:], "--max-new-tokens", "1")
+    assert (code, err) == (0, "")
+    assert answer.startswith(f"prompt: {words[-1]}")
 
 
 @pytest.mark.processes
@@ -93,10 +107,13 @@ def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, 
     sweep += ["trainer.max_epochs=1"]
     code, out, _ = command(*sweep)
     assert code == 0
+    sync = "  wandb sync multirun/s/*/wandb/offline-run-*"
+    assert out.splitlines()[-3:] == [sync, "next:", "  bora report multirun/s"]
+    assert out.count("next:") == out.count("wandb sync") == 1
     names = {f"tau={t},seed={s}" for t in ("0", "1000", "inf") for s in (0, 1)}
     assert {f.parent.name for f in (tmp_path / "multirun/s").glob("*/summary.json")} == names
     rows = [line for line in out[out.index("τ → perplexity") :].splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].strip() for row in rows] == ["0", "0", "1000", "1000", "inf", "inf"]
+    assert [row.split("│")[1].strip() for row in rows] == ["0", "1000", "inf"]
     for name in names:  # one W&B run a job, finished
         (run,) = (tmp_path / "multirun/s" / name / "wandb").glob("offline-run-*/run-*.wandb")
         assert run.stat().st_size > 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,9 @@ def test_two_processes_reach_the_numbers_of_one(folder, tau, dtype, trainer, rto
     one, two = (pd.read_csv(run / "per_task.csv") for run in (alone, pair))
     pd.testing.assert_frame_equal(one[EXACT], two[EXACT])
     pd.testing.assert_frame_equal(one.drop(columns=EXACT), two.drop(columns=EXACT), rtol=rtol)
+    told = [re.findall(r"train NLL (\S+),", (run / "run.log").read_text()) for run in (alone, pair)]
+    assert [len(lines) for lines in told] == [2, 2]  # a line an epoch, of both processes' documents
+    assert [float(nll) for nll in told[1]] == pytest.approx([float(nll) for nll in told[0]], rel=rtol, abs=1.1e-3)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (alone, pair)]
     assert summaries[0]["steps"] == summaries[1]["steps"] == 2 * math.ceil(one["n_train"].sum() / 8)
     assert summaries[0]["best_epoch"] == summaries[1]["best_epoch"]

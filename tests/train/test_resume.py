@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -92,6 +93,12 @@ CASES = {
 }
 
 
+def epochs_told(run: Path) -> list[str]:
+    """The lines about epochs, without the speed; a line is told again if an epoch is."""
+    lines = re.findall(r"^(epoch .*), \S+ tokens/s$", (run / "run.log").read_text(), re.MULTILINE)
+    return list(dict.fromkeys(lines))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(command, stopped, tmp_path, name):
     settings, what, count, saved = CASES[name]
@@ -105,6 +112,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(command, stopped, tmp_p
     code, out, _ = command(*arguments, "hydra.run.dir=moved")
     assert (code, "resuming from" in out) == (0, saved is not None)
     same_files(tmp_path / "whole", tmp_path / "moved")
+    assert epochs_told(tmp_path / "whole") == epochs_told(tmp_path / "moved")
     assert not (tmp_path / "stopped").exists()
 
 
