@@ -292,7 +292,7 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     assert (code, err) == (0, f"bora: the run was trained on the text of {n} rows of {n + len(test)}: {left_out}\n")
     code, alone, err = line(run, "--data", "test.csv", "--out", "test")
     assert (code, err) == (0, "")
-    assert out.replace("/all\n", "/test\n") == alone
+    assert out.splitlines()[1:-1] == alone.splitlines()[1:-1]  # but for the number of documents and the folder
     ours, theirs = (json.loads((tmp_path / f / "summary.json").read_text()) for f in ("all", "test"))
     assert ours["documents"]["trained_on"] == n
     assert theirs["documents"]["trained_on"] == 0
