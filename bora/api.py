@@ -25,6 +25,7 @@ from bora.lib.stopping import Stopped
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use.restore import Restored, restore
+from bora.use.samples import sample_texts
 
 ARGUMENTS = {"task": "task=", "text": "text=", "date": "date="}  # in messages
 
@@ -79,7 +80,7 @@ def fit(
     if folder.is_file():
         raise UserError(f"output={folder} is a file; give a folder")
     try:
-        train(cfg, RunDirectory(folder), group=cfg.name, name=folder.name, overrides=words, table=table)
+        train(cfg, RunDirectory(folder), cfg.name, folder.name, words, table, sample_texts)
         return restore(folder)
     except Stopped as stopped:  # Ctrl-C, as a notebook knows it
         raise KeyboardInterrupt(str(stopped)) from None
