@@ -274,6 +274,7 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
                 "wandb login, or give logger.mode=offline"
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
+        wandb.teardown(1)  # its service would keep the id in use
         return Wandb(wandb.init(**arguments, mode="offline"))
 
 
