@@ -168,6 +168,7 @@ class Logger(Group):
     """What every logger has."""
 
     task_lines: Annotated[int, Field(ge=0)]
+    samples: Annotated[int, Field(ge=0)]
 
 
 class NoLogger(Logger):
@@ -179,11 +180,13 @@ class WandbLogger(Logger):
     project: str
     entity: str | None
     mode: Literal["auto", "online", "offline"]
+    artifact: bool
 
 
 class MLflowLogger(Logger):
     kind: Literal["mlflow"]
     tracking_uri: str | None
+    artifact: bool
 
 
 class TensorBoardLogger(Logger):
@@ -280,6 +283,12 @@ def rules(config: Config) -> Iterator[str]:
         yield f"data.template={config.data.template!r} must hold {{text}}"
     if config.likelihood == "task_mean" and trainer.devices != 1:
         yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1"
+    if isinstance(config.logger, WandbLogger) and "/" in config.logger.project:
+        entity, _, project = config.logger.project.partition("/")
+        yield (
+            f"logger.project={config.logger.project}: a W&B project's name has no slash; give "
+            f"logger.entity={entity} logger.project={project}"
+        )
     for key in trainer.extra:
         if key in RESERVED:
             yield f"trainer.extra.{key}: {RESERVED[key]}"

@@ -24,7 +24,7 @@ PLACES = {
     "tensorboard": ("runs/trackers.py",),
 }
 # What a run is used for hands transformers' own objects on: a tokenizer, a GenerationConfig, a model to save.
-EXCEPTIONS = {("transformers", f"use/{name}.py") for name in ("restore", "sampling", "generate", "export")}
+EXCEPTIONS = {("transformers", f"use/{name}.py") for name in ("restore", "sampling", "generate", "export", "samples")}
 
 
 def imports() -> Iterator[tuple[str, str, list[str]]]:

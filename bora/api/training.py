@@ -21,6 +21,7 @@ from bora.lib.stopping import Stopped
 from bora.model.loading import on_gpu
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
+from bora.use.samples import sample_texts
 
 
 class Job(NamedTuple):
@@ -179,7 +180,7 @@ def _train(job: Job, table: pd.DataFrame, folder: Path, group: str) -> Run:
         KeyboardInterrupt: a signal came.
     """
     try:
-        train(job.cfg, RunDirectory(folder), group, folder.name, job.overrides, table)
+        train(job.cfg, RunDirectory(folder), group, folder.name, job.overrides, table, sample_texts)
     except Stopped as stopped:  # Ctrl-C, as a notebook knows it
         raise KeyboardInterrupt(str(stopped)) from None
     return Run(folder, "cuda" if on_gpu(job.cfg.trainer.accelerator) else "cpu")

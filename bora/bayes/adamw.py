@@ -102,6 +102,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], bound: float, by_value: b
             part.mul_(factor)
 
 
+def gradient_norm(parameter: nn.Parameter | None) -> float | None:
+    """Return the norm of a parameter's gradient, of the rows that have one where it is sparse; None without one."""
+    if parameter is None or parameter.grad is None:
+        return None
+    gradient = parameter.grad
+    return float((gradient.coalesce().values() if gradient.is_sparse else gradient).norm())
+
+
 def learning_rate(tau: float, parameterization: str) -> float:
     """Return the default learning rate.
 

@@ -37,14 +37,19 @@ def job(composed: DictConfig) -> float | None:
     folder = Path(hydra_config.runtime.output_dir)
     try:
         config = to_config(composed)  # a mistake shows before the import below, which takes seconds
+        from bora.runs.trackers import forget_wandb_run
         from bora.train.run import train
+        from bora.use.samples import sample_texts
 
+        if sweep:
+            forget_wandb_run()
         trained = train(
             config,
             RunDirectory(folder),
             group=Path(hydra_config.sweep.dir).name if sweep else config.name,
             name=folder.name if sweep else f"tau={config.tau:g},seed={config.seed}",
             overrides=recorded(list(hydra_config.overrides.task)),
+            write_samples=sample_texts,
         )
         if is_first_process():
             print_results(RunDirectory(folder))

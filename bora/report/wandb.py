@@ -10,7 +10,7 @@ from wandb.plot import CustomChart
 from bora.report.evidence import Evidence, place_taus
 from bora.report.page import Section
 from bora.runs.archive import Run
-from bora.runs.trackers import wandb_mode
+from bora.runs.trackers import forget_wandb_run, wandb_mode
 
 MAX_LINES = 100  # tasks in a chart
 
@@ -25,6 +25,7 @@ def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
     mode = wandb_mode(config["logger.mode"]) if config.get("logger.kind") == "wandb" else "disabled"
     if mode == "disabled":
         return
+    forget_wandb_run()
     view = wandb.init(
         project=config["logger.project"],
         entity=config["logger.entity"],

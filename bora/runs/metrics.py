@@ -20,6 +20,9 @@ COLUMNS = [
     *(f"val_by_batch/{name}" for name in ("nll", "perplexity")),  # with the published code's likelihood only
     *(f"test/{name}" for name in OVERALL),
     "base_test/perplexity",
+    "lr",
+    "grad_norm/tasks",
+    "grad_norm/mean",
 ]
 FIX = "restore the file, or restart with resume=never"
 

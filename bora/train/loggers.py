@@ -21,6 +21,7 @@ class RunLogger(Logger):
     def __init__(self, metrics: MetricsFile | None, tracker: Tracker | None) -> None:
         super().__init__()
         self.metrics, self.tracker = metrics, tracker
+        self.ended = False  # training: what follows is of the best epoch
 
     @property
     def name(self) -> None:
@@ -36,7 +37,7 @@ class RunLogger(Logger):
         assert step is not None
         self.metrics.append(metrics, step)
         if self.tracker is not None:
-            self.tracker.log(metrics, step)
+            (self.tracker.summarize if self.ended else self.tracker.log)(metrics, step)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the tracker has the config."""

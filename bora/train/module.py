@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bora.bayes.adamw import clip_gradients, sum_over_processes
+from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.objective import Objective
 from bora.model.batch import Batch
@@ -44,6 +44,7 @@ class TrainingModule(L.LightningModule):
         self.model = model
         self.lr, self.betas, self.eps, self.nonfinite = lr, betas, eps, nonfinite
         self._skips = False  # the step that is being taken
+        self.gradient_norms: dict[str, float] = {}  # of the last logged step, before clipping
         if model.adapters.sparse and model.adapters.stored is not None:
             # Its gradient is summed over processes in on_before_optimizer_step: torch's
             # DistributedDataParallel expects a dense one.
@@ -103,6 +104,9 @@ class TrainingModule(L.LightningModule):
         stored, n = self.model.adapters.stored, self.trainer.world_size
         if n > 1 and stored is not None and stored.grad is not None and stored.grad.is_sparse:
             stored.grad = sum_over_processes(stored.grad) / n
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            norms = {"tasks": gradient_norm(stored), "mean": gradient_norm(self.model.adapters.mean)}
+            self.gradient_norms = {f"grad_norm/{k}": norm for k, norm in norms.items() if norm is not None}
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

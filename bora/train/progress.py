@@ -96,6 +96,8 @@ class Progress(Callback):
                 "train/prior": prior / n,
                 "train/nll": nats / tokens,
                 "tokens/s": self.tokens_per_second,
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                **module.gradient_norms,
             }
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts

@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -20,8 +21,9 @@ from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import METRICS, RunDirectory, json_safe, settings, versions
 from bora.runs.metrics import MetricsFile
-from bora.runs.trackers import TRACKED_RUN, Start, open_tracker
+from bora.runs.trackers import TRACKED_RUN, Start, log10_tau, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
+from bora.train.dashboard import show_end
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
 from bora.train.temperature import FitTemperature
@@ -52,6 +54,7 @@ def train(
     name: str,
     overrides: Sequence[str] = (),
     table: pd.DataFrame | None = None,
+    write_samples: Callable[..., pd.DataFrame] | None = None,
 ) -> "Trained":
     """Train, test and write a run.
 
@@ -61,6 +64,8 @@ def train(
         group, name: of the W&B run.
         overrides: that the run was started with; see RunDirectory.claim.
         table: columns task, text, date; for data=frame.
+        write_samples: bora.use.samples.sample_texts, which stands above this folder; None for no texts in the tracker.
+
     Raises:
         UserError: the input cannot be used; before training starts, unless training diverges.
         Stopped: by a signal; with the same config and directory it resumes.
@@ -97,8 +102,9 @@ def train(
         directory.write_trained_on(corpus.documents["text"][corpus.documents["split"] != "test"])
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
-        shown = json_safe(cfg.model_dump() | {"run": about})
-        start = Start(directory.path, group, name, shown, id, step)
+        shown = json_safe(cfg.model_dump() | {"run": about, "log10_tau": log10_tau(cfg.tau)})
+        tags = [form, about["model"], about["data"], f"tau={cfg.tau:g}"]
+        start = Start(directory.path, group, name, shown, tags, id, step)
         with open_tracker(cfg.logger, start) as tracker, above_bars():
             del checkpoint  # Lightning reads it itself
             logger = RunLogger(metrics, tracker)
@@ -123,6 +129,12 @@ def train(
             if trainer.is_global_zero:
                 directory.write_per_task(per_task)
                 directory.write_summary(summary)
+            if tracker is not None:
+                samples = None
+                if write_samples is not None and cfg.logger.samples and trainer.world_size == 1:
+                    model.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
+                    samples = partial(write_samples, model, pretrained.tokenizer, cfg, directory, corpus.documents)
+                show_end(tracker, directory, getattr(cfg.logger, "artifact", False), samples)
         texts = corpus.documents.set_index("task")["text"].loc[corpus.task_names[:1]]
         prompt = " ".join(texts.iloc[0].split()[:3])[:MAX_PROMPT_CHARS]
         return Trained(summary, tracker.where if tracker is not None else "", prompt)

@@ -18,11 +18,11 @@ from bora.lib.stopping import Stop
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
 from bora.train.checkpoint import AtomicCheckpoints, BestCheckpoint, LastCheckpoint
+from bora.train.dashboard import Dashboard
 from bora.train.loggers import RunLogger
 from bora.train.module import NonFiniteLoss, TrainingModule
 from bora.train.progress import Bar, Progress
 from bora.train.sharding import ShardedBackbone
-from bora.train.task_lines import TaskLines
 
 ROUNDING = 1e-3  # by which a validation NLL may be another elsewhere: a run may go on on other hardware
 REFUSED = "trainer: Lightning refuses these settings"
@@ -120,8 +120,8 @@ def build_fitter(
     # Where a validation ends: an epoch need not have one (trainer.max_steps), and an old one's would be asked.
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
-    lines = TaskLines(logger.tracker, cfg.logger.task_lines)
-    callbacks: list[Callback] = [progress, Bar(progress), stopping, lines, best, last, *more]
+    dashboard = Dashboard(logger, cfg.logger.task_lines)
+    callbacks: list[Callback] = [progress, Bar(progress), stopping, dashboard, best, last, *more]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
     options = (
         {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]() | cfg.trainer.extra

@@ -26,6 +26,16 @@ def test_accumulated_batches_equal_a_larger_batch_also_where_the_last_window_is_
     torch.testing.assert_close(accumulated.state_dict(), whole.state_dict(), rtol=0, atol=1e-5)
 
 
+def test_the_gradients_norms_are_those_of_a_logged_steps_gradients():
+    data = tiny_data({"a": 6, "b": 3}, batch_size=9)
+    module, alone = build(data), build(data).model
+    silent_trainer(max_steps=1, log_every_n_steps=1).fit(module, data)
+    (batch,) = data.train_dataloader()
+    alone.objective(batch).loss.backward()
+    expected = {"tasks": alone.adapters.stored.grad.to_dense().norm(), "mean": alone.adapters.mean.grad.norm()}
+    assert module.gradient_norms == pytest.approx({f"grad_norm/{k}": float(v) for k, v in expected.items()}, rel=1e-4)
+
+
 def test_at_tau_zero_the_mean_is_the_average_of_the_tasks():
     adapters = fit(batch_size=4, tau=0.0).model.adapters
     torch.testing.assert_close(adapters.mean, adapters.stored.mean(0))

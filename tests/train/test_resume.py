@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -262,15 +261,6 @@ def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_p
         code, _, err = command(*arguments, "hydra.run.dir=a")
         assert (code, told in err) == (2, True)
         assert not (tmp_path / "a/summary.json").exists()
-
-
-def test_a_resumed_run_is_one_run_in_wandb(command, stopped, tmp_path):
-    stopped("training_step", 5, *SMALL, "logger=wandb", "hydra.run.dir=a")
-    time.sleep(1.1)  # W&B names its folders by the second
-    assert command(*SMALL, "logger=wandb", "hydra.run.dir=a")[0] == 0
-    parts = [f.name.rsplit("-", 1)[1] for f in (tmp_path / "a/wandb").glob("offline-run-*")]
-    assert len(parts) == 2
-    assert len(set(parts)) == 1
 
 
 @pytest.mark.parametrize(("error", "exit_code"), [(RuntimeError, 1), (UserError, 2)])

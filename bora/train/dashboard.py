@@ -1,0 +1,99 @@
+"""What a tracker shows of the tasks: one chart and one table of all; and when the run ends, texts and files."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+
+from bora.lib.names import safe_names
+from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, SUMS, RunDirectory
+from bora.runs.trackers import Tracker
+from bora.train.loggers import RunLogger
+from bora.train.module import TrainingModule
+
+log = logging.getLogger(__name__)
+
+MAX_CHART_LINES = 100  # tasks, the first
+CHART = "validation perplexity by task"
+# What bora.load needs of a run, and its tables; not last.ckpt, which is as large as best.ckpt.
+ARTIFACT = [CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMS, SUMMARY, "checkpoints/best.ckpt"]
+
+
+class Dashboard(Callback):
+    """Chart the tasks' validation perplexity after each epoch; log lines of single tasks if asked for.
+
+    The lines' names are val_perplexity/<task>, test_perplexity/<task> and distance/<task>. W&B takes a task's name as
+    it is; the other trackers drop or replace characters, which could merge two tasks, so they get `safe_names`.
+
+    Args:
+        logger: its tracker is shown the figures; None for none.
+        n_lines: how many tasks have lines of their own, the first ones; each line is a chart to load.
+    """
+
+    def __init__(self, logger: RunLogger, n_lines: int) -> None:
+        self.logger, self.tracker, self.n_lines = logger, logger.tracker, n_lines
+        # For each validation: the epoch, counted from 1, and the charted tasks' perplexities.
+        self.history: list[tuple[int, list[float]]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history} if self.history else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]
+
+    def on_fit_end(self, trainer: L.Trainer, module) -> None:
+        self.logger.ended = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module) -> None:
+        perplexities = self._log(trainer, module, "val")
+        if self.tracker is None or self.logger.ended:
+            return
+        self.history.append((trainer.current_epoch + 1, perplexities[:MAX_CHART_LINES]))
+        epochs, values = zip(*self.history, strict=True)
+        lines = dict(zip(module.model.adapters.task_names, map(list, zip(*values, strict=True)), strict=False))
+        self.tracker.lines(CHART, list(epochs), lines, "epoch")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, module) -> None:
+        self._log(trainer, module, "test")
+
+    def _log(self, trainer: L.Trainer, module: TrainingModule, split: str) -> list[float]:
+        """Log the lines of single tasks; return all tasks' perplexities."""
+        # The metric sums over processes, so every process asks for it, with or without a tracker.
+        # torchmetrics makes a scalar of what a single task gives.
+        perplexities = module.metric(split).compute()["task_perplexity"].reshape(-1).tolist()
+        if self.tracker is None or not self.n_lines:
+            return perplexities
+        adapters = module.model.adapters
+        names, distances = adapters.task_names, adapters.distances().tolist()
+        shown = names if self.tracker.keeps_names else list(safe_names(names).values())
+        figures: dict[str, float] = {"epoch": trainer.current_epoch}
+        for i, name in enumerate(shown[: self.n_lines]):
+            figures |= {f"{split}_perplexity/{name}": perplexities[i], f"distance/{name}": distances[i]}
+        # As Lightning counts: an epoch's figures stand at its last step, counted from 0.
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        (self.tracker.summarize if self.logger.ended else self.tracker.log)(figures, step)
+        return perplexities
+
+
+def show_end(
+    tracker: Tracker, directory: RunDirectory, artifact: bool, samples: Callable[[], pd.DataFrame] | None
+) -> None:
+    """Show a finished run's best epoch, the table of its tasks, sample texts, and keep its files if asked to.
+
+    Args:
+        samples: writes the texts; None for none.
+    """
+    summary = directory.summary()
+    best = {"best/epoch": summary["best_epoch"], "best/val_perplexity": summary["val_perplexity"]}
+    tracker.summarize(best, summary["steps"])
+    tracker.table("tasks", directory.per_task())
+    if samples is not None:
+        try:
+            tracker.table("samples", samples())
+        except Exception as error:  # the run is finished, and whole without them
+            log.warning("the tracker has no sample texts: %s", error)
+    if artifact:
+        tracker.artifact(directory.path, ARTIFACT)

@@ -1,0 +1,39 @@
+"""Sample texts of a run that has just been trained, for its tracker."""
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from bora.bayes.model import HierarchicalLoRA
+from bora.config import Config
+from bora.runs.directory import RunDirectory
+from bora.use.generate import generate
+from bora.use.restore import Restored
+
+N_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, MAX_PROMPT_CHARS = 2, 10, 40, 100
+
+
+def sample_texts(
+    model: HierarchicalLoRA,
+    tokenizer: PreTrainedTokenizerBase,
+    cfg: Config,
+    directory: RunDirectory,
+    documents: pd.DataFrame,
+) -> pd.DataFrame:
+    """Let the first tasks continue, side by side, how a validation document of each of the first two begins.
+
+    Args:
+        documents: the corpus's; columns task, split, text.
+
+    Returns:
+        The columns prompt, task, text; a row for each prompt and task.
+
+    Raises:
+        UserError: see `generate`.
+    """
+    firsts = documents[documents["split"] == "validation"].drop_duplicates("task")["text"].head(N_PROMPTS)
+    starts = tokenizer([text[:MAX_PROMPT_CHARS] for text in firsts], add_special_tokens=False).input_ids
+    prompts = [str(tokenizer.decode(start[:PROMPT_TOKENS])) for start in starts]
+    restored = Restored(model, tokenizer, cfg, directory.summary(), directory)
+    tasks = model.adapters.task_names[: cfg.logger.samples]
+    answers = generate(restored, tasks, prompts, max_new_tokens=NEW_TOKENS, do_sample=True, top_p=0.9)
+    return pd.DataFrame([(a.prompt, str(a.speaker), a.text) for a in answers], columns=["prompt", "task", "text"])
