@@ -70,7 +70,7 @@ class Sweep:
         return min((run for run in self.runs if run.tau == tau), key=_validation)
 
     def report(self, output: str | Path | None = None) -> Report:
-        """Write the runs' tables, figures and page, as `bora report` does; a notebook shows the page.
+        """Write the tables, figures and page of all runs in the folder, as `bora report` does; a notebook shows the page.
 
         Args:
             output: the folder; None for report/ in the sweep's own.
@@ -79,7 +79,7 @@ class Sweep:
             UserError: the report extra is not installed, or nothing can be written there.
         """
         output = self.folder / "report" if output is None else Path(output)
-        return write_report([run.folder for run in self.runs], output)
+        return write_report([self.folder], output)
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""
