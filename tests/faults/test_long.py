@@ -58,8 +58,7 @@ def test_a_thousand_tasks_are_not_a_thousand_metrics(command, tmp_path):
     rest = "logger=tensorboard trainer.max_steps=2 lora.rank=1 trainer.log_every_n_steps=1"
     code, out, err = command(*SMALL, *data.split(), *rest.split())
     assert code == 0, err
-    assert "the first 100 of 1000 tasks have lines" in out
-    assert sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir()) < 100_000
+    assert sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir()) < 500_000  # the table of tasks, once
     assert len(pd.read_csv(tmp_path / "a/metrics.csv").columns) < 20
     assert len(pd.read_csv(tmp_path / "a/per_task.csv")) == 1000
     assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
