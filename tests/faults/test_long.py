@@ -56,7 +56,7 @@ def test_a_thousand_tasks_are_not_a_thousand_metrics(command, tmp_path):
     table(tmp_path / "t.csv", {f"task {d}": 4 for d in range(1000)})
     data = "data.n_tasks=null data.min_documents=3 data.max_tokens=8 data.batch_size=64 data.drop_duplicates=false"
     rest = "logger=tensorboard trainer.max_steps=2 lora.rank=1 trainer.log_every_n_steps=1"
-    code, out, err = command(*SMALL, *data.split(), *rest.split())
+    code, _, err = command(*SMALL, *data.split(), *rest.split())
     assert code == 0, err
     assert sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir()) < 500_000  # the table of tasks, once
     assert len(pd.read_csv(tmp_path / "a/metrics.csv").columns) < 20
