@@ -122,7 +122,9 @@ def fit_temperature(nats: np.ndarray, truth: np.ndarray) -> float:
 
 
 def calibration_error(probability: np.ndarray, right: np.ndarray) -> float:
-    """Compute the expected calibration error: Σ over bins of their share of documents × |accuracy − mean probability|.
+    """Compute the expected calibration error.
+
+    It is the mean over documents of the distance between their bin's accuracy and its mean probability.
 
     Args:
         probability: of the likeliest task, [N], N ≥ 1; the bins are N_BINS of equal width, (0, 0.1], (0.1, 0.2], ….

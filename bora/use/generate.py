@@ -66,7 +66,7 @@ def generate(
 
     A prompt begins as training's documents do: beginning-of-text token, data.prompt with the task's name, and what
     data.template has before the text. Where data.prompt names the task, Θ and the backbone answer once for each of
-    `tasks`, prompted with its name.
+    the tasks, prompted with its name.
 
     Args:
         restored: a finished run.
