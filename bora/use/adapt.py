@@ -29,7 +29,9 @@ class NewDocuments(NamedTuple):
     """Documents of new tasks.
 
     Attributes:
-        encoded, tasks, texts: each document's tokens, its task's name, and its text.
+        encoded: each document's tokens.
+        tasks: each one's task, by name.
+        texts: each one's text.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
