@@ -1,5 +1,6 @@
 """How the site is built: `make docs`. See https://www.sphinx-doc.org/en/master/usage/configuration.html."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import bora
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
+os.environ["TQDM_DISABLE"] = "1"  # a page would keep every state of a notebook's bars
 
 project, author = "bora", "the bora authors"
 release = bora.__version__

@@ -29,9 +29,16 @@ FIRST_LINE_SECONDS, LINE_SECONDS = 10, 300  # of a loop without a bar: to its fi
 
 
 def is_watched() -> bool:
-    """Tell whether a bar can be drawn on standard output: a terminal's or a notebook's, and this process's alone."""
+    """Tell whether to draw bars on standard output: a terminal's or a notebook's, and this process's alone.
+
+    $TQDM_DISABLE, tqdm's own variable, says not to.
+    """
     alone = multiprocessing.parent_process() is None  # not one of a sweep's jobs at a time
-    return alone and (sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel"))
+    return (
+        alone
+        and not os.environ.get("TQDM_DISABLE")
+        and (sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel"))
+    )
 
 
 def tell(line: str) -> None:
