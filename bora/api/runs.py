@@ -19,7 +19,7 @@ from bora.errors import UserError
 from bora.lib.files import write_folder
 from bora.model.lora import LowRank
 from bora.runs.archive import read_run
-from bora.runs.directory import DOCUMENTS, METRICS, RunDirectory, readable
+from bora.runs.directory import METRICS, RunDirectory, readable
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.export import export
@@ -76,8 +76,7 @@ class Run:
     @property
     def documents(self) -> pd.DataFrame:
         """Read documents.csv: a row a document kept: row (of the frame, from 0), task, split, n_tokens, n_scored."""
-        with readable(self.folder / DOCUMENTS) as file:
-            return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
+        return self._directory.documents()
 
     @property
     def history(self) -> pd.DataFrame:

@@ -56,11 +56,6 @@ def bare_name(data: Path) -> Path:
     return name
 
 
-def temperature_note(restored: Restored) -> str:
-    """Say to what the run's temperature was fitted, or why there is none."""
-    return restored.summary.get("temperature_note", "not fitted: the run is of an earlier version")
-
-
 def show(found: Evaluation, restored: Restored, prior: str) -> None:
     """Print the perplexities, the accuracy, and how sure the posterior is."""
     console = plain_console()
@@ -87,7 +82,7 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
             f"log loss {c[f'log_loss{s}']:.3f} nats, calibration error {c[f'calibration_error{s}']:.3f}"
             for s in ("_at_1", "")
         )
-        fitted, note = restored.summary.get("temperature") is not None, temperature_note(restored)
+        fitted, note = restored.summary.get("temperature") is not None, restored.summary["temperature_note"]
         tempered = (
             f"; with temperature {found.temperature:.3g} ({note}): {with_t}" if fitted else f" (temperature {note})"
         )
@@ -146,7 +141,7 @@ def main() -> None:
             "data_sha256": data_sha256,
             "prior": arguments.prior,
             "include_trained": arguments.include_trained,
-            "temperature_note": temperature_note(restored),
+            "temperature_note": restored.summary["temperature_note"],
             "seconds": round(time.perf_counter() - start, 1),
         }
         write_evaluation(found, restored.model.adapters.task_names, about, out, arguments.likelihoods)

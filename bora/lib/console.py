@@ -1,7 +1,6 @@
 """What people read on the terminal: lines, bars, the tables of a run and of a sweep, sizes and durations."""
 
 import logging
-import math
 import multiprocessing
 import os
 import sys
@@ -147,16 +146,16 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     table.add_column("task", overflow="fold")
     for column in ("train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"):
         table.add_column(column, justify="right")
-    frozen = per_task.get("base_test_perplexity", pd.Series(math.nan, per_task.index))  # a run of before had none
-    perplexities = zip(per_task["val_perplexity"], per_task["test_perplexity"], frozen, strict=True)
-    for t, row in zip(per_task.itertuples(), perplexities, strict=True):
-        table.add_row(f"{t.task}", f"{t.n_train:,}", *_perplexities(*row), f"{t.distance:.3f}")
+    for t in per_task.to_dict("records"):
+        perplexities = _perplexities(t["val_perplexity"], t["test_perplexity"], t["base_test_perplexity"])
+        table.add_row(t["task"], f"{t['n_train']:,}", *perplexities, f"{t['distance']:.3f}")
     table.add_section()
     # In the file an infinite perplexity is the string "inf".
     ppl = {key: float(value) for key, value in summary.items() if "perplexity" in key}
     overall = _perplexities(ppl["val_perplexity"], ppl["test_perplexity"], ppl["base_test_perplexity"])
     table.add_row("all (by token)", f"{per_task.n_train.sum():,}", *overall, "")
-    mean = _perplexities(ppl["val_perplexity_macro"], ppl["test_perplexity_macro"], frozen.mean())
+    frozen = per_task["base_test_perplexity"].mean()
+    mean = _perplexities(ppl["val_perplexity_macro"], ppl["test_perplexity_macro"], frozen)
     table.add_row("mean over tasks", "", *mean, "")
     plain_console().print(table)
 

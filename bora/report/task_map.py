@@ -14,7 +14,7 @@ from bora.data.read import read_documents
 from bora.errors import UserError
 from bora.runs.archive import Run
 from bora.runs.checkpoints import load_checkpoint
-from bora.runs.directory import DOCUMENTS, RunDirectory
+from bora.runs.directory import RunDirectory
 
 PERMUTATIONS = 2_000
 
@@ -117,7 +117,7 @@ def attribute(run: Run, column: str) -> pd.Series:
         raise UserError(f"data={data.name} has no columns to colour the tasks by")
     # The column is read in the text's place.
     table = read_documents(data.model_copy(update={"text": column}), SETTINGS | {"text": "--color-by="})
-    documents = pd.read_csv(run.folder / DOCUMENTS, dtype={"task": str}, keep_default_na=False)
+    documents = RunDirectory(run.folder).documents()
     values = table["text"].reindex(documents["row"]).to_numpy()
     commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
     return commonest.replace("", "(none)")

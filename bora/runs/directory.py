@@ -192,6 +192,15 @@ class RunDirectory:
                 per_task[column] = pd.to_numeric(per_task[column])
             return per_task
 
+    def documents(self) -> pd.DataFrame:
+        """Read documents.csv.
+
+        Raises:
+            UserError: it is not readable.
+        """
+        with readable(self.path / DOCUMENTS) as file:
+            return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
+
     def write_documents(self, documents: pd.DataFrame) -> None:
         """Write documents.csv: one row a document kept."""
         write_text_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
