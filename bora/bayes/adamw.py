@@ -3,6 +3,8 @@
 A dense AdamW visits all D tasks in every step, though most have no gradient. Here a row and its two moments stay
 as they are until its task is in a batch, and the moments' bias is corrected by the row's own
 number of steps: at τ = 0 each task is trained exactly as by an AdamW of its own that steps when the task has data.
+On a CPU the rows are changed where they are. On any other device they are gathered and written back, since to know there
+which rows they are is to wait for the device (bora.bayes.rows has the same two ways).
 """
 
 import math
@@ -12,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from bora.bayes.rows import together
 
 
 class RowwiseAdamW(torch.optim.Optimizer):
@@ -36,30 +40,50 @@ class RowwiseAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parts = [part for p in group["params"] if p.grad is not None for part in self._parts(p, p.grad)]
-            if not parts:
-                continue
-            params, grads, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
             beta1, beta2 = group["betas"]
             options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
-            adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps, fused=True, amsgrad=False, maximize=False, **options)
+            parts, gathered = [], []
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                tensors = self._tensors(p, p.grad.is_sparse)
+                if not p.grad.is_sparse:
+                    parts.append((p.grad, *tensors))
+                    continue
+                gradient = p.grad.coalesce()
+                index, values = gradient.indices()[0], gradient.values()
+                if together(p.device):
+                    rows = [t.index_select(0, index) for t in tensors]
+                    gathered.append((tensors, index, rows))
+                    parts += zip(*(t.unbind() for t in (values, *rows)), strict=True)
+                else:
+                    parts += [(values[i], *(t[d] for t in tensors)) for i, d in enumerate(index.tolist())]
+            if parts:
+                grads, params, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
+                adamw(
+                    params,
+                    grads,
+                    exp_avgs,
+                    exp_avg_sqs,
+                    [],
+                    steps,
+                    fused=True,
+                    amsgrad=False,
+                    maximize=False,
+                    **options,
+                )
+            for tensors, index, rows in gathered:
+                for whole, part in zip(tensors, rows, strict=True):
+                    whole.index_copy_(0, index, part)
         return loss
 
-    def _parts(self, p: nn.Parameter, gradient: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        """Views (parameter, gradient, first and second moment, steps): of p, or of each of its rows with a gradient."""
-        state, rows = self.state[p], gradient.is_sparse
+    def _tensors(self, p: nn.Parameter, by_row: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """p, its first and second moment, and its steps: of all of p, or of each of its rows."""
+        state = self.state[p]
         if not state:
-            shape = (len(p),) if rows else ()
-            state["step"] = torch.zeros(shape, dtype=torch.float32, device=p.device)
+            state["step"] = torch.zeros((len(p),) if by_row else (), dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        if not rows:
-            return [(p, gradient, state["exp_avg"], state["exp_avg_sq"], state["step"])]
-        gradient = gradient.coalesce()
-        index, values = gradient.indices()[0].tolist(), gradient.values()
-        return [
-            (p[d], values[i], state["exp_avg"][d], state["exp_avg_sq"][d], state["step"][d])
-            for i, d in enumerate(index)
-        ]
+        return p, state["exp_avg"], state["exp_avg_sq"], state["step"]
 
 
 def sum_over_processes(gradient: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bora.bayes.prior import FLAT, Prior
-from bora.bayes.rows import Form, rows
+from bora.bayes.rows import Form, Places, rows
 from bora.model.lora import Layout, LowRank
 
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
@@ -69,11 +69,11 @@ class Adapters(nn.Module, ABC):
         """Return θ_d − Θ of some of the tasks, [M, P]."""
 
     @abstractmethod
-    def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+    def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
         """Return θ of a batch's documents, and the prior's potential of their tasks.
 
         Args:
-            task: [R].
+            places: of R documents.
             dtype: of θ.
 
         Returns:
@@ -119,6 +119,11 @@ class _Matrix(Adapters, Form):
 
     stored: nn.Parameter
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._n_present = 0  # tasks in the last batch
+        self.stored.register_post_accumulate_grad_hook(self._keep_coalesced)
+
     @abstractmethod
     def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
         """Return what is stored of tasks with this θ or δ [D, P]; [P], of a task at Θ, without either."""
@@ -141,8 +146,14 @@ class _Matrix(Adapters, Form):
     def deviations(self, tasks: slice = slice(None)) -> Tensor:
         return self.deviation_of(self.stored[tasks], self.mean)
 
-    def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
-        return rows(self.stored, self.mean, task, self, dtype, prior)
+    def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+        self._n_present = len(places.present)
+        return rows(self.stored, self.mean, places, self, dtype, prior)
+
+    def _keep_coalesced(self, stored: Tensor) -> None:
+        """Mark a gradient that is of one backward: torch forgets of it that its rows are sorted, each there once."""
+        if stored.grad is not None and stored.grad.is_sparse and stored.grad._nnz() == self._n_present:
+            stored.grad._coalesced_(True)
 
 
 class Centered(_Matrix):
@@ -212,8 +223,8 @@ class Shared(Adapters):
     def deviations(self, tasks: slice = slice(None)) -> Tensor:
         return self.mean.new_zeros(()).expand(len(self.task_names[tasks]), len(self.mean))
 
-    def rows(self, task: Tensor, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
-        return self.mean.to(dtype), self.mean.new_zeros(len(task))
+    def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+        return self.mean.to(dtype), self.mean.new_zeros(len(places.place))
 
 
 PARAMETERIZATIONS = {form.name: form for form in (Centered, NonCentered)}

@@ -17,6 +17,7 @@ from bora.bayes.objective import (
     task_mean_likelihood,
 )
 from bora.bayes.prior import FLAT, make_prior
+from bora.bayes.rows import Places, find_places
 from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch
@@ -126,7 +127,7 @@ class HierarchicalLoRA(nn.Module):
             return self.backbone.nll(batch, None)
         if under == "mean":
             return self.backbone.nll(batch, self.adapters.mean)
-        return self.backbone.nll(batch, self.adapters.rows(batch["task"], self.backbone.dtype)[0])
+        return self.backbone.nll(batch, self.adapters.rows(_places(batch), self.backbone.dtype)[0])
 
     def prior_potential(self) -> Tensor:
         """Return the prior's part of U: the sum over all tasks, in nats, without its normaliser."""
@@ -142,14 +143,14 @@ class HierarchicalLoRA(nn.Module):
         task, scored = batch["task"], n_scored(batch["labels"])
         batches, n_d = batch["batches"] * n_processes, self.task_documents
         dense = self.estimator == "dense"
-        theta, potentials = self.adapters.rows(task, self.backbone.dtype, FLAT if dense else self.prior)
+        theta, potentials = self.adapters.rows(_places(batch), self.backbone.dtype, FLAT if dense else self.prior)
         nll = self.backbone.nll(batch, theta)
         if self.likelihood == "sum":
             likelihood, unit = sum_likelihood(nll, batches), self.n_tokens
         else:
             likelihood, unit = task_mean_likelihood(nll, scored, task, n_d), 1
         prior = self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches)
-        return Objective(likelihood / unit, prior / unit, nll.detach().sum(), scored.sum().to(nll.dtype))
+        return Objective(likelihood / unit, prior / unit, nll.detach(), scored)
 
     def optimizer(self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> RowwiseAdamW:
         """Return AdamW over all θ_d and Θ; without weight decay, which would be a second prior, around zero."""
@@ -184,3 +185,7 @@ class HierarchicalLoRA(nn.Module):
             if theirs != ours[key]:
                 raise UserError(f"that run's {key} is not this one's ({theirs}, not {ours[key]})")
         self.adapters.start_from(checkpoint["state_dict"])
+
+
+def _places(batch: Batch) -> Places:
+    return Places(batch["present"], batch["place"]) if "present" in batch else find_places(batch["task"])

@@ -20,14 +20,14 @@ class Objective(NamedTuple):
 
     Attributes:
         likelihood, prior: its two parts, in nats a token.
-        nats: the batch's own NLL.
-        tokens: scored in the batch.
+        nll: [R] the documents' own NLL in nats, without a gradient.
+        scored: [R] their scored tokens.
     """
 
     likelihood: Tensor
     prior: Tensor
-    nats: Tensor
-    tokens: Tensor
+    nll: Tensor
+    scored: Tensor
 
     @property
     def loss(self) -> Tensor:

@@ -1,11 +1,12 @@
 """A batch's rows of the [D, P] matrix: θ for each document, the prior's potential for each task, and their gradients.
 
-The rows are gathered, moved by Θ, cast to the backbone's dtype and, on the way back, summed by task one task at a time: a
-row of a million numbers fits a processor's cache, a batch of them does not. Written as separate
-operations on [R, P] tensors under autograd the same takes ten times as long (experiments/bench).
+The rows are gathered, moved by Θ, cast to the backbone's dtype and, on the way back, summed by task. There are two ways
+to do it, with the same result. On a CPU one task at a time: a row of a million numbers fits a processor's cache, a
+batch of them does not, and whole operations on [R, P] tensors take ten times as long (experiments/bench). On any other
+device all of them together: there one row is too little work for a kernel.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +15,25 @@ from torch.autograd.function import once_differentiable
 from bora.bayes.prior import FLAT, Flat, Prior
 
 
+class Places(NamedTuple):
+    """Which tasks are in a batch of R documents, and whose each is.
+
+    Attributes:
+        present: [U] the tasks, ascending, as a sparse gradient's rows must be.
+        place: [R] the place in `present` of each document's task.
+    """
+
+    present: Tensor
+    place: Tensor
+
+
+def find_places(task: Tensor) -> Places:
+    """Find the places of documents of these tasks, [R]. On a GPU this waits for it."""
+    return Places(*task.unique(return_inverse=True))
+
+
 class Form(Protocol):
-    """How a row of the matrix, θ_d and Θ depend on each other. All tensors are [P]."""
+    """How rows of the matrix, θ_d and Θ depend on each other. Rows are [P] or [U, P], Θ is [P]."""
 
     sparse: bool  # the matrix's gradient: of the batch's tasks alone
 
@@ -26,7 +44,12 @@ class Form(Protocol):
         """Return θ_d − Θ. Its derivative with respect to the row is 1."""
 
     def add_to_mean(self, of_mean: Tensor, of_theta: Tensor, of_deviation: Tensor | None) -> None:
-        """Add Θ's part of the gradients with respect to θ_d and θ_d − Θ to `of_mean`, in place."""
+        """Add Θ's part of the gradients with respect to θ_d and θ_d − Θ, all [P], to `of_mean`, in place."""
+
+
+def together(device: torch.device) -> bool:
+    """Tell whether a batch's rows are taken together on this device."""
+    return device.type != "cpu"
 
 
 class _Rows(torch.autograd.Function):
@@ -34,68 +57,107 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, stored: Tensor, mean: Tensor, places: dict[int, list[int]], form: Form, dtype: torch.dtype, prior: Prior
+        ctx, stored: Tensor, mean: Tensor, present: Tensor, place: Tensor, form: Form, dtype: torch.dtype, prior: Prior
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(stored, mean)
-        ctx.places, ctx.form, ctx.prior = places, form, prior
+        ctx.save_for_backward(stored, mean, present, place)
+        ctx.form, ctx.prior = form, prior
         ctx.set_materialize_grads(False)
-        theta = stored.new_empty(sum(map(len, places.values())), stored.shape[1], dtype=dtype)
-        potentials = mean.new_zeros(len(places))
-        flat = isinstance(prior, Flat)
-        for i, (task, rows) in enumerate(places.items()):
-            row = stored[task]
-            theta_d = form.theta_of(row, mean).to(dtype)
-            for r in rows:
-                theta[r] = theta_d
-            if not flat:
-                potentials[i] = prior.potential(form.deviation_of(row, mean)[None])[0]
-        if flat:
+        gather = _gather_together if together(stored.device) else _gather_each
+        theta, potentials = gather(stored, mean, present, place, form, dtype, prior)
+        if isinstance(prior, Flat):
             ctx.mark_non_differentiable(potentials)
         return theta, potentials
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_theta: Tensor | None, of_potentials: Tensor | None):
-        (stored, mean), form, prior = ctx.saved_tensors, ctx.form, ctx.prior
-        values = stored.new_zeros(len(ctx.places), stored.shape[1])
-        of_mean = torch.zeros_like(mean)
-        for i, (task, rows) in enumerate(ctx.places.items()):
-            value, pull = values[i], None
-            if of_theta is not None:
-                for r in rows:
-                    value += of_theta[r]
-            if of_potentials is not None:
-                pull = prior.pull(form.deviation_of(stored[task], mean)[None])[0] * of_potentials[i]
-            form.add_to_mean(of_mean, value, pull)
-            if pull is not None:
-                value += pull
-        tasks = torch.tensor(list(ctx.places), device=stored.device)
+        (stored, mean, present, place), form = ctx.saved_tensors, ctx.form
+        scatter = _scatter_together if together(stored.device) else _scatter_each
+        values, of_mean = scatter(stored, mean, present, place, form, ctx.prior, of_theta, of_potentials)
         if form.sparse:
             of_stored = torch.sparse_coo_tensor(
-                tasks[None], values, stored.shape, is_coalesced=True, check_invariants=False
+                present[None], values, stored.shape, is_coalesced=True, check_invariants=False
             )
         else:
-            of_stored = torch.zeros_like(stored).index_copy_(0, tasks, values)
-        return of_stored, of_mean, None, None, None, None
+            of_stored = torch.zeros_like(stored).index_copy_(0, present, values)
+        return of_stored, of_mean, None, None, None, None, None
+
+
+def _gather_each(stored, mean, present, place, form, dtype, prior) -> tuple[Tensor, Tensor]:
+    theta = stored.new_empty(len(place), stored.shape[1], dtype=dtype)
+    potentials = mean.new_zeros(len(present))
+    for i, (task, documents) in enumerate(zip(present.tolist(), _documents(place, len(present)), strict=True)):
+        row = stored[task]
+        theta_d = form.theta_of(row, mean).to(dtype)
+        for r in documents:
+            theta[r] = theta_d
+        if not isinstance(prior, Flat):
+            potentials[i] = prior.potential(form.deviation_of(row, mean)[None])[0]
+    return theta, potentials
+
+
+def _gather_together(stored, mean, present, place, form, dtype, prior) -> tuple[Tensor, Tensor]:
+    rows = stored.index_select(0, present)
+    theta = form.theta_of(rows, mean).to(dtype).index_select(0, place)
+    return theta, prior.potential(form.deviation_of(rows, mean))
+
+
+def _scatter_each(stored, mean, present, place, form, prior, of_theta, of_potentials) -> tuple[Tensor, Tensor]:
+    values, of_mean = stored.new_zeros(len(present), stored.shape[1]), torch.zeros_like(mean)
+    for i, (task, documents) in enumerate(zip(present.tolist(), _documents(place, len(present)), strict=True)):
+        value, pull = values[i], None
+        if of_theta is not None:
+            for r in documents:
+                value += of_theta[r]
+        if of_potentials is not None:
+            pull = prior.pull(form.deviation_of(stored[task], mean)[None])[0] * of_potentials[i]
+        form.add_to_mean(of_mean, value, pull)
+        if pull is not None:
+            value += pull
+    return values, of_mean
+
+
+def _scatter_together(stored, mean, present, place, form, prior, of_theta, of_potentials) -> tuple[Tensor, Tensor]:
+    of_mean, pull = torch.zeros_like(mean), None
+    if of_theta is None:
+        values = stored.new_zeros(len(present), stored.shape[1])
+    else:
+        values = _sum_by_task(of_theta, place, len(present), stored.dtype)
+    if of_potentials is not None:
+        rows = stored.index_select(0, present)
+        pull = prior.pull(form.deviation_of(rows, mean)) * of_potentials[:, None]
+    form.add_to_mean(of_mean, values.sum(0), None if pull is None else pull.sum(0))
+    return values if pull is None else values.add_(pull), of_mean
+
+
+def _sum_by_task(of_theta: Tensor, place: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """Sum [R, P] over each task's documents to [U, P], as a product with 0 and 1: index_add's order is not fixed."""
+    member = torch.arange(n, device=place.device)[:, None] == place
+    if of_theta.is_cuda and of_theta.dtype != dtype == torch.float32:
+        return torch.mm(member.to(of_theta.dtype), of_theta, out_dtype=dtype)  # sums in float32, without a copy in it
+    return member.to(dtype) @ of_theta.to(dtype)
+
+
+def _documents(place: Tensor, n: int) -> list[list[int]]:
+    """List each task's documents."""
+    documents: list[list[int]] = [[] for _ in range(n)]
+    for r, i in enumerate(place.tolist()):
+        documents[i].append(r)
+    return documents
 
 
 def rows(
-    stored: Tensor, mean: Tensor, task: Tensor, form: Form, dtype: torch.dtype, prior: Prior = FLAT
+    stored: Tensor, mean: Tensor, places: Places, form: Form, dtype: torch.dtype, prior: Prior = FLAT
 ) -> tuple[Tensor, Tensor]:
     """Gather θ of each document of a batch, and the prior's potential of its task.
 
     Args:
         stored: [D, P], of which `form` makes θ_d.
         mean: [P] Θ.
-        task: [R] each document's task.
         dtype: of θ.
 
     Returns:
         theta [R, P]; potentials [R] in nats, 0 under a flat prior.
     """
-    present, index = task.unique(return_inverse=True)  # sorted, as a sparse gradient's rows must be
-    places: dict[int, list[int]] = {d: [] for d in present.tolist()}
-    for r, d in enumerate(task.tolist()):
-        places[d].append(r)
-    theta, potentials = _Rows.apply(stored, mean, places, form, dtype, prior)
-    return theta, potentials[index]
+    theta, potentials = _Rows.apply(stored, mean, *places, form, dtype, prior)
+    return theta, potentials.index_select(0, places.place)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bora.data.tokens import Encoded
 from bora.errors import UserError
 from bora.model.batch import Batch
-from bora.model.likelihood import IGNORE
+from bora.model.likelihood import IGNORE, scored_places
 
 
 class Documents(Dataset[Batch]):
@@ -36,25 +36,27 @@ class Documents(Dataset[Batch]):
             batch: indices of R documents, and K, the batches that an epoch has.
         """
         indices, batches = batch
-        width = max(len(self.documents[i].ids) for i in indices)
+        documents = [self.documents[i] for i in indices]
+        lengths = np.array([len(d.ids) for d in documents])
+        real = np.arange(lengths.max()) < lengths[:, None]
         pad = self.scored_padding
-        input_ids = torch.full((len(indices), width), 0 if pad is None else pad)
-        labels = torch.full((len(indices), width), IGNORE if pad is None else pad)
-        for row, i in enumerate(indices):
-            document = self.documents[i]
-            ids = torch.from_numpy(document.ids).long()
-            input_ids[row, : len(ids)] = ids
-            labels[row, : len(ids)] = ids
-            labels[row, : document.n_prompt] = IGNORE
+        input_ids = np.full(real.shape, 0 if pad is None else pad, dtype=np.int64)
+        input_ids[real] = np.concatenate([d.ids for d in documents])
+        labels = np.where(real, input_ids, IGNORE if pad is None else pad)
+        labels[np.arange(lengths.max()) < np.array([d.n_prompt for d in documents])[:, None]] = IGNORE
+        task = torch.tensor([self.tasks[i] for i in indices])
+        present, place = task.unique(return_inverse=True)
         padded: Batch = {
-            "input_ids": input_ids,
-            "labels": labels,
-            "task": torch.tensor([self.tasks[i] for i in indices]),
+            "input_ids": torch.from_numpy(input_ids),
+            "labels": torch.from_numpy(labels),
+            "task": task,
             "batches": batches,
+            "scored": scored_places(torch.from_numpy(labels)),
+            "present": present,
+            "place": place,
         }
         if pad is not None:
-            lengths = torch.tensor([len(self.documents[i].ids) for i in indices])
-            padded["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+            padded["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return padded
 
 
@@ -161,6 +163,10 @@ class ResumableLoader(DataLoader[Batch]):
         self.sampler.begin_at = state["given"] % len(self.sampler)
 
 
-def loader(documents: Documents, batches: Batches) -> ResumableLoader:
-    """Make a DataLoader whose sampler hands out whole batches."""
-    return ResumableLoader(documents, sampler=batches, batch_size=None)
+def loader(documents: Documents, batches: Batches, pinned: bool = False) -> ResumableLoader:
+    """Make a DataLoader whose sampler hands out whole batches.
+
+    Args:
+        pinned: in memory that a GPU can copy from while this process goes on.
+    """
+    return ResumableLoader(documents, sampler=batches, batch_size=None, pin_memory=pinned)

@@ -70,11 +70,12 @@ class TaskDataModule(L.LightningDataModule):
             order = np.random.default_rng(self.seed).permutation(len(documents)).tolist()
         elif not training:  # by length, so that padding is short
             order = np.argsort(lengths, kind="stable").tolist()
-        shares = {}
+        shares, pinned = {}, False
         if self.trainer:
+            pinned = self.trainer.strategy.root_device.type == "cuda"
             shares = {"rank": self.trainer.global_rank, "n_processes": self.trainer.world_size}
             shares["accumulate"] = self.trainer.accumulate_grad_batches if training else 1
         batches = Batches(lengths, batch_size, order, self.seed, **shares)
         if training:
             batches.check_trainable()
-        return loader(documents, batches)
+        return loader(documents, batches, pinned)

@@ -1,17 +1,24 @@
 """A frozen language model that runs each row of a batch under its own θ."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bora.errors import UserError
 from bora.model.batch import Batch
 from bora.model.likelihood import Head, document_nll
-from bora.model.lora import Layout, LowRank, add_low_rank, linear_shape
+from bora.model.lora import Layout, add_low_rank, linear_shape
 from bora.model.targets import find_targets
+
+# On a GPU, in torch's order, without cuDNN's: that plans anew for every number of documents and of tokens, which in
+# batches of documents of like length are new in nearly every step.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+UPDATE = "bora_update"  # a target layer's attribute: the factors of the batch at hand and their scale, or None
 
 
 class Backbone(nn.Module):
@@ -30,8 +37,8 @@ class Backbone(nn.Module):
         target_modules: the layers with an update; see bora.model.targets.
         rank: r ≥ 1.
         alpha: LoRA's α.
-        compile: run it compiled by torch where gradients are needed. Validation and test are short and would
-            each need a compilation of their own, so they run as they are.
+        compile: run its blocks compiled by torch where gradients are needed: all of one kind are compiled once.
+            Validation and test are short and would need a compilation of their own, so they run as they are.
 
     Raises:
         UserError: the likelihood cannot take the model (see `_check`), or a layer cannot have a LoRA (see
@@ -52,22 +59,19 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self._scale, self._cap = 1.0, None
+        self.compiled = False  # not for `_check`
         self._check()
-        self._compiled = torch.compile(self._hidden, dynamic=True) if compile else self._hidden
         layers = find_targets(model, target_modules)
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, rank)
-        self._factors: dict[str, LowRank] | None = None
-        for name, layer in layers.items():
-            layer.register_forward_hook(self._hook(name))
-
-    def _hook(self, name: str):
-        def add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self._factors is None:
-                return None  # leaves the frozen layer's output as it is
-            return add_low_rank(output, args[0], self._factors[name], self.scale)
-
-        return add_update
+        self._targets = layers
+        for layer in layers.values():
+            setattr(layer, UPDATE, None)
+            layer.register_forward_hook(_add_update)
+        self.compiled = compile
+        if compile:
+            for block in blocks(self.decoder):
+                block.compile(dynamic=True)
 
     @contextmanager
     def routed(self, theta: Tensor | None):
@@ -76,11 +80,14 @@ class Backbone(nn.Module):
         Args:
             theta: [R, P], a row for each of the batch's; [P], the same for all; or None for the bare model.
         """
-        self._factors = None if theta is None else self.layout.factors(theta.to(self.dtype))
+        factors = {} if theta is None else self.layout.factors(theta.to(self.dtype))
+        for name, layer in self._targets.items():
+            setattr(layer, UPDATE, (factors[name], self.scale) if factors else None)
         try:
             yield
         finally:
-            self._factors = None
+            for layer in self._targets.values():
+                setattr(layer, UPDATE, None)
 
     def nll(self, batch: Batch, theta: Tensor | None) -> Tensor:
         """Return −log p of each document (eq. 2), [R] nats.
@@ -90,7 +97,7 @@ class Backbone(nn.Module):
         """
         with self.routed(theta):
             hidden = self.hidden(batch["input_ids"], batch.get("attention_mask"))
-        return document_nll(hidden, batch["labels"], self.head)
+        return document_nll(hidden, batch["labels"], self.head, batch.get("scored"))
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -119,12 +126,15 @@ class Backbone(nn.Module):
         The model is causal, so no real token sees the padding on its right, mask or not. A mask is needed only
         where padding itself is scored (experiment=reference).
         """
-        run = self._compiled if torch.is_grad_enabled() else self._hidden
-        return run(input_ids, attention_mask)
-
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        kernels = sdpa_kernel(ATTENTION) if input_ids.is_cuda else nullcontext()
+        with kernels, self._stance():
+            run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return run.last_hidden_state
+
+    def _stance(self):
+        if self.compiled and not torch.is_grad_enabled():
+            return torch.compiler.set_stance("force_eager")
+        return nullcontext()
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -152,6 +162,21 @@ class Backbone(nn.Module):
                 f"the architecture {config.model_type!r} reads the whole text at every position; "
                 "choose a causal (left-to-right) language model"
             )
+
+
+def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """Add a target layer's update to its output, as a forward hook; None leaves the output as it is.
+
+    The update stands at the layer itself: so all blocks run the same code, and one compilation serves them all.
+    """
+    update: tuple[LowRank, float] | None = getattr(layer, UPDATE)
+    return None if update is None else add_low_rank(output, args[0], *update)
+
+
+def blocks(decoder: nn.Module) -> nn.ModuleList:
+    """Find the decoder's transformer blocks: of its lists of modules the one with the most parameters."""
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))
 
 
 def _logit_changes(config: PreTrainedConfig) -> Iterator[tuple[float, float | None]]:

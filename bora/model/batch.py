@@ -7,13 +7,20 @@ from torch import Tensor
 
 
 class Batch(TypedDict):
-    """R documents, padded on the right to T tokens."""
+    """R documents, padded on the right to T tokens.
+
+    `scored`, `present` and `place` follow from `labels` and `task`. Whoever makes the batch on the CPU gives them
+    along, since to find them on a GPU, how many there are, is to wait for it.
+    """
 
     input_ids: Tensor  # [R, T]
     labels: Tensor  # [R, T], IGNORE on padding and prompt
     task: Tensor  # [R]
     batches: int  # K, that an epoch has
     attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
+    scored: NotRequired[Tensor]  # [S] places in [R · T] of the scored tokens
+    present: NotRequired[Tensor]  # [U] the tasks in it, ascending
+    place: NotRequired[Tensor]  # [R] each document's task's place in `present`
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

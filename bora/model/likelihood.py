@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bora.model.softmax import can_fuse, nll_and_gradient
+
 IGNORE = -100  # label of a token that is not scored: padding, prompt
-CHUNK_ELEMENTS = 2**23  # logits held at a time; 32 MiB in float32
 
 
 class Head(NamedTuple):
@@ -39,6 +40,18 @@ class Head(NamedTuple):
         return z if self.cap is None else self.cap * torch.tanh(z / self.cap)
 
 
+def chunk_elements(device: torch.device) -> int:
+    """Return how many logits are held at a time.
+
+    On a CPU as many as stay near its caches. On a GPU every chunk costs launches: a 256th of its memory in bytes, and
+    no more than 2²⁷, 256 MiB in bfloat16, beyond which there is nothing to gain. Not of the memory that is free: a
+    run's sums would depend on what else is running.
+    """
+    if device.type != "cuda":
+        return 2**23
+    return min(2**27, torch.cuda.get_device_properties(device).total_memory // 256)
+
+
 class _TokenNLL(torch.autograd.Function):
     """−log softmax(logits)[target] for each row of `hidden`; the head is a constant."""
 
@@ -48,11 +61,18 @@ class _TokenNLL(torch.autograd.Function):
         accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         nll = torch.empty(len(hidden), dtype=accumulate, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = max(1, CHUNK_ELEMENTS // len(weight))
+        chunk = max(1, chunk_elements(hidden.device) // len(weight))
+        fused = can_fuse(hidden)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
+            logits = nn.functional.linear(hidden[rows], weight, bias)
+            if fused:
+                nll[rows] = nll_and_gradient(logits, targets[rows], scale, cap, gradient is not None)
+                if gradient is not None:
+                    torch.mm(logits, weight, out=gradient[rows])
+                continue
             target = targets[rows, None]
-            logits = nn.functional.linear(hidden[rows], weight, bias).to(accumulate)
+            logits = logits.to(accumulate)
             if scale != 1:
                 logits.mul_(scale)
             slope = None  # of the cap
@@ -100,22 +120,30 @@ def token_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     return _TokenNLL.apply(hidden, head, targets)
 
 
-def document_nll(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
+def document_nll(hidden: Tensor, labels: Tensor, head: Head, scored: Tensor | None = None) -> Tensor:
     """Return −Σ_i log p(w_{i+1} | w_{1:i}) over the scored tokens of each document (eq. 2), in nats.
 
     Args:
         hidden: [R, T, H] last hidden states of R documents.
         labels: [R, T] the token ids themselves (not shifted), IGNORE where a token is not scored.
         head: the output layer, frozen.
+        scored: [S] from `scored_places`; where it is not given, it is found here, which waits for a GPU.
 
     Returns:
         [R] nats, one number a document; 0 for a document without scored tokens.
     """
-    targets = labels[:, 1:]  # position t predicts token t + 1
-    scored = targets != IGNORE
-    nll = token_nll(hidden[:, :-1][scored], targets[scored], head)
-    rows = scored.nonzero()[:, 0]
-    return nll.new_zeros(len(labels)).index_add(0, rows, nll)
+    if scored is None:
+        scored = scored_places(labels)
+    # Position t predicts token t + 1.
+    nll = token_nll(hidden.flatten(0, 1).index_select(0, scored - 1), labels.flatten().index_select(0, scored), head)
+    return nll.new_zeros(len(labels)).index_add(0, scored // labels.shape[1], nll)
+
+
+def scored_places(labels: Tensor) -> Tensor:
+    """Find the scored tokens of labels [R, T]: their places in [R · T], ascending; a first token is never scored."""
+    scored = labels != IGNORE
+    scored[:, 0] = False
+    return scored.flatten().nonzero()[:, 0]
 
 
 def n_scored(labels: Tensor) -> Tensor:

@@ -80,13 +80,16 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: last.ckpt.
         seconds: between saves within an epoch; 0 for after each step.
+        progress: is brought up to date before a save.
         logger: what a resumed run needs to know of it; see RunLogger.saved.
         fingerprint: what decides the run's numbers; see `check_same_run`.
         stop: whether a signal asked the run to stop.
     """
 
-    def __init__(self, path: Path, seconds: float, logger: RunLogger, fingerprint: dict[str, Any], stop: Stop) -> None:
-        self.path, self.seconds, self.logger = path, seconds, logger
+    def __init__(
+        self, path: Path, seconds: float, progress: Progress, logger: RunLogger, fingerprint: dict[str, Any], stop: Stop
+    ) -> None:
+        self.path, self.seconds, self.progress, self.logger = path, seconds, progress, logger
         self.fingerprint, self.stop = fingerprint, stop
         self._saved = time.monotonic()  # a clock that nobody sets
 
@@ -130,6 +133,7 @@ class LastCheckpoint(Checkpoint):
         checkpoint |= self.logger.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
+        self.progress.read(module)  # stops here if a loss was not finite: what it left is not saved
         lost = find_nonfinite(module.model.adapters)
         if lost is not None:  # the older file stays
             raise UserError(

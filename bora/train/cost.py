@@ -22,7 +22,7 @@ from bora.data.split import SPLITS
 from bora.errors import UserError
 from bora.lib.machine import peak_memory, reset_peak_memory
 from bora.model.batch import to_device
-from bora.model.likelihood import CHUNK_ELEMENTS
+from bora.model.likelihood import chunk_elements
 from bora.model.loading import load_backbone, on_gpu
 from bora.model.lora import Layout, linear_shape
 from bora.model.pretrained import Pretrained
@@ -121,6 +121,8 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
     # The dense estimator of the prior gives every task a gradient in every step.
     with_gradient = rows if cfg.prior.estimator == "dense" else min(documents, rows)
     vocabulary = model.config.get_text_config().vocab_size
+    gpu = on_gpu(cfg.trainer.accelerator) and torch.cuda.is_available()
+    chunk = chunk_elements(torch.device("cuda" if gpu else "cpu"))
     return {
         "backbone": _count_backbone(model, cfg.model.quantization),
         "theta": FLOAT_BYTES * (rows + 1) * P,
@@ -128,7 +130,7 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
         "moments": 2 * FLOAT_BYTES * (rows + 1) * P,
         # θ of each document in the backbone's dtype, and its gradient; at τ = ∞ all documents share one.
         "rows_of_a_batch": 2 * model.dtype.itemsize * (documents if rows else 1) * P,
-        "logits_of_a_chunk": FLOAT_BYTES * min(CHUNK_ELEMENTS, documents * cfg.data.max_tokens * vocabulary),
+        "logits_of_a_chunk": FLOAT_BYTES * min(chunk, documents * cfg.data.max_tokens * vocabulary),
     }
 
 
@@ -191,7 +193,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         for batch in islice(batches, cfg.trainer.accumulate_grad_batches):
             objective = model.objective(to_device(batch, device))
             objective.loss.backward()
-            tokens += objective.tokens
+            tokens += objective.scored.sum()
         optimizer.step()
         return tokens.item()
 

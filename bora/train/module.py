@@ -1,7 +1,8 @@
 """The LightningModule: how a HierarchicalLoRA is trained to its MAP estimate, validated and tested."""
 
 import logging
-from typing import cast
+import math
+from typing import NamedTuple, cast
 
 import lightning as L
 import torch
@@ -10,12 +11,28 @@ from torchmetrics import Metric
 
 from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
 from bora.bayes.model import HierarchicalLoRA
-from bora.bayes.objective import Objective
 from bora.model.batch import Batch
 from bora.model.likelihood import n_scored
 from bora.train.perplexity import BatchPerplexity, TaskPerplexity
 
 log = logging.getLogger(__name__)
+
+
+class BatchFigures(NamedTuple):
+    """What is logged of a batch, of all processes' documents.
+
+    Attributes:
+        step: optimiser steps before it.
+        likelihood, prior: as in Objective.
+        nats: the documents' own NLL.
+        tokens: scored.
+    """
+
+    step: int
+    likelihood: float
+    prior: float
+    nats: float
+    tokens: float
 
 
 class NonFiniteLoss(Exception):
@@ -44,6 +61,8 @@ class TrainingModule(L.LightningModule):
         self.model = model
         self.lr, self.betas, self.eps, self.nonfinite = lr, betas, eps, nonfinite
         self._skips = False  # the step that is being taken
+        # Of each batch since `read_figures`: steps before it, its figures, its documents' NLL and tasks.
+        self._unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self.gradient_norms: dict[str, float] = {}  # of the last logged step, before clipping
         if model.adapters.sparse and model.adapters.stored is not None:
             # Its gradient is summed over processes in on_before_optimizer_step: torch's
@@ -67,31 +86,44 @@ class TrainingModule(L.LightningModule):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False) -> None:
         self.model.load_trained_state(state_dict)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Estimate U/T from one batch; Lightning averages it over the batches of a step and over processes.
 
         Returns:
-            loss: of this process's documents; and the Objective of all processes' documents.
+            the loss, of this process's documents. Its figures stay on the device until `read_figures`.
         """
         n = self.trainer.world_size
         objective = self.model.objective(batch, n)
-        everyones = torch.stack(objective).detach()
+        totals = (objective.likelihood / n, objective.prior / n, objective.nll.sum(), objective.scored.sum())
+        figures = torch.stack([total.detach().to(objective.nll.dtype) for total in totals])
         if n > 1:  # what is logged is the whole batch's
-            everyones = cast(Tensor, self.trainer.strategy.reduce(everyones, reduce_op="sum"))
-        if not everyones[:2].isfinite().all():
-            self._not_finite(batch, float(everyones[:2].sum()))
-        return {"loss": objective.loss, **Objective(*everyones[:2] / n, *everyones[2:])._asdict()}
+            figures = cast(Tensor, self.trainer.strategy.reduce(figures, reduce_op="sum"))
+        self._unread.append((self.global_step, figures, objective.nll, batch["task"]))
+        if self.nonfinite == "skip" and not figures[:2].isfinite().all():  # waits for the device in every step
+            log.warning("%s: the step is skipped (optim.nonfinite=skip)", self._describe_loss(*self._unread[-1]))
+            self._skips = True
+        return objective.loss
 
-    def _not_finite(self, batch: Batch, loss: float) -> None:
-        with torch.no_grad():
-            lost = batch["task"][~self.model.nll(batch).isfinite()].unique().tolist()
+    def read_figures(self) -> list[BatchFigures]:
+        """Return the figures of the batches since the last call. This waits for the device, so it is not done often.
+
+        Raises:
+            NonFiniteLoss: one of them was not finite, unless such steps are skipped.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return []
+        rows = torch.stack([figures for _, figures, *_ in unread]).tolist()
+        for (likelihood, prior, *_), batch in zip(rows, unread, strict=True):
+            if self.nonfinite == "stop" and not math.isfinite(likelihood + prior):
+                raise NonFiniteLoss(self._describe_loss(*batch))
+        return [BatchFigures(step, *row) for (step, *_), row in zip(unread, rows, strict=True)]
+
+    def _describe_loss(self, step: int, figures: Tensor, nll: Tensor, task: Tensor) -> str:
+        lost = task[~nll.isfinite()].unique().tolist()
         tasks = ", ".join(repr(self.model.adapters.task_names[d]) for d in lost)
         whose = f"by documents of {tasks}" if tasks else "by the prior, or by documents of another process"
-        what = f"at step {self.global_step + 1} the loss is {loss}, {whose}"
-        if self.nonfinite == "stop":
-            raise NonFiniteLoss(what)
-        log.warning("%s: the step is skipped (optim.nonfinite=skip)", what)
-        self._skips = True
+        return f"at step {step + 1} the loss is {float(figures[:2].sum())}, {whose}"
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.model.optimizer(self.lr, self.betas, self.eps)

@@ -9,6 +9,9 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from bora.lib.console import LINE_SECONDS, close_bar, is_watched, open_bar, short_count, tell
+from bora.train.module import BatchFigures, TrainingModule
+
+READ_SECONDS = 1.0  # between looks at a device that may still be computing
 
 
 class Progress(Callback):
@@ -26,16 +29,18 @@ class Progress(Callback):
         self.monitor, self.every = monitor, every
         # For each validation: the epoch, counted from 1, and the monitored NLL.
         self.history: list[tuple[int, float]] = []
-        self.tokens, self.seconds, self._since = 0, 0.0, 0.0
+        self.tokens, self.seconds = 0, 0.0
+        self._since: float | None = None  # when the batches that are not read yet began
+        self._read_at = 0.0
         self._started, self._before = time.perf_counter(), 0.0
-        self._step: list[dict[str, float]] = []  # figures of the current step's batches
+        self._step: list[BatchFigures] = []  # of the last step whose batches are read
         # Of the epoch's batches so far, those without a finite likelihood left out.
         self.epoch_nats, self.epoch_tokens = 0.0, 0.0
         self._told = time.monotonic()  # when the last line was
 
     @property
     def tokens_per_second(self) -> float:
-        """Scored training tokens per second, without the time of validation."""
+        """Scored training tokens per second, without the time of validation and of saving."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
@@ -70,39 +75,59 @@ class Progress(Callback):
         self.epoch_nats, self.epoch_tokens = state["epoch_nats"], state["epoch_tokens"]
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        self._since = time.perf_counter()
+        if self._since is None:
+            self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs: Any, batch, batch_idx) -> None:
-        # Reading the figures waits for the device, so do it before reading the clock.
-        figures = {name: outputs[name].item() for name in ("likelihood", "prior", "nats", "tokens")}
-        self.tokens += round(figures["tokens"])
-        self.seconds += time.perf_counter() - self._since
-        if math.isfinite(figures["nats"]):
-            self.epoch_nats += figures["nats"]
-            self.epoch_tokens += figures["tokens"]
-        self._step.append(figures)
-        if ends_step(trainer, batch_idx):
+        if not ends_step(trainer, batch_idx):
+            return
+        logged = trainer.global_step % self.every == 0
+        # On a slow device at every step: there it costs nothing, and a loss that is not finite is found at once.
+        if logged or time.perf_counter() - self._read_at > READ_SECONDS:
+            self.read(module)
+            self._since = self._read_at
+        if logged:
             self._log_step(trainer, module)
-
-    def _log_step(self, trainer: L.Trainer, module) -> None:
-        batches, self._step = self._step, []
-        likelihood, prior, nats, tokens = (sum(b[name] for b in batches) for name in batches[0])
-        n = len(batches)
-        if trainer.global_step % self.every == 0:
-            row = {
-                "epoch": trainer.current_epoch,
-                "train/loss": (likelihood + prior) / n,
-                "train/likelihood": likelihood / n,
-                "train/prior": prior / n,
-                "train/nll": nats / tokens,
-                "tokens/s": self.tokens_per_second,
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                **module.gradient_norms,
-            }
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts
         if not is_watched() and time.monotonic() - self._told > LINE_SECONDS:
             self._tell(trainer, f"step {trainer.global_step:,} of at most {trainer.estimated_stepping_batches:,}")
+
+    def read(self, module: TrainingModule) -> None:
+        """Count the batches that are not read yet; the time from here to the next batch is not training's.
+
+        Raises:
+            NonFiniteLoss: see TrainingModule.read_figures.
+        """
+        for figures in module.read_figures():
+            self.tokens += round(figures.tokens)
+            if math.isfinite(figures.nats):
+                self.epoch_nats += figures.nats
+                self.epoch_tokens += figures.tokens
+            if self._step and self._step[-1].step != figures.step:
+                self._step = []
+            self._step.append(figures)
+        self._read_at = time.perf_counter()  # reading waits for the device, so the clock is read after it
+        if self._since is not None:
+            self.seconds += self._read_at - self._since
+        self._since = None
+
+    def _log_step(self, trainer: L.Trainer, module) -> None:
+        _, likelihood, prior, nats, tokens = (sum(figures) for figures in zip(*self._step, strict=True))
+        n = len(self._step)
+        row = {
+            "epoch": trainer.current_epoch,
+            "train/loss": (likelihood + prior) / n,
+            "train/likelihood": likelihood / n,
+            "train/prior": prior / n,
+            "train/nll": nats / tokens,
+            "tokens/s": self.tokens_per_second,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            **module.gradient_norms,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts
+
+    def on_validation_start(self, trainer: L.Trainer, module) -> None:
+        self.read(module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module) -> None:
         self.epoch_nats, self.epoch_tokens = 0.0, 0.0

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from bora.errors import UserError
+from bora.model.backbone import blocks
 from bora.train.module import TrainingModule
 
 
@@ -54,9 +55,3 @@ def shard(decoder: nn.Module, mesh: DeviceMesh) -> None:
     rest = {p for p in decoder.parameters() if not isinstance(p, DTensor)}
     # The decoder itself has nothing to shard, but knows the blocks' order, and so fetches the next in time.
     fully_shard(decoder, mesh=mesh, ignored_params=rest)
-
-
-def blocks(decoder: nn.Module) -> nn.ModuleList:
-    """Find the decoder's transformer blocks: of its lists of modules the one with the most parameters."""
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))

@@ -119,7 +119,7 @@ def build_fitter(
     best = BestCheckpoint(directory.best, progress)
     # Where a validation ends: an epoch need not have one (trainer.max_steps), and an old one's would be asked.
     stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
-    last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, logger, fingerprint, stop)
+    last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, progress, logger, fingerprint, stop)
     dashboard = Dashboard(logger, cfg.logger.task_lines)
     callbacks: list[Callback] = [progress, Bar(progress), stopping, dashboard, best, last, *more]
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})

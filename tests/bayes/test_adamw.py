@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bora.bayes import adamw
 from bora.bayes.adamw import RowwiseAdamW, clip_gradients
 
 OPTIONS = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
@@ -20,7 +21,9 @@ def sparse(rows, values, n_rows=5):
     return torch.sparse_coo_tensor(torch.tensor([rows]), values, shape, check_invariants=True)
 
 
-def test_each_row_is_an_adamw_of_its_own():
+@pytest.mark.parametrize("together", [False, True])
+def test_each_row_is_an_adamw_of_its_own(together, monkeypatch):
+    monkeypatch.setattr(adamw, "together", lambda device: together)
     start = torch.randn(5, 6, dtype=torch.float64)
     ours = torch.nn.Parameter(start.clone())
     optimiser = RowwiseAdamW([ours], **OPTIONS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bora.bayes.adapters import Centered, NonCentered, Separate, Shared, choose_form
+from bora.bayes.rows import find_places
 from bora.model.lora import Layout
 
 TASKS = ["a", "b", "c.d"]  # a dot in a task's name must do no harm
@@ -39,7 +40,7 @@ def test_tasks_rows_deviations_and_distances_agree(form):
     adapters = build(form)
     thetas = torch.stack([flat(adapters.tasks[task]) for task in TASKS])
     torch.testing.assert_close(torch.stack([adapters.theta(d) for d in range(3)]), thetas)
-    theta, _ = adapters.rows(torch.tensor([2, 0]), torch.float32)
+    theta, _ = adapters.rows(find_places(torch.tensor([2, 0])), torch.float32)
     torch.testing.assert_close(theta.expand(2, -1), thetas[[2, 0]])
     torch.testing.assert_close(adapters.deviations(slice(1, 3)), (thetas - adapters.mean)[1:])
     torch.testing.assert_close(adapters.distances(), (thetas - adapters.mean).norm(dim=1).double())

@@ -91,7 +91,8 @@ def test_the_training_steps_of_an_epoch_average_to_u_over_t_and_its_gradient(
     options = {"estimator": estimator, "parameterization": parameterization}
     model = hierarchical(tiny_opt(), ["a", "b"], data.task_documents, data.n_tokens, 5.0, **options).double()
     random_factors(model)
-    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=window, global_rank=0)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=window, global_rank=0, strategy=strategy)
     batches = list(data.train_dataloader())
     assert len(batches) == window * math.ceil(8 / (batch_size * window))
     # Lightning divides each loss by the window, so that a step's is their mean, as is an epoch's of its steps'.

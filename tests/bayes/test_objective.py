@@ -6,6 +6,7 @@ import torch
 from bora.bayes.adapters import PARAMETERIZATIONS
 from bora.bayes.objective import prior_by_document, sum_likelihood, task_mean_likelihood
 from bora.bayes.prior import FLAT, Gaussian
+from bora.bayes.rows import find_places
 from bora.model.lora import Layout, add_low_rank
 
 
@@ -38,7 +39,7 @@ def test_the_linear_gaussian_toy_reaches_its_closed_form(form, tau, estimator):
     is_A = torch.arange(layout.n_parameters) < rank * n_in
 
     def estimate(documents, k):
-        theta, potentials = adapters.rows(task[documents], torch.float64, FLAT if dense else prior)
+        theta, potentials = adapters.rows(find_places(task[documents]), torch.float64, FLAT if dense else prior)
         # A is held by giving it no gradient: θ's part that is A comes detached.
         lora = layout.factors(torch.where(is_A, theta.detach(), theta))["layer"]
         zero = torch.zeros(len(documents), 1, n_out, dtype=torch.float64)

@@ -1,15 +1,23 @@
-"""A batch's rows, taken task by task, are what autograd makes of the same in whole operations."""
+"""A batch's rows, taken one by one or together, are what autograd makes of the same in whole operations."""
 
 import pytest
 import torch
 
+from bora.bayes import rows
 from bora.bayes.adapters import Centered, NonCentered
 from bora.bayes.prior import FLAT, Gaussian, Norm
+from bora.bayes.rows import find_places
 from bora.model.lora import Layout
 
 D, P = 5, 24
 TASK = torch.tensor([3, 0, 3, 1, 3])  # task 3 three times, 2 and 4 not at all
 LAYOUT = Layout({"x": (3, 5), "y": (2, 2)}, rank=2)
+
+
+@pytest.fixture(params=[False, True], ids=["each", "together"], autouse=True)
+def way(request, monkeypatch):
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr(rows, "together", lambda device: request.param)
 
 
 def problem(form, sparse: bool = True, dtype: torch.dtype = torch.float64):
@@ -23,10 +31,11 @@ def problem(form, sparse: bool = True, dtype: torch.dtype = torch.float64):
 @pytest.mark.parametrize("form", [Centered, NonCentered])
 def test_values_and_gradients_equal_autograds(form, sparse, prior):
     adapters, weights, shares = problem(form, sparse)
-    theta, potentials = adapters.rows(TASK, torch.float64, prior)
+    theta, potentials = adapters.rows(find_places(TASK), torch.float64, prior)
     ((theta * weights).sum() + (potentials * shares).sum()).backward()
     ours = adapters.stored.grad, adapters.mean.grad
     assert ours[0].is_sparse == sparse
+    assert not sparse or ours[0].is_coalesced()
 
     adapters.zero_grad()
     whole = adapters.stored[TASK]
@@ -41,7 +50,7 @@ def test_values_and_gradients_equal_autograds(form, sparse, prior):
 
 def test_bfloat16_rows_have_gradients_summed_in_float32():
     adapters, weights, _ = problem(NonCentered, dtype=torch.float32)
-    theta, _ = adapters.rows(TASK, torch.bfloat16)
+    theta, _ = adapters.rows(find_places(TASK), torch.bfloat16)
     assert theta.dtype == torch.bfloat16
     theta.backward(weights.bfloat16())
     assert adapters.stored.grad.dtype == torch.float32

@@ -11,7 +11,7 @@ from bora.model.likelihood import IGNORE, Head, document_nll, n_scored, token_nl
 @pytest.mark.parametrize("chunk_elements", [7, 21, 10**6])
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.3, None), (1.0, 1.5), (2.5, 0.7)])
 def test_token_nll_and_its_gradient_equal_torchs_cross_entropy(scale, cap, chunk_elements, monkeypatch):
-    monkeypatch.setattr(likelihood, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(likelihood, "chunk_elements", lambda device: chunk_elements)
     torch.manual_seed(0)
     hidden = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
