@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from bora.errors import UserError
 from bora.model.batch import Batch
 from bora.model.likelihood import Head, document_nll
-from bora.model.lora import Layout, add_low_rank, linear_shape
+from bora.model.lora import Layout, LowRank, add_low_rank, linear_shape
 from bora.model.targets import find_targets
 
 # On a GPU, in torch's order, without cuDNN's: that plans anew for every number of documents and of tokens, which in
