@@ -7,10 +7,14 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from bora.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # Set by those who start several processes of a run: torchrun, Lightning, SLURM. In Lightning's order.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -51,6 +55,14 @@ def free_memory(gpu: bool) -> int | None:
     import torch
 
     return min((torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), default=None)
+
+
+def wait(device: "torch.device") -> None:
+    """Wait until a GPU has done what it was given; before a clock is read."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory() -> None:

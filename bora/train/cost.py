@@ -20,7 +20,7 @@ from bora.data.batches import Batches
 from bora.data.corpus import Corpus
 from bora.data.split import SPLITS
 from bora.errors import UserError
-from bora.lib.machine import peak_memory, reset_peak_memory
+from bora.lib.machine import peak_memory, reset_peak_memory, wait
 from bora.model.batch import to_device
 from bora.model.likelihood import chunk_elements
 from bora.model.loading import load_backbone, on_gpu
@@ -186,21 +186,22 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     reset_peak_memory()  # loading may need more than training
     batches = chain.from_iterable(repeat(data.train_dataloader()))  # an epoch may have fewer steps
 
-    def train() -> float:
-        """Take one step; return its scored tokens, which waits for the device."""
+    def train() -> int:
+        """Take one step; return its scored tokens."""
         optimizer.zero_grad()
-        tokens = torch.zeros((), device=device)
+        tokens = 0
         for batch in islice(batches, cfg.trainer.accumulate_grad_batches):
-            objective = model.objective(to_device(batch, device))
-            objective.loss.backward()
-            tokens += objective.scored.sum()
+            tokens += len(batch["scored"])
+            model.objective(to_device(batch, device)).loss.backward()
         optimizer.step()
-        return tokens.item()
+        return tokens
 
     for _ in range(WARMUP_STEPS):
         train()
+    wait(device)
     start = time.perf_counter()
     tokens = sum(train() for _ in range(MEASURED_STEPS))
+    wait(device)
     seconds = time.perf_counter() - start
     step_seconds = seconds / MEASURED_STEPS
     loader = data.val_dataloader()

@@ -29,7 +29,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import psutil
@@ -43,12 +43,13 @@ from transformers import PreTrainedModel
 
 from bora.bayes.adamw import learning_rate
 from bora.bayes.model import HierarchicalLoRA
+from bora.bayes.rows import find_places
 from bora.commands.overrides import compose_config
 from bora.lib.machine import peak_memory as process_peak
 from bora.lib.machine import reset_peak_memory
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch
-from bora.model.likelihood import IGNORE, n_scored
+from bora.model.likelihood import IGNORE, n_scored, scored_places
 from bora.model.loading import load_backbone
 from bora.model.lora import Layout, linear_shape
 from bora.model.targets import find_targets
@@ -71,7 +72,7 @@ class Settings:
     """What is measured; each is set on the command line as NAME=VALUE."""
 
     tasks: list[int] = field(default_factory=lambda: [1, 25, 400, 2500, 10000])  # D of the rows bora_D
-    loop_tasks: int = 25  # D of the row loop_D
+    loop_tasks: int | None = 25  # D of the row loop_D; null for none
     compiled: int | None = None  # D of a row with model.compile=true, and its floor; takes minutes
     batch_size: int = 16  # documents in a batch
     length: int = 128  # tokens of the longest document; each has between half of it and all of it
@@ -118,7 +119,7 @@ def variants(cfg: SimpleNamespace) -> list[Variant]:
     rows = [
         Variant("floor", floor),
         Variant("one_lora", one_lora),
-        Variant(f"loop_{cfg.loop_tasks}", loop, cfg.loop_tasks),
+        *(Variant(f"loop_{n}", loop, n) for n in [cfg.loop_tasks] if n is not None),
         *(Variant(f"bora_{n}", bora, n) for n in cfg.tasks),
     ]
     if cfg.compiled is not None:
@@ -192,10 +193,10 @@ def loop(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
     return step
 
 
-def bora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> Step:
+def hierarchical(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> HierarchicalLoRA:
     lora, names = cfg.lora.model_dump(), [f"task{d}" for d in range(n_tasks)]
     init_std = lora.pop("init_std")
-    hierarchical = HierarchicalLoRA(
+    return HierarchicalLoRA(
         Backbone(model, **lora, compile=compile),
         names,
         [100] * n_tasks,
@@ -204,12 +205,16 @@ def bora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bo
         **cfg.prior.model_dump(),
         init_std=init_std,
     ).to(cfg.device)
+
+
+def bora(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> Step:
+    trained = hierarchical(model, cfg, n_tasks, compile)
     lr = learning_rate(cfg.tau, cfg.prior.parameterization)
-    optimiser = hierarchical.optimizer(lr, tuple(cfg.optim.betas), cfg.optim.eps)
+    optimiser = trained.optimizer(lr, tuple(cfg.optim.betas), cfg.optim.eps)
 
     def step(batch: MaskedBatch) -> None:
         optimiser.zero_grad()
-        hierarchical.objective(batch).loss.backward()
+        trained.objective(batch).loss.backward()
         optimiser.step()
 
     return step
@@ -228,18 +233,16 @@ def random_batches(cfg: SimpleNamespace, vocabulary: int) -> Iterator[dict[str, 
             "mask": mask.long(),
             "task": torch.from_numpy(rng.integers(0, 2**31, cfg.batch_size)),
         }
-        yield {key: value.to(cfg.device) for key, value in batch.items()}
+        yield batch
 
 
-def of_tasks(batch: dict[str, Tensor], n_tasks: int) -> MaskedBatch:
-    """Deal the batch's documents out to this many tasks, as one of an epoch's 1000 batches."""
-    return {
-        "input_ids": batch["input_ids"],
-        "labels": batch["labels"],
-        "mask": batch["mask"],
-        "task": batch["task"] % n_tasks,
-        "batches": 1000,
-    }
+def of_tasks(batch: dict[str, Tensor], n_tasks: int, device: str = "cpu") -> MaskedBatch:
+    """Deal the batch's documents out to this many tasks, as one of an epoch's 1000 batches, as the loader makes them."""
+    task = batch["task"] % n_tasks
+    present, place = find_places(task)
+    found = {"task": task, "present": present, "place": place, "scored": scored_places(batch["labels"])}
+    moved = {key: value.to(device) for key, value in (batch | found).items()}
+    return cast(MaskedBatch, moved | {"batches": 1000})
 
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -280,7 +283,7 @@ def time_steps(
         if turn >= cfg.warmup:
             tokens.append(int(n_scored(batch["labels"]).sum()))
         for variant in chosen:
-            mine = of_tasks(batch, variant.n_tasks)
+            mine = of_tasks(batch, variant.n_tasks, cfg.device)
             wait(cfg)
             start = time.perf_counter()
             steps[variant.name](mine)
@@ -296,7 +299,7 @@ def peak_memory(cfg: SimpleNamespace, model: PreTrainedModel, variant: Variant) 
     step = variant.build(model, cfg, variant.n_tasks)
     batches = random_batches(cfg, model.config.get_text_config().vocab_size)
     for _ in range(3):
-        step(of_tasks(next(batches), variant.n_tasks))
+        step(of_tasks(next(batches), variant.n_tasks, cfg.device))
     return process_peak(cfg.device) / MIB
 
 

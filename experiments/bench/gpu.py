@@ -1,0 +1,427 @@
+"""All that a GPU is measured by, in one table and one JSON file; see gpu.sh.
+
+- step: the benchmark's step (bench.py) with OPT-350m's shape, and opt_mini's at many tasks;
+- switch: the same step with one thing done otherwise, in turn with the step as it is;
+- run: a real run's tokens a second, and those of its own batches without Lightning (`bora doctor --measure`);
+- profile: where a step's time goes;
+- equal: that all of this computes the same.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn.attention import SDPBackend
+
+from bora.bayes import adamw, rows
+from bora.commands.overrides import compose_config
+from bora.lib.machine import wait
+from bora.model import backbone, likelihood
+from bora.model.loading import load_backbone
+from bora.runs.directory import versions
+from bora.train.build import load_corpus
+from bora.train.cost import count_cost, measure
+from experiments.bench import bench
+
+PEAK_FLOPS = 989e12  # of an H100 or H200 in bfloat16, without sparsity
+MIB = 2**20
+
+
+@dataclass
+class Settings:
+    """What is measured; each is set on the command line as NAME=VALUE."""
+
+    quick: bool = False  # small sizes, for a CPU
+    device: str = "auto"  # cpu | cuda | auto: cuda where there is one
+    parts: list[str] = field(default_factory=lambda: ["step", "switch", "many", "run", "profile", "equal"])
+    rounds: int = 10  # timed steps of each variant
+    loop: bool = True  # the loop over tasks too
+    compiled: bool = True  # model.compile=true too
+    smollm2: bool = True  # a run of SmolLM2-135M, where its package is installed
+    table: str | None = None  # a table of texts for that run, with columns speaker and text; else the standard library
+    out: str = "outputs/gpu.json"
+
+
+def settings(arguments: list[str]) -> SimpleNamespace:
+    """Read the command line."""
+    unknown = [a for a in arguments if a.partition("=")[0] not in {f.name for f in fields(Settings)}]
+    if unknown:
+        raise SystemExit(f"gpu.py: there is no setting {unknown[0]}; see experiments/bench/gpu.py")
+    found = OmegaConf.to_object(OmegaConf.merge(Settings, OmegaConf.from_dotlist(arguments)))
+    found = SimpleNamespace(**asdict(found))
+    if found.device == "auto":
+        found.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return found
+
+
+def shape(cfg: SimpleNamespace, model: str, batch_size: int, length: int, tasks: list[int]) -> SimpleNamespace:
+    """Make the settings of bench.py for a step of this shape."""
+    arguments = [f"model={model}", f"batch_size={batch_size}", f"length={length}", f"rounds={cfg.rounds}"]
+    arguments += [f"tasks={tasks}".replace(" ", ""), f"device={cfg.device}", "loop_tasks=null"]
+    if cfg.device == "cuda":
+        arguments.append("model.dtype=bfloat16")
+    return bench.read_settings(arguments)
+
+
+def big(cfg: SimpleNamespace) -> SimpleNamespace:
+    """The step of the bars: OPT-350m's shape, 64 documents of 128 to 256 tokens."""
+    return shape(cfg, "opt_mini", 4, 32, [3, 50]) if cfg.quick else shape(cfg, "opt_350m_random", 64, 256, [25, 2500])
+
+
+def matrix_parameters(model: nn.Module) -> int:
+    """Count the weights that a token is multiplied by: of the linear layers, the output layer included."""
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+def interleave(
+    shape: SimpleNamespace, model: nn.Module, variants: dict[str, tuple[Callable, int, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Time one step of each variant in turn, on the same batches; measure on a GPU the peak of each memory.
+
+    Args:
+        variants: name → what builds its step, its D, and a context to take each of its steps in.
+    """
+    device = torch.device(shape.device)
+    batches = bench.random_batches(shape, model.config.get_text_config().vocab_size)
+    steps, found, seconds = {}, {}, {}
+    for name, (build, n_tasks, context) in variants.items():
+        wait(device)
+        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        steps[name] = build(bench.copy_of(model), shape, n_tasks)
+        start = time.perf_counter()
+        for i in range(3):
+            with context():
+                steps[name](bench.of_tasks(next(batches), n_tasks, shape.device))
+            if i == 0:
+                wait(device)
+                found[name] = {"first_step_seconds": time.perf_counter() - start}
+        wait(device)
+        if device.type == "cuda":
+            found[name]["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / MIB
+        seconds[name] = []
+    tokens, padded = [], []
+    for _ in range(shape.rounds):
+        batch = next(batches)
+        tokens.append(len(likelihood.scored_places(batch["labels"])))
+        padded.append(batch["input_ids"].numel())
+        for name, (_, n_tasks, context) in variants.items():
+            mine = bench.of_tasks(batch, n_tasks, shape.device)
+            with context():
+                wait(device)
+                start = time.perf_counter()
+                steps[name](mine)
+                wait(device)
+            seconds[name].append(time.perf_counter() - start)
+    first = next(iter(variants))
+    for name, times in seconds.items():
+        low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
+        found[name] |= {
+            "seconds": median,
+            "quartiles": [low, high],
+            "tokens_per_second": float(np.median(np.array(tokens) / times)),
+            "to_first": float(np.median(np.array(times) / np.array(seconds[first]))),
+            "mfu": 4 * matrix_parameters(model) * float(np.median(np.array(padded) / times)) / PEAK_FLOPS,
+            "all_seconds": times,
+        }
+    return found
+
+
+def load(cfg: SimpleNamespace, shape: SimpleNamespace) -> nn.Module:
+    torch.manual_seed(0)
+    accelerator = "gpu" if cfg.device == "cuda" else "cpu"
+    return load_backbone(shape.model, accelerator, shape.length).model.to(cfg.device).requires_grad_(False)
+
+
+def plain(*_args) -> Any:
+    return contextlib.nullcontext()
+
+
+def measure_step(cfg: SimpleNamespace) -> dict[str, Any]:
+    """The benchmark's rows."""
+    s = big(cfg)
+    model = load(cfg, s)
+    variants: dict[str, tuple[Callable, int, Any]] = {
+        "floor": (bench.floor, 1, plain),
+        "one_lora": (bench.one_lora, 1, plain),
+    }
+    variants |= {f"bora_{n}": (bench.bora, n, plain) for n in s.tasks}
+    if cfg.loop:
+        variants[f"loop_{s.tasks[0]}"] = (bench.loop, s.tasks[0], plain)
+    if cfg.compiled:
+        variants["compiled_floor"] = (partial(bench.floor, compile=True), 1, plain)
+        variants[f"compiled_{s.tasks[0]}"] = (partial(bench.bora, compile=True), s.tasks[0], plain)
+    found = interleave(s, model, variants)
+    for name, row in found.items():
+        if name.startswith(("bora_", "compiled_")) and "floor" not in name:
+            row["state_mib"] = bench.adapters_and_state(s, model, int(name.split("_")[1])) / MIB
+            if "peak_mib" in row:
+                row["over_floor_mib"] = row["peak_mib"] - found["floor"]["peak_mib"]
+    return found
+
+
+def switches(cfg: SimpleNamespace) -> dict[str, Callable]:
+    """What can be done otherwise, each as a context."""
+
+    @contextlib.contextmanager
+    def one_by_one() -> Iterator[None]:
+        with (
+            patch.object(rows, "together", lambda device: False),
+            patch.object(adamw, "together", lambda device: False),
+        ):
+            yield
+
+    found: dict[str, Callable] = {"as it is": plain, "rows one by one": one_by_one}
+    for power in (23, 25, 29):
+        size = lambda device, power=power: 2**power  # noqa: E731
+        found[f"chunks of 2^{power}"] = partial(patch.object, likelihood, "chunk_elements", size)
+    found["softmax by torch"] = partial(patch.object, likelihood, "can_fuse", lambda hidden: False)
+    if hasattr(nn.functional, "linear_cross_entropy"):
+        found["linear_cross_entropy"] = partial(patch.object, likelihood, "token_nll", library_nll)
+    if cfg.device == "cuda":
+        with_cudnn = [SDPBackend.CUDNN_ATTENTION, *backbone.ATTENTION]
+        found["attention by cuDNN"] = partial(patch.object, backbone, "ATTENTION", with_cudnn)
+    return found
+
+
+def library_nll(hidden, targets, head):
+    return nn.functional.linear_cross_entropy(
+        hidden, head.weight, targets, linear_bias=head.bias, reduction="none"
+    ).float()
+
+
+def measure_switches(cfg: SimpleNamespace) -> dict[str, Any]:
+    """BoRA's step with one thing done otherwise."""
+    s = big(cfg)
+    model = load(cfg, s)
+    return interleave(s, model, {name: (bench.bora, s.tasks[0], context) for name, context in switches(cfg).items()})
+
+
+def measure_many(cfg: SimpleNamespace) -> dict[str, Any]:
+    """Opt_mini with very many tasks."""
+    s = shape(cfg, "opt_mini", 4, 16, [3, 200]) if cfg.quick else shape(cfg, "opt_mini", 64, 128, [25, 10_000])
+    return interleave(s, load(cfg, s), {f"bora_{n}": (bench.bora, n, plain) for n in s.tasks})
+
+
+def runs(cfg: SimpleNamespace) -> dict[str, list[str]]:
+    """The real runs, as overrides of `bora run`; each of some hundred steps."""
+    trainer = f"trainer={'gpu' if cfg.device == 'cuda' else 'cpu'}"
+    common = [trainer, "logger=none", "tau=1000", "data.eval_batch_size=128", "optim.lr=1e-3"]
+    if cfg.quick:
+        quick = ["data.documents_per_task=12", "data.max_tokens=24", "data.batch_size=16", "trainer.max_epochs=1"]
+        return {"stdlib, opt_mini": [*common, *quick]}
+    found = {
+        "stdlib, opt_mini": ["data.batch_size=16", "trainer.max_steps=300"],
+        "stdlib, OPT-350m's shape": ["model=opt_350m_random", "data.batch_size=64", "trainer.max_steps=100"],
+    }
+    if cfg.smollm2:
+        texts = ["data=table", f"data.path={cfg.table}", "data.n_tasks=25"] if cfg.table else ["data=stdlib"]
+        small = ["model=smollm2_135m", "data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=150"]
+        found["SmolLM2-135M"] = [*texts, *small]
+        if cfg.compiled:
+            found["SmolLM2-135M, compiled"] = [*texts, *small, "model.compile=true"]
+    return {name: [*common, *overrides] for name, overrides in found.items()}
+
+
+def measure_runs(cfg: SimpleNamespace) -> dict[str, Any]:
+    """A whole `bora run`, and its batches without Lightning and all that a run does beside training."""
+    found = {}
+    for name, overrides in runs(cfg).items():
+        config, _ = compose_config(overrides)
+        pretrained = load_backbone(config.model, config.trainer.accelerator, config.data.max_tokens, weights=False)
+        corpus = load_corpus(config, pretrained)
+        taken = measure(config, corpus, count_cost(config, pretrained, corpus))
+        alternatives = {}
+        if cfg.device == "cuda" and "compiled" not in name:
+            with switches(cfg)["attention by cuDNN"]():
+                other = measure(config, corpus, count_cost(config, pretrained, corpus))
+            alternatives["attention by cuDNN"] = other.tokens_per_second
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={folder}/run"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+            if done.returncode:
+                raise RuntimeError(f"{name}: bora run failed: {done.stderr.strip()[-800:]}")
+            summary = json.loads(Path(folder, "run/summary.json").read_text())
+        found[name] = {
+            "run_tokens_per_second": summary["train_tokens_per_second"],
+            "bare_tokens_per_second": taken.tokens_per_second,
+            "run_to_bare": summary["train_tokens_per_second"] / taken.tokens_per_second,
+            "step_seconds": taken.step_seconds,
+            "wall_seconds": time.perf_counter() - start,
+            "test_perplexity": summary["test_perplexity"],
+            "bare_tokens_per_second_with": alternatives,
+            "overrides": overrides,
+        }
+    return found
+
+
+def measure_profile(cfg: SimpleNamespace) -> dict[str, Any]:
+    """Where BoRA's step spends its time, per step: on the device, on the host, and the largest kernels."""
+    s = big(cfg)
+    model = load(cfg, s)
+    step = bench.bora(model, s, s.tasks[0])
+    batches = bench.random_batches(s, model.config.get_text_config().vocab_size)
+    device = torch.device(cfg.device)
+    for _ in range(3):
+        step(bench.of_tasks(next(batches), s.tasks[0], cfg.device))
+    mine = [bench.of_tasks(next(batches), s.tasks[0], cfg.device) for _ in range(3)]
+    wait(device)
+    start = time.perf_counter()
+    for batch in mine:
+        step(batch)
+    unwaited = time.perf_counter() - start
+    wait(device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for batch in mine:
+            step(batch)
+        wait(device)
+    events = profiler.key_averages()
+    on_device = [e for e in events if e.device_type.name == device.type.upper()]
+    time_of = (lambda e: e.self_device_time_total) if device.type == "cuda" else (lambda e: e.self_cpu_time_total)
+    largest = sorted(on_device, key=time_of, reverse=True)[:10]
+    launches = sum(e.count for e in events if e.key in ("cudaLaunchKernel", "cuLaunchKernel", "cuLaunchKernelEx"))
+    return {
+        "device_busy_ms": sum(map(time_of, on_device)) / 3e3,
+        "host_ms_without_waiting": unwaited / 3 * 1e3,
+        "host_ms_profiled": sum(e.self_cpu_time_total for e in events) / 3e3,
+        "launches": launches / 3,
+        "largest": [{"name": e.key[:80], "ms": time_of(e) / 3e3, "calls": e.count / 3} for e in largest],
+    }
+
+
+def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
+    """Hold every switch to the step as it is, and a run on the device to the same run on the CPU, in float32."""
+    s = big(cfg)
+    model = load(cfg, s)
+    batch = bench.of_tasks(next(bench.random_batches(s, model.config.get_text_config().vocab_size)), 3, cfg.device)
+    found: dict[str, Any] = {}
+    reference = None
+    for name, context in switches(cfg).items():
+        torch.manual_seed(1)
+        hierarchical = bench.hierarchical(bench.copy_of(model), s, 3)
+        with torch.no_grad():
+            for parameter in hierarchical.adapters.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        with context():
+            objective = hierarchical.objective(batch)
+            objective.loss.backward()
+        gradient = hierarchical.adapters.stored.grad.to_dense()
+        nll = float(objective.nll.sum() / objective.scored.sum())
+        if reference is None:
+            reference = nll, gradient
+        apart = float((gradient - reference[1]).norm() / reference[1].norm())
+        found[name] = {"nats_a_token_apart": nll - reference[0], "gradient_apart": apart}
+    if cfg.device == "cuda":
+        small = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64 trainer.max_epochs=2"
+        nlls = []
+        for trainer in ("cpu", "gpu"):
+            with tempfile.TemporaryDirectory() as folder:
+                command = [sys.executable, "-m", "bora.run", *small.split(), f"trainer={trainer}"]
+                subprocess.run([*command, f"hydra.run.dir={folder}/run"], check=True, capture_output=True)
+                nlls.append(json.loads(Path(folder, "run/summary.json").read_text())["test_nll"])
+        found["a float32 run, GPU − CPU"] = {"nats_a_token_apart": nlls[1] - nlls[0]}
+    return found
+
+
+PARTS = {
+    "step": measure_step,
+    "switch": measure_switches,
+    "many": measure_many,
+    "run": measure_runs,
+    "profile": measure_profile,
+    "equal": measure_equality,
+}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print one table."""
+    machine = result["machine"]
+    title = f"{machine['device']}, torch {result['versions']['torch']}, {result['seconds']['all']:.0f} s"
+    table = Table(title=title, title_justify="left")
+    table.add_column("part")
+    table.add_column("what", overflow="fold")
+    for column in ("ms", "× first", "tokens/s", "MFU", "more"):
+        table.add_column(column, justify="right", overflow="fold")
+    for part in ("step", "switch", "many"):
+        for name, row in result.get(part, {}).items():
+            more = [f"{row['peak_mib']:,.0f} MiB"] if "peak_mib" in row else []
+            if "over_floor_mib" in row:
+                more.append(f"over floor {row['over_floor_mib']:,.0f}, θ + moments {row['state_mib']:,.0f}")
+            if name.startswith("compiled"):
+                more.append(f"first step {row['first_step_seconds']:.0f} s")
+            cells = [f"{1e3 * row['seconds']:.1f}", f"{row['to_first']:.3f}", f"{row['tokens_per_second']:,.0f}"]
+            table.add_row(part, name, *cells, f"{row['mfu']:.3f}", "; ".join(more))
+    for name, row in result.get("run", {}).items():
+        more = [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
+        more += [f"{k}: bare {v:,.0f}" for k, v in row["bare_tokens_per_second_with"].items()]
+        cells = [f"{1e3 * row['step_seconds']:.1f}", "", f"{row['run_tokens_per_second']:,.0f}"]
+        table.add_row("run", name, *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))
+    if profile := result.get("profile"):
+        table.add_row("profile", "device busy", f"{profile['device_busy_ms']:.1f}", "", "", "", "")
+        host = f"launches {profile['launches']:.0f}; profiled {profile['host_ms_profiled']:.1f} ms"
+        table.add_row("profile", "host", f"{profile['host_ms_without_waiting']:.1f}", "", "", "", host)
+        for kernel in profile["largest"]:
+            table.add_row("profile", kernel["name"], f"{kernel['ms']:.2f}", "", "", "", f"{kernel['calls']:.0f} calls")
+    for name, row in result.get("equal", {}).items():
+        gradient = f", gradient {row['gradient_apart']:.1e}" if "gradient_apart" in row else ""
+        table.add_row("equal", name, "", "", "", "", f"{row['nats_a_token_apart']:+.1e} nats a token{gradient}")
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def main() -> None:
+    """Measure, write the JSON file after each part, print the table."""
+    cfg = settings(sys.argv[1:])
+    name = torch.cuda.get_device_name() if cfg.device == "cuda" else bench.processor()
+    result: dict[str, Any] = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": {"device": name, "threads": torch.get_num_threads()},
+        "arguments": sys.argv[1:],
+        "versions": versions(),
+        "seconds": {},
+        "failed": {},
+    }
+    out = Path(cfg.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    for part in cfg.parts:
+        begun = time.perf_counter()
+        try:
+            result[part] = PARTS[part](cfg)
+        except Exception as error:  # the other parts are worth having: the machine may be lent for minutes
+            result["failed"][part] = f"{type(error).__name__}: {error}"
+        result["seconds"] |= {part: time.perf_counter() - begun, "all": time.perf_counter() - start}
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        if cfg.device == "cuda":
+            torch.cuda.empty_cache()
+    show(result)
+    for part, why in result["failed"].items():
+        print(f"{part} failed: {why}", file=sys.stderr)
+    print(f"written: {out}")
+    raise SystemExit(1 if result["failed"] else 0)
+
+
+if __name__ == "__main__":
+    main()
