@@ -335,7 +335,7 @@ def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
         apart = float((gradient - reference[1]).norm() / reference[1].norm())
         found[name] = {"nats_a_token_apart": nll - reference[0], "gradient_apart": apart}
     if cfg.device == "cuda":
-        small = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64 trainer.max_epochs=2"
+        small = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64"
         nlls = []
         for trainer in ("cpu", "gpu"):
             with tempfile.TemporaryDirectory() as folder:

@@ -12,4 +12,4 @@ if [ "${1:-}" = --quick ]; then
   shift
   set -- quick=true "$@"
 fi
-exec env PYTHONPATH=. "$PYTHON" experiments/bench/gpu.py "$@"
+exec env PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" experiments/bench/gpu.py "$@"
