@@ -11,8 +11,8 @@ import math
 import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +340,9 @@ def hash_text(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """List Python's and the libraries' versions."""
-    ours = {"python": platform.python_version(), "bora": bora.__version__}
-    return ours | {name: version(name) for name in LIBRARIES}
+    """List the versions of Python and of the libraries that are there: a run without W&B needs no wandb."""
+    found = {"python": platform.python_version(), "bora": bora.__version__}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
