@@ -126,8 +126,7 @@ class Backbone(nn.Module):
         The model is causal, so no real token sees the padding on its right, mask or not. A mask is needed only
         where padding itself is scored (experiment=reference).
         """
-        kernels = sdpa_kernel(ATTENTION) if input_ids.is_cuda else nullcontext()
-        with kernels, self._stance():
+        with _kernels(input_ids.device), self._stance():
             run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return run.last_hidden_state
 
@@ -147,7 +146,8 @@ class Backbone(nn.Module):
         config = self.model.config.get_text_config()
         ids = torch.arange(8, device=self.model.device).remainder(config.vocab_size)[None]
         hidden = self.hidden(ids)
-        whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        with _kernels(ids.device):
+            whole = self.model(input_ids=ids, use_cache=False).logits.float()
         for self._scale, self._cap in _logit_changes(config):
             if _close(self.head.logits(hidden).float(), whole):
                 break
@@ -171,6 +171,10 @@ def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> T
     """
     update: tuple[LowRank, float] | None = getattr(layer, UPDATE)
     return None if update is None else add_low_rank(output, args[0], *update)
+
+
+def _kernels(device: torch.device):
+    return sdpa_kernel(ATTENTION) if device.type == "cuda" else nullcontext()
 
 
 def blocks(decoder: nn.Module) -> nn.ModuleList:

@@ -12,10 +12,9 @@ def softmax_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits += row * n_columns
     target = tl.load(targets + row)
-    z = tl.load(logits + target).to(tl.float32) * scale
+    of_target = tl.load(logits + target).to(tl.float32) * scale
     if CAPPED:
-        z = cap * (2 * tl.sigmoid(2 * z / cap) - 1)
-    of_target = z
+        of_target = cap * (2 * tl.sigmoid(2 * of_target / cap) - 1)
     top = -float("inf")
     total = 0.0
     for start in range(0, n_columns, BLOCK):
