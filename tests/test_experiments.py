@@ -32,14 +32,13 @@ def test_imports_exist(script):
             exec(ast.unparse(node), {})
 
 
-@pytest.mark.parametrize("study", sorted(p.parent.name for p in EXPERIMENTS.glob("*/study.sh")))
-def test_a_studys_commands_are_known(study, tmp_path):
+@pytest.mark.parametrize("script", sorted(str(p.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.glob("*/*.sh")))
+def test_a_studys_commands_are_known(script, tmp_path):
     for name in ("bora", "python"):  # in place of the real ones: write down the arguments
         (tmp_path / name).write_text(f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "$LIST"; echo >> "$LIST"\n')
         (tmp_path / name).chmod(0o755)
-    given = {"BORA": str(tmp_path / "bora"), "LIST": str(tmp_path / "list"), "DATA": "t.csv", "OUT": "out"}
-    script = EXPERIMENTS / study / "study.sh"
-    subprocess.run([script], env=os.environ | given, cwd=REPOSITORY, check=True)
+    given = {name: str(tmp_path / name.lower()) for name in ("BORA", "LIST", "OUT")} | {"DATA": "t.csv"}
+    subprocess.run([EXPERIMENTS / script], env=os.environ | given, cwd=REPOSITORY, check=True)
     commands = [shlex.split(line) for line in (tmp_path / "list").read_text().splitlines()]
     assert any("--archive" in command for command in commands)
     for command in commands:

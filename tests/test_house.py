@@ -11,7 +11,7 @@ PACKAGE = Path(bora.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A folder or module imports its own, and those of the lines before.
 ORDER = [["errors"], ["lib", "config"], ["model"], ["bayes"], ["data"], ["runs"], ["train"], ["report"], ["use"]]
-ORDER += [["commands"], ["api"], ["cli"], ["run"], ["__init__"]]
+ORDER += [["commands"], ["api"], ["cli"], ["run", "__main__"], ["__init__"]]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Framework → where it may be imported.
 PLACES = {

@@ -110,6 +110,8 @@ def prepare(words: list[str]) -> list[str]:
             plain.append(forced(f"hydra.run.dir={composed.hydra.run.dir}"))
         return flags + plain
     params = OmegaConf.select(_compose(next(_jobs_to_check(overrides))), "hydra.sweeper.params") or {}
+    # Hydra would take the experiment's own values of such a key too, and run each given one as often.
+    plain += [f"~hydra.sweeper.params.{key}" for key in params if _sets(overrides, key) and "." not in key]
     overrides += [o for o in _parse([f"{k}={v}" for k, v in params.items()]) if not _sets(overrides, o.key_or_group)]
     if not _sets(overrides, "hydra.sweep.subdir"):
         swept = sorted({*params, *(o.key_or_group for o in overrides if o.is_sweep_override())})

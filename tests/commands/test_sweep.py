@@ -33,6 +33,11 @@ def test_two_jobs_with_one_folder_are_refused_before_the_first(command, tmp_path
     assert not any(tmp_path.iterdir())
 
 
+def test_given_values_take_the_place_of_an_experiments(command):
+    _, out, _ = command("-m", "experiment=paper", "tau=inf", "seed=0,1", "model=opt_mini", "data.path=nowhere")
+    assert "Launching 2 jobs" in out
+
+
 @pytest.mark.parametrize("sweep", ["joblib", "submitit_local", "submitit"])
 def test_gpus_are_asked_for_where_the_jobs_run(sweep):
     words = ["-m", f"sweep={sweep}", "trainer=gpu", "tau=1,2"]

@@ -1,0 +1,5 @@
+"""`python -m bora` is `bora`."""
+
+from bora.cli import main
+
+main()
