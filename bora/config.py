@@ -107,6 +107,7 @@ class Model(Group):
     quantization: Literal["int8", "nf4"] | None
     attention: str
     compile: bool
+    cuda_graphs: bool
 
 
 class HubModel(Model):

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from bora.errors import UserError
 from bora.model.batch import Batch
+from bora.model.graphs import Recorder
 from bora.model.likelihood import Head, document_nll
-from bora.model.lora import Layout, LowRank, add_low_rank, linear_shape
+from bora.model.lora import Layout, Linear, LowRank, adapted_linear, add_low_rank, linear_shape
 from bora.model.targets import find_targets
+from bora.model.unpadded import unpadded
 
 # On a GPU, in torch's order, without cuDNN's: that plans anew for every number of documents and of tokens, which in
 # batches of documents of like length are new in nearly every step.
@@ -24,8 +28,8 @@ UPDATE = "bora_update"  # a target layer's attribute: the factors of the batch a
 class Backbone(nn.Module):
     """A frozen causal language model whose target layers add a low-rank update, a row its own.
 
-    One forward serves a batch of mixed tasks: a forward hook adds two batched products to each target layer's
-    output (eq. 3), so the model itself is never changed. Always in evaluation mode: dropout inside a frozen model
+    One forward serves a batch of mixed tasks: each target layer adds two batched products to its output (eq. 3); its
+    weights are never changed. Always in evaluation mode: dropout inside a frozen model
     would only add noise.
 
     Attributes:
@@ -39,6 +43,7 @@ class Backbone(nn.Module):
         alpha: LoRA's α.
         compile: run its blocks compiled by torch where gradients are needed: all of one kind are compiled once.
             Validation and test are short and would need a compilation of their own, so they run as they are.
+        cuda_graphs: on a GPU, replay training's forward and backward from recordings; see bora.model.graphs.
 
     Raises:
         UserError: the likelihood cannot take the model (see `_check`), or a layer cannot have a LoRA (see
@@ -55,6 +60,7 @@ class Backbone(nn.Module):
         rank: int = 16,
         alpha: float = 16,
         compile: bool = False,
+        cuda_graphs: bool = False,
     ):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
@@ -67,7 +73,12 @@ class Backbone(nn.Module):
         self._targets = layers
         for layer in layers.values():
             setattr(layer, UPDATE, None)
-            layer.register_forward_hook(_add_update)
+            if type(layer) in (nn.Linear, Conv1D) and type(layer.weight.data) is Tensor:
+                layer.forward = partial(_run_adapted, layer)  # type: ignore[method-assign]
+            else:
+                layer.register_forward_hook(_add_update)
+        self._recorder = Recorder(self._run)
+        self._recorded = cuda_graphs
         self.compiled = compile
         if compile:
             for block in blocks(self.decoder):
@@ -95,9 +106,17 @@ class Backbone(nn.Module):
         Args:
             theta: as `routed` takes it.
         """
-        with self.routed(theta):
-            hidden = self.hidden(batch["input_ids"], batch.get("attention_mask"))
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        recorded = self._recorded and ids.is_cuda and mask is None and torch.is_grad_enabled()
+        if recorded and theta is not None and theta.requires_grad:
+            hidden = self._recorder(ids, theta.to(self.dtype))
+        else:
+            hidden = self._run(ids, theta, mask)
         return document_nll(hidden, batch["labels"], self.head, batch.get("scored"))
+
+    def _run(self, input_ids: Tensor, theta: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
+        with self.routed(theta):
+            return self.hidden(input_ids, attention_mask)
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
@@ -126,7 +145,8 @@ class Backbone(nn.Module):
         The model is causal, so no real token sees the padding on its right, mask or not. A mask is needed only
         where padding itself is scored (experiment=reference).
         """
-        with _kernels(input_ids.device), self._stance():
+        padding = unpadded() if attention_mask is None else nullcontext()
+        with _kernels(input_ids.device), self._stance(), padding:
             run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return run.last_hidden_state
 
@@ -164,11 +184,20 @@ class Backbone(nn.Module):
             )
 
 
-def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    """Add a target layer's update to its output, as a forward hook; None leaves the output as it is.
+# The update stands at the layer itself: so all blocks run the same code, and one compilation serves them all.
 
-    The update stands at the layer itself: so all blocks run the same code, and one compilation serves them all.
-    """
+
+def _run_adapted(layer: Linear, x: Tensor) -> Tensor:
+    """Run a target layer with its update, in the place of its `forward`."""
+    update: tuple[LowRank, float] | None = getattr(layer, UPDATE)
+    if update is None:
+        return type(layer).forward(layer, x)  # type: ignore[arg-type]
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    return adapted_linear(x, weight, layer.bias, *update)
+
+
+def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """Add a target layer's update to its output, as a forward hook; None leaves the output as it is."""
     update: tuple[LowRank, float] | None = getattr(layer, UPDATE)
     return None if update is None else add_low_rank(output, args[0], *update)
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, addmm, bmm, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -57,17 +58,71 @@ def linear_shape(layer: Linear) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
-def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
-    """Return output + scale · B A x; where rows have factors of their own, written into `output` itself.
+class _AdaptedLinear(torch.autograd.Function):
+    """W x + b + scale · B A x, with each activation's gradient made in one piece: B A's part is added as it is computed.
 
-    A frozen linear layer no longer needs its output, so a copy would be wasted; should a layer need it for its
-    gradient after all, autograd raises an error.
+    As separate operations it takes three more passes over activations, and on a GPU four copies of the output: there a
+    linear layer gives a view, which torch changes in place by copying.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        output = nn.functional.linear(x, weight, bias)
+        hidden = bmm(_rows(x, A), A.mT)
+        _rows(output, B).baddbmm_(hidden, B.mT, alpha=scale)
+        ctx.save_for_backward(x, weight, hidden, A, B)
+        ctx.scale = scale
+        return output
+
+    @staticmethod
+    def backward(ctx, of_output: Tensor):
+        x, weight, hidden, A, B = ctx.saved_tensors
+        of_rows = _rows(of_output, B)
+        of_hidden, of_B = bmm(of_rows, B), bmm(of_rows.mT, hidden)
+        if ctx.scale != 1:
+            of_hidden, of_B = of_hidden.mul_(ctx.scale), of_B.mul_(ctx.scale)
+        of_A = bmm(of_hidden.mT, _rows(x, A))
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (of_output.reshape(-1, of_output.shape[-1]) @ weight).view(x.shape)
+            _rows(of_x, A).baddbmm_(of_hidden, A)
+        return of_x, None, None, of_A, of_B, None
+
+
+def _rows(activations: Tensor, factors: Tensor) -> Tensor:
+    """[R, T, n] or [R · T, n] → [R, T, n], a row a document's; a view where it can be."""
+    return activations.reshape(len(factors), -1, activations.shape[-1])
+
+
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank, scale: float) -> Tensor:
+    """Return W x + b + scale · B A x for a frozen W and b.
 
     Args:
-        output: [R, T, n_out], or [R·T, n_out] (OPT flattens before its feed-forward layers).
-        x: the same with n_in.
+        x: [R, T, n_in], or [R·T, n_in] (OPT flattens before its feed-forward layers).
+        weight: [n_out, n_in].
         lora: A [R, r, n_in] and B [R, n_out, r], one a row; or A [r, n_in] and B [n_out, r] for all rows.
         scale: α/r.
+
+    Raises:
+        UserError: the rows of x are not those of the batch's documents.
+    """
+    A, B = lora
+    if A.dim() == 2:
+        A, B = A[None], B[None]
+    else:
+        _check_rows(x, A)
+    return _AdaptedLinear.apply(x, weight, bias, A, B, scale)
+
+
+def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
+    """Return output + scale · B A x, for a layer whose own computation is not ours: a quantised one.
+
+    Where rows have factors of their own it is written into `output` itself. A frozen linear layer no longer needs its
+    output, so a copy would be wasted; should a layer need it for its gradient after all, autograd raises an error.
+
+    Args:
+        output: [R, T, n_out], or [R·T, n_out].
+        x, lora, scale: as in `adapted_linear`.
 
     Raises:
         UserError: the rows of x are not those of the batch's documents.
@@ -77,13 +132,17 @@ def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tens
         hidden = nn.functional.linear(x, A)
         flat = addmm(output.flatten(0, -2), hidden.flatten(0, -2), B.mT, alpha=scale)
         return flat.view(output.shape)
+    _check_rows(x, A)
+    hidden = bmm(_rows(x, A), A.mT)
+    # No view where none is needed: autograd would copy the gradient for it.
+    rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])
+    rows.baddbmm_(hidden, B.mT, alpha=scale)
+    return output
+
+
+def _check_rows(x: Tensor, A: Tensor) -> None:
     if len(x) % len(A) or (x.dim() > 2 and len(x) != len(A)):
         raise UserError(
             f"lora.target_modules: a layer was given {len(x)} rows for {len(A)} documents, so a row's document is "
             "unknown (a routed expert?); name other layers"
         )
-    hidden = bmm(x.reshape(len(A), -1, x.shape[-1]), A.mT)
-    # No view where none is needed: autograd would copy the gradient for it.
-    rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])
-    rows.baddbmm_(hidden, B.mT, alpha=scale)
-    return output

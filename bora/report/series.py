@@ -24,6 +24,7 @@ FREE_KEYS = (
     "model.path",
     "model.attention",
     "model.compile",
+    "model.cuda_graphs",
     "trainer.log_every_n_steps",
 )
 FIGURES = "tau seed model data lr val_perplexity test_perplexity base_test_perplexity best_epoch data_sha256".split()

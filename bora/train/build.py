@@ -52,8 +52,9 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
     """Build the model that the config describes, at its start."""
     lora = cfg.lora.model_dump()
     init_std = lora.pop("init_std")
+    recorded = cfg.model.cuda_graphs and cfg.trainer.strategy != "fsdp"  # which moves weights about within a step
     model = HierarchicalLoRA(
-        Backbone(pretrained.model, **lora, compile=cfg.model.compile),
+        Backbone(pretrained.model, **lora, compile=cfg.model.compile, cuda_graphs=recorded),
         task_names,
         data.task_documents,
         data.n_tokens,

@@ -197,7 +197,7 @@ def hierarchical(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, com
     lora, names = cfg.lora.model_dump(), [f"task{d}" for d in range(n_tasks)]
     init_std = lora.pop("init_std")
     return HierarchicalLoRA(
-        Backbone(model, **lora, compile=compile),
+        Backbone(model, **lora, compile=compile, cuda_graphs=cfg.model.cuda_graphs),
         names,
         [100] * n_tasks,
         100 * n_tasks * cfg.length,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -35,6 +36,7 @@ from bora.bayes import adamw, rows
 from bora.commands.overrides import compose_config
 from bora.lib.machine import wait
 from bora.model import backbone, likelihood
+from bora.model.graphs import Recorder
 from bora.model.loading import load_backbone
 from bora.runs.directory import versions
 from bora.train.build import load_corpus
@@ -203,6 +205,9 @@ def switches(cfg: SimpleNamespace) -> dict[str, Callable]:
     if hasattr(nn.functional, "linear_cross_entropy"):
         found["linear_cross_entropy"] = partial(patch.object, likelihood, "token_nll", library_nll)
     if cfg.device == "cuda":
+        found["no CUDA graphs"] = partial(
+            patch.object, Recorder, "__call__", lambda self, ids, theta: self.run(ids, theta)
+        )
         with_cudnn = [SDPBackend.CUDNN_ATTENTION, *backbone.ATTENTION]
         found["attention by cuDNN"] = partial(patch.object, backbone, "ATTENTION", with_cudnn)
     return found
@@ -296,6 +301,7 @@ def measure_profile(cfg: SimpleNamespace) -> dict[str, Any]:
         step(batch)
     unwaited = time.perf_counter() - start
     wait(device)
+    waits = count_waits(partial(step, mine[0])) if device.type == "cuda" else []
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -313,8 +319,21 @@ def measure_profile(cfg: SimpleNamespace) -> dict[str, Any]:
         "host_ms_without_waiting": unwaited / 3 * 1e3,
         "host_ms_profiled": sum(e.self_cpu_time_total for e in events) / 3e3,
         "launches": launches / 3,
+        "waits": waits,
         "largest": [{"name": e.key[:80], "ms": time_of(e) / 3e3, "calls": e.count / 3} for e in largest],
     }
+
+
+def count_waits(step: Callable[[], None]) -> list[str]:
+    """List what makes a step wait for the GPU, a line for each time."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
 def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
@@ -330,9 +349,11 @@ def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
         with torch.no_grad():
             for parameter in hierarchical.adapters.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
-        with context():
-            objective = hierarchical.objective(batch)
-            objective.loss.backward()
+        for _ in range(3):  # the third is a recording's replay
+            hierarchical.zero_grad()
+            with context():
+                objective = hierarchical.objective(batch)
+                objective.loss.backward()
         gradient = hierarchical.adapters.stored.grad.to_dense()
         nll = float(objective.nll.sum() / objective.scored.sum())
         if reference is None:
@@ -346,7 +367,8 @@ def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, "-m", "bora.run", *small.split(), f"trainer={trainer}"]
                 subprocess.run([*command, f"hydra.run.dir={folder}/run"], check=True, capture_output=True)
-                nlls.append(json.loads(Path(folder, "run/summary.json").read_text())["test_nll"])
+                perplexity = json.loads(Path(folder, "run/summary.json").read_text())["test_perplexity"]
+                nlls.append(float(np.log(perplexity)))
         found["a float32 run, GPU − CPU"] = {"nats_a_token_apart": nlls[1] - nlls[0]}
     return found
 
@@ -387,6 +409,7 @@ def show(result: dict[str, Any]) -> None:
     if profile := result.get("profile"):
         table.add_row("profile", "device busy", f"{profile['device_busy_ms']:.1f}", "", "", "", "")
         host = f"launches {profile['launches']:.0f}; profiled {profile['host_ms_profiled']:.1f} ms"
+        host += f"; waits {len(profile['waits'])} {' '.join(sorted(set(profile['waits'])))}"
         table.add_row("profile", "host", f"{profile['host_ms_without_waiting']:.1f}", "", "", "", host)
         for kernel in profile["largest"]:
             table.add_row("profile", kernel["name"], f"{kernel['ms']:.2f}", "", "", "", f"{kernel['calls']:.0f} calls")

@@ -1,0 +1,58 @@
+"""Recordings, as far as a machine without a GPU can tell: with what stands in for CUDA's graphs, a replay reads no
+padding and nothing of the batch before."""
+
+import pytest
+import torch
+
+from bora.model.backbone import Backbone
+from bora.model.graphs import Recorder, Recording
+from tests.conftest import tiny_opt
+
+
+class Replayed:
+    def __init__(self, replay):
+        self.replay = replay
+
+
+class OnTheCPU(Recorder):
+    """Runs again what a recording would replay, in the same places in memory."""
+
+    def _can_record(self, ids, theta):
+        return True
+
+    def _record(self, documents, tokens, like):
+        ids = torch.zeros(documents, tokens, dtype=torch.long)
+        theta, of_theta = self._theta_buffers(documents, like)
+        hidden = self.run(ids, theta)
+        of_hidden, graph = torch.zeros_like(hidden), {}
+
+        def forward():
+            graph["theta"] = theta.clone().requires_grad_()
+            with torch.enable_grad():
+                graph["hidden"] = self.run(ids, graph["theta"])
+            hidden.copy_(graph["hidden"].detach())
+
+        def backward():
+            of_theta.copy_(*torch.autograd.grad(graph["hidden"], graph["theta"], of_hidden))
+
+        return Recording(ids, theta, hidden, of_hidden, of_theta, Replayed(forward), Replayed(backward))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_replay_equals_the_run_itself(shared):
+    torch.manual_seed(0)
+    backbone = Backbone(tiny_opt(), rank=2)
+    recorder, n_eager = OnTheCPU(backbone._run), 0
+    for documents, tokens in [(5, 20), (3, 30), (8, 17), (9, 20), (7, 31), (2, 3), (1, 1)]:
+        ids = torch.randint(1, 60, (documents, tokens))
+        shape = (backbone.layout.n_parameters,) if shared else (documents, backbone.layout.n_parameters)
+        theta, found = torch.randn(shape) * 0.1, []
+        weights = torch.randn(documents, tokens, 1)
+        for run in (backbone._run, recorder):
+            leaf = theta.clone().requires_grad_()
+            hidden = run(ids, leaf)
+            n_eager += run is recorder and type(hidden.grad_fn).__name__ != "_ReplayBackward"
+            found.append((hidden.detach(), *torch.autograd.grad((hidden * weights).sum(), leaf)))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert n_eager == 3  # the first of each rounded shape: (8, 32), (16, 32), (8, 16)
+    assert recorder._recordings.keys() == {(8, 32, theta.dim()), (8, 16, theta.dim())}
