@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bora.config import Config, conf_folder, find_secret, flatten, parse
 from bora.errors import UserError
-from bora.lib.machine import require_gpus
+from bora.lib.machine import find_launch, is_first_process, require_gpus
 
 MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
@@ -97,8 +97,18 @@ def prepare(words: list[str]) -> list[str]:
     # Flags first: Hydra's parser takes no override before one and another behind it.
     flags = [word for word in words if word not in arguments.overrides]
     plain = [forced(word) for word in arguments.overrides]
+    launch = find_launch()
+    if arguments.multirun and launch is not None and launch.nodes * launch.per_node > 1:
+        raise UserError(
+            f"-m: a sweep's jobs are not shared by the processes that {launch.by} has started; start each job by a "
+            f"{launch.by} of its own, or on SLURM all by bora run -m sweep=submitit"
+        )
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info:
         return flags + plain
+    if not is_first_process():  # it writes and logs nothing
+        plain.append("hydra/job_logging=none")
+        if launch is not None and not any(word.startswith("hydra.run.dir=") for word in plain):
+            plain.append("hydra.run.dir=.")  # the first process's is taken, whose name may have a time in it
     overrides = _parse(plain)
     if not arguments.multirun:
         for override in overrides:

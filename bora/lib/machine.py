@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -22,6 +23,58 @@ def is_first_process() -> bool:
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+class Launch(NamedTuple):
+    """The processes that torchrun or srun started together.
+
+    Attributes:
+        by: torchrun | srun.
+        nodes: machines.
+        per_node: processes on each.
+    """
+
+    by: str
+    nodes: int
+    per_node: int
+
+
+def find_launch() -> Launch | None:
+    """Read from the environment how torchrun or srun started this process; None if neither did.
+
+    As Lightning does, which lets a batch script pass for srun where SLURM_NTASKS is set, but not an interactive job.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        return Launch("torchrun", int(os.environ["WORLD_SIZE"]) // per_node, per_node)
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return Launch("srun", nodes, int(os.environ["SLURM_NTASKS"]) // nodes)
+    return None
+
+
+def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> None:
+    """Check that the processes of a run are as many as it asks for.
+
+    Args:
+        devices, num_nodes: by Lightning's names.
+
+    Raises:
+        UserError: they are not, or nobody started those of the other machines.
+    """
+    if launch is None:
+        if num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes={num_nodes}: start the run on every machine, with torchrun or srun, or with "
+                "bora run -m sweep=submitit; see docs/devices.md"
+            )
+    elif launch.nodes != num_nodes or devices not in ("auto", launch.per_node):
+        raise UserError(
+            f"{launch.by} has started {launch.per_node} processes on each of {launch.nodes} machines, and the run is of "
+            f"trainer.devices={devices} on each of trainer.num_nodes={num_nodes}; give {launch.by} and bora the same"
+        )
+    elif launch.by == "srun" and launch.nodes * launch.per_node > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(f"srun: give --ntasks-per-node={launch.per_node} in place of --ntasks")
 
 
 def require_gpus(accelerator: str, devices: int | str) -> None:

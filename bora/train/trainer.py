@@ -21,6 +21,7 @@ from bora.train.checkpoint import AtomicCheckpoints, BestCheckpoint, LastCheckpo
 from bora.train.dashboard import Dashboard
 from bora.train.loggers import RunLogger
 from bora.train.module import NonFiniteLoss, TrainingModule
+from bora.train.processes import TIMEOUT
 from bora.train.progress import Bar, Progress
 from bora.train.sharding import ShardedBackbone
 
@@ -31,9 +32,9 @@ REFUSED = "trainer: Lightning refuses these settings"
 # trainer.strategy → arguments of Lightning's Trainer. The frozen backbone's buffers are equal on all processes already.
 STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     "auto": dict,
-    "ddp": lambda: {"strategy": DDPStrategy(broadcast_buffers=False)},
+    "ddp": lambda: {"strategy": DDPStrategy(timeout=TIMEOUT, broadcast_buffers=False)},
     # torch's sharding cannot go between torch.inference_mode, in validation, and training.
-    "fsdp": lambda: {"strategy": ShardedBackbone(broadcast_buffers=False), "inference_mode": False},
+    "fsdp": lambda: {"strategy": ShardedBackbone(timeout=TIMEOUT, broadcast_buffers=False), "inference_mode": False},
 }
 
 
@@ -143,6 +144,8 @@ def build_fitter(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"{REFUSED}: {first_line(error)}") from error
+    # The run's own handlers stay. Lightning's would send a SIGTERM on in the middle of what the processes exchange.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, progress, best, last)
