@@ -107,7 +107,9 @@ def resume_command() -> str:
     folder = [word for word in sys.argv[1:] if word.startswith("hydra.run.dir=") and word not in typed]
     words = shlex.join([*typed, *folder[:1]])
     launch = find_launch()
-    return f"bora run {words}" if launch is None else f"{launch.by} … -m bora.run {words}"
+    if launch is None or launch.processes == 1:
+        return f"bora run {words}"
+    return f"{launch.by} … {'-m bora.run' if launch.by == 'torchrun' else 'bora run'} {words}"
 
 
 def main() -> None:

@@ -38,18 +38,23 @@ class Launch(NamedTuple):
     nodes: int
     per_node: int
 
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.per_node
+
 
 def find_launch() -> Launch | None:
     """Read from the environment how torchrun or srun started this process; None if neither did.
 
-    As Lightning does, which lets a batch script pass for srun where SLURM_NTASKS is set, but not an interactive job.
+    Where SLURM_NTASKS is set, Lightning starts no processes itself, except in an interactive job. In a batch script that
+    runs without srun there is this one process then.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         per_node = int(os.environ["LOCAL_WORLD_SIZE"])
         return Launch("torchrun", int(os.environ["WORLD_SIZE"]) // per_node, per_node)
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return Launch("srun", nodes, int(os.environ["SLURM_NTASKS"]) // nodes)
+        nodes, tasks = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("NODES", "TASKS"))
+        return Launch("srun", nodes, tasks // nodes)
     return None
 
 
@@ -70,10 +75,10 @@ def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> N
             )
     elif launch.nodes != num_nodes or devices not in ("auto", launch.per_node):
         raise UserError(
-            f"{launch.by} has started {launch.per_node} processes on each of {launch.nodes} machines, and the run is of "
-            f"trainer.devices={devices} on each of trainer.num_nodes={num_nodes}; give {launch.by} and bora the same"
+            f"trainer.num_nodes={num_nodes} trainer.devices={devices}, but {launch.by} has started {launch.nodes} × "
+            f"{launch.per_node} (machines × processes on each); give both the same"
         )
-    elif launch.by == "srun" and launch.nodes * launch.per_node > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+    elif launch.by == "srun" and launch.processes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise UserError(f"srun: give --ntasks-per-node={launch.per_node} in place of --ntasks")
 
 

@@ -43,17 +43,17 @@ def claim_together(
             yield directory, directory.claim(cfg, overrides)
             return
         firsts, ours = group.broadcast(settings(cfg)), settings(cfg)
+        directory = RunDirectory(Path(group.broadcast(str(directory.path.resolve()))))
         with refuse_together():
+            if group.is_global_zero:
+                stack.enter_context(directory.locked())
             if others := sorted(key for key in firsts.keys() | ours.keys() if firsts.get(key) != ours.get(key)):
                 raise UserError(
                     f"process {group.global_rank} has other settings than the first ({', '.join(others)}); give every "
                     "process the same"
                 )
-        directory, finished = RunDirectory(Path(group.broadcast(str(directory.path.resolve())))), False
         with refuse_together():
-            if group.is_global_zero:
-                stack.enter_context(directory.locked())
-                finished = directory.claim(cfg, overrides)
+            finished = directory.claim(cfg, overrides) if group.is_global_zero else False
         with refuse_together():
             if not (directory.path / CONFIG).is_file():
                 raise UserError(
@@ -71,7 +71,7 @@ def meet(cfg: Config) -> L.Fabric | None:
     """
     launch, trainer = find_launch(), cfg.trainer
     check_launch(launch, trainer.devices, trainer.num_nodes)
-    if launch is None or launch.nodes * launch.per_node == 1:
+    if launch is None or launch.processes == 1:
         return None
     require_gpus(trainer.accelerator, launch.per_node)
     group = L.Fabric(
