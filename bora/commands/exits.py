@@ -83,7 +83,7 @@ def exit_for(error: Exception, resume: str = "") -> None:
 
 def _is_lost(error: Exception) -> bool:
     """Tell whether a run's other processes could not be reached: torch's errors, of which gloo's has no type."""
-    return type(error).__name__.startswith("Dist") or "/gloo/" in first_line(error)
+    return type(error).__name__ in ("DistNetworkError", "DistStoreError") or "/gloo/" in first_line(error)
 
 
 def describe_error(error: Exception) -> tuple[str, int] | None:

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from bora.config import Config, conf_folder, find_secret, flatten, parse
+from bora.config import Config, Trainer, conf_folder, find_secret, flatten, parse
 from bora.errors import UserError
 from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
 
@@ -156,19 +156,12 @@ def _check_jobs(overrides: list[Override]) -> None:
     launcher = _compose([str(o.input_line) for o in overrides if not o.is_sweep_override()]).hydra.launcher
     for number, job in enumerate(_jobs_to_check(overrides)):
         composed = _compose([*job, f"++hydra.job.num={number}"])
-        config = to_config(composed)
+        trainer = to_config(composed).trainer
         if launcher._target_.endswith(HERE):
-            require_gpus(config.trainer.accelerator, config.trainer.devices)
-            check_launch(find_launch(), config.trainer.devices, config.trainer.num_nodes)
-        trainer = config.trainer
-        if launcher._target_.endswith(".SlurmLauncher") and (
-            (launcher.nodes, launcher.tasks_per_node) != (trainer.num_nodes, trainer.devices)
-        ):
-            raise UserError(
-                f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.devices}, but the sweep's jobs would have "
-                f"hydra.launcher.nodes={launcher.nodes} hydra.launcher.tasks_per_node={launcher.tasks_per_node}; give the "
-                "first two alone, the same for all jobs"
-            )
+            require_gpus(trainer.accelerator, trainer.devices)
+            check_launch(find_launch(), trainer.devices, trainer.num_nodes)
+        if launcher._target_.endswith(".SlurmLauncher"):
+            _check_tasks(launcher, trainer)
         name = composed.hydra.sweep.subdir
         if name in seen:
             different = recorded([word for word in [*seen[name], *job] if not (word in seen[name] and word in job)])
@@ -178,6 +171,20 @@ def _check_jobs(overrides: list[Override]) -> None:
                 "hydra.sweep.subdir names that differ"
             )
         seen[name] = job
+
+
+def _check_tasks(launcher: DictConfig, trainer: Trainer) -> None:
+    """Check that SLURM starts a task for each of a run's processes.
+
+    Raises:
+        UserError: it would start others.
+    """
+    if (launcher.nodes, launcher.tasks_per_node) != (trainer.num_nodes, trainer.devices):
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.devices}, but the sweep's jobs would have "
+            f"hydra.launcher.nodes={launcher.nodes} hydra.launcher.tasks_per_node={launcher.tasks_per_node}; give the "
+            "first two alone, the same for all jobs"
+        )
 
 
 def _jobs_to_check(overrides: list[Override]) -> Iterator[list[str]]:

@@ -103,7 +103,12 @@ typed: list[str] = []  # the command line as it was given; sys.argv has what `pr
 
 
 def resume_command() -> str:
-    """Write the command that resumes this one: as typed, and in the same run directory, which has a time in its name."""
+    """Write the command that resumes this one: as typed, and in the same run directory, which has a time in its name.
+
+    The first of several processes writes it for all; the others write nothing.
+    """
+    if not is_first_process():
+        return ""
     folder = [word for word in sys.argv[1:] if word.startswith("hydra.run.dir=") and word not in typed]
     words = shlex.join([*typed, *folder[:1]])
     launch = find_launch()

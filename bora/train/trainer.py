@@ -21,7 +21,6 @@ from bora.train.checkpoint import AtomicCheckpoints, BestCheckpoint, LastCheckpo
 from bora.train.dashboard import Dashboard
 from bora.train.loggers import RunLogger
 from bora.train.module import NonFiniteLoss, TrainingModule
-from bora.train.processes import TIMEOUT
 from bora.train.progress import Bar, Progress
 from bora.train.sharding import ShardedBackbone
 
@@ -32,9 +31,9 @@ REFUSED = "trainer: Lightning refuses these settings"
 # trainer.strategy → arguments of Lightning's Trainer. The frozen backbone's buffers are equal on all processes already.
 STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     "auto": dict,
-    "ddp": lambda: {"strategy": DDPStrategy(timeout=TIMEOUT, broadcast_buffers=False)},
+    "ddp": lambda: {"strategy": DDPStrategy(broadcast_buffers=False)},
     # torch's sharding cannot go between torch.inference_mode, in validation, and training.
-    "fsdp": lambda: {"strategy": ShardedBackbone(timeout=TIMEOUT, broadcast_buffers=False), "inference_mode": False},
+    "fsdp": lambda: {"strategy": ShardedBackbone(broadcast_buffers=False), "inference_mode": False},
 }
 
 
