@@ -132,10 +132,12 @@ def test_slurm_and_one_machine_reach_the_bytes_of_torchrun(whole, tmp_path):
     same_files(whole, tmp_path / "slurm")
     again = two_tasks(tmp_path, *RUN, *PAIR, "hydra.run.dir=slurm")
     assert [(code, "this run is finished already" in out) for code, out, _ in again] == [(0, True), (0, False)]
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bora.run", *RUN]
-    ddp = [*PAIR[:2], "trainer.devices=2", "hydra.run.dir=standalone"]
-    assert subprocess.run([*run, *ddp], cwd=tmp_path, capture_output=True, check=False).returncode == 0
-    same_files(whole, tmp_path / "standalone")
+    standalone = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, starter in {"lightning": [], "standalone": standalone}.items():
+        words = [*RUN, *PAIR[:2], "trainer.devices=2", f"hydra.run.dir={name}"]
+        command = [sys.executable, *starter, "-m", "bora.run", *words]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+        same_files(whole, tmp_path / name)
 
 
 @pytest.mark.parametrize("node", [0, 1])
