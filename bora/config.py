@@ -154,6 +154,7 @@ class Optim(Group):
 class Trainer(Group):
     accelerator: Literal["cpu", "gpu", "cuda", "auto"]
     devices: Count | Literal["auto"]
+    num_nodes: Count
     strategy: Literal["auto", "ddp", "fsdp"]
     max_epochs: Annotated[int, Field(ge=1)]
     max_steps: Annotated[int, Field(ge=-1)]
@@ -261,7 +262,6 @@ RESERVED = {
         ("fast_dev_run", "overfit_batches"),
         "validation would be left out, which chooses the epoch; for a short run give trainer.max_steps",
     ),
-    "num_nodes": "a run is of one machine; give trainer.devices for more devices of it",
     "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
     **dict.fromkeys(
         ("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary"),
@@ -282,8 +282,10 @@ def rules(config: Config) -> Iterator[str]:
         )
     if "{text}" not in config.data.template:
         yield f"data.template={config.data.template!r} must hold {{text}}"
-    if config.likelihood == "task_mean" and trainer.devices != 1:
-        yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1"
+    if config.likelihood == "task_mean" and (trainer.devices, trainer.num_nodes) != (1, 1):
+        yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1 trainer.num_nodes=1"
+    if trainer.num_nodes > 1 and trainer.strategy == "auto":
+        yield f"trainer.num_nodes={trainer.num_nodes} needs several processes: give trainer=ddp or trainer=fsdp"
     if isinstance(config.logger, WandbLogger) and "/" in config.logger.project:
         entity, _, project = config.logger.project.partition("/")
         yield (

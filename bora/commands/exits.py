@@ -69,16 +69,21 @@ def exit_for(error: Exception, resume: str = "") -> None:
     """Print what the user can mend and end the process; return for a defect, whose trace is needed.
 
     Args:
-        resume: the command that resumes what a full disk stopped.
+        resume: the command that resumes what a full disk, or the end of another process, stopped.
     """
     found = describe_error(error)
     if found is None:
         return
     for line in found[0].splitlines():
         print("bora:", printable(line), file=sys.stderr)
-    if isinstance(error, OSError) and found[1] == DEFECT:
+    if _is_lost(error) or (isinstance(error, OSError) and found[1] == DEFECT):
         _print_resume(resume)
     sys.exit(found[1])
+
+
+def _is_lost(error: Exception) -> bool:
+    """Tell whether a run's other processes could not be reached: torch's errors, of which gloo's has no type."""
+    return type(error).__name__ in ("DistNetworkError", "DistStoreError") or "/gloo/" in first_line(error)
 
 
 def describe_error(error: Exception) -> tuple[str, int] | None:
@@ -90,6 +95,9 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         if error.errno in PLACE:
             return f"{error.strerror}{where}; choose a folder that can be written to", BAD_INPUT
         return f"{error.strerror}{where}; make room", DEFECT
+    if _is_lost(error):
+        why = first_line(error).rpartition("] ")[2].partition(". ")[0]
+        return f"another process of the run is gone, or does not answer ({why}); its own output says more", DEFECT
     # Of torch's errors for memory one has a type of its own, and the other has none.
     if (
         isinstance(error, MemoryError)

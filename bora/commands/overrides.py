@@ -20,9 +20,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from bora.config import Config, conf_folder, find_secret, flatten, parse
+from bora.config import Config, Trainer, conf_folder, find_secret, flatten, parse
 from bora.errors import UserError
-from bora.lib.machine import require_gpus
+from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
 
 MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
@@ -97,15 +97,26 @@ def prepare(words: list[str]) -> list[str]:
     # Flags first: Hydra's parser takes no override before one and another behind it.
     flags = [word for word in words if word not in arguments.overrides]
     plain = [forced(word) for word in arguments.overrides]
+    launch = find_launch()
+    if arguments.multirun and launch is not None and launch.processes > 1:
+        raise UserError(
+            f"-m: a sweep's jobs are not shared by the processes that {launch.by} has started; start each job by a "
+            f"{launch.by} of its own, or on SLURM all by bora run -m sweep=submitit"
+        )
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info:
         return flags + plain
+    if not is_first_process():  # it writes and logs nothing
+        plain.append("hydra/job_logging=none")
+        if launch is not None and not any(word.startswith("hydra.run.dir=") for word in plain):
+            plain.append("hydra.run.dir=.")  # the first process's is taken, whose name may have a time in it
     overrides = _parse(plain)
     if not arguments.multirun:
         for override in overrides:
             if override.is_sweep_override():
                 raise UserError(_several_values(override))
         composed = _compose(plain)
-        to_config(composed)
+        trainer = to_config(composed).trainer
+        check_launch(launch, trainer.devices, trainer.num_nodes)
         if not _sets(overrides, "hydra.run.dir"):
             plain.append(forced(f"hydra.run.dir={composed.hydra.run.dir}"))
         return flags + plain
@@ -143,11 +154,16 @@ def _check_jobs(overrides: list[Override]) -> None:
         UserError: see `prepare`.
     """
     seen: dict[str, list[str]] = {}
+    # One for all jobs: Hydra makes it without what they vary.
+    launcher = _compose([str(o.input_line) for o in overrides if not o.is_sweep_override()]).hydra.launcher
     for number, job in enumerate(_jobs_to_check(overrides)):
         composed = _compose([*job, f"++hydra.job.num={number}"])
-        config = to_config(composed)
-        if composed.hydra.launcher._target_.endswith(HERE):
-            require_gpus(config.trainer.accelerator, config.trainer.devices)
+        trainer = to_config(composed).trainer
+        if launcher._target_.endswith(HERE):
+            require_gpus(trainer.accelerator, trainer.devices)
+            check_launch(find_launch(), trainer.devices, trainer.num_nodes)
+        if launcher._target_.endswith(".SlurmLauncher"):
+            _check_tasks(launcher, trainer)
         name = composed.hydra.sweep.subdir
         if name in seen:
             different = recorded([word for word in [*seen[name], *job] if not (word in seen[name] and word in job)])
@@ -157,6 +173,20 @@ def _check_jobs(overrides: list[Override]) -> None:
                 "hydra.sweep.subdir names that differ"
             )
         seen[name] = job
+
+
+def _check_tasks(launcher: DictConfig, trainer: Trainer) -> None:
+    """Check that SLURM starts a task for each of a run's processes.
+
+    Raises:
+        UserError: it would start others.
+    """
+    if (launcher.nodes, launcher.tasks_per_node) != (trainer.num_nodes, trainer.devices):
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.devices}, but the sweep's jobs would have "
+            f"hydra.launcher.nodes={launcher.nodes} hydra.launcher.tasks_per_node={launcher.tasks_per_node}; give the "
+            "first two alone, the same for all jobs"
+        )
 
 
 def _jobs_to_check(overrides: list[Override]) -> Iterator[list[str]]:

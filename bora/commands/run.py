@@ -16,7 +16,7 @@ from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
 from bora.commands.overrides import compose_config, overrides_in, prepare, recorded, register_resolvers, to_config
 from bora.config import conf_folder
 from bora.lib.console import print_tasks, short_path
-from bora.lib.machine import is_first_process
+from bora.lib.machine import find_launch, is_first_process
 from bora.runs.directory import FAILED, FolderInUse, RunDirectory
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
 
@@ -59,7 +59,8 @@ def job(composed: DictConfig) -> float | None:
         if not sweep:
             exit_for(error, resume_command())  # here, since Hydra would add lines of its own
             raise
-        record_failure(error, folder)
+        if is_first_process():
+            record_failure(error, folder)
         return None
     return trained.summary["val_perplexity"]
 
@@ -102,9 +103,18 @@ typed: list[str] = []  # the command line as it was given; sys.argv has what `pr
 
 
 def resume_command() -> str:
-    """Write the command that resumes this one: as typed, and in the same run directory, which has a time in its name."""
+    """Write the command that resumes this one: as typed, and in the same run directory, which has a time in its name.
+
+    The first of several processes writes it for all; the others write nothing.
+    """
+    if not is_first_process():
+        return ""
     folder = [word for word in sys.argv[1:] if word.startswith("hydra.run.dir=") and word not in typed]
-    return shlex.join(["bora", "run", *typed, *folder[:1]])
+    words = shlex.join([*typed, *folder[:1]])
+    launch = find_launch()
+    if launch is None or launch.processes == 1:
+        return f"bora run {words}"
+    return f"{launch.by} … {'-m bora.run' if launch.by == 'torchrun' else 'bora run'} {words}"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Where a file was at `path`, it stays as it was until then: a reader sees the old one or the new one.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    # A run's processes may be on several machines, with one disk, and in containers the same number.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as out:
             yield out

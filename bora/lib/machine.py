@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
@@ -26,6 +26,63 @@ def is_first_process() -> bool:
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+class Launch(NamedTuple):
+    """The processes that torchrun or srun started together.
+
+    Attributes:
+        by: torchrun | srun.
+        nodes: machines.
+        per_node: processes on each.
+    """
+
+    by: str
+    nodes: int
+    per_node: int
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.per_node
+
+
+def find_launch() -> Launch | None:
+    """Read from the environment how torchrun or srun started this process; None if neither did.
+
+    Where SLURM_NTASKS is set, Lightning starts no processes itself, except in an interactive job. In a batch script that
+    runs without srun there is this one process then.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        return Launch("torchrun", int(os.environ["WORLD_SIZE"]) // per_node, per_node)
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes, tasks = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", "1")) for what in ("NODES", "TASKS"))
+        return Launch("srun", nodes, tasks // nodes)
+    return None
+
+
+def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> None:
+    """Check that the processes of a run are as many as it asks for.
+
+    Args:
+        devices, num_nodes: by Lightning's names.
+
+    Raises:
+        UserError: they are not, or nobody started those of the other machines.
+    """
+    if launch is None:
+        if num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes={num_nodes}: start the run on every machine, with torchrun or srun, or with "
+                "bora run -m sweep=submitit; see docs/devices.md"
+            )
+    elif launch.nodes != num_nodes or devices not in ("auto", launch.per_node):
+        raise UserError(
+            f"trainer.num_nodes={num_nodes} trainer.devices={devices}, but {launch.by} has started {launch.nodes} × "
+            f"{launch.per_node} (machines × processes on each); give both the same"
+        )
+    elif launch.by == "srun" and launch.processes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(f"srun: give --ntasks-per-node={launch.per_node} in place of --ntasks")
 
 
 def require_gpus(accelerator: str, devices: int | str) -> None:

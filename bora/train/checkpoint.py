@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from bora.errors import UserError
 from bora.lib.files import atomic_write
-from bora.lib.stopping import SIGNALS, Stop
+from bora.lib.stopping import Stop
 from bora.runs.checkpoints import FINGERPRINT
 from bora.train.loggers import RunLogger
 from bora.train.progress import Progress, ends_epoch, ends_step
@@ -94,10 +94,6 @@ class LastCheckpoint(Checkpoint):
         self._saved = time.monotonic()  # a clock that nobody sets
 
     def on_train_start(self, trainer: L.Trainer, module) -> None:
-        # Lightning has put a handler of its own before ours, which would stop without saving.
-        if signal.getsignal(SIGNALS[-1]) is self.stop:
-            for signum in SIGNALS:
-                signal.signal(signum, self.stop)
         self.stop.waits = True
         # A run that ended early has nothing left to train, or as much as trainer.min_epochs asks for.
         for stopping in trainer.early_stopping_callbacks:

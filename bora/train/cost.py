@@ -84,7 +84,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     trained = (rows + 1) * layout.n_parameters
     train = corpus.documents[corpus.documents["split"] == "train"]
     accumulate = cfg.trainer.accumulate_grad_batches
-    n_processes = 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices
+    n_processes = 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices * cfg.trainer.num_nodes
     sampler = Batches(train["n_tokens"].tolist(), cfg.data.batch_size, accumulate=accumulate, n_processes=n_processes)
     sampler.check_trainable()
     batches = min(len(sampler), cfg.trainer.limit_train_batches or len(sampler))

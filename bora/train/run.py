@@ -26,6 +26,7 @@ from bora.train.build import build_data, build_model, build_module, find_start, 
 from bora.train.dashboard import show_end
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
+from bora.train.processes import claim_together
 from bora.train.temperature import FitTemperature
 from bora.train.trainer import build_fitter
 
@@ -70,12 +71,12 @@ def train(
         UserError: the input cannot be used; before training starts, unless training diverges.
         Stopped: by a signal; with the same config and directory it resumes.
     """
-    with directory.locked(), stopping() as stop:
-        if directory.claim(cfg, overrides):
+    silence_warnings()
+    with stopping() as stop, claim_together(directory, cfg, overrides) as (directory, finished):
+        if finished:
             log.info("this run is finished already")
             return Trained(directory.summary())
         L.seed_everything(cfg.seed, workers=True, verbose=False)
-        silence_warnings()
         require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
         if cfg.init_from is not None:
             find_start(cfg.init_from)  # fails early, before the model and the documents are read
@@ -98,8 +99,9 @@ def train(
         if resume_from is not None:
             checkpoint = load_own(resume_from)
             check_same_run(checkpoint, fingerprint, resume_from)
-        directory.write_documents(corpus.documents)
-        directory.write_trained_on(corpus.documents["text"][corpus.documents["split"] != "test"])
+        if is_first_process():
+            directory.write_documents(corpus.documents)
+            directory.write_trained_on(corpus.documents["text"][corpus.documents["split"] != "test"])
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         shown = json_safe(cfg.model_dump() | {"run": about, "log10_tau": log10_tau(cfg.tau)})

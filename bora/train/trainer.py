@@ -143,6 +143,8 @@ def build_fitter(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"{REFUSED}: {first_line(error)}") from error
+    # The run's own handlers stay. Lightning's would send a SIGTERM on in the middle of what the processes exchange.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, progress, best, last)

@@ -37,6 +37,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         ([*TABLE, "trainer.accumulate_grad_batches=99"], "needs as many training documents, and there are 14"),
         (["trainer.extra.foo=1"], "Lightning refuses these settings"),
         (["init_from=nowhere"], "nowhere"),
+        (["trainer=ddp", "trainer.num_nodes=2"], "start the run on every machine, with torchrun or srun"),
         (["model.attention=flex_attention"], "trains on a GPU only; give auto, sdpa or eager"),
         (["hydra.run.dir=file"], "file); choose a folder that can be written to"),
     ],
@@ -46,6 +47,32 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
     (tmp_path / "file").write_text("")
     one_line(command("logger=none", "hydra.run.dir=run", *arguments), message)
     assert not (tmp_path / "run").exists()  # a refused command leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "message"),
+    [
+        ("TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", "trainer=ddp trainer.num_nodes=2", "started 1 × 2"),
+        ("TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", "trainer=cpu", "but torchrun has started 1 × 2"),
+        (
+            "TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
+            "-m tau=1,2",
+            "start each job by a torchrun of its own",
+        ),
+        # A batch script that asks for tasks but runs without srun.
+        ("SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "trainer=ddp", "but srun has started 1 × 1"),
+        (
+            "SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=2",
+            "trainer=ddp trainer.devices=1 trainer.num_nodes=2",
+            "give --ntasks-per-node=1",
+        ),
+    ],
+)
+def test_processes_that_are_not_as_many_as_the_run_has(command, tmp_path, monkeypatch, environment, arguments, message):
+    for word in environment.split():
+        monkeypatch.setenv(*word.split("="))
+    one_line(command(*arguments.split()), message)
+    assert not any(tmp_path.iterdir())
 
 
 def test_each_of_several_problems_is_a_line(command):

@@ -8,7 +8,7 @@ import pytest
 
 import bora.commands.completion
 import bora.commands.ls
-from bora.commands.overrides import prepare
+from bora.commands.overrides import _compose, prepare
 from bora.commands.run import record_failure
 from bora.errors import UserError
 from bora.runs.directory import FolderInUse, RunDirectory
@@ -46,6 +46,27 @@ def test_gpus_are_asked_for_where_the_jobs_run(sweep):
     else:
         with pytest.raises(UserError, match="torch sees no GPU on this machine"):
             prepare(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "launcher"),
+    [
+        ("trainer=gpu", [1, 1, 1]),
+        ("trainer=ddp trainer.num_nodes=3 trainer.devices=4", [3, 4, 4]),
+        ("trainer=ddp hydra.launcher.nodes=2", None),
+        ("trainer=ddp hydra.launcher.tasks_per_node=4", None),
+        ("trainer=ddp trainer.num_nodes=1,2", None),  # one array of jobs has one size
+    ],
+)
+def test_slurm_starts_a_task_for_each_process(words, launcher):
+    words = ["sweep=submitit", *words.split(), "tau=1,2"]
+    if launcher is None:
+        with pytest.raises(UserError, match="but the sweep's jobs would have"):
+            prepare(["-m", *words])
+    else:
+        prepare(["-m", *words])
+        found = _compose(words[:-1]).hydra.launcher
+        assert [found.nodes, found.tasks_per_node, found.gpus_per_node] == launcher
 
 
 @pytest.mark.parametrize("subdir", ["${hydra.job.num}", "${tau}"])

@@ -17,8 +17,9 @@ SMALL += "data.max_tokens=32 data.batch_size=3 trainer.max_epochs=3 trainer.log_
 SMALL += ["checkpoint_minutes=0"]
 
 
-def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None) -> None:
+def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None, environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
     os.environ["OMP_NUM_THREADS"] = "1"
     for stream, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -34,14 +35,17 @@ def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None
     bora.commands.run.main()
 
 
-def start(folder: Path, name: str, *arguments: str, largest_file: int | None = None) -> ForkServerProcess:
+def start(
+    folder: Path, name: str, *arguments: str, largest_file: int | None = None, environment: dict[str, str] | None = None
+) -> ForkServerProcess:
     """Begin a run; its output is in NAME.out and NAME.err.
 
     Args:
         largest_file: bytes after which writing to a file fails, as on a disk that is full.
+        environment: variables of the process alone.
     """
     os.environ.pop("HYDRA_FULL_ERROR", None)  # a run in this process may have set it, and the server takes it over
-    process = SERVER.Process(target=_run, args=(folder, name, list(arguments), largest_file))
+    process = SERVER.Process(target=_run, args=(folder, name, list(arguments), largest_file, environment or {}))
     process.start()
     return process
 

@@ -1,0 +1,99 @@
+"""The processes of one run that torchrun or srun started: they meet before any work, and the first decides for all.
+
+Where Lightning starts the others itself (trainer=ddp on one machine), the first is alone until training begins.
+"""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import lightning as L
+import torch.distributed as dist
+from lightning.fabric.strategies import DDPStrategy
+
+from bora.config import Config
+from bora.errors import UserError
+from bora.lib.machine import check_launch, find_launch, require_gpus
+from bora.runs.directory import CONFIG, RunDirectory, settings
+
+TIMEOUT = timedelta(minutes=10)  # for which a process waits for another that does not answer
+
+
+@contextmanager
+def claim_together(
+    directory: RunDirectory, cfg: Config, overrides: Sequence[str]
+) -> Iterator[tuple[RunDirectory, bool]]:
+    """Lock and claim the run directory: the first process's, for all that were started together.
+
+    Args:
+        overrides: see RunDirectory.claim.
+
+    Yields:
+        The run directory, and whether the run is finished there already.
+
+    Raises:
+        UserError: in every process, where one of them cannot take part.
+    """
+    group = meet(cfg)
+    with ExitStack() as stack:
+        if group is None:
+            stack.enter_context(directory.locked())
+            yield directory, directory.claim(cfg, overrides)
+            return
+        firsts, ours = group.broadcast(settings(cfg)), settings(cfg)
+        directory = RunDirectory(Path(group.broadcast(str(directory.path.resolve()))))
+        with refuse_together():
+            if group.is_global_zero:
+                stack.enter_context(directory.locked())
+            if others := sorted(key for key in firsts.keys() | ours.keys() if firsts.get(key) != ours.get(key)):
+                raise UserError(
+                    f"process {group.global_rank} has other settings than the first ({', '.join(others)}); give every "
+                    "process the same"
+                )
+        with refuse_together():
+            finished = directory.claim(cfg, overrides) if group.is_global_zero else False
+        with refuse_together():
+            if not (directory.path / CONFIG).is_file():
+                raise UserError(
+                    f"{socket.gethostname()} does not have the run directory {directory.path}; give a hydra.run.dir=… on "
+                    "a disk that all the machines share"
+                )
+        yield directory, group.broadcast(finished)
+
+
+def meet(cfg: Config) -> L.Fabric | None:
+    """Connect this process with the others that torchrun or srun started; None if it is the only one.
+
+    Raises:
+        UserError: they are not as many as the config says, or there is no GPU for each.
+    """
+    launch, trainer = find_launch(), cfg.trainer
+    check_launch(launch, trainer.devices, trainer.num_nodes)
+    if launch is None or launch.processes == 1:
+        return None
+    require_gpus(trainer.accelerator, launch.per_node)
+    group = L.Fabric(
+        accelerator=trainer.accelerator,
+        strategy=DDPStrategy(timeout=TIMEOUT),
+        devices=launch.per_node,
+        num_nodes=launch.nodes,
+    )
+    group.launch()
+    return group
+
+
+@contextmanager
+def refuse_together() -> Iterator[None]:
+    """Raise a UserError of one process in all of them."""
+    refused: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        refused = error
+    of_each: list[UserError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_each, refused)
+    for found in of_each:
+        if found is not None:
+            raise found
