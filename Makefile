@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-processes test-slow test-quantized test-faults bench docs lint audit smollm2 wheel clean
+.PHONY: run test test-processes test-slow test-quantized test-kernel test-faults bench docs lint audit smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
@@ -20,6 +20,10 @@ test-slow: .venv/installed  ## bad data of some size: 5,000 tasks, a text of mil
 test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since transformers then imports torchao in every process
 	$(INSTALL) '.[int8]'
 	$(BIN)/python -m pytest -n 2 tests/model/test_quantization.py
+
+test-kernel: .venv/installed  ## a GPU's kernel, interpreted; apart, since Triton is large and needed on GPUs alone
+	$(INSTALL) triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/model/test_softmax.py
 
 test-faults: .venv/installed  ## what clusters do, at length: 100 kills at random moments, 2,000 steps watched
 	BORA_KILLS=100 BORA_LONG=1 $(BIN)/python -m pytest -m processes tests/faults

@@ -104,7 +104,10 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         or "OutOfMemoryError" in type(error).__name__
         or "can't allocate memory" in str(error)
     ):
-        fix = "give a smaller lora.rank, data.batch_size or data.max_tokens; bora doctor says what a run costs"
+        fix = "give a smaller lora.rank, data.batch_size or data.max_tokens"
+        if "CUDA" in str(error):
+            fix += ", or model.cuda_graphs=false"
+        fix += "; bora doctor says what a run costs"
         return f"not enough memory ({first_line(error)}); {fix}", DEFECT
     module = raised_in(error)
     if module.startswith("optuna.storages."):

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bora.errors import first_line
+
 log = logging.getLogger(__name__)
 
 DOCUMENTS, TOKENS = 8, 16  # a recording's numbers are multiples of these
@@ -51,34 +53,39 @@ class Recorder:
         self._recordings: dict[tuple[int, ...], Recording] = {}
         self._seen: set[tuple[int, ...]] = set()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._usable: bool | None = None  # not tried yet
+        self._possible: bool | None = None  # not tried yet
         self._pool: Any = None
 
     def __call__(self, ids: Tensor, theta: Tensor) -> Tensor:
         """Return run(ids, theta)."""
         documents, tokens = (-(-n // m) * m for n, m in zip(ids.shape, (DOCUMENTS, TOKENS), strict=True))
         shape = (documents, tokens, theta.dim())
-        if shape not in self._recordings:
-            if shape not in self._seen or self._usable is False or len(self._recordings) == MAX_RECORDINGS:
-                self._seen.add(shape)
-                return self.run(ids, theta)
-            if self._usable is None:
-                self._usable = self._can_record(ids, theta.detach())
-                if not self._usable:
-                    return self.run(ids, theta)
-            self._recordings[shape] = self._record(documents, tokens, theta)
-        return _Replay.apply(ids, theta, self._recordings[shape])
+        recording = self._recordings.get(shape)
+        if recording is None and self._is_worth(shape) and self._is_possible(ids, theta):
+            recording = self._recordings[shape] = self._record(documents, tokens, theta)
+        return self.run(ids, theta) if recording is None else _Replay.apply(ids, theta, recording)
+
+    def _is_worth(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a shape has come before, while there is room for another recording."""
+        came = shape in self._seen
+        self._seen.add(shape)
+        return came and len(self._recordings) < MAX_RECORDINGS
+
+    def _is_possible(self, ids: Tensor, theta: Tensor) -> bool:
+        """Tell whether a recording can be made; found out once, by a forward and a backward."""
+        if self._possible is None:
+            self._possible = self._can_record(ids, theta.detach())
+        return self._possible
 
     def _can_record(self, ids: Tensor, theta: Tensor) -> bool:
-        """Try whether a forward and a backward wait for the GPU; they also make what is made once (cuBLAS's memory)."""
         before = torch.cuda.get_sync_debug_mode()
         theta.requires_grad_()
-        self._differentiate(ids, theta)  # what is made once may wait
+        self._differentiate(ids, theta)  # what is made once, such as cuBLAS's memory, may wait
         try:
             torch.cuda.set_sync_debug_mode("error")
             self._differentiate(ids, theta)
         except RuntimeError as error:
-            log.info("model.cuda_graphs: not for this model, which waits for the GPU (%s)", str(error).splitlines()[0])
+            log.info("no CUDA graphs: this model waits for the GPU in its forward (%s)", first_line(error))
             return False
         finally:
             torch.cuda.set_sync_debug_mode(before)

@@ -31,7 +31,8 @@ from bora.model.targets import named_targets
 from bora.train.build import build_data, build_model, build_module
 
 FLOAT_BYTES = 4  # float32: θ, Θ, their gradients and moments, for any dtype of the backbone
-WARMUP_STEPS, MEASURED_STEPS, MEASURED_VALIDATIONS = 2, 20, 5
+WARMUP_STEPS = {"cpu": 2, "cuda": 20}  # on a GPU a shape is recorded when it comes for the second time
+MEASURED_STEPS, MEASURED_VALIDATIONS = 20, 5
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,15 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
     vocabulary = model.config.get_text_config().vocab_size
     gpu = on_gpu(cfg.trainer.accelerator) and torch.cuda.is_available()
     chunk = chunk_elements(torch.device("cuda" if gpu else "cpu"))
+    shared = 2 * model.dtype.itemsize * P  # θ in the backbone's dtype, and its gradient
+    recorded = 1 << (documents - 1).bit_length() if gpu and cfg.model.cuda_graphs else 0
     return {
         "backbone": _count_backbone(model, cfg.model.quantization),
         "theta": FLOAT_BYTES * (rows + 1) * P,
         "gradients": FLOAT_BYTES * (with_gradient + 1) * P,
         "moments": 2 * FLOAT_BYTES * (rows + 1) * P,
-        # θ of each document in the backbone's dtype, and its gradient; at τ = ∞ all documents share one.
-        "rows_of_a_batch": 2 * model.dtype.itemsize * (documents if rows else 1) * P,
+        # Of each document; at τ = ∞ all documents share one. CUDA graphs have copies.
+        "rows_of_a_batch": shared * (documents + recorded if rows else 1 + bool(recorded)),
         "logits_of_a_chunk": FLOAT_BYTES * min(chunk, documents * cfg.data.max_tokens * vocabulary),
     }
 
@@ -196,7 +199,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         optimizer.step()
         return tokens
 
-    for _ in range(WARMUP_STEPS):
+    for _ in range(WARMUP_STEPS[device.type]):
         train()
     wait(device)
     start = time.perf_counter()

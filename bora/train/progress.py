@@ -30,6 +30,7 @@ class Progress(Callback):
         # For each validation: the epoch, counted from 1, and the monitored NLL.
         self.history: list[tuple[int, float]] = []
         self.tokens, self.seconds = 0, 0.0
+        self._logged = 0, 0.0  # both, at the last row
         self._since: float | None = None  # when the batches that are not read yet began
         self._read_at = 0.0
         self._started, self._before = time.perf_counter(), 0.0
@@ -40,7 +41,7 @@ class Progress(Callback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Scored training tokens per second, without the time of validation and of saving."""
+        """Scored training tokens per second of the whole run, without the time of validation and of saving."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
@@ -70,7 +71,7 @@ class Progress(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history = [(epoch, nll) for epoch, nll in state["history"]]
-        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self.tokens, self.seconds = self._logged = state["tokens"], state["seconds"]
         self._before, self._started = state["wall_seconds"], time.perf_counter()
         self.epoch_nats, self.epoch_tokens = state["epoch_nats"], state["epoch_tokens"]
 
@@ -119,12 +120,17 @@ class Progress(Callback):
             "train/likelihood": likelihood / n,
             "train/prior": prior / n,
             "train/nll": nats / tokens,
-            "tokens/s": self.tokens_per_second,
+            "tokens/s": self._speed_since_last_row(),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             **module.gradient_norms,
         }
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts
+
+    def _speed_since_last_row(self) -> float:
+        tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
+        self._logged = self.tokens, self.seconds
+        return tokens / seconds if seconds else 0.0
 
     def on_validation_start(self, trainer: L.Trainer, module) -> None:
         self.read(module)

@@ -1,7 +1,9 @@
 """All that a GPU is measured by, in one table and one JSON file; see gpu.sh.
 
-- step: the benchmark's step (bench.py) with OPT-350m's shape, and opt_mini's at many tasks;
+- step: the benchmark's step (bench.py) with OPT-350m's shape;
 - switch: the same step with one thing done otherwise, in turn with the step as it is;
+- many: the same step, and opt_mini's, with very many tasks;
+- compile: the same step with model.compile=true, and how long its first one takes;
 - run: a real run's tokens a second, and those of its own batches without Lightning (`bora doctor --measure`);
 - profile: where a step's time goes;
 - equal: that all of this computes the same.
@@ -26,6 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -46,6 +49,7 @@ from experiments.bench import bench
 
 PEAK_FLOPS = 989e12  # of an H100 or H200 in bfloat16, without sparsity
 MIB = 2**20
+SLOW_ROUNDS = 3  # of the loop over tasks, which takes as long as thirty other steps
 LOADED: dict[str, nn.Module] = {}
 
 
@@ -55,10 +59,9 @@ class Settings:
 
     quick: bool = False  # small sizes, for a CPU
     device: str = "auto"  # cpu | cuda | auto: cuda where there is one
-    parts: list[str] = field(default_factory=lambda: ["step", "switch", "many", "run", "profile", "equal"])
+    parts: list[str] = field(default_factory=lambda: ["step", "profile", "switch", "run", "many", "equal", "compile"])
     rounds: int = 10  # timed steps of each variant
     loop: bool = True  # the loop over tasks too
-    compiled: bool = True  # model.compile=true too
     smollm2: bool = True  # a run of SmolLM2-135M, where its package is installed
     table: str | None = None  # a table of texts for that run, with columns speaker and text; else the standard library
     out: str = "outputs/gpu.json"
@@ -124,11 +127,13 @@ def interleave(
             found[name]["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / MIB
         seconds[name] = []
     tokens, padded = [], []
-    for _ in range(shape.rounds):
+    for turn in range(shape.rounds):
         batch = next(batches)
         tokens.append(len(likelihood.scored_places(batch["labels"])))
         padded.append(batch["input_ids"].numel())
         for name, (_, n_tasks, context) in variants.items():
+            if name.startswith("loop") and turn >= SLOW_ROUNDS:
+                continue
             mine = bench.of_tasks(batch, n_tasks, shape.device)
             with context():
                 wait(device)
@@ -142,9 +147,9 @@ def interleave(
         found[name] |= {
             "seconds": median,
             "quartiles": [low, high],
-            "tokens_per_second": float(np.median(np.array(tokens) / times)),
-            "to_first": float(np.median(np.array(times) / np.array(seconds[first]))),
-            "mfu": 4 * matrix_parameters(model) * float(np.median(np.array(padded) / times)) / PEAK_FLOPS,
+            "tokens_per_second": float(np.median(np.array(tokens[: len(times)]) / times)),
+            "to_first": float(np.median(np.array(times) / np.array(seconds[first][: len(times)]))),
+            "mfu": 4 * matrix_parameters(model) * float(np.median(np.array(padded[: len(times)]) / times)) / PEAK_FLOPS,
             "all_seconds": times,
         }
     return found
@@ -175,16 +180,19 @@ def measure_step(cfg: SimpleNamespace) -> dict[str, Any]:
     variants[f"bora_{s.tasks[0]}"] = (bench.bora, s.tasks[0], plain)
     if cfg.loop:
         variants[f"loop_{s.tasks[0]}"] = (bench.loop, s.tasks[0], plain)
-    if cfg.compiled:
-        variants["compiled_floor"] = (partial(bench.floor, compile=True), 1, plain)
-        variants[f"compiled_{s.tasks[0]}"] = (partial(bench.bora, compile=True), s.tasks[0], plain)
     found = interleave(s, model, variants)
-    for name, row in found.items():
-        if name.startswith(("bora_", "compiled_")) and "floor" not in name:
-            row["state_mib"] = bench.adapters_and_state(s, model, int(name.split("_")[1])) / MIB
-            if "peak_mib" in row:
-                row["over_floor_mib"] = row["peak_mib"] - found["floor"]["peak_mib"]
+    row = found[f"bora_{s.tasks[0]}"]
+    row["state_mib"] = bench.adapters_and_state(s, model, s.tasks[0]) / MIB
+    if "peak_mib" in row:
+        row["over_floor_mib"] = row["peak_mib"] - found["floor"]["peak_mib"]
     return found
+
+
+def measure_compiled(cfg: SimpleNamespace) -> dict[str, Any]:
+    """The same step compiled; the first variant pays for the compiler's own start."""
+    s = big(cfg)
+    compiled = (partial(bench.bora, compile=True), s.tasks[0], plain)
+    return interleave(s, load(cfg, s), {"bora": (bench.bora, s.tasks[0], plain), "bora compiled": compiled})
 
 
 def switches(cfg: SimpleNamespace) -> dict[str, Callable]:
@@ -240,25 +248,24 @@ def measure_many(cfg: SimpleNamespace) -> dict[str, Any]:
 def runs(cfg: SimpleNamespace) -> dict[str, list[str]]:
     """The real runs, as overrides of `bora run`; each of some hundred steps."""
     trainer = f"trainer={'gpu' if cfg.device == 'cuda' else 'cpu'}"
-    common = [trainer, "logger=none", "tau=1000", "data.eval_batch_size=128", "optim.lr=1e-3"]
+    common = [trainer, "logger=none", "tau=1000", "data.eval_batch_size=128", "optim.lr=1e-3", "trainer.max_epochs=50"]
     if cfg.quick:
-        quick = ["data.documents_per_task=12", "data.max_tokens=24", "data.batch_size=16", "trainer.max_epochs=1"]
+        quick = ["data.documents_per_task=12", "data.max_tokens=24", "data.batch_size=16", "trainer.max_steps=30"]
         return {"stdlib, opt_mini": [*common, *quick]}
     found = {
-        "stdlib, opt_mini": ["data.batch_size=16", "trainer.max_steps=300"],
-        "stdlib, OPT-350m's shape": ["model=opt_350m_random", "data.batch_size=64", "trainer.max_steps=100"],
+        "stdlib, opt_mini": ["data.batch_size=16", "trainer.max_steps=400"],
+        "stdlib, OPT-350m's shape": ["model=opt_350m_random", "data.batch_size=64", "trainer.max_steps=150"],
     }
     if cfg.smollm2:
         texts = ["data=table", f"data.path={cfg.table}", "data.n_tasks=25"] if cfg.table else ["data=stdlib"]
-        small = ["model=smollm2_135m", "data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=150"]
+        small = ["model=smollm2_135m", "data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=200"]
         found["SmolLM2-135M"] = [*texts, *small]
-        if cfg.compiled:
-            found["SmolLM2-135M, compiled"] = [*texts, *small, "model.compile=true"]
+    common.append("data.documents_per_task=200")  # validation and test do not count, and take long
     return {name: [*common, *overrides] for name, overrides in found.items()}
 
 
 def measure_runs(cfg: SimpleNamespace) -> dict[str, Any]:
-    """A whole `bora run`, and its batches without Lightning and all that a run does beside training."""
+    """A whole `bora run` in its second half, and its batches without Lightning and all else that a run does."""
     found = {}
     for name, overrides in runs(cfg).items():
         config, _ = compose_config(overrides)
@@ -266,7 +273,7 @@ def measure_runs(cfg: SimpleNamespace) -> dict[str, Any]:
         corpus = load_corpus(config, pretrained)
         taken = measure(config, corpus, count_cost(config, pretrained, corpus))
         alternatives = {}
-        if cfg.device == "cuda" and "compiled" not in name:
+        if cfg.device == "cuda" and "SmolLM2" in name:
             with switches(cfg)["attention by cuDNN"]():
                 other = measure(config, corpus, count_cost(config, pretrained, corpus))
             alternatives["attention by cuDNN"] = other.tokens_per_second
@@ -277,10 +284,13 @@ def measure_runs(cfg: SimpleNamespace) -> dict[str, Any]:
             if done.returncode:
                 raise RuntimeError(f"{name}: bora run failed: {done.stderr.strip()[-800:]}")
             summary = json.loads(Path(folder, "run/summary.json").read_text())
+            speed = pd.read_csv(Path(folder, "run/metrics.csv"))["tokens/s"].dropna()
+        settled = float(speed[len(speed) // 2 :].median())
         found[name] = {
-            "run_tokens_per_second": summary["train_tokens_per_second"],
+            "run_tokens_per_second": settled,
+            "with_its_beginning": summary["train_tokens_per_second"],
             "bare_tokens_per_second": taken.tokens_per_second,
-            "run_to_bare": summary["train_tokens_per_second"] / taken.tokens_per_second,
+            "run_to_bare": settled / taken.tokens_per_second,
             "step_seconds": taken.step_seconds,
             "wall_seconds": time.perf_counter() - start,
             "test_perplexity": summary["test_perplexity"],
@@ -382,6 +392,7 @@ PARTS = {
     "step": measure_step,
     "switch": measure_switches,
     "many": measure_many,
+    "compile": measure_compiled,
     "run": measure_runs,
     "profile": measure_profile,
     "equal": measure_equality,
@@ -397,17 +408,18 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("what", overflow="fold")
     for column in ("ms", "× first", "tokens/s", "MFU", "more"):
         table.add_column(column, justify="right", overflow="fold")
-    for part in ("step", "switch", "many"):
+    for part in ("step", "switch", "many", "compile"):
         for name, row in result.get(part, {}).items():
             more = [f"{row['peak_mib']:,.0f} MiB"] if "peak_mib" in row else []
             if "over_floor_mib" in row:
                 more.append(f"over floor {row['over_floor_mib']:,.0f}, θ + moments {row['state_mib']:,.0f}")
-            if name.startswith("compiled"):
+            if part == "compile":
                 more.append(f"first step {row['first_step_seconds']:.0f} s")
             cells = [f"{1e3 * row['seconds']:.1f}", f"{row['to_first']:.3f}", f"{row['tokens_per_second']:,.0f}"]
             table.add_row(part, name, *cells, f"{row['mfu']:.3f}", "; ".join(more))
     for name, row in result.get("run", {}).items():
-        more = [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
+        more = [f"with its beginning {row['with_its_beginning']:,.0f}"]
+        more += [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
         more += [f"{k}: bare {v:,.0f}" for k, v in row["bare_tokens_per_second_with"].items()]
         cells = [f"{1e3 * row['step_seconds']:.1f}", "", f"{row['run_tokens_per_second']:,.0f}"]
         table.add_row("run", name, *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))

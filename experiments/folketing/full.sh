@@ -17,7 +17,7 @@ BORA=${BORA:-.venv/bin/bora}
 TAUS=${TAUS:-10000 0 inf 100000 1000 1000000 100}
 RULE_SEEDS=${RULE_SEEDS-0}
 CORES=$(nproc)
-JOBS=${JOBS:-$((CORES < 16 ? (CORES + 1) / 2 : 8))}  # eight should fit into 80 GB
+JOBS=${JOBS:-$((CORES < 6 ? (CORES + 1) / 2 : 3))}  # on a GPU each takes about 22 GB: of four on 80 GB three ran out of memory
 case $SHARE in
   all) SEEDS=${SEEDS:-0 1 2} SIZES= ;;
   half) SEEDS=${SEEDS:-0}
