@@ -83,8 +83,9 @@ class Progress(Callback):
         if not ends_step(trainer, batch_idx):
             return
         logged = trainer.global_step % self.every == 0
-        # On a slow device at every step: there it costs nothing, and a loss that is not finite is found at once.
-        if logged or time.perf_counter() - self._read_at > READ_SECONDS:
+        # On a slow device at every step: there it costs nothing, and a loss that is not finite is found at once. Several
+        # processes must find it in the same step.
+        if logged or (trainer.world_size == 1 and time.perf_counter() - self._read_at > READ_SECONDS):
             self.read(module)
             self._since = self._read_at
         if logged:
