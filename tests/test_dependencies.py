@@ -9,6 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+WITH_TORCH = {"triton"}  # comes with torch for a GPU, and is used there alone
 DISTRIBUTIONS = packages_distributions()  # reads every installed package's list of files
 
 
@@ -28,7 +29,7 @@ def imported(source: Path, everywhere: bool) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module or "")
-    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bora"}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bora"} - WITH_TORCH
 
 
 def undeclared(modules: set[str], requirements: set[str]) -> set[str]:
