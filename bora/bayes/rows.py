@@ -133,7 +133,7 @@ def _scatter_together(stored, mean, present, place, form, prior, of_theta, of_po
 def _sum_by_task(of_theta: Tensor, place: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Sum [R, P] over each task's documents to [U, P], as a product with 0 and 1: index_add's order is not fixed."""
     member = torch.arange(n, device=place.device)[:, None] == place
-    if of_theta.is_cuda and of_theta.dtype != dtype == torch.float32:
+    if of_theta.is_cuda and (of_theta.dtype, dtype) == (torch.bfloat16, torch.float32):
         return torch.mm(member.to(of_theta.dtype), of_theta, out_dtype=dtype)  # sums in float32, without a copy in it
     return member.to(dtype) @ of_theta.to(dtype)
 

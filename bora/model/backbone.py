@@ -15,6 +15,7 @@ from bora.model.batch import Batch
 from bora.model.graphs import Recorder
 from bora.model.likelihood import Head, document_nll
 from bora.model.lora import Layout, Linear, LowRank, adapted_linear, add_low_rank, linear_shape
+from bora.model.pretrained import max_positions
 from bora.model.targets import find_targets
 from bora.model.unpadded import unpadded
 
@@ -72,12 +73,14 @@ class Backbone(nn.Module):
         self.layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, rank)
         self._targets = layers
         for layer in layers.values():
+            if hasattr(layer, UPDATE):
+                continue  # another backbone has the same model
             setattr(layer, UPDATE, None)
             if type(layer) in (nn.Linear, Conv1D) and type(layer.weight.data) is Tensor:
                 layer.forward = partial(_run_adapted, layer)  # type: ignore[method-assign]
             else:
                 layer.register_forward_hook(_add_update)
-        self._recorder = Recorder(self._run)
+        self._recorder = Recorder(self._run, max_positions(model.config))
         self._recorded = cuda_graphs
         self.compiled = compile
         if compile:
@@ -117,6 +120,11 @@ class Backbone(nn.Module):
     def _run(self, input_ids: Tensor, theta: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
         with self.routed(theta):
             return self.hidden(input_ids, attention_mask)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Move or cast the model, as torch's `to`, `cpu` and `cuda` do."""
+        self._recorder.forget()
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)

@@ -18,7 +18,7 @@ from bora.errors import first_line
 log = logging.getLogger(__name__)
 
 DOCUMENTS, TOKENS = 8, 16  # a recording's numbers are multiples of these
-MAX_RECORDINGS = 64
+MAX_RECORDINGS = 32
 
 Run = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], θ [R, P] or [P] → hidden states [R, T, H]
 
@@ -44,63 +44,64 @@ class Recording(NamedTuple):
 class Recorder:
     """Records `run` where a shape comes for the second time, and replays it from then on.
 
+    A backward must follow its forward before the next one: all recordings share their memory.
+
     Args:
-        run: frozen but for θ; it may not wait for the GPU.
+        run: frozen but for θ; it may not wait for the GPU, else nothing is recorded.
+        max_tokens: that `run` has positions for; None for any number.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, max_tokens: int | None = None):
+        self.run, self.max_tokens = run, max_tokens
+        self.turn = 0  # replays of a forward
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: recordings know where the weights are, and must go when they are moved."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
         self._seen: set[tuple[int, ...]] = set()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._possible: bool | None = None  # not tried yet
+        self._possible = True
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, ids: Tensor, theta: Tensor) -> Tensor:
         """Return run(ids, theta)."""
         documents, tokens = (-(-n // m) * m for n, m in zip(ids.shape, (DOCUMENTS, TOKENS), strict=True))
+        if self.max_tokens is not None:
+            tokens = min(tokens, self.max_tokens)
         shape = (documents, tokens, theta.dim())
+        if shape not in self._recordings and self._is_worth(shape):
+            try:
+                self._recordings[shape] = self._record(documents, tokens, theta)
+            except RuntimeError as error:  # too little memory, or a model that waits
+                self._possible = False
+                log.info("no CUDA graphs from here on: %s", first_line(error))
         recording = self._recordings.get(shape)
-        if recording is None and self._is_worth(shape) and self._is_possible(ids, theta):
-            recording = self._recordings[shape] = self._record(documents, tokens, theta)
-        return self.run(ids, theta) if recording is None else _Replay.apply(ids, theta, recording)
+        return self.run(ids, theta) if recording is None else _Replay.apply(ids, theta, recording, self)
 
     def _is_worth(self, shape: tuple[int, ...]) -> bool:
         """Tell whether a shape has come before, while there is room for another recording."""
         came = shape in self._seen
         self._seen.add(shape)
-        return came and len(self._recordings) < MAX_RECORDINGS
-
-    def _is_possible(self, ids: Tensor, theta: Tensor) -> bool:
-        """Tell whether a recording can be made; found out once, by a forward and a backward."""
-        if self._possible is None:
-            self._possible = self._can_record(ids, theta.detach())
-        return self._possible
-
-    def _can_record(self, ids: Tensor, theta: Tensor) -> bool:
-        before = torch.cuda.get_sync_debug_mode()
-        theta.requires_grad_()
-        self._differentiate(ids, theta)  # what is made once, such as cuBLAS's memory, may wait
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            self._differentiate(ids, theta)
-        except RuntimeError as error:
-            log.info("no CUDA graphs: this model waits for the GPU in its forward (%s)", first_line(error))
-            return False
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        return True
-
-    def _differentiate(self, ids: Tensor, theta: Tensor) -> None:
-        hidden = self.run(ids, theta)
-        torch.autograd.grad(hidden, theta, torch.zeros_like(hidden))
+        return came and self._possible and len(self._recordings) < MAX_RECORDINGS
 
     def _record(self, documents: int, tokens: int, like: Tensor) -> Recording:
+        """Record a shape, after a try or two of it.
+
+        Raises:
+            RuntimeError: `run` waits for the GPU, which a recording cannot; or there is too little memory.
+        """
         ids = torch.zeros(documents, tokens, dtype=torch.long, device=like.device)
         theta, of_theta = self._theta_buffers(documents, like)
         theta.requires_grad_()
-        with _side_stream():
-            self._differentiate(ids, theta)
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._differentiate(ids, theta)  # what is made once, such as cuBLAS's memory, may wait
+            with _no_waiting():
+                self._differentiate(ids, theta)
+        torch.cuda.current_stream().wait_stream(self._stream)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(forward, pool=self._pool):
             hidden = self.run(ids, theta)
@@ -109,6 +110,10 @@ class Recorder:
         with torch.cuda.graph(backward, pool=self._pool):
             of_theta.copy_(torch.autograd.grad(hidden, theta, of_hidden)[0])
         return Recording(ids, theta.detach(), hidden.detach(), of_hidden, of_theta, forward, backward)
+
+    def _differentiate(self, ids: Tensor, theta: Tensor) -> None:
+        hidden = self.run(ids, theta)
+        torch.autograd.grad(hidden, theta, torch.zeros_like(hidden))
 
     def _theta_buffers(self, documents: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """θ and its gradient, in memory that the recordings share, by a power of 2 of documents."""
@@ -122,9 +127,11 @@ class Recorder:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, ids: Tensor, theta: Tensor, recording: Recording) -> Tensor:
-        ctx.recording, ctx.shape = recording, ids.shape
+    def forward(ctx, ids: Tensor, theta: Tensor, recording: Recording, recorder: Recorder) -> Tensor:
+        recorder.turn += 1
+        ctx.recording, ctx.recorder, ctx.turn, ctx.shape = recording, recorder, recorder.turn, ids.shape
         documents, tokens = ids.shape
+        recording.ids.zero_()  # no document of the batch before, whose θ is gone
         recording.ids[:documents, :tokens].copy_(ids)
         (recording.theta[:documents] if theta.dim() == 2 else recording.theta).copy_(theta)
         recording.forward.replay()
@@ -133,19 +140,22 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_hidden: Tensor):
         recording, (documents, tokens) = ctx.recording, ctx.shape
+        if ctx.turn != ctx.recorder.turn:
+            raise RuntimeError("another forward was run before this backward; build the model with cuda_graphs=False")
         recording.of_hidden.zero_()
         recording.of_hidden[:documents, :tokens].copy_(of_hidden)
         recording.backward.replay()
         of_theta = recording.of_theta
         # Rows are read before the next replay overwrites them; a single θ's gradient may be kept as it is.
-        return None, of_theta[:documents] if of_theta.dim() == 2 else of_theta.clone(), None
+        return None, of_theta[:documents] if of_theta.dim() == 2 else of_theta.clone(), None, None
 
 
 @contextmanager
-def _side_stream():
-    """As recording asks for: what is done for the first time is done on a stream of its own."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+def _no_waiting():
+    """Within it torch raises a RuntimeError where the processor waits for the GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         yield
-    torch.cuda.current_stream().wait_stream(stream)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -5,23 +5,30 @@ the two matrix products beside it together.
 """
 
 import functools
-import importlib.util
-import os
-import shutil
+import logging
 
 import torch
 from torch import Tensor
 
+from bora.errors import first_line
+
+log = logging.getLogger(__name__)
+
 
 def can_fuse(hidden: Tensor) -> bool:
-    """Tell whether the kernel can be used: on an NVIDIA or AMD GPU with Triton and the C compiler that it needs."""
-    return hidden.is_cuda and hidden.dtype != torch.float64 and _has_triton()
+    """Tell whether the kernel can be used: on a GPU, where Triton and all that it compiles with are there."""
+    return hidden.is_cuda and hidden.dtype != torch.float64 and _compiles(hidden.device)
 
 
 @functools.cache
-def _has_triton() -> bool:
-    compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+def _compiles(device: torch.device) -> bool:
+    logits, targets = torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    try:
+        nll_and_gradient(logits, targets, 1.0, None, True)
+    except Exception as error:  # Triton is not there, or what it compiles with, or it does not know this GPU
+        log.info("the softmax is torch's own, slower one: Triton cannot be used here (%s)", first_line(error))
+        return False
+    return True
 
 
 def nll_and_gradient(logits: Tensor, targets: Tensor, scale: float, cap: float | None, gradient: bool) -> Tensor:

@@ -137,6 +137,7 @@ class Progress(Callback):
         self.read(module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module) -> None:
+        self.read(module)  # an epoch may end without a validation
         self.epoch_nats, self.epoch_tokens = 0.0, 0.0
 
     def on_validation_end(self, trainer, module) -> None:

@@ -7,6 +7,7 @@ import torch
 from bora.model.backbone import Backbone
 from bora.model.graphs import Recorder, Recording
 from tests.conftest import tiny_opt
+from tests.model.test_architectures import tiny
 
 
 class Replayed:
@@ -16,9 +17,6 @@ class Replayed:
 
 class OnTheCPU(Recorder):
     """Runs again what a recording would replay, in the same places in memory."""
-
-    def _can_record(self, ids, theta):
-        return True
 
     def _record(self, documents, tokens, like):
         ids = torch.zeros(documents, tokens, dtype=torch.long)
@@ -56,3 +54,31 @@ def test_a_replay_equals_the_run_itself(shared):
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
     assert n_eager == 3  # the first of each rounded shape: (8, 32), (16, 32), (8, 16)
     assert recorder._recordings.keys() == {(8, 32, theta.dim()), (8, 16, theta.dim())}
+
+
+def test_a_backward_must_come_before_the_next_forward():
+    backbone = Backbone(tiny_opt(), rank=2)
+    recorder, ids = OnTheCPU(backbone._run), torch.ones(2, 8, dtype=torch.long)
+    theta = torch.zeros(2, backbone.layout.n_parameters, requires_grad=True)
+    hidden = [recorder(ids, theta) for _ in range(3)]
+    with pytest.raises(RuntimeError, match="another forward"):
+        hidden[1].sum().backward()
+    hidden[2].sum().backward()
+
+
+def test_no_more_positions_are_recorded_than_the_model_has():
+    backbone = Backbone(tiny("gpt2", n_positions=20), rank=2)
+    recorder = OnTheCPU(backbone._run, backbone._recorder.max_tokens)
+    for _ in range(2):
+        recorder(torch.ones(2, 20, dtype=torch.long), torch.zeros(2, backbone.layout.n_parameters).double())
+    assert recorder._recordings.keys() == {(8, 20, 2)}
+
+
+def test_moved_weights_are_recorded_anew():
+    backbone = Backbone(tiny_opt(), rank=2)
+    backbone._recorder = OnTheCPU(backbone._run)
+    for _ in range(2):
+        backbone._recorder(torch.ones(2, 8, dtype=torch.long), torch.zeros(2, backbone.layout.n_parameters))
+    assert len(backbone._recorder._recordings) == 1
+    backbone.double()
+    assert backbone._recorder._recordings == {}
