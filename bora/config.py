@@ -147,6 +147,8 @@ class Optim(Group):
     lr: Annotated[float, Field(gt=0, le=1e9)] | None
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     eps: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
     patience: Annotated[int, Field(ge=1)]
     nonfinite: Literal["stop", "skip"]
 

@@ -77,10 +77,10 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
 
 def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
     """Wrap the model for training as the config describes it."""
-    lr = cfg.optim.lr
-    if lr is None:
-        lr = learning_rate(model.tau, cfg.prior.parameterization)
-    return TrainingModule(model, lr, (cfg.optim.betas[0], cfg.optim.betas[1]), cfg.optim.eps, cfg.optim.nonfinite)
+    optim = cfg.optim
+    lr = learning_rate(model.tau, cfg.prior.parameterization) if optim.lr is None else optim.lr
+    betas = (optim.betas[0], optim.betas[1])
+    return TrainingModule(model, lr, betas, optim.eps, optim.schedule, optim.warmup_steps, optim.nonfinite)
 
 
 def find_start(init_from: str) -> RunDirectory:

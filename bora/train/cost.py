@@ -185,7 +185,8 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data).to(device)
-    optimizer = build_module(cfg, model).configure_optimizers()
+    module = build_module(cfg, model)
+    optimizer = model.optimizer(module.lr, module.betas, module.eps)
     reset_peak_memory()  # loading may need more than training
     batches = chain.from_iterable(repeat(data.train_dataloader()))  # an epoch may have fewer steps
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -46,6 +47,9 @@ class TrainingModule(L.LightningModule):
         model: what is trained. With its likelihood task_mean, validation is judged by BatchPerplexity, as in the
             published code.
         lr, betas, eps: AdamW's.
+        schedule: of the learning rate over the run's optimiser steps, whatever tasks are in them: constant, or falling
+            to 0 at the last step that there may be, linear or as a cosine.
+        warmup_steps: optimiser steps in which it rises from 0 before that.
         nonfinite: on an infinite or NaN loss, stop the run or skip the step.
     """
 
@@ -55,11 +59,15 @@ class TrainingModule(L.LightningModule):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
         nonfinite: str = "stop",
     ):
         super().__init__()
         self.model = model
         self.lr, self.betas, self.eps, self.nonfinite = lr, betas, eps, nonfinite
+        self.schedule, self.warmup_steps = schedule, warmup_steps
+        self.lr_now = lr  # of the last step
         self._skips = False  # the step that is being taken
         # Of each batch since `read_figures`: steps before it, its figures, its documents' NLL and tasks.
         self._unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
@@ -125,10 +133,26 @@ class TrainingModule(L.LightningModule):
         whose = f"by documents of {tasks}" if tasks else "by the prior, or by documents of another process"
         return f"at step {step + 1} the loss is {float(figures[:2].sum())}, {whose}"
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.model.optimizer(self.lr, self.betas, self.eps)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.model.optimizer(self.lr, self.betas, self.eps)
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _share_of_rate(self, step: int) -> float:
+        """Return what the schedule leaves of the learning rate after so many steps."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        if self.schedule == "constant" or step == 0:
+            return 1.0
+        # Asked for before training begins, Lightning would make the loaders, and forget where in an epoch to resume.
+        steps = self.trainer.estimated_stepping_batches - self.warmup_steps
+        x = min(1.0, (step - self.warmup_steps) / max(1, steps))
+        return 1 - x if self.schedule == "linear" else (1 + math.cos(math.pi * x)) / 2
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.lr_now = optimizer.param_groups[0]["lr"]
         if self._skips:
             self._skips = False
             for parameter in self.model.adapters.parameters():

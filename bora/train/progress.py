@@ -122,7 +122,7 @@ class Progress(Callback):
             "train/prior": prior / n,
             "train/nll": nats / tokens,
             "tokens/s": self._speed_since_last_row(),
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": module.lr_now,
             **module.gradient_norms,
         }
         for logger in trainer.loggers:
