@@ -5,6 +5,7 @@ Hydra composed, or that a run's config.yaml holds, into typed groups. Nothing af
 """
 
 import difflib
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -133,8 +134,14 @@ class RandomModel(Model):
 class LoRA(Group):
     rank: Count
     alpha: Annotated[float, Field(gt=0, le=1e9)]
+    rslora: bool
     target_modules: str | Annotated[list[str], Field(min_length=1)] | None
     init_std: Annotated[float, Field(ge=0, le=1e9)]
+
+    @property
+    def effective_alpha(self) -> float:
+        """The α whose α/r scales the update; with rslora it is α√r, which every reader of an adapter understands."""
+        return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
 
 
 class Prior(Group):

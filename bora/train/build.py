@@ -50,18 +50,24 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
 
 def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule) -> HierarchicalLoRA:
     """Build the model that the config describes, at its start."""
-    lora = cfg.lora.model_dump()
-    init_std = lora.pop("init_std")
+    lora = cfg.lora
     recorded = cfg.model.cuda_graphs and cfg.trainer.strategy != "fsdp"  # which moves weights about within a step
     model = HierarchicalLoRA(
-        Backbone(pretrained.model, **lora, compile=cfg.model.compile, cuda_graphs=recorded),
+        Backbone(
+            pretrained.model,
+            lora.target_modules,
+            lora.rank,
+            lora.effective_alpha,
+            cfg.model.compile,
+            cuda_graphs=recorded,
+        ),
         task_names,
         data.task_documents,
         data.n_tokens,
         cfg.tau,
         **cfg.prior.model_dump(),
         likelihood=cfg.likelihood,
-        init_std=init_std,
+        init_std=lora.init_std,
     )
     if cfg.init_from is not None:
         source = find_start(cfg.init_from)

@@ -194,16 +194,17 @@ def loop(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int) -> Step:
 
 
 def hierarchical(model: PreTrainedModel, cfg: SimpleNamespace, n_tasks: int, compile: bool = False) -> HierarchicalLoRA:
-    lora, names = cfg.lora.model_dump(), [f"task{d}" for d in range(n_tasks)]
-    init_std = lora.pop("init_std")
+    lora, names = cfg.lora, [f"task{d}" for d in range(n_tasks)]
     return HierarchicalLoRA(
-        Backbone(model, **lora, compile=compile, cuda_graphs=cfg.model.cuda_graphs),
+        Backbone(
+            model, lora.target_modules, lora.rank, lora.effective_alpha, compile, cuda_graphs=cfg.model.cuda_graphs
+        ),
         names,
         [100] * n_tasks,
         100 * n_tasks * cfg.length,
         cfg.tau,
         **cfg.prior.model_dump(),
-        init_std=init_std,
+        init_std=lora.init_std,
     ).to(cfg.device)
 
 

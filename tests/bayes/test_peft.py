@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from bora.config import LoRA
 from bora.model.targets import DEFAULT_TARGETS
 from tests.conftest import hierarchical, tiny_data, tiny_opt
 
@@ -108,3 +109,10 @@ def test_default_targets_are_pefts_for_every_causal_language_model():
         for architecture, targets in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.items()
         if architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     } == DEFAULT_TARGETS
+
+
+def test_rslora_scales_as_in_peft():
+    ours = LoRA(rank=3, alpha=6.0, rslora=True, target_modules=None, init_std=0.0)
+    theirs = get_peft_model(tiny_opt(), LoraConfig(r=3, lora_alpha=6.0, use_rslora=True, target_modules=["q_proj"]))
+    scales = {m.scaling["default"] for m in theirs.modules() if hasattr(m, "lora_A")}
+    assert scales == {pytest.approx(ours.effective_alpha / ours.rank)}
