@@ -52,15 +52,9 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
     """Build the model that the config describes, at its start."""
     lora = cfg.lora
     recorded = cfg.model.cuda_graphs and cfg.trainer.strategy != "fsdp"  # which moves weights about within a step
+    how = {"compile": cfg.model.compile, "cuda_graphs": recorded}
     model = HierarchicalLoRA(
-        Backbone(
-            pretrained.model,
-            lora.target_modules,
-            lora.rank,
-            lora.effective_alpha,
-            cfg.model.compile,
-            cuda_graphs=recorded,
-        ),
+        Backbone(pretrained.model, lora.target_modules, lora.rank, lora.effective_alpha, **how),
         task_names,
         data.task_documents,
         data.n_tokens,
