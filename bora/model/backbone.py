@@ -23,15 +23,16 @@ from bora.model.unpadded import unpadded
 # batches of documents of like length are new in nearly every step.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-UPDATE = "bora_update"  # a target layer's attribute: the factors of the batch at hand and their scale, or None
+# A target layer's attribute: the factors of the batch at hand and their scale, or None. At the layer itself, so that all
+# blocks run the same code and one compilation serves them all.
+UPDATE = "bora_update"
 
 
 class Backbone(nn.Module):
     """A frozen causal language model whose target layers add a low-rank update, a row its own.
 
     One forward serves a batch of mixed tasks: each target layer adds two batched products to its output (eq. 3); its
-    weights are never changed. Always in evaluation mode: dropout inside a frozen model
-    would only add noise.
+    weights are never changed. Always in evaluation mode: dropout inside a frozen model would only add noise.
 
     Attributes:
         layout: where in θ each target layer's factors stand.
@@ -190,9 +191,6 @@ class Backbone(nn.Module):
                 f"the architecture {config.model_type!r} reads the whole text at every position; "
                 "choose a causal (left-to-right) language model"
             )
-
-
-# The update stands at the layer itself: so all blocks run the same code, and one compilation serves them all.
 
 
 def _run_adapted(layer: Linear, x: Tensor) -> Tensor:
