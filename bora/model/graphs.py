@@ -27,12 +27,12 @@ class Recording(NamedTuple):
     """Of one shape. The tensors are where the recording reads and writes.
 
     Attributes:
-        ids, theta: of the forward.
+        input_ids, theta: of the forward.
         hidden: its result.
         of_hidden, of_theta: the gradients that go into the backward and come out of it.
     """
 
-    ids: Tensor
+    input_ids: Tensor
     theta: Tensor
     hidden: Tensor
     of_hidden: Tensor
@@ -131,8 +131,8 @@ class _Replay(torch.autograd.Function):
         recorder.turn += 1
         ctx.recording, ctx.recorder, ctx.turn, ctx.shape = recording, recorder, recorder.turn, ids.shape
         documents, tokens = ids.shape
-        recording.ids.zero_()  # no document of the batch before, whose θ is gone
-        recording.ids[:documents, :tokens].copy_(ids)
+        recording.input_ids.zero_()  # no document of the batch before, whose θ is gone
+        recording.input_ids[:documents, :tokens].copy_(ids)
         (recording.theta[:documents] if theta.dim() == 2 else recording.theta).copy_(theta)
         recording.forward.replay()
         return recording.hidden[:documents, :tokens].clone()
