@@ -129,7 +129,7 @@ def test_bash_completes_settings(tmp_path):
     script = tmp_path / "complete.sh"
     bora_run = f"{sys.executable} -c 'import sys; sys.argv[0] = \"bora\"; from bora.cli import main; main()'"
     lines = [f'bora() {{ {bora_run} "$@"; }}', 'eval "$(bora completion)"']
-    for line in ("bora rep", "bora run ta", "bora run tau=1 data=t", "bora run lora.r"):
+    for line in ("bora rep", "bora run ta", "bora run tau=1 data=t", "bora run lora.ra"):
         words = line.split()
         lines += [f"COMP_LINE='{line}' COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}", "_bora"]
         lines += ['echo "${COMPREPLY[*]}"']
