@@ -42,6 +42,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
+            options |= {"fused": True, "amsgrad": False, "maximize": False}
             parts, gathered = [], []
             for p in group["params"]:
                 if p.grad is None:
@@ -60,18 +61,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
                     parts += [(values[i], *(t[d] for t in tensors)) for i, d in enumerate(index.tolist())]
             if parts:
                 grads, params, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
-                adamw(
-                    params,
-                    grads,
-                    exp_avgs,
-                    exp_avg_sqs,
-                    [],
-                    steps,
-                    fused=True,
-                    amsgrad=False,
-                    maximize=False,
-                    **options,
-                )
+                adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps, **options)
             for tensors, index, rows in gathered:
                 for whole, part in zip(tensors, rows, strict=True):
                     whole.index_copy_(0, index, part)

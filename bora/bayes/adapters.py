@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bora.bayes.prior import FLAT, Prior
-from bora.bayes.rows import Form, Places, rows
+from bora.bayes.rows import Form, rows
+from bora.model.batch import Places
 from bora.model.lora import Layout, LowRank
 
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much

@@ -17,10 +17,9 @@ from bora.bayes.objective import (
     task_mean_likelihood,
 )
 from bora.bayes.prior import FLAT, make_prior
-from bora.bayes.rows import Places, find_places
 from bora.errors import UserError
 from bora.model.backbone import Backbone
-from bora.model.batch import Batch
+from bora.model.batch import Batch, Places, find_places
 from bora.model.likelihood import n_scored
 from bora.model.lora import LowRank
 

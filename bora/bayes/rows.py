@@ -6,30 +6,14 @@ batch of them does not, and whole operations on [R, P] tensors take ten times as
 device all of them together: there one row is too little work for a kernel.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bora.bayes.prior import FLAT, Flat, Prior
-
-
-class Places(NamedTuple):
-    """Which tasks are in a batch of R documents, and whose each is.
-
-    Attributes:
-        present: [U] the tasks, ascending, as a sparse gradient's rows must be.
-        place: [R] the place in `present` of each document's task.
-    """
-
-    present: Tensor
-    place: Tensor
-
-
-def find_places(task: Tensor) -> Places:
-    """Find the places of documents of these tasks, [R]. On a GPU this waits for it."""
-    return Places(*task.unique(return_inverse=True))
+from bora.model.batch import Places
 
 
 class Form(Protocol):

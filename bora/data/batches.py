@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bora.data.tokens import Encoded
 from bora.errors import UserError
-from bora.model.batch import Batch
+from bora.model.batch import Batch, find_places
 from bora.model.likelihood import IGNORE, scored_places
 
 
@@ -45,7 +45,7 @@ class Documents(Dataset[Batch]):
         labels = np.where(real, input_ids, IGNORE if pad is None else pad)
         labels[np.arange(lengths.max()) < np.array([d.n_prompt for d in documents])[:, None]] = IGNORE
         task = torch.tensor([self.tasks[i] for i in indices])
-        present, place = task.unique(return_inverse=True)
+        present, place = find_places(task)
         padded: Batch = {
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),

@@ -1,6 +1,6 @@
 """A batch of documents, as the model takes it."""
 
-from typing import NotRequired, TypedDict, cast
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,23 @@ class Batch(TypedDict):
     scored: NotRequired[Tensor]  # [S] places in [R · T] of the scored tokens
     present: NotRequired[Tensor]  # [U] the tasks in it, ascending
     place: NotRequired[Tensor]  # [R] each document's task's place in `present`
+
+
+class Places(NamedTuple):
+    """Which tasks are in a batch of R documents, and whose each is.
+
+    Attributes:
+        present: [U] the tasks, ascending, as a sparse gradient's rows must be.
+        place: [R] the place in `present` of each document's task.
+    """
+
+    present: Tensor
+    place: Tensor
+
+
+def find_places(task: Tensor) -> Places:
+    """Find the places of documents of these tasks, [R]. On a GPU this waits for it."""
+    return Places(*task.unique(return_inverse=True))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

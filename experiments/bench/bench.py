@@ -43,12 +43,11 @@ from transformers import PreTrainedModel
 
 from bora.bayes.adamw import learning_rate
 from bora.bayes.model import HierarchicalLoRA
-from bora.bayes.rows import find_places
 from bora.commands.overrides import compose_config
 from bora.lib.machine import peak_memory as process_peak
-from bora.lib.machine import reset_peak_memory
+from bora.lib.machine import reset_peak_memory, wait
 from bora.model.backbone import Backbone
-from bora.model.batch import Batch
+from bora.model.batch import Batch, find_places
 from bora.model.likelihood import IGNORE, n_scored, scored_places
 from bora.model.loading import load_backbone
 from bora.model.lora import Layout, linear_shape
@@ -264,19 +263,13 @@ def free_memory(cfg: SimpleNamespace) -> int:
     return psutil.virtual_memory().available if cfg.device == "cpu" else torch.cuda.mem_get_info()[0]
 
 
-def wait(cfg: SimpleNamespace) -> None:
-    """Wait until the device has finished."""
-    if cfg.device != "cpu":
-        torch.cuda.synchronize()
-
-
 def time_steps(
     cfg: SimpleNamespace, model: PreTrainedModel, chosen: list[Variant]
 ) -> tuple[dict[str, list[float]], list[int]]:
     """Time one step of each variant in turn: seconds by variant, and the batches' scored tokens."""
     steps = {v.name: v.build(copy_of(model), cfg, v.n_tasks) for v in chosen}
     seconds: dict[str, list[float]] = {v.name: [] for v in chosen}
-    tokens = []
+    tokens, device = [], torch.device(cfg.device)
     batches = random_batches(cfg, model.config.get_text_config().vocab_size)
     gc.collect()
     for turn in range(cfg.warmup + cfg.rounds):
@@ -285,10 +278,10 @@ def time_steps(
             tokens.append(int(n_scored(batch["labels"]).sum()))
         for variant in chosen:
             mine = of_tasks(batch, variant.n_tasks, cfg.device)
-            wait(cfg)
+            wait(device)
             start = time.perf_counter()
             steps[variant.name](mine)
-            wait(cfg)
+            wait(device)
             if turn >= cfg.warmup:
                 seconds[variant.name].append(time.perf_counter() - start)
     return seconds, tokens

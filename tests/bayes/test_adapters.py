@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bora.bayes.adapters import Centered, NonCentered, Separate, Shared, choose_form
-from bora.bayes.rows import find_places
+from bora.model.batch import find_places
 from bora.model.lora import Layout
 
 TASKS = ["a", "b", "c.d"]  # a dot in a task's name must do no harm

@@ -6,7 +6,7 @@ import torch
 from bora.bayes.adapters import PARAMETERIZATIONS
 from bora.bayes.objective import prior_by_document, sum_likelihood, task_mean_likelihood
 from bora.bayes.prior import FLAT, Gaussian
-from bora.bayes.rows import find_places
+from bora.model.batch import find_places
 from bora.model.lora import Layout, add_low_rank
 
 

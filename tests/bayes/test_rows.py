@@ -6,7 +6,7 @@ import torch
 from bora.bayes import rows
 from bora.bayes.adapters import Centered, NonCentered
 from bora.bayes.prior import FLAT, Gaussian, Norm
-from bora.bayes.rows import find_places
+from bora.model.batch import find_places
 from bora.model.lora import Layout
 
 D, P = 5, 24
