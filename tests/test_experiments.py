@@ -69,15 +69,15 @@ def cells(text: str) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize(
     ("study", "readme_tables", "files"),
-    [("stdlib", 2, ["noncentered-table2.md", "centered-table2.md"]), ("folketing", 1, ["table2.md"])],
+    [("stdlib", 2, ["noncentered-table2.md", "centered-table2.md"]), ("folketing", 2, ["table2.md"])],
 )
 def test_the_tables_are_those_of_the_archive(study, readme_tables, files):
     runs, problems = read_runs([EXPERIMENTS / study])
-    evidence = [Evidence(series) for series in series_of(runs)[0] if len(series.taus) == 9]
+    evidence = [Evidence(series) for series in series_of(runs)[0]]
     readme = cells((EXPERIMENTS / study / "README.md").read_text("utf-8"))
     assert problems == []
     assert sum(cells(table1(e).markdown()) <= readme for e in evidence) == readme_tables
-    made = {table2(e).markdown() for e in evidence}
+    made = {table2(e).markdown() for e in evidence if len(e.series.taus) == 9}
     assert made == {(EXPERIMENTS / study / file).read_text("utf-8") for file in files}
 
 

@@ -30,7 +30,8 @@ class RowwiseAdamW(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        # fused: torch loads the count of steps to the parameter's device, not to the processor, only where this is set.
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "fused": True})
 
     # torch declares two overloads, with and without a closure.
     @torch.no_grad()
@@ -42,7 +43,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
-            options |= {"fused": True, "amsgrad": False, "maximize": False}
+            options |= {"fused": group["fused"], "amsgrad": False, "maximize": False}
             parts, gathered = [], []
             for p in group["params"]:
                 if p.grad is None:

@@ -2,6 +2,7 @@
 # folketing × SmolLM2-135M at the paper's size: all speeches of 25 members of the Danish parliament (126 to 514 to train
 # on; the paper 110 to 477), 128 tokens, batches of 64, τ from 0 to ∞ × three seeds; then the paper's rule.
 # Run from the repository root after `make smollm2`; DATA is the table of speeches. It needs no network.
+# About 40 minutes on one H100, three runs at a time, from what five of the runs took.
 # Stop it when you like (Ctrl-C, `timeout 9m experiments/folketing/full.sh`) and run it again to resume.
 #
 #   SHARE=half            half of each member's speeches and one seed: about a day on 2 cores

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities.optimizer import _optimizer_to_device
 
 from bora.bayes import adamw
 from bora.bayes.adamw import RowwiseAdamW, clip_gradients
@@ -51,6 +52,19 @@ def test_a_dense_gradient_is_as_in_torch():
         mine.step()
         torchs.step()
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_loaded_state_lies_where_its_parameter_lies():
+    """A GPU's run is resumed from a checkpoint that was read onto the processor; "meta" is a GPU that needs none."""
+    saved = torch.nn.Parameter(torch.randn(5, 6))
+    optimiser = RowwiseAdamW([saved], **OPTIONS)
+    saved.grad = sparse([0, 2], torch.randn(2, 6))
+    optimiser.step()
+    resumed = torch.nn.Parameter(torch.empty(5, 6, device="meta"))
+    loaded = RowwiseAdamW([resumed], **OPTIONS)
+    loaded.load_state_dict(optimiser.state_dict())
+    _optimizer_to_device(loaded, resumed.device)  # Lightning's, which leaves the steps alone
+    assert {tensor.device.type for tensor in loaded.state[resumed].values()} == {"meta"}
 
 
 @pytest.mark.parametrize("by_value", [False, True])
