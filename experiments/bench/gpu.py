@@ -352,8 +352,26 @@ def count_waits(step: Callable[[], None]) -> list[str]:
     return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
+def small_run(device: str, interrupted: bool = False) -> float:
+    """Run `bora run` in float32, once more where it is to be interrupted after its first epoch; return its test NLL."""
+    settings = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64"
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        command = [sys.executable, "-m", "bora.run", *settings.split(), f"hydra.run.dir={run}"]
+        command.append(f"trainer.accelerator={'gpu' if device == 'cuda' else device}")
+        if interrupted:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while process.poll() is None and not (run / "checkpoints/last.ckpt").exists():
+                time.sleep(0.1)
+            process.terminate()
+            if process.wait() == 0:
+                raise RuntimeError("the run that was to be interrupted has ended")
+        subprocess.run(command, check=True, capture_output=True)
+        return float(np.log(json.loads((run / "summary.json").read_text())["test_perplexity"]))
+
+
 def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
-    """Hold every switch to the step as it is, and a run on the device to the same run on the CPU, in float32."""
+    """Hold every switch to the step as it is; a run in float32 to the same interrupted, and to the same on the CPU."""
     s = big(cfg)
     model = load(cfg, s)
     batch = bench.of_tasks(next(bench.random_batches(s, model.config.get_text_config().vocab_size)), 3, cfg.device)
@@ -376,16 +394,11 @@ def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
             reference = nll, gradient
         apart = float((gradient - reference[1]).norm() / reference[1].norm())
         found[name] = {"nats_a_token_apart": nll - reference[0], "gradient_apart": apart}
+    nlls = {"on this device": small_run(cfg.device), "resumed": small_run(cfg.device, interrupted=True)}
     if cfg.device == "cuda":
-        small = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64"
-        nlls = []
-        for trainer in ("cpu", "gpu"):
-            with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "bora.run", *small.split(), f"trainer={trainer}"]
-                subprocess.run([*command, f"hydra.run.dir={folder}/run"], check=True, capture_output=True)
-                perplexity = json.loads(Path(folder, "run/summary.json").read_text())["test_perplexity"]
-                nlls.append(float(np.log(perplexity)))
-        found["a float32 run, GPU − CPU"] = {"nats_a_token_apart": nlls[1] - nlls[0]}
+        nlls["on the CPU"] = small_run("cpu")
+    for name, nll in list(nlls.items())[1:]:
+        found[f"a float32 run, {name}"] = {"nats_a_token_apart": nll - nlls["on this device"]}
     return found
 
 
