@@ -55,9 +55,13 @@ class Data(Group):
     split: Split
     max_tokens: Annotated[int, Field(ge=2)]
     prompt: str | None
+    prompt_truncation: Literal["left", "right"]
     template: str
+    chat_template: bool
+    long: Literal["cut", "chunk"]
+    overlap: Annotated[int, Field(ge=0)]
     prepend_bos: bool
-    append_eos: bool
+    append_eos: bool | None
     score_padding: bool
     order: Literal["bucketed", "shuffled", "fixed"]
     batch_size: Count
@@ -69,6 +73,7 @@ class Columns(Data):
 
     task: str | None
     text: str
+    messages: str | None
     date: str | None
 
 
@@ -97,6 +102,7 @@ class FrameData(Columns):
 
 class StdlibData(Data):
     source: Literal["stdlib"]
+    text: str
     modules: Annotated[list[str], Field(min_length=1)]
 
 
@@ -291,6 +297,17 @@ def rules(config: Config) -> Iterator[str]:
         )
     if "{text}" not in config.data.template:
         yield f"data.template={config.data.template!r} must hold {{text}}"
+    messages = getattr(config.data, "messages", None)
+    if messages is not None and (config.data.prompt is not None or config.data.chat_template):
+        given = "data.prompt" if config.data.prompt is not None else "data.chat_template"
+        yield f"data.messages={messages} holds whole chats, with their prompts; remove {given}"
+    if config.data.chat_template and config.data.prompt is None:
+        yield "data.chat_template=true writes a prompt and its answer as a chat; give data.prompt"
+    if 2 * config.data.overlap > config.data.max_tokens:
+        yield (
+            f"data.overlap={config.data.overlap} leaves less than half of data.max_tokens={config.data.max_tokens} for "
+            "what is new in a piece; lower it"
+        )
     if config.likelihood == "task_mean" and (trainer.devices, trainer.num_nodes) != (1, 1):
         yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1 trainer.num_nodes=1"
     if trainer.num_nodes > 1 and trainer.strategy == "auto":

@@ -49,16 +49,21 @@ def tiny_opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalL
     return OPTForCausalLM(config).to(dtype).eval()
 
 
+def encoded_of(ids, n_prompt: int = 0, document: int = 0) -> Encoded:
+    """A document of these tokens, of which the first n_prompt are not scored."""
+    return Encoded(np.array(ids, dtype=np.int32), np.arange(len(ids)) >= n_prompt, document)
+
+
 def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
     """Random documents of 3 to 12 tokens; sizes: training documents by task, and 2 + 2 held out."""
     rng = np.random.default_rng(seed)
     rows, encoded = [], []
     for task, n_train in sizes.items():
         for split in ["train"] * n_train + ["validation"] * 2 + ["test"] * 2:
-            ids = rng.integers(4, VOCABULARY, rng.integers(3, 13)).astype(np.int32)
-            encoded.append(Encoded(ids, n_prompt=0))
-            rows.append((len(rows), task, split, "…", len(ids), len(ids) - 1))
-    documents = pd.DataFrame(rows, columns=["row", "task", "split", "text", "n_tokens", "n_scored"])
+            ids = rng.integers(4, VOCABULARY, rng.integers(3, 13))
+            encoded.append(encoded_of(ids, document=len(rows)))
+            rows.append((len(rows), 0, task, split, "…", len(ids), len(ids) - 1))
+    documents = pd.DataFrame(rows, columns=["row", "piece", "task", "split", "text", "n_tokens", "n_scored"])
     return Corpus(list(sizes), documents, encoded, {}, Truncation(0, 0), "")
 
 

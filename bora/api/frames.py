@@ -9,11 +9,11 @@ from bora.data.columns import Columns, finish, text_table
 from bora.data.errors import input_errors
 from bora.errors import UserError
 
-ARGUMENTS = {"task": "task=", "text": "text=", "date": "date="}  # in messages
+ARGUMENTS = {name: f"{name}=" for name in ("task", "text", "date", "messages", "prompt")}  # in messages
 
 
-def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.DataFrame:
-    """Take a frame's columns task, text and date, as `bora.data.table.read` gives them; the index counts its rows.
+def documents(frame: Any, columns: Columns) -> pd.DataFrame:
+    """Take a frame's columns as `bora.data.table.read` takes a file's; the index counts its rows.
 
     Raises:
         UserError: it is no frame, or a column is not there or holds what is no text.
@@ -25,7 +25,7 @@ def documents(frame: Any, task: str | None, text: str, date: str | None) -> pd.D
         else:  # not by their to_pandas, which makes floats of integers with gaps
             arrow = _arrow(frame)
             names, parts = arrow.column_names, arrow.to_batches()
-        return finish(text_table(parts, Columns(task, text, date).find(names)))
+        return finish(text_table(parts, columns.find(names)))
 
 
 def _arrow(frame: Any) -> pa.Table:

@@ -15,6 +15,8 @@ from bora.api.show import Report, Scores, Voices, format_tau, table
 from bora.bayes.model import HierarchicalLoRA
 from bora.commands.report import write
 from bora.config import Config, Dtype
+from bora.data.columns import Columns
+from bora.data.prompts import prompt_columns, show_prompt
 from bora.errors import UserError
 from bora.lib.files import write_folder
 from bora.model.lora import LowRank
@@ -117,7 +119,7 @@ class Run:
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: Any,
         tasks: str | Sequence[str] | None = None,
         *,
         mean: bool = False,
@@ -127,7 +129,8 @@ class Run:
         """Let tasks continue the same prompts, side by side.
 
         Args:
-            prompt: one, or P of them.
+            prompt: one, or P of them: a text; where the run's prompt takes columns, a dictionary of them, or the text of
+                the only one; where it was trained on chats, a list of messages, or the user's text.
             tasks: one or more names; None for all tasks.
             mean, base: let Θ, and the frozen backbone, answer too.
             options: max_new_tokens, do_sample, temperature, top_p, num_return_sequences, seed, …; see
@@ -139,14 +142,15 @@ class Run:
         Raises:
             UserError: see `bora.use.generate.generate`; or an option is unknown or out of its range.
         """
-        prompts = _listed(prompt)
+        one = isinstance(prompt, (str, Mapping)) or (self.restored.tokens.chat and isinstance(prompt[0], Mapping))
+        prompts = [prompt] if one else list(prompt)
         try:
             sampling = Sampling(**options)
         except ValidationError as error:
             raise UserError("\n".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
         asked = self.tasks if tasks is None else _listed(tasks)
         answers = generate(self.restored, asked, prompts, mean=mean, base=base, **sampling.model_dump())
-        return Voices.of(answers, prompts, sampling.num_return_sequences)
+        return Voices.of(answers, [*map(show_prompt, prompts)], sampling.num_return_sequences)
 
     def score(self, frame: Any, *, task: str | None = None, text: str | None = None, batch_size: int = 32) -> Scores:
         """Measure the perplexity of new documents under their task's θ, under Θ and under the frozen backbone.
@@ -174,12 +178,12 @@ class Run:
         return scores
 
     def who_wrote(
-        self, texts: str | Sequence[str] | pd.Series, *, prior: str = "uniform", batch_size: int = 32
+        self, texts: str | Sequence[str] | pd.Series | pd.DataFrame, *, prior: str = "uniform", batch_size: int = 32
     ) -> pd.DataFrame:
         """Find the likeliest task of each text: p(d | text) ∝ p(d) p(text | θ_d)^(1/T), with the run's temperature T.
 
         Args:
-            texts: one, or N of them.
+            texts: one, or N of them; a frame where documents have prompts, with the columns that the run was trained on.
             prior: p(d): uniform | documents, by the tasks' numbers of training documents.
             batch_size: rows (document × task) in a forward.
 
@@ -187,9 +191,15 @@ class Run:
             A row a text: best, the likeliest task; posterior, its probability; and a column a task with p(d | text).
             Its index is that of a series, else the texts. A text without a token to score has '' and NaN.
         """
-        listed = texts.tolist() if isinstance(texts, pd.Series) else _listed(texts)
-        index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
-        scores = likelihoods(self.restored, listed, batch_size)
+        if isinstance(texts, pd.DataFrame):
+            table, index = self._documents(texts.assign(task=""), "task", None), texts.index
+        else:
+            if self.restored.tokens.answers:
+                raise UserError("this run's documents have prompts; give a frame with their columns")
+            listed = texts.tolist() if isinstance(texts, pd.Series) else _listed(texts)
+            index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
+            table = pd.DataFrame({"text": listed}, dtype=str)
+        scores = likelihoods(self.restored, table, batch_size)
         names, scored = self.model.adapters.task_names, scores.n_scored > 0
         posterior = np.exp(scores.posterior(log_prior(self.model, prior), self.restored.temperature)[0])
         posterior[~scored] = np.nan
@@ -286,7 +296,9 @@ class Run:
     def _documents(self, frame: Any, task: str | None, text: str | None) -> pd.DataFrame:
         """Take a frame's documents by the run's columns where none are named."""
         own = self.config.data.model_dump()  # of a corpus that is no table, it names no columns
-        return documents(frame, task or own.get("task"), text or own.get("text", "text"), None)
+        messages = own.get("messages")
+        text, chat = text or own.get("text", "text"), messages and (text or messages)
+        return documents(frame, Columns(task or own.get("task"), text, None, chat, prompt_columns(own["prompt"])))
 
     def _title(self) -> str:
         """Say what a run is in a line."""

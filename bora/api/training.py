@@ -14,7 +14,9 @@ from bora.api.settings import Settings, model_overrides, to_overrides, to_word
 from bora.api.sweeps import Sweep
 from bora.commands.overrides import compose_config, format_value
 from bora.commands.run import record_failure
-from bora.config import Config
+from bora.config import Config, FrameData
+from bora.data.columns import Columns
+from bora.data.prompts import prompt_columns
 from bora.errors import UserError
 from bora.lib.cache import digest
 from bora.lib.stopping import Stopped
@@ -37,6 +39,8 @@ def fit(
     task: str | None = None,
     text: str = "text",
     date: str | None = None,
+    prompt: str | None = None,
+    messages: str | None = None,
     model: str = "opt_mini",
     tau: float = 100,
     output: str | Path | None = None,
@@ -50,6 +54,8 @@ def fit(
         task: column that names the task; None for the first of task, rep_name.
         text: column that holds the document.
         date: column with the date; None for `date` where there is one.
+        prompt: unscored text before each document, with {column} for a cell: "Article: {article}\\nHeadline: ".
+        messages: column that holds a chat, instead of `text`.
         model: a config of conf/model, or the hub name or folder of any causal language model.
         tau: precision of the prior, 0 to infinity.
         output: the run's folder; None for outputs/<date>/<time>. A run that is finished there already, of the same
@@ -65,8 +71,8 @@ def fit(
         UserError: a column, setting or document that cannot be used, or training diverged.
         KeyboardInterrupt: interrupted; the same call resumes the run if `output` is given.
     """
-    table = documents(frame, task, text, date)
-    job = _configure(table, (task, text, date), model, {**settings, "tau": tau}, overrides)
+    own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages}
+    table, (job,) = _read(frame, [_configure(own, model, {**settings, "tau": tau}, overrides)])
     now = datetime.now()
     folder = _folder(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output)
     return _train(job, table, folder, group=job.cfg.name)
@@ -80,6 +86,8 @@ def sweep(
     task: str | None = None,
     text: str = "text",
     date: str | None = None,
+    prompt: str | None = None,
+    messages: str | None = None,
     model: str = "opt_mini",
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -94,7 +102,7 @@ def sweep(
         tau: precisions of the prior, 0 to infinity.
         seeds: of the LoRAs' start and the training order; the split is the same for all.
         output: the sweep's folder; None for multirun/<data>-<model>.
-        frame, task, text, date, model, overrides, settings: see `fit`.
+        frame, task, text, date, prompt, messages, model, overrides, settings: see `fit`.
 
     Returns:
         The finished runs, and a line for each that failed.
@@ -106,14 +114,13 @@ def sweep(
     """
     if "seed" in settings:
         raise UserError("bora.sweep takes seeds=[…], not seed=")
-    table = documents(frame, task, text, date)
-    jobs: dict[str, Job] = {}
-    for values in ({"tau": t, "seed": s} for t in tau for s in seeds):
-        job = _configure(table, (task, text, date), model, {**settings, **values}, overrides)
-        # As a sweep of the command line names them.
-        jobs[f"tau={format_value(job.cfg.tau)},seed={format_value(job.cfg.seed)}"] = job
-    if not jobs:
+    own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages}
+    values = [{"tau": t, "seed": s} for t in tau for s in seeds]
+    if not values:
         raise UserError("bora.sweep needs at least one τ and one seed")
+    table, configured = _read(frame, [_configure(own, model, {**settings, **one}, overrides) for one in values])
+    # Named as a sweep of the command line names them.
+    jobs = {f"tau={format_value(job.cfg.tau)},seed={format_value(job.cfg.seed)}": job for job in configured}
     folder = _folder(f"multirun/{next(iter(jobs.values())).cfg.name}" if output is None else output)
     for place, job in jobs.items():
         if RunDirectory(folder / place).is_finished:
@@ -131,17 +138,11 @@ def sweep(
     return Sweep(folder, runs, failures)
 
 
-def _configure(
-    table: pd.DataFrame,
-    columns: tuple[str | None, str, str | None],
-    model: str,
-    settings: dict[str, Any],
-    overrides: Sequence[str],
-) -> Job:
+def _configure(own: dict[str, str | None], model: str, settings: dict[str, Any], overrides: Sequence[str]) -> Job:
     """Compose and check a run's config.
 
     Args:
-        table, columns: the frame's documents, and the columns that they come from.
+        own: the frame's columns and the prompt, as `fit` takes them.
         settings: tau, and keywords of Settings.
 
     Raises:
@@ -150,15 +151,27 @@ def _configure(
     if isinstance(overrides, str):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
     tau = f"tau={to_word(settings.pop('tau'))}"
-    words = ["data=frame", *model_overrides(model), tau, "logger=none", *to_overrides(settings), *overrides]
+    data = [f"data.{name}={to_word(value)}" for name, value in own.items() if value is not None]
+    words = ["data=frame", *model_overrides(model), tau, "logger=none", *data, *to_overrides(settings), *overrides]
     try:
-        cfg, _ = compose_config(words)
+        return Job(compose_config(words)[0], words)
     except HydraException as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _read(frame: Any, jobs: list[Job]) -> tuple[pd.DataFrame, list[Job]]:
+    """Take the documents of a frame, and write their hash into the configs of runs on them.
+
+    Raises:
+        UserError: see `bora.api.frames.documents`.
+    """
+    data = jobs[0].cfg.data
+    assert isinstance(data, FrameData)
+    table = documents(frame, Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt)))
     # What tells this frame from another, where a folder holds a finished run already.
-    sha256 = digest("frame", table[["task", "text", "date"]].to_numpy().ravel())
-    own = dict(zip(("task", "text", "date"), columns, strict=True)) | {"sha256": sha256}
-    return Job(cfg.model_copy(update={"data": cfg.data.model_copy(update=own)}), words)
+    sha256 = digest("frame", table.to_numpy().ravel())
+    of_it = [job.cfg.model_copy(update={"data": job.cfg.data.model_copy(update={"sha256": sha256})}) for job in jobs]
+    return table, [job._replace(cfg=cfg) for job, cfg in zip(jobs, of_it, strict=True)]
 
 
 def _folder(output: str | Path) -> Path:

@@ -61,8 +61,10 @@ def task_mean_likelihood(nll: Tensor, scored: Tensor, task: Tensor, task_documen
     return (weights * nats / tokens.clamp(min=1)).sum()
 
 
-def prior_by_document(potentials: Tensor, task: Tensor, task_documents: Tensor, batches: int) -> Tensor:
-    """Estimate Σ_d potential_d: each document brings 1/N_d of its task's prior.
+def prior_by_document(
+    potentials: Tensor, task: Tensor, task_documents: Tensor, batches: int, share: Tensor | None = None
+) -> Tensor:
+    """Estimate Σ_d potential_d: each document brings 1/N_d of its task's prior, and each of its pieces a share of that.
 
     A task without a document in the batch has no part in it, and so no gradient.
 
@@ -71,5 +73,7 @@ def prior_by_document(potentials: Tensor, task: Tensor, task_documents: Tensor, 
         task: [R] their tasks.
         task_documents: [D] N_d, training documents of each task.
         batches: K.
+        share: [R] of a document; None where each row is a whole one.
     """
-    return (potentials / task_documents[task]).sum() * batches
+    potentials = potentials / task_documents[task]
+    return (potentials if share is None else potentials * share).sum() * batches

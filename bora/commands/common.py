@@ -11,10 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 from bora.config import Dtype
 from bora.data.columns import TASK_COLUMNS, Columns
 from bora.data.errors import input_errors
+from bora.data.prompts import prompt_columns
 from bora.data.table import read
 from bora.runs.directory import RunDirectory
 
-READER_FLAGS = {"path": "--data ", "task": "--task ", "text": "--text "}  # by the reader's arguments
+READER_FLAGS = {
+    "path": "--data ",
+    "task": "--task ",
+    "text": "--text ",
+    "messages": "--text ",
+    "prompt": "the run's data.prompt=",
+}  # by the reader's arguments
 
 
 def run_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -35,7 +42,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     formats = "CSV, TSV, JSON lines or Parquet, the first three also compressed"
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=f"a table of documents: {formats}")
     run = "the run's own, if the table has it, else"
-    parser.add_argument("--text", metavar="COLUMN", help=f"column with the document ({run} text)")
+    parser.add_argument("--text", metavar="COLUMN", help=f"column with the document, or chat ({run} text)")
     parser.add_argument("--task", metavar="COLUMN", help=f"column with the task ({run} task or rep_name, if any)")
 
 
@@ -66,17 +73,21 @@ def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Column
     own = directory.config().data.model_dump()  # of a corpus that is no table, it names no columns
     tasks = tuple(filter(None, [own.get("task"), *TASK_COLUMNS]))
     texts = tuple(filter(None, [own.get("text"), "text"]))
-    return Columns(arguments.task, arguments.text, None, need_task, tasks, texts)
+    prompt, messages = prompt_columns(own["prompt"]), own.get("messages")
+    if messages is not None:
+        messages = arguments.text or messages
+    return Columns(arguments.task, arguments.text, None, messages, prompt, need_task, tasks, texts)
 
 
 def read_texts(path: Path, columns: Columns) -> pd.DataFrame:
     """Read a table of texts and, where it has such a column, their tasks.
 
     Returns:
-        Columns `task` ('' where it is unknown) and `text`; the index counts the table's rows from 0.
+        Columns `task` ('' where it is unknown), `text` and what the run's prompt takes; the index counts the table's rows
+        from 0.
 
     Raises:
         UserError: see `bora.data.table.read`; it names the flag at fault.
     """
     with input_errors(path, READER_FLAGS):
-        return read(path, columns)[["task", "text"]]
+        return read(path, columns).drop(columns="date")

@@ -23,7 +23,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mean", action="store_true", help="let Θ answer too")
     parser.add_argument("--base", action="store_true", help="let the frozen backbone answer too")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a text; again for more")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text, a question, or JSON of what the run's prompt takes; again for more",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object a line for each answer")
     for name, field in Sampling.model_fields.items():
         flag, text = f"--{name.replace('_', '-')}", field.description
@@ -43,15 +49,19 @@ def to_json(answer: Answer) -> str:
     return json.dumps({"prompt": answer.prompt, **answer.speaker._asdict(), **content}, ensure_ascii=False)
 
 
-def show(answers: Sequence[Answer], n_sequences: int) -> None:
-    """Print the answers, prompt by prompt, each under its speaker's name."""
+def show(answers: Sequence[Answer], n_sequences: int, continued: bool) -> None:
+    """Print the answers, prompt by prompt, each under its speaker's name.
+
+    Args:
+        continued: an answer is printed behind its prompt, whose text it goes on with.
+    """
     prompt = None
     for answer in answers:
         if answer.prompt != prompt:
             prompt = answer.prompt
             print(f"prompt: {prompt}\n")
         number = f" ({answer.sequence + 1} of {n_sequences})" if n_sequences > 1 else ""
-        print(f"--- {answer.speaker}{number}\n{answer.prompt}{answer.text}\n")
+        print(f"--- {answer.speaker}{number}\n{answer.prompt if continued else ''}{answer.text}\n")
 
 
 def main() -> None:
@@ -67,7 +77,7 @@ def main() -> None:
         for answer in answers:
             print(to_json(answer))
     else:
-        show(answers, options["num_return_sequences"])
+        show(answers, options["num_return_sequences"], continued=not restored.tokens.answers)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from bora.config import Config, Trainer, conf_folder, find_secret, flatten, pars
 from bora.errors import UserError
 from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
 
+WRITTEN = ("data.prompt", "data.template")  # in which a line break may be written \\n
 MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
 # The launchers whose jobs run on this machine.
@@ -219,6 +220,9 @@ def forced(word: str) -> str:
         UserError: its value holds a secret, or cannot be read.
     """
     key, equals, value = word.partition("=")
+    if key.lstrip("+") in WRITTEN:  # a shell's quotes leave \\n as it is typed
+        value = value.replace("\\n", "\n")
+        word = f"{key}={value}"
     if not equals and not key.startswith("~"):
         raise UserError(f"{word!r} sets nothing: write KEY=VALUE in one word, as in tau=100")
     if problem := find_secret(key.lstrip("+~"), value):

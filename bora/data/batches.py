@@ -18,12 +18,15 @@ class Documents(Dataset[Batch]):
     def __init__(self, documents: Sequence[Encoded], tasks: Sequence[int], scored_padding: int | None = None):
         """
         Args:
-            documents, tasks: the tokens and the task of each document.
+            documents, tasks: the tokens and the task of each document, or of each piece of one.
             scored_padding: the token id of padding that is labelled too, as the published code does; the result then
                 depends on the batch, and on an attention mask, which is given along. None: padding is not labelled,
                 and its id, 0, is seen by no token that is.
         """
         self.documents, self.tasks = list(documents), list(tasks)
+        # Of a document in three pieces each is a third: of what a document brings of the prior.
+        _, whose, pieces = np.unique([d.document for d in documents], return_inverse=True, return_counts=True)
+        self.shares = 1 / pieces[whose] if len(pieces) < len(self.documents) else None
         self.scored_padding = scored_padding
 
     def __len__(self) -> int:
@@ -43,7 +46,7 @@ class Documents(Dataset[Batch]):
         input_ids = np.full(real.shape, 0 if pad is None else pad, dtype=np.int64)
         input_ids[real] = np.concatenate([d.ids for d in documents])
         labels = np.where(real, input_ids, IGNORE if pad is None else pad)
-        labels[np.arange(lengths.max()) < np.array([d.n_prompt for d in documents])[:, None]] = IGNORE
+        labels[real] = np.where(np.concatenate([d.scored for d in documents]), labels[real], IGNORE)
         task = torch.tensor([self.tasks[i] for i in indices])
         present, place = find_places(task)
         padded: Batch = {
@@ -55,6 +58,8 @@ class Documents(Dataset[Batch]):
             "present": present,
             "place": place,
         }
+        if self.shares is not None:
+            padded["share"] = torch.from_numpy(self.shares[indices]).float()
         if pad is not None:
             padded["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return padded

@@ -1,4 +1,4 @@
-"""The columns task, text and date of any table, and their cells as text.
+"""The columns task, text and date of any table, those that a prompt takes, and their cells as text.
 
 Everything is text: a speaker may be called "NA", a task "007".
 """
@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from bora.data.chat import to_messages
 from bora.data.errors import ReadError
+from bora.data.prompts import placeholders
 from bora.data.task_names import normalise_names
 from bora.errors import UserError, first_line, printable
 
@@ -28,18 +30,26 @@ class Columns:
         task: names the task; None for the first of `tasks` that the table has.
         text: holds the document; None for the first of `texts` that the table has.
         date: None for `date` where there is one.
+        messages: holds a chat, see bora.data.chat; then there is no text beside it.
+        prompt: columns that the prompt takes.
         need_task: False if a table without a column of tasks will do where none is named.
     """
 
     task: str | None = None
     text: str | None = None
     date: str | None = None
+    messages: str | None = None
+    prompt: Sequence[str] = ()
     need_task: bool = True
     tasks: Sequence[str] = TASK_COLUMNS
     texts: Sequence[str] = ("text",)
 
     def find(self, available: Sequence[str]) -> dict[str, str]:
-        """Find the columns in a table: task, text and date → the table's name for it, without those it lacks.
+        """Find the columns in a table.
+
+        Returns:
+            task, text (or messages), date and each of the prompt's placeholders → the table's name for it, without those
+            it lacks.
 
         Raises:
             ReadError: a column is missing, or there twice.
@@ -50,13 +60,16 @@ class Columns:
         if task is None and self.need_task:
             raise ReadError("task", "COLUMN", f"name the column that holds the task; the table has {listed}")
         date = self.date or ("date" if "date" in available else None)
-        named = {"task": task, "text": text, "date": date}
+        document = {"text": text} if self.messages is None else {"messages": self.messages}
+        named = {"task": task, **document, "date": date} | {f"{{{name}}}": name for name in self.prompt}
         found = {ours: name for ours, name in named.items() if name is not None}
         for ours, name in found.items():
+            argument, value = (ours, name) if ours[0] != "{" else ("prompt", f"… {ours} …")
             if name not in available:
-                raise ReadError(ours, name, f"there is no such column; the table has {listed}")
+                braces = "; a brace itself is written {{" if argument == "prompt" else ""
+                raise ReadError(argument, value, f"there is no such column; the table has {listed}{braces}")
             if available.count(name) > 1:
-                raise ReadError(ours, name, "the table has more than one such column; rename them")
+                raise ReadError(argument, value, "the table has more than one such column; rename them")
         return found
 
 
@@ -71,23 +84,26 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
         Columns as the keys of `found`.
 
     Raises:
-        UserError: a value has no text, see `to_text`, or is half a surrogate pair; or there are no rows.
+        UserError: a value has no text, see `to_text`, or is no chat, see `to_messages`, or is half a surrogate pair; or
+            there are no rows.
     """
     tables: list[pa.Table] = []
     n_rows = 0
     for part in parts:
         columns: list[pa.Array] = []
-        for name in found.values():
+        for ours, name in found.items():
             texts: list[str] = []
+            convert = to_messages if ours == "messages" else to_text
             try:
                 for value in part[name]:
-                    texts.append(to_text(value))
+                    texts.append(convert(value.as_py() if isinstance(value, pa.Scalar) else value))
                 columns.append(pa.array(texts, pa.large_string()))
             except ValueError as error:
                 # Arrow finds half a surrogate pair; else it is the value after those converted.
                 row = texts.index(error.object) if isinstance(error, UnicodeEncodeError) else len(texts)
+                what = "chat" if ours == "messages" else "text"
                 raise UserError(
-                    f"column {name!r} holds no text in row {n_rows + row} (counted from 0): {first_line(error)}"
+                    f"column {name!r} holds no {what} in row {n_rows + row} (counted from 0): {first_line(error)}"
                 ) from error
         tables.append(pa.table(columns, list(found)))
         n_rows += tables[-1].num_rows
@@ -104,8 +120,6 @@ def to_text(value: Any) -> str:
     Raises:
         ValueError: it is a list or an object, or bytes that are not UTF-8.
     """
-    if isinstance(value, pa.Scalar):
-        value = value.as_py()
     if isinstance(value, bytes):
         return value.decode()
     if not isinstance(value, str):
@@ -118,14 +132,14 @@ def to_text(value: Any) -> str:
 
 
 def finish(table: pa.Table) -> pd.DataFrame:
-    """Complete a table: columns task, text and date, '' where there is none, and each task's name in one spelling.
+    """Complete a table: columns task, text, date and the prompt's, '' where there is none; tasks' names in one spelling.
 
     Raises:
         UserError: a task's name holds a control character.
     """
-    frame = table.to_pandas()
+    frame = table.to_pandas().rename(columns={"messages": "text"})
     for ours in ("task", "date"):
         if ours not in frame:
             frame[ours] = ""
     frame["task"] = normalise_names(frame["task"])
-    return frame[["task", "text", "date"]]
+    return frame[["task", "text", "date", *placeholders(frame)]]

@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from bora.config import Data
+from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped, select
 from bora.data.split import SPLITS, leakage, split
 from bora.data.tokens import Encoded, Tokens, Truncation
@@ -20,11 +22,12 @@ class Corpus:
 
     Attributes:
         task_names: the D tasks in the order of selection.
-        documents: one row a document: row (its number in the table as read), task, split, n_tokens, n_scored, text.
+        documents: one row a document, or a piece of one: row (the document's number in the table as read), piece (from
+            0), task, split, n_tokens, n_scored, text (the document's), and what its prompt takes.
         encoded: the tokens of each of those rows.
         dropped: reason → rows left out.
         truncation: what was cut off.
-        sha256: of every document's row, task, split and text.
+        sha256: of every document's row, task, split, text and what its prompt takes.
     """
 
     task_names: list[str]
@@ -39,7 +42,7 @@ class Corpus:
         by = self.documents.groupby(["task", "split"])
         counts, scored = (
             x.unstack(fill_value=0).reindex(index=self.task_names, columns=SPLITS, fill_value=0)
-            for x in (by.size(), by["n_scored"].sum())
+            for x in (by["row"].nunique(), by["n_scored"].sum())
         )
         return pd.DataFrame(
             {
@@ -55,18 +58,20 @@ class Corpus:
         """Hash every document and its tokens, which depend on the tokenizer."""
         found = hashlib.sha256(self.sha256.encode())
         for document in self.encoded:
-            found.update(f"{len(document.ids)} {document.n_prompt}\n".encode() + document.ids.tobytes())
+            found.update(f"{len(document.ids)} {document.document}\n".encode())
+            found.update(document.ids.tobytes() + document.scored.tobytes())
         return found.hexdigest()
 
     def leakage(self) -> dict[str, dict[str, int]]:
         """Count documents of validation and test whose text was seen before; see `bora.data.split.leakage`."""
-        return leakage(self.documents)
+        return leakage(self.documents[self.documents["piece"] == 0])
 
     def describe(self) -> str:
         """Describe the corpus in a few lines: its size, and what was dropped, cut off or seen before."""
-        counts = self.per_task()
+        counts, n = self.per_task(), self.documents["row"].nunique()
+        pieces = f" in {len(self.documents):,} pieces" if n < len(self.documents) else ""
         return (
-            f"{len(self.task_names)} tasks, {len(self.documents):,} documents: "
+            f"{len(self.task_names)} tasks, {n:,} documents{pieces}: "
             f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
             f"{counts.train_tokens.sum():,} scored tokens), {counts.n_val.sum():,} validation, "
             f"{counts.n_test.sum():,} test\n"
@@ -76,8 +81,9 @@ class Corpus:
         )
 
     def _describe_leakage(self) -> str:
+        totals = self.documents.groupby("split")["row"].nunique()
         parts = [
-            f"{n['in_all']:,} of {(self.documents['split'] == part).sum():,} {part} documents repeat a text of "
+            f"{n['in_all']:,} of {totals[part]:,} {part} documents repeat a text of "
             f"{before} ({n['within_task']:,} of their own task)"
             for (part, n), before in zip(self.leakage().items(), ("training", "training or validation"), strict=True)
             if n["in_all"]
@@ -117,18 +123,20 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         seed=data.split.seed,
     )
     encoded, truncation = tokens.encode(table)
-    scored = pd.Series([e.n_scored for e in encoded], index=table.index)
-    if (scored < 1).any():
-        dropped["without a token to score"] = int((scored < 1).sum())
     encoded = [e for e in encoded if e.n_scored > 0]
-    table = table[scored > 0]
-    documents = table.assign(
-        row=table.index,
-        split=split(table, **data.split.model_dump()),
+    whose = np.array([e.document for e in encoded], dtype=np.int64)
+    kept = np.unique(whose)
+    if n_empty := len(table) - len(kept):
+        dropped["without a token to score"] = n_empty
+    table = table.assign(row=table.index).iloc[kept]
+    table = table.assign(split=split(table, **data.split.model_dump()))
+    sha256 = hash_rows(table["row"], table["task"], table["split"], whole_texts(table))
+    documents = table.iloc[np.searchsorted(kept, whose)].reset_index(drop=True)
+    documents = documents.assign(
+        piece=documents.groupby("row").cumcount(),
         n_tokens=[len(e.ids) for e in encoded],
         n_scored=[e.n_scored for e in encoded],
-    ).reset_index(drop=True)
-    sha256 = hash_rows(documents["row"], documents["task"], documents["split"], documents["text"])
+    )
     corpus = Corpus(names, documents, encoded, dropped, truncation, sha256)
     counts = corpus.per_task()[["n_train", "n_val", "n_test"]]
     short = counts.index[(counts == 0).any(axis=1)]

@@ -46,7 +46,7 @@ class TaskDataModule(L.LightningDataModule):
     @property
     def task_documents(self) -> list[int]:
         """Count the training documents of each task, N_d."""
-        return np.bincount(self._splits["train"].tasks, minlength=len(self.corpus.task_names)).tolist()
+        return self.corpus.per_task()["n_train"].tolist()
 
     @property
     def n_tokens(self) -> int:

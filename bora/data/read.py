@@ -8,6 +8,7 @@ from bora.config import AnyData
 from bora.data import huggingface, stdlib, table, talk_of_norway
 from bora.data.columns import Columns
 from bora.data.errors import SETTINGS, input_errors
+from bora.data.prompts import prompt_columns
 from bora.errors import UserError
 
 
@@ -18,18 +19,19 @@ def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.Dat
         names: what the user calls each argument of a reader, for messages.
 
     Returns:
-        Columns `task` and `text`, and `date` where there may be one, all text; the index counts the source's rows
-        from 0.
+        Columns `task`, `text` and `date`, and one for each placeholder of the prompt, all text; the index counts the
+        source's rows from 0.
 
     Raises:
         UserError: the input cannot be used; names the setting at fault.
     """
     if data.source == "frame":
         raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
+    prompt = prompt_columns(data.prompt)
     if data.source == "stdlib":
         with input_errors(None, names):
-            return stdlib.read(data.modules)
-    columns = Columns(data.task, data.text, data.date)
+            return stdlib.read(data.modules, Columns(text=data.text, prompt=prompt))
+    columns = Columns(data.task, data.text, data.date, data.messages, prompt)
     with input_errors(data.path, names):
         if data.source == "table":
             return table.read(data.path, columns)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from bora.data.prompts import whole_texts
 from bora.data.task_names import warn_of_look_alikes
 from bora.errors import UserError
 
@@ -36,7 +37,7 @@ def select(
     """Clean the documents, count them by task, choose the tasks, cap their documents.
 
     Args:
-        table: columns task, text, date; the index is each row's number in the source.
+        table: columns task, text, date and what prompts take; the index is each row's number in the source.
         selection: the order in which tasks are taken: largest (most documents first),
             chronological (first document's date), alphabetical; or a rule of Talk of Norway:
             paper (chronological, over 100 documents), reference (the published code: alphabetical
@@ -47,7 +48,7 @@ def select(
         documents_per_task: keep at most this many of each task, drawn at random; None for all. A list
             gives each task its own number, in the order of selection.
         min_characters: keep texts longer than this.
-        drop_duplicates: keep the first of equal texts within a task.
+        drop_duplicates: keep the first of equal texts, with equal prompts, within a task.
         seed: of the draw for `documents_per_task`.
 
     Returns:
@@ -91,7 +92,7 @@ def select(
         warn_of_look_alikes(rows["task"].unique())
     rows = keep(rows, rows["length"] > min_characters, f"of {min_characters} characters or fewer")
     if drop_duplicates:
-        rows = keep(rows, ~_repeated(rows, texts), "repeated within their task")
+        rows = keep(rows, ~_repeated(rows, whole_texts(table)), "repeated within their task")
     if selection != "reference":
         rows = within_bounds(rows)
     if rows.empty:

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from bora.data.prompts import whole_texts
 from bora.data.select import parse_dates
 
 SPLITS = ("train", "validation", "test")  # in the order in which they are used
@@ -59,7 +60,7 @@ def leakage(documents: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Count the documents of a split that repeat, letter by letter, a text of a split that is used before it.
 
     Args:
-        documents: columns task, text, split.
+        documents: columns task, text, split and what prompts take.
 
     Returns:
         For validation (which repeats training) and test (which repeats training or validation): `within_task`, a text
@@ -68,9 +69,11 @@ def leakage(documents: pd.DataFrame) -> dict[str, dict[str, int]]:
     found = {}
     for i, part in enumerate(SPLITS[1:], start=1):
         here, before = (documents[documents["split"].isin(s)] for s in ([part], SPLITS[:i]))
-        pairs, pairs_before = (pd.MultiIndex.from_frame(d[["task", "text"]]) for d in (here, before))
+        texts, texts_before = whole_texts(here), whole_texts(before)
+        pairs = pd.MultiIndex.from_arrays([here["task"], texts])
+        pairs_before = pd.MultiIndex.from_arrays([before["task"], texts_before])
         found[part] = {
             "within_task": int(pairs.isin(pairs_before).sum()),
-            "in_all": int(here["text"].isin(before["text"]).sum()),
+            "in_all": int(texts.isin(texts_before).sum()),
         }
     return found

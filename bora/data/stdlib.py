@@ -1,6 +1,7 @@
 """Read the Python standard library as a table: a task is a package or module, a document a function.
 
-It is real text that every user has. The functions come from the source files of the running
+A function is there whole (the column text) and in parts: signature, docstring, summary (its first line), body. It is
+real text that every user has. The functions come from the source files of the running
 interpreter, so the documents differ a little from one Python version to the next.
 """
 
@@ -11,10 +12,12 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 
+from bora.data.columns import Columns, finish
 from bora.data.errors import ReadError
 from bora.lib.cache import cached_table, digest
 
@@ -33,6 +36,37 @@ def source_files(module: str, root: Path) -> list[Path]:
     files = [single] if single.is_file() else []
     files += sorted((root / module).rglob("*.py"))
     return [f for f in files if not TEST_FOLDERS.intersection(f.relative_to(root).parts)]
+
+
+class Function(NamedTuple):
+    """The source of a function or method, dedented, with its decorators; and its parts.
+
+    Attributes:
+        text: all of it.
+        signature: what stands before the docstring, or before the body where there is none.
+        docstring: without its quotes and its indentation.
+        summary: the docstring's first line.
+        body: what follows the docstring.
+    """
+
+    text: str
+    signature: str
+    docstring: str
+    summary: str
+    body: str
+
+    @classmethod
+    def of(cls, text: str) -> "Function":
+        """Take a function's source apart."""
+        # A text that has a line at the margin, within a string, is not dedented.
+        tree = ast.parse(f"if True:\n{text}" if text[0].isspace() else f"\n{text}")
+        node = next(n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+        lines = ["", *text.split("\n")]
+        first, docstring = node.body[0], ast.get_docstring(node) or ""
+        begin = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))])
+        begin = max(begin, node.lineno + 1)  # of a function on one line all is signature
+        signature, body = lines[1 : begin - 1], lines[(first.end_lineno or 0) if docstring else begin - 1 :]
+        return cls(text, "\n".join(signature), docstring, docstring.partition("\n")[0], "\n".join(body))
 
 
 def functions(source: str) -> Iterator[str]:
@@ -57,16 +91,22 @@ def functions(source: str) -> Iterator[str]:
     return visit(tree)
 
 
-def read(modules: Sequence[str]) -> pd.DataFrame:
-    """Read one row a function: columns `task` (the module), `text` (source), `file`.
+def read(modules: Sequence[str], columns: Columns) -> pd.DataFrame:
+    """Read one row a function, of the columns task (the module), file and those of Function.
+
+    Args:
+        columns: which of them are the text and what the prompt takes.
+
+    Returns:
+        Columns `task`, `text`, `date`, which is empty, and one for each placeholder of the prompt.
 
     Raises:
-        ReadError: a module has no source file in this interpreter's library.
+        ReadError: a module has no source file in this interpreter's library; or see Columns.find.
     """
     root = source_root()
     files = {module: source_files(module, root) for module in modules}
-    for module, found in files.items():
-        if not found:
+    for module, own in files.items():
+        if not own:
             raise ReadError(
                 "modules",
                 module,
@@ -74,18 +114,20 @@ def read(modules: Sequence[str]) -> pd.DataFrame:
                 "source files",
             )
     # Parsing takes seconds, so its result is cached for these files.
-    states = [(m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, found in files.items() for f in found]
-    key = digest(["functions", 1, sys.version, states])
-    return cached_table("stdlib", key, lambda: _parse(files, root)).to_pandas()
+    states = [(m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, own in files.items() for f in own]
+    key = digest(["functions", 2, sys.version, states])
+    table = cached_table("stdlib", key, lambda: _parse(files, root))
+    found = columns.find(table.column_names)
+    return finish(table.select([*found.values()]).rename_columns([*found]))
 
 
 def _parse(files: dict[str, list[Path]], root: Path) -> pa.Table:
     """Parse the modules' files to a row a function."""
     rows = [
-        (module, text, file.relative_to(root).as_posix())
+        (module, file.relative_to(root).as_posix(), *Function.of(text))
         for module, found in files.items()
         for file in found
         for text in functions(file.read_text("utf-8"))
     ]
     columns = zip(*rows, strict=True)
-    return pa.table([pa.array(c, pa.large_string()) for c in columns], ["task", "text", "file"])
+    return pa.table([pa.array(c, pa.large_string()) for c in columns], ["task", "file", *Function._fields])

@@ -1,9 +1,11 @@
-"""Turn texts into token ids: beginning, unscored prompt, scored text, end."""
+"""Turn documents into token ids, at most max_tokens of them at once: beginning, unscored prompt, scored text, end."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -15,56 +17,107 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config import Data
+from bora.data.chat import Message, encode_chat, write
+from bora.data.prompts import TASK, fill, placeholders, prompt_columns, rows_of
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.lib.console import progress
 
 # These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
 MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
-# A row a document: its ids, how many of them are the prompt, how many tokens were cut off.
-TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("n_prompt", pa.int32()), ("n_lost", pa.int64())])
+# A row a piece: its document's place in the table, its ids and which of them are scored; and, at a document's first
+# piece, how many tokens of its text and of its prompt were cut off.
+TOKENS = pa.schema(
+    [
+        ("document", pa.int64()),
+        ("ids", pa.list_(pa.int32())),
+        ("scored", pa.list_(pa.bool_())),
+        ("n_lost", pa.int64()),
+        ("n_lost_prompt", pa.int64()),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document's tokens: `ids[:n_prompt]` are never scored, and the first token never is."""
+    """A document's tokens, or those of a piece of it.
+
+    Attributes:
+        ids: at most max_tokens.
+        scored: [len(ids)], whether a token is of the text; the first has nothing before it, so it does not count.
+        document: the document's place in the table.
+    """
 
     ids: np.ndarray
-    n_prompt: int
+    scored: np.ndarray
+    document: int
 
     @property
     def n_scored(self) -> int:
-        """Count the tokens whose likelihood counts: those after the prompt that have one before them."""
-        return len(self.ids) - max(1, self.n_prompt)
+        """Count the tokens whose likelihood counts."""
+        return int(self.scored[1:].sum())
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """What max_tokens cut off."""
+    """What max_tokens cut off: of so many documents' texts so many tokens, and of prompts."""
 
     documents: int
     tokens: int
+    prompts: int = 0
+    prompt_tokens: int = 0
 
     def describe(self, kept: float) -> str:
         """Describe it beside the tokens that are kept."""
-        return f"{self.documents:,} documents, {self.tokens / (kept + self.tokens):.1%} of the tokens"
+        share = self.tokens / (kept + self.tokens + self.prompt_tokens)
+        text = f"{self.documents:,} documents, {share:.1%} of the tokens"
+        if self.documents:
+            text += "; data.long=chunk keeps them, data.max_tokens sets the length"
+        if self.prompts:
+            text += f"\nshortened: {self.prompts:,} prompts, by {self.prompt_tokens:,} tokens"
+        return text
+
+
+class Parts(NamedTuple):
+    """A whole document's tokens, by what may become of them where they are too many.
+
+    Attributes:
+        before: what is kept.
+        prompt: what is shortened, never scored.
+        rest: the text, which is cut off or goes on in further pieces.
+        scored: [len(rest)].
+        repeat: what stands before each further piece.
+    """
+
+    before: list[int]
+    prompt: list[int]
+    rest: list[int]
+    scored: np.ndarray
+    repeat: list[int]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """How text becomes tokens, in training and wherever a run is used.
+    """How documents become tokens, in training and wherever a run is used.
 
-    A document is: the tokenizer's beginning-of-text token where it puts one by itself (OPT does), the prompt, the
-    text, and, if asked for, the end-of-text token; then cut to max_tokens.
+    A text is: the tokenizer's beginning-of-text token where it puts one by itself (OPT does), the prompt, the text, and,
+    if asked for, the end-of-text token. A chat is what the chat template makes of it. Then it is cut to max_tokens, or
+    into pieces: a prompt that takes columns, or the question of a chat, is shortened to what the text leaves.
 
     Args:
         tokenizer: the backbone's.
         vocabulary: how many tokens the backbone has embeddings of.
         max_tokens: longest document, everything included; 2 or more, since the first token is never scored.
-        prompt: unscored text before each document, `{task}` stands for the task's name; None for none.
+        prompt: unscored text before each document; `{task}` stands for the task's name, `{column}` for the document's
+            cell in that column. None for none.
         template: how the text itself is written, `{text}` stands for it.
         append_eos: put the end-of-text token, scored, after each document.
         prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
+        chat: the text is a chat (see bora.data.chat), of which the assistant's answers are scored.
+        chat_template: the prompt and the text are written as a chat's question and answer.
+        prompt_truncation: the side, left or right, at which a prompt that is too long loses tokens.
+        long: cut a text that is too long, or chunk it: into pieces that together score every token of it once.
+        overlap: tokens that a piece repeats, unscored, of the one before it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -74,27 +127,52 @@ class Tokens:
     template: str = "{text}"
     append_eos: bool = False
     prepend_bos: bool = True
+    chat: bool = False
+    chat_template: bool = False
+    prompt_truncation: str = "left"
+    long: str = "cut"
+    overlap: int = 0
 
     @classmethod
     def of(cls, data: Data, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Tokens":
         """Make the one that a config's `data` asks for.
 
         Raises:
-            UserError: it asks for an end-of-text token, and the tokenizer has none, or one that the model does not have.
+            UserError: it asks for an end-of-text token, and the tokenizer has none, or one that the model does not have;
+                or for a chat template, and the tokenizer has none.
         """
         vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
-        for setting in ("append_eos", "score_padding"):
+        pair = bool(prompt_columns(data.prompt)) and not data.chat_template
+        append_eos = pair if data.append_eos is None else data.append_eos
+        for setting, asked in (("append_eos", append_eos), ("score_padding", data.score_padding)):
             end = tokenizer.eos_token_id
-            if getattr(data, setting) and (end is None or end >= vocabulary):
+            if asked and (end is None or end >= vocabulary):
                 lacking = "the tokenizer has" if end is None else "the model's embeddings have"
                 raise UserError(f"data.{setting}=true: {lacking} no end-of-text token; give data.{setting}=false")
-        how = (data.max_tokens, data.prompt, data.template, data.append_eos, data.prepend_bos)
-        return cls(tokenizer, vocabulary, *how)
+        chat = getattr(data, "messages", None) is not None
+        if (chat or data.chat_template) and not tokenizer.chat_template:
+            setting = "messages" if chat else "chat_template"
+            raise UserError(
+                f"data.{setting}: the tokenizer has no chat template; choose a model that was tuned to chat"
+            )
+        ours = cls.__dataclass_fields__.keys() & type(data).model_fields.keys()
+        how = {name: getattr(data, name) for name in ours} | {"append_eos": append_eos, "chat": chat}
+        return cls(tokenizer, vocabulary, **how)
 
     @property
     def names_task(self) -> bool:
         """Whether the prompt tells each document its task's name."""
-        return "{task}" in (self.prompt or "")
+        return TASK in (self.prompt or "")
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the prompt takes."""
+        return prompt_columns(self.prompt)
+
+    @property
+    def answers(self) -> bool:
+        """Whether each document has a prompt of its own, to which its text is the answer."""
+        return self.chat or self.chat_template or bool(self.columns)
 
     @cached_property
     def beginning(self) -> list[int]:
@@ -103,15 +181,14 @@ class Tokens:
         return first if first and first[0] == self.tokenizer.bos_token_id else []
 
     def before(self, task: str | None) -> list[int]:
-        """Encode what stands before a text: the beginning-of-text token and the prompt.
+        """Encode what stands before every text of a task: the beginning-of-text token and a prompt without columns.
 
         Args:
             task: the name for `{task}`; None only where the prompt does not hold it.
         """
-        if self.prompt is None:
-            return self.beginning
-        prompt = self.prompt if task is None else self.prompt.replace("{task}", task)
-        return self.beginning + self._ids([prompt])[0]
+        if self.prompt is None or self.answers:
+            return [] if self.chat or self.chat_template else self.beginning
+        return self.beginning + self._ids([fill(self.prompt, {TASK: task or ""})])[0]
 
     def require_embeddings(self, ids: Sequence[int] | np.ndarray, where: str) -> None:
         """Check that the model knows the tokens.
@@ -128,51 +205,181 @@ class Tokens:
             )
 
     def encode(self, table: pd.DataFrame) -> tuple[list[Encoded], Truncation]:
-        """Tokenise each row's text, in the table's order; the tokens are cached for the next start.
+        """Tokenise each row, in the table's order; the tokens are cached for the next start.
 
         Args:
-            table: columns task, text; the index is the documents' rows.
+            table: columns task, text and the prompt's placeholders; the index is the documents' rows.
+
+        Returns:
+            Each document, or each of its pieces, in order; and what was cut off.
 
         Raises:
-            UserError: a document has a token that the model does not have.
+            UserError: a document has a token that the model does not have, or is a chat that the template does not
+                write; or no text fits into a piece.
         """
         identity = fingerprint(self.tokenizer)
         if identity is None:
             tokens = self._encode(table)
         else:
-            how = (self.max_tokens, self.prompt, self.template, self.append_eos, self.prepend_bos)
-            key = digest(["tokens", 1, identity, how, len(table)], [*table["task"], *table["text"]])
+            how = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tokenizer", "vocabulary")]
+            template = self.tokenizer.chat_template if self.chat or self.chat_template else None
+            cells = [table[name] for name in ("task", "text", *placeholders(table))]
+            key = digest(["tokens", 2, identity, how, template, len(table)], chain(*cells))
             tokens = cached_table("tokens", key, lambda: self._encode(table))
-        ids = tokens["ids"].combine_chunks()
-        # Views into one array (our own: Arrow's may not be written to), one a document.
-        documents = np.split(ids.values.to_numpy().copy(), ids.offsets.to_numpy()[1:-1]) if len(ids) else []
-        lost = tokens["n_lost"].to_numpy()
-        if len(ids.values) and pc.max(ids.values).as_py() >= self.vocabulary:
-            for row, document in zip(table.index, documents, strict=True):
-                self.require_embeddings(document, f"the document in row {row}")
-        encoded = [Encoded(*one) for one in zip(documents, tokens["n_prompt"].to_pylist(), strict=True)]
-        return encoded, Truncation(int((lost > 0).sum()), int(lost.sum()))
+        encoded = _to_pieces(tokens)
+        if encoded and pc.max(tokens["ids"].combine_chunks().values).as_py() >= self.vocabulary:
+            for piece in encoded:
+                self.require_embeddings(piece.ids, f"the document in row {table.index[piece.document]}")
+        lost, lost_prompt = tokens["n_lost"].to_numpy(), tokens["n_lost_prompt"].to_numpy()
+        counts = (lost > 0).sum(), lost.sum(), (lost_prompt > 0).sum(), lost_prompt.sum()
+        return encoded, Truncation(*map(int, counts))
 
-    def _encode(self, table: pd.DataFrame) -> pa.Table:
+    def encode_under(self, table: pd.DataFrame, names: Sequence[str]) -> list[Encoded]:
+        """Tokenise rows of several tasks, each with its own task's name in the prompt, so that all score the same tokens.
+
+        Args:
+            table: as for `encode`.
+            names: all tasks that are compared: a text is cut to fit behind the longest prompt of them.
+
+        Raises:
+            UserError: that prompt leaves no room.
+        """
+        if self.answers:  # there the prompt is shortened, not the text
+            return _to_pieces(self._encode(table))
+        return _to_pieces(self._encode(table, self._text_room(names)))
+
+    def _text_room(self, names: Sequence[str]) -> int:
+        room = self.max_tokens - max(len(self.before(name)) for name in names)
+        if room < 2:
+            raise UserError(f"data.max_tokens={self.max_tokens}: the longest prompt leaves no room for a text")
+        return room
+
+    def ask(self, table: pd.DataFrame) -> list[tuple[Any, str]]:
+        """Take each row apart: what `start` takes, and the answer to it, as it is written; of a chat the last answer."""
+        if self.chat:
+            chats = [json.loads(text) for text in table["text"]]
+            last = [
+                max((i for i, m in enumerate(chat) if m["role"] == "assistant"), default=len(chat)) for chat in chats
+            ]
+            return [(c[:i], c[i]["content"] if i < len(c) else "") for c, i in zip(chats, last, strict=True)]
+        cells = rows_of(table)
+        prompts = [{name[1:-1]: cell for name, cell in cells(i).items()} for i in range(len(table))]
+        return list(zip(prompts, table["text"], strict=True))
+
+    def start(self, task: str | None, prompt: Any) -> list[int]:
+        """Encode what a text begins with, for a model to go on.
+
+        Args:
+            task: the name for `{task}`; None only where the prompt does not hold it.
+            prompt: what the user gives: the text's beginning; or, where data.prompt takes columns, their cells by column,
+                or the text of its only one; or a chat's messages, or the text of the user's first. JSON will do.
+
+        Raises:
+            UserError: it has not what the prompt takes, or the template does not write it.
+        """
+        if isinstance(prompt, str) and (prompt[:2] == "[{" if self.chat else len(self.columns) > 1):
+            prompt = _from_json(prompt)
+        if self.chat:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            return self._ids([write(self.tokenizer, messages, answer=True)])[0]
+        if not self.answers:
+            return self.before(task) + self._ids([self.template.partition("{text}")[0] + prompt])[0]
+        cells = {self.columns[0]: prompt} if isinstance(prompt, str) and len(self.columns) == 1 else prompt
+        if self.columns and (not isinstance(cells, Mapping) or set(self.columns) - set(cells)):
+            raise UserError(
+                f"this run's data.prompt takes {', '.join(self.columns)}: give a JSON object with these keys"
+            )
+        values = {TASK: task or ""} | {f"{{{name}}}": str(cells[name]) for name in self.columns}
+        question = fill(self.prompt or "", values)
+        if self.chat_template:
+            begun = write(self.tokenizer, [{"role": "user", "content": question}], answer=True)
+            return self._ids([begun if self.columns else begun + prompt])[0]
+        before, after = self.beginning, self._ids([self.template.partition("{text}")[0]])[0]
+        return before + self._shorten(self._ids([question])[0], self.max_tokens - len(before) - len(after)) + after
+
+    def _encode(self, table: pd.DataFrame, text_room: int | None = None) -> pa.Table:
         """Tokenise to a table of TOKENS, a part at a time."""
-        end = [self.tokenizer.eos_token_id] if self.append_eos else []
-        before = {task: self.before(task) for task in table["task"].unique()}
         parts = []
         # Neither number ever falls, so a new part begins where their sum rises.
         number = table["text"].str.len().to_numpy(np.int64).cumsum() // MAX_PART_CHARS
         number += np.arange(len(table)) // MAX_PART_DOCUMENTS
         starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
         for start, stop in progress([*zip(starts, [*starts[1:], len(table)], strict=True)], "tokenising"):
-            part = table.iloc[start:stop]
-            ids, n_prompt, n_lost = [], [], []
-            texts = [self.template.replace("{text}", text) for text in part["text"]]
-            for task, text in zip(part["task"], self._ids(texts), strict=True):
-                document = before[task] + text + end
-                ids.append(document[: self.max_tokens])
-                n_prompt.append(min(len(before[task]), self.max_tokens))
-                n_lost.append(max(0, len(document) - self.max_tokens))
-            parts.append(pa.table([ids, n_prompt, n_lost], schema=TOKENS))
+            rows = []
+            for document, whole in enumerate(self._parts(table.iloc[start:stop]), start=int(start)):
+                if text_room is not None:
+                    whole = whole._replace(rest=whole.rest[:text_room], scored=whole.scored[:text_room])
+                pieces, *lost = self._pieces(whole)
+                # Most documents have one piece; the others lost nothing more.
+                rows += [(document, *piece, *(lost if i == 0 else (0, 0))) for i, piece in enumerate(pieces)]
+            parts.append(pa.table([*map(list, zip(*rows, strict=True))], schema=TOKENS))
         return pa.concat_tables(parts) if parts else TOKENS.empty_table()
+
+    def _parts(self, table: pd.DataFrame) -> Iterator[Parts]:
+        """Tokenise some rows whole."""
+        end = [self.tokenizer.eos_token_id] if self.append_eos else []
+        if self.chat or self.chat_template:
+            for row, messages in zip(table.index, self._chats(table), strict=True):
+                try:
+                    turns = encode_chat(self.tokenizer, messages, lambda text: self._ids([text])[0])
+                except UserError as error:
+                    raise UserError(f"the document in row {row}: {error}") from error
+                begin, stop = turns.question.start, turns.question.stop
+                scored = np.append(turns.scored[stop:], [True] * len(end))
+                yield Parts(turns.ids[:begin], turns.ids[begin:stop], turns.ids[stop:] + end, scored, [])
+            return
+        before = {task: self.before(task) for task in table["task"].unique()}
+        prompts = self._ids(self._questions(table)) if self.columns else [[]] * len(table)
+        texts = self._ids([self.template.replace("{text}", text) for text in table["text"]])
+        for task, prompt, text in zip(table["task"], prompts, texts, strict=True):
+            rest = text + end
+            yield Parts(before[task], prompt, rest, np.ones(len(rest), dtype=bool), before[task])
+
+    def _questions(self, table: pd.DataFrame) -> list[str]:
+        """Fill the prompt in for each row."""
+        cells = rows_of(table)
+        return [fill(self.prompt or "", {TASK: task} | cells(i)) for i, task in enumerate(table["task"])]
+
+    def _chats(self, table: pd.DataFrame) -> Iterator[list[Message]]:
+        """Give each row's messages."""
+        if self.chat:
+            yield from map(json.loads, table["text"])
+            return
+        for question, text in zip(self._questions(table), table["text"], strict=True):
+            answer = self.template.replace("{text}", text)
+            yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+    def _pieces(self, whole: Parts) -> tuple[list[tuple[list[int], list[bool]]], int, int]:
+        """Cut a document to max_tokens, or into pieces of them.
+
+        Returns:
+            The pieces: ids, and which of them are scored; and how many tokens of its text and of its prompt are lost.
+        """
+        before, prompt, rest, scored, repeat = whole
+        room = self.max_tokens - len(before)
+        # The text comes first. One that does not fit anyway leaves the prompt half of the first piece.
+        least = (room // 2 if self.long == "chunk" else 0) if before else max(1, room // 2 * (self.long == "chunk"))
+        kept = self._shorten(prompt, max(room - len(rest), least))
+        ids = before + kept + rest
+        mask = [False] * (len(ids) - len(rest)) + scored.tolist()
+        n = self.max_tokens
+        pieces = [(ids[:n], mask[:n])]
+        if self.long == "cut":
+            return pieces, max(0, len(ids) - n), len(prompt) - len(kept)
+        overlap = max(self.overlap, 0 if repeat else 1)  # the first token of a piece is not scored
+        step = n - len(repeat) - overlap
+        if step < 1 and len(ids) > n:
+            raise UserError(f"data.max_tokens={n} leaves a piece no room behind the prompt and data.overlap={overlap}")
+        for begin in range(n, len(ids), max(1, step)):
+            context = repeat + ids[begin - overlap : begin]
+            more = mask[begin : begin + step]
+            pieces.append((context + ids[begin : begin + step], [False] * len(context) + more))
+        return [piece for piece in pieces if any(piece[1][1:])] or pieces[:1], 0, len(prompt) - len(kept)
+
+    def _shorten(self, prompt: list[int], room: int) -> list[int]:
+        """Take tokens off a prompt, at the side that is chosen."""
+        lost = max(0, len(prompt) - max(0, room))
+        return prompt[lost:] if self.prompt_truncation == "left" else prompt[: len(prompt) - lost]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Return what `tokenizer(texts, add_special_tokens=False)` gives."""
@@ -185,6 +392,23 @@ class Tokens:
             return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         # verbose=False: longer texts than the model's are cut here, so the warning would mislead.
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"the prompt {text[:40]!r} is not JSON: {error}") from error
+
+
+def _to_pieces(tokens: pa.Table) -> list[Encoded]:
+    """Turn a table of TOKENS into pieces: views into one array (our own: Arrow's may not be written to)."""
+    if not len(tokens):
+        return []
+    ids, scored = (tokens[name].combine_chunks() for name in ("ids", "scored"))
+    cuts = ids.offsets.to_numpy()[1:-1]
+    columns = (np.split(a.values.to_numpy(zero_copy_only=False).copy(), cuts) for a in (ids, scored))
+    return [Encoded(*one) for one in zip(*columns, tokens["document"].to_pylist(), strict=True)]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:

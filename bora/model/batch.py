@@ -17,6 +17,7 @@ class Batch(TypedDict):
     labels: Tensor  # [R, T], IGNORE on padding and prompt
     task: Tensor  # [R]
     batches: int  # K, that an epoch has
+    share: NotRequired[Tensor]  # [R] of a document, where some are in several pieces
     attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
     scored: NotRequired[Tensor]  # [S] places in [R · T] of the scored tokens
     present: NotRequired[Tensor]  # [U] the tasks in it, ascending

@@ -116,7 +116,8 @@ def attribute(run: Run, column: str) -> pd.Series:
     if not isinstance(data, Columns):
         raise UserError(f"data={data.name} has no columns to colour the tasks by")
     # The column is read in the text's place.
-    table = read_documents(data.model_copy(update={"text": column}), SETTINGS | {"text": "--color-by="})
+    only = {"text": column, "messages": None, "prompt": None}
+    table = read_documents(data.model_copy(update=only), SETTINGS | {"text": "--color-by="})
     documents = RunDirectory(run.folder).documents()
     values = table["text"].reindex(documents["row"]).to_numpy()
     commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])

@@ -6,7 +6,7 @@ mends how sure it is, and nothing else (Guo et al. 2017, https://arxiv.org/abs/1
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,6 @@ import torch
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded, Tokens
-from bora.errors import UserError
 from bora.model.batch import to_device
 
 # Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
@@ -54,46 +53,58 @@ class Likelihoods:
 def score_tasks(
     model: HierarchicalLoRA,
     tokens: Tokens,
-    texts: Sequence[str],
+    table: pd.DataFrame,
     batch_size: int,
     progress: Progress = lambda steps, what: steps,
 ) -> Likelihoods:
     """Score every document under every task's θ_d, with that task's prompt.
 
-    A row of a batch is a document under a task. Each text is cut to fit behind the longest prompt of all tasks, so
-    that every task explains the same tokens.
+    A row of a batch is a document, or a piece of one, under a task. Where the prompt names the task, each text is cut to
+    fit behind the longest prompt of all tasks, so that every task explains the same tokens.
 
     Args:
-        texts: N documents.
+        table: N documents, columns text and what their prompts take.
         batch_size: rows in a forward.
 
     Raises:
-        UserError: the longest prompt leaves no room within data.max_tokens.
+        UserError: see `Tokens.encode` and `Tokens.encode_under`.
     """
     names = model.adapters.task_names
-    before = [np.array(tokens.before(name), dtype=np.int32) for name in names]
-    room = tokens.max_tokens - max(map(len, before))
-    if room < 2:
-        raise UserError(f"data.max_tokens={tokens.max_tokens}: the longest prompt leaves no room for a text")
-    bare = replace(tokens, max_tokens=room, prompt=None, prepend_bos=False)
-    encoded, _ = bare.encode(pd.DataFrame({"task": "", "text": list(texts)}, dtype=str))
-    lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
-    scored = lengths if min(map(len, before)) else np.maximum(lengths - 1, 0)
-    nats = np.zeros((len(encoded), len(names)))
+    if tokens.names_task:
+        encoded = tokens.encode_under(table.assign(task=names[0]), names)
+    else:
+        encoded, _ = tokens.encode(table.assign(task=""))
+    pieces: list[list[Encoded]] = [[] for _ in range(len(table))]
+    for piece in encoded:
+        pieces[piece.document].append(piece)
+    lengths, scored = (np.array([sum(f(p) for p in own) for own in pieces], dtype=np.int64) for f in (_length, _scored))
+    nats = np.zeros((len(table), len(names)))
     order = np.argsort(lengths, kind="stable")
     order = order[scored[order] > 0]
     n_pairs = len(order) * len(names)
     for start in progress(range(0, n_pairs, batch_size), "tasks × documents"):
         document, task = np.divmod(np.arange(start, min(start + batch_size, n_pairs)), len(names))
         document = order[document]
-        rows = [
-            Encoded(np.concatenate([before[d], encoded[i].ids]), len(before[d]))
-            for i, d in zip(document, task, strict=True)
-        ]
-        batch = Documents(rows, task.tolist())[list(range(len(rows))), 1]
-        nll = model.nll(to_device(batch, model.device))
-        nats[document, task] = -nll.double().cpu().numpy()
+        if tokens.names_task:
+            rows = tokens.encode_under(table.iloc[document].assign(task=[names[d] for d in task]), names)
+            whose = np.array([row.document for row in rows])
+        else:
+            rows = [row for i in document for row in pieces[i]]
+            whose = np.repeat(np.arange(len(document)), [len(pieces[i]) for i in document])
+        for at in range(0, len(rows), batch_size):
+            some = slice(at, at + batch_size)
+            batch = Documents(rows[some], task[whose[some]].tolist())[list(range(len(rows[some]))), 1]
+            nll = model.nll(to_device(batch, model.device)).double().cpu().numpy()
+            np.subtract.at(nats, (document[whose[some]], task[whose[some]]), nll)
     return Likelihoods(nats, scored)
+
+
+def _length(piece: Encoded) -> int:
+    return len(piece.ids)
+
+
+def _scored(piece: Encoded) -> int:
+    return piece.n_scored
 
 
 def fit_temperature(nats: np.ndarray, truth: np.ndarray) -> float:

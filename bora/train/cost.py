@@ -97,7 +97,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     tensors = 2 * len(layers) * (2 if rows else 1)
     return Cost(
         tasks=len(corpus.task_names),
-        documents={split: int((corpus.documents["split"] == split).sum()) for split in SPLITS},
+        documents={split: corpus.documents.query("split == @split")["row"].nunique() for split in SPLITS},
         scored_tokens=int(train["n_scored"].sum()),
         truncated_share=cut / (cut + int(corpus.documents["n_tokens"].sum())),
         batches=batches,

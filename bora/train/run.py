@@ -12,6 +12,7 @@ import torch
 
 from bora.config import Config
 from bora.data.corpus import Corpus
+from bora.data.prompts import show_prompt, whole_texts
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.lib.console import above_bars, tell
@@ -101,7 +102,7 @@ def train(
             check_same_run(checkpoint, fingerprint, resume_from)
         if is_first_process():
             directory.write_documents(corpus.documents)
-            directory.write_trained_on(corpus.documents["text"][corpus.documents["split"] != "test"])
+            directory.write_trained_on(whole_texts(corpus.documents)[corpus.documents["split"] != "test"])
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         shown = json_safe(cfg.model_dump() | {"run": about, "log10_tau": log10_tau(cfg.tau)})
@@ -137,9 +138,17 @@ def train(
                     model.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
                     samples = partial(write_samples, model, pretrained.tokenizer, cfg, directory, corpus.documents)
                 show_end(tracker, directory, getattr(cfg.logger, "artifact", False), samples)
-        texts = corpus.documents.set_index("task")["text"].loc[corpus.task_names[:1]]
-        prompt = " ".join(texts.iloc[0].split()[:3])[:MAX_PROMPT_CHARS]
+        prompt = _example_prompt(Tokens.of(cfg.data, *pretrained), corpus)
         return Trained(summary, tracker.where if tracker is not None else "", prompt)
+
+
+def _example_prompt(tokens: Tokens, corpus: Corpus) -> str:
+    """Take a short prompt from a document of the first task."""
+    first = corpus.documents[corpus.documents["task"] == corpus.task_names[0]].head(1)
+    (prompt, _), (text,) = tokens.ask(first)[0], first["text"]
+    if len(tokens.columns) > 1:
+        return show_prompt({name: cell[:MAX_PROMPT_CHARS] for name, cell in prompt.items()})
+    return " ".join((show_prompt(prompt) if tokens.answers else text).split()[:3])[:MAX_PROMPT_CHARS]
 
 
 def silence_warnings() -> None:

@@ -64,7 +64,7 @@ class FitTemperature(Callback):
             raise UserError("there is one task")
         if isinstance(model.adapters, Shared) and not self.tokens.names_task:
             raise UserError("at tau=inf all tasks share one model")
-        documents = self.corpus.documents[self.corpus.documents["split"] == "validation"]
+        documents = self.corpus.documents.query("split == 'validation' and piece == 0")
         n_trained = n_steps * self.cfg.trainer.accumulate_grad_batches * self.cfg.data.batch_size
         affordable = int(SHARE_OF_FORWARDS * n_trained / len(self.corpus.task_names))
         n = min(MAX_DOCUMENTS, len(documents), affordable)
@@ -73,7 +73,7 @@ class FitTemperature(Callback):
             raise UserError(f"{MIN_DOCUMENTS} validation documents are needed, and {why} {n}")
         log.info("temperature: scoring %d validation documents under %d tasks", n, len(self.corpus.task_names))
         documents = documents.sample(n, random_state=0)
-        scores = score_tasks(model, self.tokens, documents["text"].tolist(), self.cfg.data.eval_batch_size)
+        scores = score_tasks(model, self.tokens, documents, self.cfg.data.eval_batch_size)
         truth = documents["task"].map({name: d for d, name in enumerate(self.corpus.task_names)})
         self.temperature = fit_temperature(scores.nats, truth.to_numpy(np.int64))
         return n

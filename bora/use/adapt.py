@@ -15,6 +15,7 @@ import pandas as pd
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
+from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
@@ -29,9 +30,9 @@ class NewDocuments(NamedTuple):
     """Documents of new tasks.
 
     Attributes:
-        encoded: each document's tokens.
+        encoded: each document's tokens, or those of each of its pieces.
         tasks: each one's task, by name.
-        texts: each one's text.
+        texts: each one's text, with what its prompt takes.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
@@ -44,9 +45,10 @@ class NewDocuments(NamedTuple):
 
     def describe(self) -> str:
         """Describe the documents as a run describes its own."""
-        counts, scored = pd.Series(self.tasks).value_counts(), sum(e.n_scored for e in self.encoded)
+        whose = {e.document: task for e, task in zip(self.encoded, self.tasks, strict=True)}
+        counts, scored = pd.Series(whose).value_counts(), sum(e.n_scored for e in self.encoded)
         return (
-            f"{len(counts)} tasks, {len(self.tasks):,} documents "
+            f"{len(counts)} tasks, {len(whose):,} documents "
             f"({counts.min()} to {counts.max()} a task, {scored:,} scored tokens)\n"
             f"dropped: {describe_dropped(self.dropped)}\n"
             f"truncated: {self.truncation.describe(sum(len(e.ids) for e in self.encoded))}"
@@ -57,21 +59,23 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     """Encode a table as the run encoded its own; leave out rows without a task or without a token to score.
 
     Args:
-        table: columns task, '' where there is none, and text.
+        table: columns task, '' where there is none, text and what prompts take.
 
     Raises:
         UserError: a task, or the whole table, has no document left.
     """
     named = table[table["task"] != ""]
     encoded, truncation = restored.tokens.encode(named)
-    kept = [row for row in zip(encoded, named["task"], named["text"], strict=True) if row[0].n_scored > 0]
+    tasks, texts = named["task"].tolist(), whole_texts(named).tolist()
+    kept = [(e, tasks[e.document], texts[e.document]) for e in encoded if e.n_scored > 0]
     if not kept:
         raise UserError("no document has a task and a token to score")
     if lost := sorted(set(named["task"]) - {name for _, name, _ in kept}):
         raise UserError(f"task {lost[0]!r} has no document with a token to score; remove its rows")
-    dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - len(kept)}
-    documents, tasks, texts = (list(column) for column in zip(*kept, strict=True))
-    return NewDocuments(documents, tasks, texts, truncation, dropped)
+    n_kept = len({e.document for e, *_ in kept})
+    dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - n_kept}
+    documents, names, own = (list(column) for column in zip(*kept, strict=True))
+    return NewDocuments(documents, names, own, truncation, dropped)
 
 
 def new_tasks(
@@ -158,7 +162,8 @@ def adapt(
     """
     names = list(dict.fromkeys(tasks))
     index = [names.index(t) for t in tasks]
-    counts = np.bincount(index, minlength=len(names)).tolist()
+    whose = {e.document: d for e, d in zip(encoded, index, strict=True)}
+    counts = np.bincount([*whose.values()], minlength=len(names)).tolist()
     model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
     fit(model, Documents(encoded, index), epochs, lr, batch_size, seed, progress=progress)
     lost = find_nonfinite(model.adapters)
@@ -201,7 +206,7 @@ def write_adapted(
         "tau": model.tau,
         "adapted_from": restored.directory.path.name,
         "n_tasks": len(model.tasks),
-        "n_documents": len(documents.encoded),
+        "n_documents": int(model.task_documents.sum()),
         "n_tokens": model.n_tokens,
         "dropped": documents.dropped,
         "truncated_documents": documents.truncation.documents,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bora.data.corpus import hash_rows
+from bora.data.prompts import whole_texts
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
@@ -71,7 +72,7 @@ def evaluate(
 
     Args:
         restored: a finished run.
-        table: columns task (an empty string where it is unknown) and text; its index is kept as `row`.
+        table: columns task (an empty string where it is unknown), text and what prompts take; its index is kept as `row`.
         prior: over tasks, see `log_prior`.
         batch_size: rows in a forward.
         progress: wraps the loops over batches.
@@ -91,10 +92,10 @@ def evaluate(
             "so on; name the column of tasks with --task"
         )
     seen = restored.directory.trained_on()
-    trained_on = np.array([hash_text(text) in (seen or ()) for text in table["text"]])
+    trained_on = np.array([hash_text(text) in (seen or ()) for text in whole_texts(table)])
     if trained_on.all() and not include_trained:
         raise UserError("the run was trained on every one of these texts; give others, or --include-trained")
-    scores = likelihoods(restored, table["text"].tolist(), batch_size, progress)
+    scores = likelihoods(restored, table, batch_size, progress)
     scorable = scores.n_scored > 0
     reported = scorable & (include_trained | ~trained_on)
     if not scorable.any():
@@ -202,5 +203,5 @@ def tabulate_likelihoods(found: Evaluation, names: list[str]) -> pd.DataFrame:
 
 
 def hash_texts(table: pd.DataFrame) -> str:
-    """Compute the SHA-256 of a table of texts, of its rows' numbers, tasks and texts."""
-    return hash_rows(table.index, table["task"], table["text"])
+    """Compute the SHA-256 of a table of texts, of its rows' numbers, tasks, texts and what prompts take."""
+    return hash_rows(table.index, table["task"], whole_texts(table))

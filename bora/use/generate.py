@@ -45,7 +45,7 @@ class Answer:
         ended: whether it came to an end-of-text token before max_new_tokens.
     """
 
-    prompt: str
+    prompt: Any
     speaker: Speaker
     sequence: int
     text: str
@@ -56,7 +56,7 @@ class Answer:
 def generate(
     restored: Restored,
     tasks: Sequence[str],
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     mean: bool = False,
     base: bool = False,
@@ -65,13 +65,13 @@ def generate(
     """Continue each prompt by each task, in batches of mixed tasks.
 
     A prompt begins as training's documents do: beginning-of-text token, data.prompt with the task's name, and what
-    data.template has before the text. Where data.prompt names the task, Θ and the backbone answer once for each of
-    the tasks, prompted with its name.
+    data.template has before the text; or it is what data.prompt takes, or a chat, see `Tokens.start`. Where data.prompt
+    names the task, Θ and the backbone answer once for each of the tasks, prompted with its name.
 
     Args:
         restored: a finished run.
         tasks: names of its tasks, or their beginnings, see `Restored.find_tasks`.
-        prompts: texts to continue.
+        prompts: texts to continue, or what `Tokens.start` takes.
         mean, base: let Θ, and the frozen backbone, answer too.
         options: see Sampling.
 
@@ -93,7 +93,7 @@ def generate(
         speakers += [Speaker(kind, task) for task in (tasks if restored.tokens.names_task else [None])]
     if not speakers or not prompts:
         raise UserError("give at least one --prompt, and at least one of --task, --mean and --base")
-    starts = {(p, s): _encode_start(restored, s, p) for p in prompts for s in speakers}
+    starts = {(i, s): _encode_start(restored, s, p) for i, p in enumerate(prompts) for s in speakers}
     longest = max(map(len, starts.values())) + sampling.max_new_tokens
     positions = max_positions(restored.model.backbone.model.config)
     if positions is not None and longest > positions:
@@ -101,17 +101,17 @@ def generate(
             f"the longest prompt and {sampling.max_new_tokens} new tokens make {longest} tokens, and the model has "
             f"{positions} positions; lower --max-new-tokens or shorten the prompt"
         )
-    rows = [(p, s, n) for p in prompts for s in speakers for n in range(sampling.num_return_sequences)]
+    rows = [(i, s, n) for i in range(len(prompts)) for s in speakers for n in range(sampling.num_return_sequences)]
     config = sampling.to_transformers(_end_tokens(restored))
     answers = []
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
         for first in range(0, len(rows), sampling.batch_size):
             batch = rows[first : first + sampling.batch_size]
-            found = continue_batch(restored, [starts[p, s] for p, s, _ in batch], [s for _, s, _ in batch], config)
-            for (prompt, speaker, sequence), (ids, ended) in zip(batch, found, strict=True):
-                text = _decode(restored, starts[prompt, speaker], ids)
-                answers.append(Answer(prompt, speaker, sequence, text, ids, ended))
+            found = continue_batch(restored, [starts[i, s] for i, s, _ in batch], [s for _, s, _ in batch], config)
+            for (i, speaker, sequence), (ids, ended) in zip(batch, found, strict=True):
+                text = _decode(restored, starts[i, speaker], ids)
+                answers.append(Answer(prompts[i], speaker, sequence, text, ids, ended))
     return answers
 
 
@@ -154,10 +154,9 @@ def _end_tokens(restored: Restored) -> set[int]:
     return {end for end in ends if end is not None and end < restored.tokens.vocabulary}
 
 
-def _encode_start(restored: Restored, speaker: Speaker, prompt: str) -> list[int]:
+def _encode_start(restored: Restored, speaker: Speaker, prompt: Any) -> list[int]:
     tokens = restored.tokens
-    text = tokens.template.partition("{text}")[0] + prompt
-    start = tokens.before(speaker.task) + restored.tokenizer(text, add_special_tokens=False).input_ids
+    start = tokens.start(speaker.task, prompt)
     if not start:
         raise UserError("this model puts no token before a text, so an empty --prompt gives it no start")
     tokens.require_embeddings(start, "the prompt")

@@ -1,10 +1,13 @@
 """Sample texts of a run that has just been trained, for its tracker."""
 
+from typing import Any
+
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config
+from bora.data.prompts import show_prompt
 from bora.runs.directory import RunDirectory
 from bora.use.generate import generate
 from bora.use.restore import Restored
@@ -21,6 +24,8 @@ def sample_texts(
 ) -> pd.DataFrame:
     """Let the first tasks continue, side by side, how a validation document of each of the first two begins.
 
+    Where documents have prompts, they answer those.
+
     Args:
         documents: the corpus's; columns task, split, text.
 
@@ -30,10 +35,16 @@ def sample_texts(
     Raises:
         UserError: see `generate`.
     """
-    firsts = documents[documents["split"] == "validation"].drop_duplicates("task")["text"].head(N_PROMPTS)
-    starts = tokenizer([text[:MAX_PROMPT_CHARS] for text in firsts], add_special_tokens=False).input_ids
-    prompts = [str(tokenizer.decode(start[:PROMPT_TOKENS])) for start in starts]
     restored = Restored(model, tokenizer, cfg, directory.summary(), directory)
+    firsts = documents[documents["split"] == "validation"].drop_duplicates("task").head(N_PROMPTS)
+    prompts: list[Any]
+    if restored.tokens.answers:
+        prompts = [prompt for prompt, _ in restored.tokens.ask(firsts)]
+    else:
+        starts = tokenizer([text[:MAX_PROMPT_CHARS] for text in firsts["text"]], add_special_tokens=False).input_ids
+        prompts = [str(tokenizer.decode(start[:PROMPT_TOKENS])) for start in starts]
     tasks = model.adapters.task_names[: cfg.logger.samples]
     answers = generate(restored, tasks, prompts, max_new_tokens=NEW_TOKENS, do_sample=True, top_p=0.9)
-    return pd.DataFrame([(a.prompt, str(a.speaker), a.text) for a in answers], columns=["prompt", "task", "text"])
+    return pd.DataFrame(
+        [(show_prompt(a.prompt), str(a.speaker), a.text) for a in answers], columns=["prompt", "task", "text"]
+    )

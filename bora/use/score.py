@@ -1,6 +1,6 @@
 """Score new documents under a run's models: perplexities, and log p(text | θ_d) for p(d | text) ∝ p(d) p(text | θ_d)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def perplexities(
     Documents are scored as in training, with the same prompt and the same cut; padding is never scored.
 
     Args:
-        table: columns task and text; every task is one of the run's.
+        table: columns task, text and what prompts take; every task is one of the run's.
         batch_size: documents in a forward.
 
     Returns:
@@ -37,8 +37,8 @@ def perplexities(
     """
     model, names = restored.model, restored.model.adapters.task_names
     encoded, truncation = restored.tokens.encode(table)
-    tasks = [names.index(task) for task in table["task"]]
-    documents = Documents(encoded, tasks)
+    tasks = np.array([names.index(task) for task in table["task"]])
+    documents = Documents(encoded, tasks[[e.document for e in encoded]].tolist())
     metrics = {column: TaskPerplexity(len(names)) for column in MODELS}
     # By length, as in the run's own test, to pad little.
     order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
@@ -76,10 +76,10 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
 
 
 def likelihoods(
-    restored: Restored, texts: Sequence[str], batch_size: int, progress: Progress = lambda steps, what: steps
+    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
 ) -> Likelihoods:
     """Score every document under every task's θ_d; see `bora.train.authorship.score_tasks`."""
-    return score_tasks(restored.model, restored.tokens, texts, batch_size, progress)
+    return score_tasks(restored.model, restored.tokens, table, batch_size, progress)
 
 
 def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:

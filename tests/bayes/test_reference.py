@@ -10,11 +10,10 @@ import torch
 
 from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
-from bora.data.tokens import Encoded
 from bora.model.pretrained import load_packaged
 from bora.train.build import build_module, load_corpus
 from bora.train.perplexity import BatchPerplexity
-from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
+from tests.conftest import encoded_of, hierarchical, random_factors, tiny_data, tiny_opt
 
 SIZES = {"a": 3, "b": 5, "c": 4}
 
@@ -26,7 +25,7 @@ def reference(*overrides: str):
 def batch(score_padding: bool = False) -> dict:
     """Four ragged documents of two tasks; the third task is absent."""
     rng = np.random.default_rng(0)
-    encoded = [Encoded(rng.integers(4, 50, n).astype(np.int32), 1) for n in (7, 3, 9, 5)]
+    encoded = [encoded_of(rng.integers(4, 50, n), 1, i) for i, n in enumerate((7, 3, 9, 5))]
     return Documents(encoded, [0, 1, 0, 1], 2 if score_padding else None)[list(range(4)), 4]
 
 
@@ -78,7 +77,7 @@ def test_speakers_and_tokens_are_the_published_codes(tmp_path, monkeypatch):
         prompt = tokenizer(f" [task] {document.task}", add_special_tokens=False).input_ids
         text = tokenizer(f" [text] {document.text}", add_special_tokens=False).input_ids
         assert encoded.ids.tolist() == [*prompt, *text, tokenizer.eos_token_id][:128]
-        assert encoded.n_prompt == len(prompt)
+        assert encoded.scored.tolist() == [False] * len(prompt) + [True] * (len(encoded.ids) - len(prompt))
 
 
 def test_padding_is_the_end_token_and_is_scored_as_a_target():

@@ -98,7 +98,7 @@ FRAMES = {
 @pytest.mark.parametrize(("given", "tasks"), FRAMES.values(), ids=FRAMES)
 def test_a_frames_values_become_text(given, tasks):
     frame = pd.DataFrame({0: given, 1: "x"}).set_axis([5] * len(tasks))  # numbers as columns, an index that repeats
-    assert cells(documents(frame, "0", "1", None)) == [(task, "x", "") for task in tasks]
+    assert cells(documents(frame, Columns("0", "1"))) == [(task, "x", "") for task in tasks]
 
 
 def test_a_large_table_is_cached_and_read_the_same(tmp_path, monkeypatch):

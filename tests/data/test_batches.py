@@ -3,12 +3,9 @@ import pytest
 import torch
 
 from bora.data.batches import Batches, Documents
-from bora.data.tokens import Encoded
-from tests.conftest import tiny_data
+from tests.conftest import encoded_of, tiny_data
 
-DOCUMENTS = Documents(
-    [Encoded(np.array([5, 6, 7], dtype=np.int32), 0), Encoded(np.array([8, 9, 10, 11], dtype=np.int32), 2)], [1, 0]
-)
+DOCUMENTS = Documents([encoded_of([5, 6, 7]), encoded_of([8, 9, 10, 11], 2, 1)], [1, 0])
 
 
 def test_a_batch_is_padded_on_the_right_and_neither_padding_nor_prompt_is_labelled():

@@ -89,7 +89,7 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
     assert cut.documents > 0
     for one, other in zip(fresh, again, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
-        assert one.n_prompt == other.n_prompt
+        assert one.scored.tolist() == other.scored.tolist()
     # Whatever decides the tokens is in the key.
     for other_table, options in (
         (table.assign(text=["def f(x): return y", *table["text"][1:]]), {}),

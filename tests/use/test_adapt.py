@@ -17,7 +17,7 @@ from bora.errors import UserError
 from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, fit, new_tasks
 from bora.use.restore import restore
-from tests.conftest import VOCABULARY, hierarchical, random_factors, table, tiny_opt
+from tests.conftest import VOCABULARY, encoded_of, hierarchical, random_factors, table, tiny_opt
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def smooth():
 
 def documents(n: int, seed: int) -> list[Encoded]:
     rng = np.random.default_rng(seed)
-    return [Encoded(rng.integers(4, VOCABULARY, 9).astype(np.int32), 0) for _ in range(n)]
+    return [encoded_of(rng.integers(4, VOCABULARY, 9), document=100 * seed + i) for i in range(n)]
 
 
 def fitted(restored, encoded, tasks, tau=50.0):

@@ -107,7 +107,7 @@ def test_the_posterior_is_that_of_a_loop_over_single_task_models(trained, overri
     evidence = np.log(np.exp(scores).sum(axis=1))[some].sum()
     tokens = documents["n_scored"].sum()
     assert found.mixture_perplexity == pytest.approx(np.exp(-evidence / tokens), rel=1e-9)
-    same = likelihoods(restored, texts, 1000)
+    same = likelihoods(restored, pd.DataFrame({"text": texts}), 1000)
     assert same.nats == pytest.approx(nats, rel=1e-9)
 
 

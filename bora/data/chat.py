@@ -1,0 +1,122 @@
+"""Chats, written as the model's own chat template writes them; what the assistant says is scored."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from bora.errors import UserError, first_line
+
+Message = dict[str, Any]
+Ids = list[int]
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template says itself what the assistant says
+
+
+class Turns(NamedTuple):
+    """A chat's tokens.
+
+    Attributes:
+        ids: of all of it.
+        scored: [len(ids)], whether the assistant says it.
+        question: where the message before the first answer stands in `ids`, without what the template puts around it.
+    """
+
+    ids: Ids
+    scored: np.ndarray
+    question: slice
+
+
+def to_messages(value: Any) -> str:
+    """Convert a cell to a chat as JSON text: a list of messages, or JSON of one; '' for a missing one.
+
+    Raises:
+        ValueError: it is neither, or a message lacks its role or content.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return ""
+        value = json.loads(value)
+    elif pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    messages = [_to_message(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else None
+    if messages is None:
+        raise ValueError('give a list of messages, [{"role": "user", "content": "…"}, …]')
+    return json.dumps(messages, ensure_ascii=False) if messages else ""
+
+
+def _to_message(value: Any) -> Message:
+    if not isinstance(value, Mapping):
+        raise ValueError(f'a message is an object with "role" and "content", not a {type(value).__name__}')
+    message = {str(key): part for key, part in value.items() if part is not None}
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise ValueError(f'a message has no text in its "{key}"')
+    return message
+
+
+def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool = False) -> str:
+    """Write messages by the tokenizer's chat template.
+
+    Args:
+        answer: end where the assistant's answer begins.
+
+    Raises:
+        UserError: there is no template, or it does not take these messages.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer))
+    except (TemplateError, ValueError, TypeError) as error:
+        raise UserError(f"the tokenizer's chat template does not write it: {first_line(error)}") from error
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], encode: Callable[[str], Ids]) -> Turns:
+    """Tokenise a chat and find what the assistant says.
+
+    Where the template marks it, by {% generation %}, the mask is transformers' own. Else an answer is what the chat
+    with it has beyond the chat before it, up to where the template has the assistant begin.
+
+    Args:
+        encode: gives a text's tokens, without any of the tokenizer's own around them.
+
+    Raises:
+        UserError: see `write`; or the template changes what it wrote before when a message follows.
+    """
+    text = write(tokenizer, messages)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if GENERATION.search(tokenizer.get_chat_template()):
+        found: Any = tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
+        ids, scored = list(found["input_ids"]), np.array(found["assistant_masks"], dtype=bool)
+    else:
+        ids = encode(text)
+        scored = np.zeros(len(ids), dtype=bool)
+        for i in answers:
+            until = write(tokenizer, messages[: i + 1])
+            # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
+            at = max(0, text.find(messages[i]["content"]))
+            before = write(tokenizer, messages[:i], answer=True) if i else text[:at]
+            if not text.startswith(until):
+                raise UserError(
+                    "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
+                    "known what of it to score; give a chat for each answer, or a template with {% generation %}"
+                )
+            scored[_shared(ids, encode(before)) : _shared(ids, encode(until))] = True
+    first = int(scored.argmax()) if scored.any() else len(ids)
+    question = slice(0, first)
+    if answers and answers[0]:
+        content = messages[answers[0] - 1]["content"].strip()
+        before = write(tokenizer, messages[: answers[0]])
+        at = before.rfind(content)
+        if content and at >= 0:
+            begin, end = (_shared(ids, encode(before[:stop])) for stop in (at, at + len(content)))
+            question = slice(begin, min(end, first))
+    return Turns(ids, scored, question)
+
+
+def _shared(ids: Ids, others: Ids) -> int:
+    """Count the tokens that two texts begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

@@ -1,0 +1,57 @@
+"""A prompt with columns: `{article}` in data.prompt stands for the document's cell in the column article.
+
+A table that was read with such a prompt has a column for each placeholder, under its own spelling: "{article}".
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+TASK = "{task}"
+
+
+def prompt_columns(prompt: str | None) -> tuple[str, ...]:
+    """List the columns, beside the task, that a prompt takes, each once, in its order."""
+    found = (match[1] for match in PLACEHOLDER.finditer(prompt or ""))
+    return tuple(dict.fromkeys(name for name in found if name and name != "task"))
+
+
+def fill(prompt: str, values: Mapping[str, str]) -> str:
+    """Put values in the place of a prompt's placeholders, once: braces inside a value stay. `{{` is a brace.
+
+    Args:
+        values: placeholder, with its braces → what it stands for.
+    """
+    return PLACEHOLDER.sub(lambda match: values[match[0]] if match[1] else match[0][0], prompt)
+
+
+def placeholders(table: pd.DataFrame) -> list[str]:
+    """List a table's columns that a prompt takes, by their placeholders."""
+    return [column for column in table.columns if column.startswith("{")]
+
+
+def whole_texts(table: pd.DataFrame) -> pd.Series:
+    """Join each row's text with what its prompt takes: rows that differ in either are different documents."""
+    texts = table["text"]
+    for column in placeholders(table):
+        texts = table[column] + "\x1e" + texts
+    return texts
+
+
+def show_prompt(prompt: Any) -> str:
+    """Write what a document's prompt takes for a person: a text, the cells of a row, or the last message of a chat."""
+    if isinstance(prompt, list):
+        return str(prompt[-1]["content"]) if prompt else ""
+    if isinstance(prompt, dict):
+        return next(iter(prompt.values())) if len(prompt) == 1 else json.dumps(prompt, ensure_ascii=False)
+    return str(prompt)
+
+
+def rows_of(table: pd.DataFrame) -> Callable[[int], dict[str, str]]:
+    """Return a function from a row's place to what its prompt takes."""
+    columns = {name: table[name].tolist() for name in [*placeholders(table)]}
+    return lambda i: {name: cells[i] for name, cells in columns.items()}
