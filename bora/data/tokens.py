@@ -325,7 +325,7 @@ class Tokens:
                 except UserError as error:
                     raise UserError(f"the document in row {row}: {error}") from error
                 begin, stop = turns.question.start, turns.question.stop
-                scored = np.append(turns.scored[stop:], [True] * len(end))
+                scored = np.append(turns.scored[stop:], np.ones(len(end), dtype=bool))
                 yield Parts(turns.ids[:begin], turns.ids[begin:stop], turns.ids[stop:] + end, scored, [])
             return
         before = {task: self.before(task) for task in table["task"].unique()}

@@ -217,6 +217,8 @@ def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[st
         "dropped": corpus.dropped,
         "truncated_documents": corpus.truncation.documents,
         "truncated_tokens": corpus.truncation.tokens,
+        "shortened_prompts": corpus.truncation.prompts,
+        "shortened_prompt_tokens": corpus.truncation.prompt_tokens,
         "leakage": corpus.leakage(),
         "data_sha256": corpus.sha256,
         "versions": versions(),

@@ -211,6 +211,8 @@ def write_adapted(
         "dropped": documents.dropped,
         "truncated_documents": documents.truncation.documents,
         "truncated_tokens": documents.truncation.tokens,
+        "shortened_prompts": documents.truncation.prompts,
+        "shortened_prompt_tokens": documents.truncation.prompt_tokens,
         "temperature": None,
         "temperature_note": "not fitted: no document of the new tasks is held out",
         "versions": versions(),

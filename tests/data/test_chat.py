@@ -1,0 +1,160 @@
+"""Chats: transformers' own mask where the template has one, else what an answer adds to the chat before it."""
+
+import copy
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from bora.data.chat import encode_chat, to_messages
+from bora.data.columns import Columns
+from bora.data.read import read_documents
+from bora.data.table import read
+from bora.data.tokens import Tokens
+from bora.errors import UserError
+from bora.model.pretrained import load_packaged
+from tests.data.inputs import data_group
+
+HEAD = "{% for m in messages %}{{ '<' + m['role'] + '>\\n' }}"
+TAIL = "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>\\n' }}{% endif %}"
+PLAIN = HEAD + "{{ m['content'] | trim + '</s>\\n' }}" + TAIL
+MARKED = (
+    HEAD + "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '</s>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ m['content'] + '</s>\\n' }}{% endif %}" + TAIL
+)
+
+
+def chat(*contents: str, first: str = "user") -> list[dict]:
+    roles = ["user", "assistant"] if first == "user" else ["assistant", "user"]
+    return [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+CHATS = [
+    [{"role": "system", "content": "Be brief."}, *chat("What is x?", "It is 1.", "And y?", "æøå 水")],
+    chat("Hello", "\n\n def f(x):\n    return x "),
+    chat("no answer"),
+    chat("an empty answer", ""),
+]
+
+
+@pytest.fixture
+def tokenizer():
+    return copy.deepcopy(load_packaged("opt_mini").tokenizer)
+
+
+def ids_of(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def encode(tokenizer, messages):
+    return encode_chat(tokenizer, messages, lambda text: ids_of(tokenizer, text))
+
+
+@pytest.mark.parametrize("messages", CHATS)
+def test_where_the_template_marks_answers_ids_and_mask_are_transformers_own(tokenizer, messages):
+    tokenizer.chat_template = MARKED
+    theirs = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ours = encode(tokenizer, messages)
+    assert ours.ids == theirs["input_ids"]
+    assert ours.scored.astype(int).tolist() == theirs["assistant_masks"]
+
+
+@pytest.mark.parametrize("messages", CHATS)
+def test_where_it_does_not_an_answer_is_what_it_adds_to_the_chat_before_it(tokenizer, messages):
+    tokenizer.chat_template = PLAIN
+    ours = encode(tokenizer, messages)
+    assert ours.ids == tokenizer.apply_chat_template(messages, return_dict=False)
+    mask = np.zeros(len(ours.ids), dtype=bool)
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=False)
+            until = tokenizer.apply_chat_template(messages[: i + 1], return_dict=False)
+            mask[len(before) : len(until)] = True
+    assert ours.scored.tolist() == mask.tolist()
+    said = "".join(m["content"].strip() + "</s>\n" for m in messages if m["role"] == "assistant")
+    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == said
+
+
+def test_a_chat_that_begins_with_an_answer_is_scored_from_its_words_on(tokenizer):
+    tokenizer.chat_template = PLAIN
+    ours = encode(tokenizer, chat("Welcome!", "Thanks", "Bye", first="assistant"))
+    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == "Welcome!</s>\nBye</s>\n"
+
+
+def test_a_template_that_changes_what_it_wrote_is_refused(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UserError, match="writes an answer otherwise when more messages follow"):
+        encode(tokenizer, chat("a", "b", "c", "d"))
+
+
+def test_what_a_template_refuses_is_told_with_its_row(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    table = pd.DataFrame({"task": ["a"], "text": [json.dumps(chat("a", "b"))]}, index=[7])
+    with pytest.raises(UserError, match="row 7: the tokenizer's chat template does not write it: roles must alternate"):
+        Tokens(tokenizer, len(tokenizer), 50, chat=True).encode(table)
+
+
+def test_a_long_question_is_shortened_within_what_the_template_puts_around_it(tokenizer):
+    tokenizer.chat_template = PLAIN
+    messages = [{"role": "system", "content": "Be brief."}, *chat("word " * 50, "the answer")]
+    table = pd.DataFrame({"task": ["a"], "text": [json.dumps(messages)]})
+    whole = encode(tokenizer, messages)
+    (cut,), lost = Tokens(tokenizer, len(tokenizer), 40, chat=True).encode(table)
+    assert len(cut.ids) == 40
+    assert cut.ids[cut.scored].tolist() == np.array(whole.ids)[whole.scored].tolist()
+    text = tokenizer.decode(cut.ids)
+    assert text.startswith("<system>\nBe brief.</s>\n<user>\n")
+    assert text.endswith("word</s>\n<assistant>\nthe answer</s>\n")
+    assert (lost.tokens, lost.prompts, lost.prompt_tokens) == (0, 1, len(whole.ids) - 40)
+
+
+def test_a_pair_is_written_as_a_question_and_its_answer(tokenizer):
+    tokenizer.chat_template = PLAIN
+    table = pd.DataFrame({"task": ["x"], "text": ["an answer"], "{q}": ["what"]})
+    tokens = Tokens(tokenizer, len(tokenizer), 50, "{task}: {q}?", chat_template=True)
+    (document,), _ = tokens.encode(table)
+    expected = encode(tokenizer, chat("x: what?", "an answer"))
+    assert document.ids.tolist() == expected.ids
+    assert document.scored.tolist() == expected.scored.tolist()
+    assert tokens.start("x", "what") == document.ids[~document.scored].tolist()
+
+
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+
+
+def test_chats_are_read_from_json_lines_parquet_csv_and_frames(tmp_path):
+    rows = [{"task": "a", "chat": MESSAGES}, {"task": "b", "chat": MESSAGES[:1]}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    pd.DataFrame([{**row, "chat": json.dumps(row["chat"])} for row in rows]).to_csv(tmp_path / "t.csv", index=False)
+    for name in ("t.jsonl", "t.parquet", "t.csv"):
+        found = read(tmp_path / name, Columns(messages="chat"))
+        assert [json.loads(text) for text in found["text"]] == [row["chat"] for row in rows]
+        assert found["task"].tolist() == ["a", "b"]
+
+
+def test_chats_are_read_from_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"task": "a", "chat": MESSAGES}]).save_to_disk(tmp_path / "d")
+    found = read_documents(data_group("datasets", path=str(tmp_path / "d"), messages="chat"))
+    assert json.loads(found["text"][0]) == MESSAGES
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ({"role": "user"}, "give a list of messages"),
+        (["hi"], "a message is an object"),
+        ([{"role": "user", "content": None}], 'a message has no text in its "content"'),
+        ("not json", "Expecting value"),
+        (3, "give a list of messages"),
+    ],
+)
+def test_what_is_no_chat_is_refused(value, why):
+    with pytest.raises(ValueError, match=why):
+        to_messages(value)

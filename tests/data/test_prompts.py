@@ -1,0 +1,177 @@
+"""Prompts with columns, and whole documents in pieces: which tokens a document has, and which of them are scored."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bora.commands.overrides import compose_config
+from bora.data.corpus import build_corpus
+from bora.data.module import TaskDataModule
+from bora.data.prompts import fill, prompt_columns
+from bora.data.tokens import Tokens
+from bora.model.pretrained import load_packaged
+from tests.conftest import hierarchical, random_factors
+
+TOKENIZER = load_packaged("opt_mini").tokenizer
+PROMPT = "{task} says of {article}: {{"
+PAIRS = pd.DataFrame(
+    {
+        "task": ["x", "{article}", "x"],
+        "text": ["a short answer", "{task}", "an answer"],
+        "{article}": ["an article", "of {task} and {text}", "long " * 60],
+    },
+    index=[3, 5, 8],
+)
+
+
+def ids_of(text: str) -> list[int]:
+    return TOKENIZER(text, add_special_tokens=False).input_ids
+
+
+def tokens(**options) -> Tokens:
+    return Tokens(TOKENIZER, len(TOKENIZER), **{"max_tokens": 100, **options})
+
+
+def test_placeholders_are_filled_once_and_double_braces_are_braces():
+    assert prompt_columns(PROMPT) == ("article",)
+    assert prompt_columns("{b} {a} {b} {task}") == ("b", "a")
+    assert fill(PROMPT, {"{task}": "{article}", "{article}": "{task}"}) == "{article} says of {task}: {"
+    assert fill('}} {{"{a}": 1}}', {"{a}": "x"}) == '} {"x": 1}'
+
+
+def test_a_prompt_with_columns_is_there_and_the_answer_alone_is_scored():
+    documents, _ = tokens(prompt=PROMPT, append_eos=True).encode(PAIRS)
+    for document, (_, row) in zip(documents[:2], PAIRS.iterrows(), strict=False):
+        prompt = ids_of(f"{row['task']} says of {row['{article}']}: {{")
+        answer = [*ids_of(row["text"]), TOKENIZER.eos_token_id]
+        assert document.ids.tolist() == [TOKENIZER.bos_token_id, *prompt, *answer]
+        assert document.scored.tolist() == [False] * (1 + len(prompt)) + [True] * len(answer)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_prompt_is_shortened_at_its_side_and_the_answer_is_whole(side):
+    cut, lost = tokens(prompt=PROMPT, append_eos=True, max_tokens=20, prompt_truncation=side).encode(PAIRS[2:])
+    prompt = ids_of(f"x says of {PAIRS['{article}'][8]}: {{")
+    answer = [*ids_of("an answer"), TOKENIZER.eos_token_id]
+    room = 20 - 1 - len(answer)
+    kept = prompt[-room:] if side == "left" else prompt[:room]
+    assert cut[0].ids.tolist() == [TOKENIZER.bos_token_id, *kept, *answer]
+    assert (lost.documents, lost.tokens, lost.prompts) == (0, 0, 1)
+    assert lost.prompt_tokens == len(prompt) - room
+
+
+def test_an_answer_that_does_not_fit_is_cut_and_counted():
+    table = PAIRS.assign(text=" ".join(["word"] * 40))
+    cut, lost = tokens(prompt=PROMPT, max_tokens=12).encode(table)
+    answer = ids_of(table["text"][3])
+    for document in cut:
+        assert document.ids.tolist() == [TOKENIZER.bos_token_id, *answer[:11]]
+    assert (lost.documents, lost.tokens, lost.prompts) == (3, 3 * (len(answer) - 11), 3)
+
+
+@given(
+    words=st.integers(0, 40),
+    max_tokens=st.integers(6, 30),
+    overlap=st.integers(0, 3),
+    bos=st.booleans(),
+    prompt=st.sampled_from([None, "Q:", "{article} so:"]),
+)
+def test_pieces_score_every_token_once_behind_the_tokens_that_stand_there(words, max_tokens, overlap, bos, prompt):
+    text = " ".join(f"w{i}" for i in range(words))
+    table = pd.DataFrame({"task": ["a"], "text": [text], "{article}": ["one two three four five six"]})
+    how = {"prompt": prompt, "prepend_bos": bos, "append_eos": True}
+    (whole,), _ = tokens(**how, max_tokens=10_000).encode(table)
+    pieces, lost = tokens(**how, max_tokens=max_tokens, long="chunk", overlap=overlap).encode(table)
+    assert all(len(piece.ids) <= max_tokens for piece in pieces)
+    assert {piece.document for piece in pieces} == {0}
+    assert lost.tokens == 0
+    answer = whole.ids[whole.scored].tolist()
+    # A text without anything before it has a first token that nothing predicts.
+    first = 1 if whole.scored[0] else 0
+    scored = [id for piece in pieces for id in piece.ids[1:][piece.scored[1:]].tolist()]
+    assert scored == answer[first:]
+    repeated = [] if prompt == "{article} so:" or prompt is None else ids_of(prompt)
+    repeated = [TOKENIZER.bos_token_id] * bos + repeated
+    done = len(pieces[0].ids[pieces[0].scored])
+    for piece in pieces[1:]:
+        context = piece.ids[~piece.scored].tolist()
+        assert context[: len(repeated)] == repeated
+        behind = context[len(repeated) :]
+        assert len(behind) == max(overlap, not repeated)
+        assert (
+            behind
+            == (pieces[0].ids[~pieces[0].scored].tolist() + answer)[: len(whole.ids)][
+                (n := (~pieces[0].scored).sum() + done) - len(behind) : n
+            ]
+        )
+        done += int(piece.scored.sum())
+
+
+def test_pieces_of_what_fits_are_the_documents():
+    whole, _ = tokens().encode(PAIRS)
+    pieces, _ = tokens(long="chunk", overlap=5).encode(PAIRS)
+    assert [p.ids.tolist() for p in pieces] == [w.ids.tolist() for w in whole]
+
+
+def long_corpus(**settings):
+    """Three tasks of documents of very different lengths."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(0, 9, rng.integers(1, 60))) for _ in range(24)]
+    rows = [(f"t{i // 8}", text) for i, text in enumerate(texts)]
+    data = compose_config(["data.min_documents=3", "data.min_characters=0"])[0].data
+    return build_corpus(pd.DataFrame(rows, columns=["task", "text"]), tokens(max_tokens=16, **settings), data)
+
+
+def test_a_document_counts_once_whatever_its_pieces_and_is_of_one_split():
+    cut, chunked = long_corpus(), long_corpus(long="chunk", overlap=2)
+    assert len(chunked.documents) > len(cut.documents)
+    columns = ["n_train", "n_val", "n_test"]
+    assert chunked.per_task()[columns].equals(cut.per_task()[columns])
+    assert chunked.documents.groupby("row")["split"].nunique().eq(1).all()
+    first = chunked.documents.query("piece == 0").reset_index(drop=True)
+    same = ["row", "task", "split", "text"]
+    assert first[same].equals(cut.documents[same])
+    assert chunked.documents.groupby("row")["piece"].agg(list).map(lambda p: p == list(range(len(p)))).all()
+    assert chunked.sha256 == cut.sha256
+    assert chunked.tokens_sha256() != cut.tokens_sha256()
+    data = TaskDataModule(chunked, 4, 4, 0)
+    assert data.task_documents == cut.per_task()["n_train"].tolist()
+    assert data.n_tokens == chunked.documents.query("split == 'train'")["n_scored"].sum()
+    assert "23 documents in " in chunked.describe()
+
+
+def test_a_documents_share_of_the_prior_is_spread_over_its_pieces():
+    """Over an epoch the prior is the whole one, and the likelihood the sum over whole documents' scored tokens."""
+    data = TaskDataModule(long_corpus(long="chunk", overlap=2), 4, 4, 0)
+    pretrained = load_packaged("opt_mini")
+    names = data.corpus.task_names
+    model = hierarchical(pretrained.model, names, data.task_documents, data.n_tokens, tau=30.0, rank=2)
+    random_factors(model, std=0.02)
+    batches = list(data.train_dataloader())
+    assert any((batch["share"] < 1).any() for batch in batches)
+    with torch.no_grad():
+        parts = [model.objective(batch) for batch in batches]
+        prior = sum(float(p.prior) for p in parts) / len(batches)
+        assert prior == pytest.approx(float(model.prior_potential()) / data.n_tokens, rel=1e-5)
+        likelihood = sum(float(p.likelihood) for p in parts) / len(batches)
+        alone = sum(float(p.nll.sum()) for p in parts) / data.n_tokens
+        assert likelihood == pytest.approx(alone, rel=1e-5)
+
+
+def test_where_no_document_is_in_pieces_nothing_is_shared():
+    assert all("share" not in batch for batch in TaskDataModule(long_corpus(), 4, 4, 0).train_dataloader())
+
+
+def test_what_a_model_goes_on_from_is_what_it_was_trained_on():
+    how = tokens(prompt=PROMPT, append_eos=True, template="{text}")
+    for document, (prompt, answer), task in zip(how.encode(PAIRS)[0], how.ask(PAIRS), PAIRS["task"], strict=True):
+        start = how.start(task, prompt)
+        assert start == document.ids[~document.scored].tolist()[: len(start)]
+        assert answer in PAIRS["text"].tolist()
+    one = replace(how, prompt="Of {article}:")
+    assert one.start(None, "an article") == one.start(None, {"article": "an article"})

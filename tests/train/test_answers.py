@@ -1,0 +1,128 @@
+"""A run on prompts and responses, from the table to its use, recomputed with PEFT from the table alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+
+import bora
+from bora.commands import adapt, evaluate, generate
+from bora.model.pretrained import load_packaged
+from bora.use.export import export
+from tests.conftest import one_line
+
+PROMPT = r"data.prompt='By {task}: {article}\nHeadline: '"
+RUN = (
+    "data=table data.path=t.csv data.text=headline data.min_documents=5 data.max_tokens=30 optim.lr=0.02 lora.rank=3 "
+    "trainer.max_epochs=1 logger=none tau=10 hydra.run.dir=run"
+).split()
+
+
+@pytest.fixture
+def pairs(tmp_path) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    words = "the house speaker asks for a vote on this law today".split()
+    rows = [
+        (task, " ".join(rng.choice(words, rng.integers(2, 40))), " ".join(rng.choice(words, rng.integers(1, 6))))
+        for task in ("a", "b")
+        for _ in range(16)
+    ]
+    table = pd.DataFrame(rows, columns=["task", "article", "headline"])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    return table
+
+
+def recompute(run: Path, table: pd.DataFrame) -> float:
+    """Test perplexity, from the table, PEFT's adapters and transformers' logits."""
+    export(run, run / "peft", None, False)
+    documents, nats, n = pd.read_csv(run / "documents.csv").query("split == 'test'"), 0.0, 0
+    for task, rows in documents.groupby("task"):
+        pretrained = load_packaged("opt_mini")
+        folder = next(f.parent for f in (run / "peft").rglob("adapter_config.json") if f.parent.name == task)
+        model, tokenizer = PeftModel.from_pretrained(pretrained.model, str(folder)).eval(), pretrained.tokenizer
+        for row in table.loc[rows["row"]].to_dict("records"):
+            prompt = tokenizer(f"By {task}: {row['article']}\nHeadline: ", add_special_tokens=False).input_ids
+            answer = [*tokenizer(row["headline"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            room = 30 - 1 - len(answer)
+            ids = torch.tensor([[tokenizer.bos_token_id, *prompt[max(0, len(prompt) - room) :], *answer]])
+            with torch.no_grad():
+                logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            nats, n = nats - float(logp[-len(answer) :].sum()), n + len(answer)
+    return float(np.exp(nats / n))
+
+
+def test_the_perplexity_of_responses_is_what_peft_makes_of_the_table(command, pairs, tmp_path):
+    code, out, _ = command(*RUN, PROMPT)
+    assert code == 0
+    assert "shortened: " in out
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["test_perplexity"] == pytest.approx(recompute(tmp_path / "run", pairs), rel=1e-5)
+    assert summary["shortened_prompts"] > 0
+
+
+def test_a_run_on_pairs_is_used_with_prompts(command, call, pairs):
+    assert command(*RUN, PROMPT)[0] == 0
+    code, out, _ = call(generate.main, "run", "--task", "a", "--prompt", "the law", "--max-new-tokens", 3)
+    assert (code, out.startswith("prompt: the law\n")) == (0, True)
+    # A repeated response to another prompt is another document.
+    known = pairs.assign(task=pairs["task"], headline=pairs["headline"])
+    known.to_csv("known.csv", index=False)
+    code, _, err = call(evaluate.main, "run", "--data", "known.csv", "--out", "e")
+    assert code == 0
+    trained = (pd.read_csv("run/documents.csv")["split"] != "test").sum()
+    assert f"the run was trained on the text of {trained:,} rows of {len(pairs):,}" in err
+    new = pairs.assign(article=pairs["article"] + " again")
+    new.to_csv("new.csv", index=False)
+    assert "was trained on" not in call(evaluate.main, "run", "--data", "new.csv", "--out", "e2")[2]
+    new.assign(task="c").to_csv("c.csv", index=False)
+    found = call(adapt.main, "run", "c", "--data", "c.csv", "--epochs", 1)
+    assert found[0] == 0
+    assert pd.read_csv("c/per_task.csv")["n_train"].tolist() == [len(new)]
+    new.drop(columns="article").to_csv("less.csv", index=False)
+    one_line(call(evaluate.main, "run", "--data", "less.csv"), "the run's data.prompt=", "{article}", "no such column")
+
+
+def test_several_columns_are_given_as_json(command, call, pairs):
+    pairs.assign(topic="law").to_csv("t.csv", index=False)
+    assert command(*RUN, "data.prompt='{topic} {article}: '")[0] == 0
+    given = json.dumps({"topic": "x", "article": "y"})
+    assert call(generate.main, "run", "--task", "a", "--prompt", given, "--max-new-tokens", 2)[0] == 0
+    one_line(call(generate.main, "run", "--task", "a", "--prompt", "y"), "is not JSON")
+    one_line(call(generate.main, "run", "--task", "a", "--prompt", '{"topic": "x"}'), "topic, article")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data.prompt='{headlin}'"], "data.prompt=… {headlin} …: there is no such column; the table has task, art"),
+        (
+            ["data.messages=article", PROMPT],
+            "data.messages=article holds whole chats, with their prompts; remove data.p",
+        ),
+        (["data.chat_template=true"], "give data.prompt"),
+        (["data.chat_template=true", PROMPT], "data.chat_template: the tokenizer has no chat template"),
+        (["data.messages=article"], "data.messages: the tokenizer has no chat template"),
+        (["data.long=chunk", "data.overlap=16"], "data.overlap=16 leaves less than half"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_work(command, pairs, words, told):
+    one_line(command(*RUN, *words), told)
+    assert not Path("run").exists()
+
+
+def test_from_python(pairs, tmp_path):
+    prompt = "By {task}: {article}\nHeadline: "
+    run = bora.fit(
+        pairs, text="headline", prompt=prompt, tau=10, output=tmp_path / "run", max_epochs=1, min_documents=5
+    )
+    assert run.config.data.prompt == prompt
+    voices = run.generate(["the law", "a vote"], ["a"], max_new_tokens=2)
+    assert voices.shape == (2, 1)
+    assert len(run.score(pairs)) == 2
+    assert run.who_wrote(pairs.head(2))["best"].isin(["a", "b"]).all()
+    with pytest.raises(bora.UserError, match="have prompts"):
+        run.who_wrote("a text")
