@@ -1,4 +1,4 @@
-"""The command `bora export RUN OUT`: a finished run as PEFT adapters, or as a merged model."""
+"""The command `bora export RUN OUT`: a finished run as PEFT adapters, or as a merged model; also to the hub."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,17 @@ from bora.commands.common import run_parser
 from bora.commands.exits import cli_errors
 from bora.lib.console import progress, tell
 from bora.use.export import export
+from bora.use.hub import push_to_hub
 
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("export", "Write a run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean's.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write to, empty or new")
+    place.add_argument(
+        "--push-to-hub", metavar="NAMESPACE/NAME", help="write to this repository of the Hugging Face hub instead"
+    )
+    parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument(
         "-t",
         "--task",
@@ -33,6 +39,13 @@ def main() -> None:
     arguments = parser().parse_args()
     with cli_errors():
         tell(f"loading {arguments.run}")
+        if arguments.push_to_hub is not None:
+            print(
+                push_to_hub(
+                    arguments.run, arguments.push_to_hub, arguments.tasks, arguments.merge, arguments.private, progress
+                )
+            )
+            return
         n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge, progress)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
 
