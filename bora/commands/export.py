@@ -39,12 +39,10 @@ def main() -> None:
     arguments = parser().parse_args()
     with cli_errors():
         tell(f"loading {arguments.run}")
-        if arguments.push_to_hub is not None:
-            print(
-                push_to_hub(
-                    arguments.run, arguments.push_to_hub, arguments.tasks, arguments.merge, arguments.private, progress
-                )
-            )
+        if arguments.out is None:
+            repo = arguments.push_to_hub
+            url = push_to_hub(arguments.run, repo, arguments.tasks, arguments.merge, arguments.private, progress)
+            print(f"repository: {url}")
             return
         n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge, progress)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")

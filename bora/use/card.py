@@ -54,7 +54,7 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
     ]
     if "test_perplexity" in summary:  # a folder of bora adapt has none
         lines.append(
-            f"The test perplexity of all {summary['n_tasks']} tasks of the run, by token, is "
+            f"The test perplexity of the run's {summary['n_tasks']} tasks together, by token, is "
             f"{summary['test_perplexity']:.3f} with their LoRAs and {summary['base_test_perplexity']:.3f} with the "
             "frozen base model."
         )

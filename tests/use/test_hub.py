@@ -129,7 +129,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_repository_is_the_exported_folder(trained, call, hub, tmp_path):
     run = trained("tau=100")
     code, out, _ = call(command_line.main, run, "--push-to-hub", "ann/loras", "--private")
-    assert (code, out.splitlines()[-1]) == (0, f"{constants.ENDPOINT}/ann/loras")
+    assert (code, out.splitlines()[-1]) == (0, f"repository: {constants.ENDPOINT}/ann/loras")
     assert hub.private == {"ann/loras": True}
     assert len(hub.commits) == 1
     export(run, tmp_path / "out")
@@ -163,10 +163,12 @@ def test_the_index_lists_every_task(trained, tmp_path):
     compile(re.search(r"```python\n(.*?)```", card.content, re.DOTALL)[1], "card", "exec")
 
 
-def test_a_task_that_is_gone_is_removed_and_other_files_stay(trained, hub):
+def test_a_task_that_is_gone_is_removed_and_other_files_stay(trained, hub, monkeypatch):
+    monkeypatch.setattr("bora.use.export.base_name", lambda *_: "facebook/opt-125m")
     run = bora.load(trained("tau=100"))
     assert run.push_to_hub("ann/loras") == f"{constants.ENDPOINT}/ann/loras"
     repository = hub.root / "ann/loras"
+    assert ModelCard.load(repository / "README.md").data.base_model == "facebook/opt-125m"
     (repository / "a/notes.txt").write_text("of the task, so it goes with it")
     (repository / "LICENSE").write_text("")
     run.push_to_hub("ann/loras", "a longer name")
@@ -184,7 +186,9 @@ def test_what_cannot_be_pushed_is_refused(trained, call, hub, monkeypatch):
     line = partial(call, command_line.main, run, "--push-to-hub")
 
     def refused(repo: str, *words: str, flags: tuple[str, ...] = ()) -> None:
-        one_line(line(repo, *flags), *words)
+        found = line(repo, *flags)
+        one_line(found, *words)
+        assert "hf_" not in found[2]
         assert hub.commits == []
 
     monkeypatch.setattr("bora.use.hub.export", lambda *_: pytest.fail("the work has begun"))
