@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bora.commands.common import run_parser
 from bora.commands.exits import cli_errors
+from bora.errors import UserError
 from bora.lib.console import progress, tell
 from bora.use.export import export
 from bora.use.hub import push_to_hub
@@ -44,6 +45,8 @@ def main() -> None:
             url = push_to_hub(arguments.run, repo, arguments.tasks, arguments.merge, arguments.private, progress)
             print(f"repository: {url}")
             return
+        if arguments.private:
+            raise UserError("--private is for a repository: give --push-to-hub NAMESPACE/NAME in the place of OUT")
         n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge, progress)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
 
