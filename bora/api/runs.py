@@ -26,6 +26,7 @@ from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
+from bora.use.hub import push_to_hub
 from bora.use.restore import Restored, restore
 from bora.use.sampling import Sampling
 from bora.use.score import likelihoods, log_prior, perplexities
@@ -259,6 +260,24 @@ class Run:
         """
         export(self.folder, Path(path), None if tasks is None else _listed(tasks), merge)
         return Path(path)
+
+    def push_to_hub(
+        self, repo: str, tasks: str | Sequence[str] | None = None, merge: bool = False, private: bool = False
+    ) -> str:
+        """Export into a repository of the Hugging Face hub, as `bora export --push-to-hub` does.
+
+        Args:
+            repo: NAMESPACE/NAME, made if it is not there.
+            tasks, merge: see `export`.
+            private: make the repository private.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            UserError: see `bora.use.hub.push_to_hub`.
+        """
+        return push_to_hub(self.folder, repo, None if tasks is None else _listed(tasks), merge, private)
 
     def report(self, output: str | Path | None = None) -> Report:
         """Write tables, figures and a page, index.html, as `bora report` does; a notebook shows the page.

@@ -1,17 +1,24 @@
-"""The command `bora export RUN OUT`: a finished run as PEFT adapters, or as a merged model."""
+"""The command `bora export RUN OUT`: a finished run as PEFT adapters, or as a merged model; also to the hub."""
 
 import argparse
 from pathlib import Path
 
 from bora.commands.common import run_parser
 from bora.commands.exits import cli_errors
+from bora.errors import UserError
 from bora.lib.console import progress, tell
 from bora.use.export import export
+from bora.use.hub import push_to_hub
 
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("export", "Write a run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean's.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder to write to, empty or new")
+    place.add_argument(
+        "--push-to-hub", metavar="NAMESPACE/NAME", help="write to this repository of the Hugging Face hub instead"
+    )
+    parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument(
         "-t",
         "--task",
@@ -33,6 +40,13 @@ def main() -> None:
     arguments = parser().parse_args()
     with cli_errors():
         tell(f"loading {arguments.run}")
+        if arguments.out is None:
+            repo = arguments.push_to_hub
+            url = push_to_hub(arguments.run, repo, arguments.tasks, arguments.merge, arguments.private, progress)
+            print(f"repository: {url}")
+            return
+        if arguments.private:
+            raise UserError("--private is for a repository: give --push-to-hub NAMESPACE/NAME in the place of OUT")
         n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge, progress)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
 

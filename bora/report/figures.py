@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from bora.lib.names import one_line
-from bora.report.evidence import Evidence, Interval, format_tau, place_taus, rank_correlation
+from bora.report.evidence import Evidence, format_tau, place_taus, rank_correlation
+from bora.report.intervals import Interval
 from bora.report.task_map import TaskMap
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pandas as pd
 from bora.lib import names
 from bora.report import paper
 from bora.report.claims import Claim
-from bora.report.evidence import LEVEL, Evidence, Interval, format_tau
+from bora.report.evidence import Evidence, format_tau
+from bora.report.intervals import LEVEL, Interval
 
 TEXT_COLUMNS = ("task", "claim", "verdict", "numbers")  # aligned left
 MAX_PAGE_ROWS = 40  # of a table in LaTeX that does not break over pages

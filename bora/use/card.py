@@ -1,9 +1,9 @@
-"""Write README.md, the model card of an exported adapter or model: what it is, how good it is, how to load it."""
+"""Write README.md, the model card of an exported adapter, model or folder: what it is, how good, how to load it."""
 
 import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +14,7 @@ from bora.lib.files import write_text_atomically
 from bora.lib.names import markdown, one_line
 from bora.use.restore import Restored
 
+CARD = "README.md"
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
 
 LOAD_ADAPTER = """\
@@ -22,16 +23,71 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({base!r})
 base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")"""
+model = PeftModel.from_pretrained(base, {place})"""
 
 LOAD_MERGED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("PATH/OF/THIS/FOLDER")
-model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")"""
+tokenizer = AutoTokenizer.from_pretrained({place})
+model = AutoModelForCausalLM.from_pretrained({place})"""
 
 
-def write_card(folder: Path, restored: Restored, base: str | None, task: str | None, merged: bool = False) -> None:
+def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, str | None], repo: str | None) -> None:
+    """Write the card of a folder of adapters: its tasks, where each is, and how to load one.
+
+    Args:
+        out: the folder.
+        restored: the run.
+        base: the base model's hub name or folder.
+        tasks: folder → its task; None for the hierarchical mean.
+        repo: the folder's name on the hub; None where it is on this machine only.
+    """
+    summary, perplexity = restored.summary, restored.per_task.set_index("task")["test_perplexity"]
+    rows = [
+        f"| {'*the hierarchical mean Θ*' if task is None else markdown(task)} | `{folder}` "
+        f"| {'' if task is None or math.isnan(perplexity[task]) else f'{perplexity[task]:.3f}'} |"
+        for folder, task in tasks.items()
+    ]
+    lines = [
+        f"LoRAs of tasks that were trained together by BoRA, tied by a Gaussian prior of precision τ = "
+        f"{float(summary['tau']):g} around their mean Θ, each in a folder of its own. Made by `bora export`."
+    ]
+    if "test_perplexity" in summary:  # a folder of bora adapt has none
+        lines.append(
+            f"The test perplexity of the run's {summary['n_tasks']} tasks together, by token, is "
+            f"{summary['test_perplexity']:.3f} with their LoRAs and {summary['base_test_perplexity']:.3f} with the "
+            "frozen base model."
+        )
+    if Path(base).is_absolute():
+        lines.append(f"The base model, {markdown(base)}, is in a folder of the machine that they were trained on.")
+    place = repo or "PATH/OF/THIS/FOLDER"
+    text = f"""\
+---
+{_metadata(base, repo).to_yaml()}
+---
+
+# {markdown(repo.partition("/")[2]) if repo else "LoRAs, one a task"}
+
+{" ".join(lines)}
+
+## Load one
+
+```python
+{LOAD_ADAPTER.format(base=base, place=f'"{place}", subfolder="{next(iter(tasks))}"')}
+```
+
+## Tasks
+
+| task | folder | test perplexity |
+|---|---|---:|
+{chr(10).join(rows)}
+"""
+    write_text_atomically(out / CARD, text)
+
+
+def write_card(
+    folder: Path, restored: Restored, base: str | None, task: str | None, repo: str | None, merged: bool = False
+) -> None:
     """Write a folder's card.
 
     Args:
@@ -39,6 +95,7 @@ def write_card(folder: Path, restored: Restored, base: str | None, task: str | N
         restored: the run.
         base: the base model's hub name or folder; None if it is in neither.
         task: its name; None for the hierarchical mean.
+        repo: see `write_index`.
         merged: it is a whole model, not an adapter.
     """
     n_tasks = restored.summary["n_tasks"]
@@ -50,16 +107,13 @@ def write_card(folder: Path, restored: Restored, base: str | None, task: str | N
         about = f"A LoRA for one task, trained by BoRA together with those of {n_tasks - 1} others."
     if merged:
         about += " It is merged into its base model: this is a whole model."
-    metadata = ModelCardData(
-        base_model=base,
-        library_name="transformers" if merged else "peft",
-        pipeline_tag="text-generation",
-        tags=["bora", "lora"],
-    )
+    place = '"PATH/OF/THIS/FOLDER"'
+    if repo:
+        place = f'"{repo}"' if merged else f'"{repo}", subfolder="{folder.name}"'
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(restored, base, task))
     text = f"""\
 ---
-{metadata.to_yaml()}
+{_metadata(base, repo, merged).to_yaml()}
 ---
 
 # {title}
@@ -73,12 +127,22 @@ def write_card(folder: Path, restored: Restored, base: str | None, task: str | N
 ## Load it
 
 ```python
-{(LOAD_MERGED if merged else LOAD_ADAPTER).format(base=base)}
+{(LOAD_MERGED if merged else LOAD_ADAPTER).format(base=base, place=place)}
 ```
 """
     if not merged:
-        text += _explain_vllm(folder.name, base, restored.model.hyperparameters["rank"])
-    write_text_atomically(folder / "README.md", text)
+        text += _explain_vllm(folder.name, base, restored.model.hyperparameters["rank"], repo)
+    write_text_atomically(folder / CARD, text)
+
+
+def _metadata(base: str | None, repo: str | None, merged: bool = False) -> ModelCardData:
+    """Make a card's metadata. The hub refuses a folder as the base model."""
+    return ModelCardData(
+        base_model=None if repo and base and Path(base).is_absolute() else base,
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["bora", "lora"],
+    )
 
 
 def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[tuple[str, str]]:
@@ -116,11 +180,13 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[t
     yield "trained with", ", ".join(f"{name} {markdown(summary['versions'][name])}" for name in libraries)
 
 
-def _explain_vllm(folder: str, base: str | None, rank: int) -> str:
+def _explain_vllm(folder: str, base: str | None, rank: int, repo: str | None) -> str:
     """Say how vLLM serves an adapter."""
     enough = next((r for r in VLLM_RANKS if r >= rank), None)
     if enough is None:
         return f"\nvLLM serves LoRAs up to rank {VLLM_RANKS[-1]}; this one, of rank {rank}, must be merged.\n"
+    model, name = shlex.quote(one_line(base or "")), (repo or "").rpartition("/")[2]
+    download = f"hf download {repo} --local-dir {name} && cd {name}\n" if repo else ""
     return f"""
 ## Serve it with vLLM
 
@@ -128,6 +194,6 @@ From the folder above this one, where vLLM has LoRA for the architecture; more t
 `--lora-modules`.
 
 ```sh
-vllm serve {shlex.quote(one_line(base or ""))} --enable-lora --max-lora-rank {enough} --lora-modules {folder}=./{folder}
+{download}vllm serve {model} --enable-lora --max-lora-rank {enough} --lora-modules {folder}=./{folder}
 ```
 """

@@ -18,7 +18,7 @@ from bora.lib.files import write_folder, write_text_atomically
 from bora.lib.names import safe_names
 from bora.model.lora import LowRank
 from bora.runs.peft import ADAPTER_TENSORS, MAPPING, PREFIX
-from bora.use.card import write_card
+from bora.use.card import CARD, write_card, write_index
 from bora.use.restore import Restored, restore
 from bora.use.score import Progress
 
@@ -34,6 +34,7 @@ def export(
     tasks: list[str] | None = None,
     merge: bool = False,
     progress: Progress = lambda steps, what: steps,
+    repo: str | None = None,
 ) -> int:
     """Write a run's adapters, or one task's merged model.
 
@@ -43,6 +44,7 @@ def export(
         tasks: those wanted, see `Restored.find_tasks`; None for all of them and the mean.
         merge: write the whole model of the one task.
         progress: wraps the loop over adapters.
+        repo: from where it will be loaded, on the hub; None for this folder.
 
     Returns:
         The number of adapters; 0 for a merged model.
@@ -57,14 +59,14 @@ def export(
         wanted = None if tasks is None else list(dict.fromkeys(restored.find_tasks(tasks)))
         base = base_name(restored.cfg, restored.model.backbone.model)
         if merge and wanted is not None:
-            write_merged(folder, restored, base, wanted[0])
+            write_merged(folder, restored, base, wanted[0], repo)
             return 0
         if base is None:
             raise UserError(
                 f"the base model {restored.summary['model']} has random weights that are in no folder, so no adapter "
                 "could be loaded onto it; write a whole model with --merge --task NAME"
             )
-        return write_adapters(folder, restored, base, wanted, progress)
+        return write_adapters(folder, restored, base, wanted, progress, repo)
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
@@ -83,16 +85,22 @@ def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
 
 
 def write_adapters(
-    out: Path, restored: Restored, base: str, wanted: list[str] | None, progress: Progress = lambda steps, what: steps
+    out: Path,
+    restored: Restored,
+    base: str,
+    wanted: list[str] | None,
+    progress: Progress = lambda steps, what: steps,
+    repo: str | None = None,
 ) -> int:
-    """Write a folder an adapter, and the file that maps folders to tasks; return the number of adapters.
+    """Write a folder an adapter, the file that maps folders to tasks, and a card; return the number of adapters.
 
     Args:
         wanted: names of tasks; None for all and the mean.
         progress: wraps the loop over them.
+        repo: see `export`.
     """
     adapters = restored.model.adapters
-    folders = safe_names(adapters.task_names, reserved=(MEAN, MAPPING))
+    folders = safe_names(adapters.task_names, reserved=(MEAN, MAPPING, CARD))
     chosen: dict[str, str | None] = {folders[task]: task for task in wanted or adapters.task_names}
     mapping = {"mean": MEAN if wanted is None else None, "tasks": dict(chosen)}
     if wanted is None:
@@ -102,7 +110,8 @@ def write_adapters(
         config.save_pretrained(str(out / folder))
         lora = restored.model.mean if task is None else adapters.tasks[task]
         save_file(peft_tensors(lora), out / folder / ADAPTER_TENSORS, metadata={"format": "pt"})
-        write_card(out / folder, restored, base, task)
+        write_card(out / folder, restored, base, task, repo)
+    write_index(out, restored, base, chosen, repo)
     write_text_atomically(out / MAPPING, json.dumps(mapping, indent=2, ensure_ascii=False) + "\n")
     return len(chosen)
 
@@ -159,7 +168,7 @@ def peft_tensors(lora: Mapping[str, LowRank]) -> dict[str, Tensor]:
     }
 
 
-def write_merged(out: Path, restored: Restored, base: str | None, task: str) -> None:
+def write_merged(out: Path, restored: Restored, base: str | None, task: str, repo: str | None) -> None:
     """Write one task's whole model, tokenizer and card.
 
     Raises:
@@ -171,7 +180,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str) -> 
     merge_into(backbone.model, restored.model.tasks[task], backbone.scale)
     backbone.model.save_pretrained(out)
     restored.tokenizer.save_pretrained(out)
-    write_card(out, restored, base, task, merged=True)
+    write_card(out, restored, base, task, repo, merged=True)
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ from bora.commands.overrides import compose_config
 from bora.lib.names import latex
 from bora.report import figures, paper
 from bora.report.claims import judge_claims
-from bora.report.evidence import Evidence, Interval, bootstrap, format_tau, rank_correlation, weighted_mean
+from bora.report.evidence import Evidence, format_tau, rank_correlation
+from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
 from bora.report.task_map import build_task_map, explained_variance
 from bora.runs.directory import RunDirectory, to_yaml

@@ -101,7 +101,7 @@ def test_a_merged_model_is_its_adapter(trained, gpt2, tmp_path, family):
     run, task = trained(*(gpt2 if family == "gpt2" else []), "tau=100"), "a longer name"
     assert export(run, tmp_path / "one", [task]) == 1
     export(run, tmp_path / "merged", [task], merge=True)
-    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == [FOLDERS[task], "tasks.json"]
+    assert sorted(f.name for f in (tmp_path / "one").iterdir()) == ["README.md", FOLDERS[task], "tasks.json"]
     assert json.loads((tmp_path / "one/tasks.json").read_text("utf-8"))["mean"] is None
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("order").input_ids

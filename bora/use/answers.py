@@ -1,0 +1,157 @@
+"""Score generated answers against the responses that they should have been, and show them side by side.
+
+An answer's scores, each from 0 to 1:
+
+- exact match, white space at the ends aside. Where the responses are a few labels, it is the accuracy;
+- ROUGE-1 and ROUGE-L: F of the words, and of their longest common subsequence;
+- chrF: F₂ of the sequences of 1 to 6 characters, averaged over the lengths that are in either text.
+
+Where every response is a number, MAE and RMSE too. An answer that is no number counts as the largest error that the
+responses' range allows; `no_number` is the share of such answers.
+"""
+
+import re
+import unicodedata
+from itertools import combinations
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from torch import Tensor
+from torchmetrics.functional.text import chrf_score, rouge_score
+
+from bora.lib.files import write_text_atomically
+from bora.lib.names import safe_names
+from bora.report.intervals import Interval, bootstrap
+
+PREFIX = "under_"  # of a column of answers
+ALL = "all"
+CHRF_ORDER = 6  # as in Popović (2015)
+SAMPLES_PER_TASK = 5
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words: each character is one.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+# What the page calls models and scores.
+NAMES = {"task": "θ of the task", "mean": "Θ", "base": "frozen backbone"}
+NAMES |= {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
+NAMES |= {"no_number": "no number", "mae": "MAE", "rmse": "RMSE"}
+
+
+def score_answers(answers: pd.DataFrame) -> pd.DataFrame:
+    """Score each model's answers, by task and over all tasks.
+
+    Args:
+        answers: a row a prompt: task, response, and a column of answers for each model, such as under_task, under_mean
+            and under_base.
+
+    Returns:
+        A row a model and task: under (task, mean, base), task, n (answers), exact_match, rouge1, rougeL, chrf, and for
+        numbers no_number, mae, rmse. A task's score is that of its answers; the last row of a model, "all", has the
+        plain mean over tasks.
+    """
+    responses, numbers = answers["response"], answers["response"].map(parse_number)
+    tables = []
+    for under in _models(answers):
+        given = answers[PREFIX + under]
+        each = pd.DataFrame(map(score_answer, given, responses), index=answers["task"])
+        if numbers.notna().all():
+            off = (given.map(parse_number) - numbers).abs()
+            each["no_number"] = off.isna().to_numpy(float)
+            each["mae"] = off.fillna(np.maximum(numbers - numbers.min(), numbers.max() - numbers)).to_numpy()
+            each["rmse"] = each["mae"] ** 2
+        groups = each.groupby(level="task", sort=False)
+        table = groups.mean()
+        if "rmse" in table:
+            table["rmse"] **= 0.5
+        table.insert(0, "n", groups.size())
+        overall = table.mean().to_frame(ALL).T.assign(n=len(answers))
+        tables.append(pd.concat([table, overall]).rename_axis("task").reset_index().assign(under=under))
+    scores = pd.concat(tables, ignore_index=True)
+    return scores[["under", *scores.columns.drop("under")]]
+
+
+def compare_answers(scores: pd.DataFrame) -> pd.DataFrame:
+    """Give the mean over tasks of every score, and the paired differences of models, with 95 % intervals.
+
+    The intervals are bootstraps over tasks: they say how far the tasks at hand agree.
+
+    Args:
+        scores: from `score_answers`.
+
+    Returns:
+        A row a score and model, or pair of models: score, under, minus (the other model; "" for the mean itself), value,
+        low, high (nan for a single task).
+    """
+    by_task = scores.groupby("under", sort=False).head(-1)  # without "all", which is last
+    models, rows = by_task["under"].unique(), []
+    for score in scores.columns.drop(["under", "task", "n"]):
+        wide = by_task.pivot(index="task", columns="under", values=score)
+        for under, minus in [*((m, "") for m in models), *combinations(models, 2)]:
+            values = wide[under] - wide[minus] if minus else wide[under]
+            found = bootstrap(lambda sample: sample.mean(-1), values.to_numpy())
+            rows.append((score, under, minus, found.value, found.low, found.high))
+    return pd.DataFrame(rows, columns=["score", "under", "minus", "value", "low", "high"])
+
+
+def score_answer(answer: str, response: str) -> dict[str, float]:
+    """Score one answer: exact_match, rouge1, rougeL, chrf."""
+    rouge = rouge_score(answer, response, rouge_keys=("rouge1", "rougeL"), normalizer=str, tokenizer=split_words)
+    # In texts without spaces; a length that neither has would count as a miss of an answer that is right.
+    characters = ["".join(text.split()) for text in (answer, response)]
+    order = min(CHRF_ORDER, max(map(len, characters)))
+    chrf = cast(Tensor, chrf_score(characters[:1], [characters[1:]], order, n_word_order=0)).item() if order else 0.0
+    return {
+        "exact_match": float(answer.strip() == response.strip()),
+        "rouge1": rouge["rouge1_fmeasure"].item(),
+        "rougeL": rouge["rougeL_fmeasure"].item(),
+        "chrf": chrf,
+    }
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text of any script into words of letters, their marks, and digits; case does not count.
+
+    torchmetrics' own splitting drops all letters but a to z.
+    """
+    folded = unicodedata.normalize("NFC", text.casefold())
+    return WORD.findall("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded))
+
+
+def parse_number(text: str) -> float:
+    """Read a text that is a number, with a decimal point or comma; nan if it is none."""
+    found = NUMBER.fullmatch(text.strip())
+    return float(found[0].replace(",", ".")) if found else np.nan
+
+
+def samples_page(answers: pd.DataFrame, scores: pd.DataFrame, file: Path) -> None:
+    """Write a page with the scores, and the first answers of each task side by side.
+
+    Args:
+        answers: see `score_answers`; and a column prompt.
+        scores: its result.
+        file: the page, HTML.
+    """
+    models = _models(answers)
+    intervals = {tuple(row[:3]): Interval(*row[3:]) for row in compare_answers(scores).itertuples(index=False)}
+    template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("answers.html.j2")
+    page = template.render(
+        n=len(answers),
+        models=models,
+        pairs=[*combinations(models, 2)],
+        metrics=[*scores.columns.drop(["under", "task", "n"])],
+        intervals=intervals,
+        by_task=scores.groupby("under", sort=False).head(-1).groupby("task", sort=False),
+        samples=answers.groupby("task", sort=False).head(SAMPLES_PER_TASK).groupby("task", sort=False),
+        names=NAMES,
+        ids=safe_names(answers["task"].unique()),
+        prefix=PREFIX,
+    )
+    write_text_atomically(file, page)
+
+
+def _models(answers: pd.DataFrame) -> list[str]:
+    """Name the models that answered."""
+    return [column.removeprefix(PREFIX) for column in map(str, answers.columns) if column.startswith(PREFIX)]
