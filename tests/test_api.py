@@ -20,6 +20,7 @@ from bora.api.settings import KEYS, to_overrides
 from bora.commands import adapt, evaluate, export, generate
 from bora.commands.overrides import compose_config
 from bora.config import flatten
+from bora.data.columns import Columns
 from bora.data.table import read
 from bora.errors import UserError
 from bora.model.pretrained import load_packaged
@@ -242,12 +243,12 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
     arrow = pa.table({"task": tasks, "text": ["a", "b", "c", "d"], "n": pa.array([1.0, None, 0.1, 1e16])})
     pa.parquet.write_table(arrow, tmp_path / "t.parquet")
     for given in (arrow, arrow.combine_chunks().to_batches()[0], datasets.Dataset(arrow)):
-        found = documents(given, None, "text", None)
+        found = documents(given, Columns())
         assert found["task"].tolist() == ["9007199254740992", "9007199254740993", "", "7"]
         pd.testing.assert_frame_equal(found, read(str(tmp_path / "t.parquet")))
-    numbers = documents(arrow, "n", "text", None)["task"].tolist()
+    numbers = documents(arrow, Columns("n"))["task"].tolist()
     assert numbers == ["1.0", "", "0.1", "1e+16"]
-    assert numbers == documents(arrow.to_pandas(), "n", "text", None)["task"].tolist()
+    assert numbers == documents(arrow.to_pandas(), Columns("n"))["task"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ PLACES = {
     "lightning": ("train/", "data/module.py"),
     "hydra": ("commands/", "api/"),
     "omegaconf": ("commands/", "api/"),
-    "transformers": ("model/", "data/tokens.py"),
+    "transformers": ("model/", "data/tokens.py", "data/chat.py"),
     "wandb": ("runs/trackers.py", "report/wandb.py"),
     "mlflow": ("runs/trackers.py",),
     "tensorboard": ("runs/trackers.py",),

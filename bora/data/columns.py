@@ -73,6 +73,9 @@ class Columns:
         return found
 
 
+ANY = Columns()  # where no column is named
+
+
 def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
     """Convert a table's cells to text, a part of it at a time.
 

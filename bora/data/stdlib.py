@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
-from bora.data.columns import Columns, finish
+from bora.data.columns import ANY, Columns, finish
 from bora.data.errors import ReadError
 from bora.lib.cache import cached_table, digest
 
@@ -91,7 +91,7 @@ def functions(source: str) -> Iterator[str]:
     return visit(tree)
 
 
-def read(modules: Sequence[str], columns: Columns) -> pd.DataFrame:
+def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
     """Read one row a function, of the columns task (the module), file and those of Function.
 
     Args:

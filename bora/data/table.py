@@ -8,12 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet
 
-from bora.data.columns import Columns, finish, text_table
+from bora.data.columns import ANY, Columns, finish, text_table
 from bora.data.csv_file import read_csv
 from bora.data.streams import OPENERS, text_lines
 from bora.errors import UserError
-
-ANY = Columns()  # where no column is named
 
 
 def read(path: str | Path, columns: Columns = ANY) -> pd.DataFrame:

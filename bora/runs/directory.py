@@ -41,7 +41,7 @@ PER_TASK_COLUMNS = [
     "test_perplexity",
     "distance",
 ]
-DOCUMENT_COLUMNS = ["row", "piece", "task", "split", "n_tokens", "n_scored"]
+DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 # Libraries whose version can change a number.
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
@@ -202,8 +202,9 @@ class RunDirectory:
             return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
 
     def write_documents(self, documents: pd.DataFrame) -> None:
-        """Write documents.csv: one row a document kept, or a piece of one."""
-        write_text_atomically(self.path / DOCUMENTS, documents[DOCUMENT_COLUMNS].to_csv(index=False))
+        """Write documents.csv: one row a document kept; where some are in pieces, a row a piece, with its number."""
+        columns = [*DOCUMENT_COLUMNS, *(["piece"] if documents["piece"].any() else [])]
+        write_text_atomically(self.path / DOCUMENTS, documents[columns].to_csv(index=False))
 
     def write_trained_on(self, texts: Iterable[str], more: Iterable[str] = ()) -> None:
         """Write trained_on.txt: the hash of each text that the model was fitted to or chosen by, a line each, sorted.

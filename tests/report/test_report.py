@@ -361,7 +361,7 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report, without
     folder = write_run(tmp_path / "s/10", 10.0, **where)
     write_run(tmp_path / "s/0", 0.0, **where)
     documents = table.assign(row=table.index, split="train", n_tokens=3, n_scored=2)
-    documents[["row", "piece", "task", "split", "n_tokens", "n_scored"]].to_csv(folder / "documents.csv", index=False)
+    documents[["row", "task", "split", "n_tokens", "n_scored"]].to_csv(folder / "documents.csv", index=False)
     checkpoint(folder, np.array([[1.0, 0, 0, 0], [0, 2, 0, 1], [1, 0.5, 0, 0]]), ["ann", "bo", "cy"], "noncentered")
     code, _, err = report("s", "--color-by", "party")
     assert code == 0
