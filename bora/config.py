@@ -156,6 +156,7 @@ class Optim(Group):
     eps: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    clip: Annotated[float, Field(gt=0, le=1e9)] | None
     patience: Annotated[int, Field(ge=1)]
     nonfinite: Literal["stop", "skip"]
 
@@ -169,7 +170,6 @@ class Trainer(Group):
     max_steps: Annotated[int, Field(ge=-1)]
     accumulate_grad_batches: Count
     log_every_n_steps: Annotated[int, Field(ge=1)]
-    gradient_clip_val: Annotated[float, Field(gt=0)] | None
     limit_train_batches: Annotated[int, Field(ge=1)] | None
     val_check_interval: Annotated[int, Field(ge=1)] | Fraction | None
     extra: dict[str, Any]
@@ -271,6 +271,7 @@ RESERVED = {
         ("fast_dev_run", "overfit_batches"),
         "validation would be left out, which chooses the epoch; for a short run give trainer.max_steps",
     ),
+    "gradient_clip_val": "give optim.clip",
     "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
     **dict.fromkeys(
         ("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary"),
@@ -391,6 +392,8 @@ def _value_at(values: Any, place: list[str]) -> Any:
 def _suggest(key: str, values: dict[str, Any]) -> str:
     """Name the setting that was meant, as far as it can be guessed."""
     group, _, name = key.partition(".")
+    if group == "trainer" and name in RESERVED:
+        return f"; {RESERVED[name]}"
     if group in DISCRIMINATORS:
         having = [choice for choice, member in _members(group).items() if name in member.model_fields]
         if having:

@@ -51,6 +51,7 @@ def test_every_config_fits_the_schema_and_survives_yaml(choice):
         ("trainer.limit_train_batches=0.5", "trainer.limit_train_batches=0.5 must be a valid integer"),
         ("trainer.extra.precision=16", "trainer.extra.precision: adapters are trained in float32"),
         ("trainer.extra.limit_val_batches=2", "trainer.extra.limit_val_batches: validation and test read all"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val: there is no such setting; give optim.clip"),
         ("trainer.extra.max_epochs=2", "trainer.extra.max_epochs: give trainer.max_epochs"),
         ("trainer.extra.check_val_every_n_epoch=9", "trainer.extra.check_val_every_n_epoch=9: no epoch would be"),
         ("data.template=x", "data.template='x' must hold {text}"),
