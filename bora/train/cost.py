@@ -218,7 +218,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
             model.nll(to_device(loader.dataset[validation[i]], device)).sum().item()
     validation_seconds = (time.perf_counter() - start) / len(few) * len(validation)
     # At the end the best epoch is validated again, and tested with and without its adapters.
-    validations = math.ceil(cost.max_steps / cost.steps) + 1
+    validations = _count_validations(cfg, cost) + 1
     tests = 2 * cost.documents["test"] / cost.documents["validation"]
     return Measured(
         step_seconds=step_seconds,
@@ -228,3 +228,13 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         run_seconds=step_seconds * cost.max_steps + validation_seconds * (validations + tests),
         peak_memory=peak_memory(device.type),
     )
+
+
+def _count_validations(cfg: Config, cost: Cost) -> int:
+    """Count the validations while training, at most."""
+    epochs, every = math.ceil(cost.max_steps / cost.steps), cfg.trainer.val_check_interval
+    if every is None:
+        return epochs
+    if isinstance(every, int):
+        return min(cost.batches * epochs, cost.max_steps * cfg.trainer.accumulate_grad_batches) // every
+    return epochs * (cost.batches // max(1, int(cost.batches * every)))
