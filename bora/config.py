@@ -109,6 +109,7 @@ class Model(Group):
     attention: str
     compile: bool
     cuda_graphs: bool
+    gradient_checkpointing: bool
 
 
 class HubModel(Model):
@@ -137,6 +138,7 @@ class LoRA(Group):
     rslora: bool
     target_modules: str | Annotated[list[str], Field(min_length=1)] | None
     init_std: Annotated[float, Field(ge=0, le=1e9)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
 
     @property
     def effective_alpha(self) -> float:
@@ -229,6 +231,16 @@ class Config(Group):
     trainer: Trainer
     logger: Annotated[AnyLogger, Field(discriminator="kind")]
 
+    @property
+    def records_steps(self) -> bool:
+        """Whether training on a GPU is replayed from recordings (bora.model.graphs).
+
+        fsdp moves weights about within a step. Recordings take the memory that checkpointing spares. And their shapes
+        are rounded up, so that the numbers drawn for dropout would depend on what was recorded before a resume.
+        """
+        sharded, model = self.trainer.strategy == "fsdp", self.model
+        return model.cuda_graphs and not (sharded or model.gradient_checkpointing or self.lora.dropout)
+
 
 def conf_folder() -> Path:
     """Find conf/: inside the package when installed from a wheel, beside it in a checkout."""
@@ -317,6 +329,8 @@ def rules(config: Config) -> Iterator[str]:
         yield "trainer=fsdp cannot shard a quantised backbone; set model.quantization=null"
     if trainer.strategy == "fsdp" and config.model.compile:
         yield "trainer=fsdp runs the backbone uncompiled; set model.compile=false"
+    if config.model.gradient_checkpointing and config.model.compile:
+        yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
     if config.model.compile and not _has_compiler():
         yield "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
 

@@ -83,6 +83,7 @@ def test_all_problems_are_named_at_once():
     [
         ("trainer=fsdp model.quantization=int8", "^trainer=fsdp .*model.quantization="),
         ("trainer=fsdp model.compile=true", "^trainer=fsdp .*model.compile="),
+        ("model.gradient_checkpointing=true model.compile=true", r"set model\.compile=false"),
         ("experiment=reference trainer=ddp", r"trainer\.devices=1"),
         ("experiment=reference trainer.strategy=ddp trainer.num_nodes=2", r"trainer\.num_nodes=1"),
         ("trainer.num_nodes=2", "^trainer.num_nodes=2 needs several processes: give trainer=ddp or trainer=fsdp"),

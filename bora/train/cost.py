@@ -125,7 +125,7 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
     gpu = on_gpu(cfg.trainer.accelerator) and torch.cuda.is_available()
     chunk = chunk_elements(torch.device("cuda" if gpu else "cpu"))
     shared = 2 * model.dtype.itemsize * P  # θ in the backbone's dtype, and its gradient
-    recorded = 1 << (documents - 1).bit_length() if gpu and cfg.model.cuda_graphs else 0
+    recorded = 1 << (documents - 1).bit_length() if gpu and cfg.records_steps else 0
     return {
         "backbone": _count_backbone(model, cfg.model.quantization),
         "theta": FLOAT_BYTES * (rows + 1) * P,

@@ -79,6 +79,7 @@ CASES = {
     "tau=0": Case(f"tau=0 data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "tau=inf": Case(f"tau=inf data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "a schedule": Case(f"optim.schedule=cosine optim.warmup_steps=3 {EACH_STEP}", "training_step", 6, 5),
+    "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),
     "dense prior": Case(f"prior.estimator=dense {EACH_STEP}", "training_step", 5, 4),
     "accumulated batches": Case(f"{ACCUMULATED} {EACH_STEP}", "training_step", 6, 1),
     "max_steps in the first epoch": Case(f"trainer.max_steps=2 {EACH_STEP}", "validation_step", 1, 1),
