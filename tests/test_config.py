@@ -95,6 +95,12 @@ def test_settings_that_do_not_go_together_are_refused(overrides, line):
         config(*overrides.split())
 
 
+def test_training_is_recorded_unless_something_forbids_it():
+    assert config().records_steps
+    others = "trainer=fsdp", "model.gradient_checkpointing=true", "lora.dropout=0.1", "model.cuda_graphs=false"
+    assert not any(config(other).records_steps for other in others)
+
+
 @pytest.mark.parametrize("tau", ["0", "0.5", "100", "1e5", "inf"])
 def test_tau_from_zero_to_infinity_is_fine(tau):
     assert config(f"tau={tau}").tau == float(tau)

@@ -2,13 +2,33 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from tests.conftest import hierarchical, random_factors, tiny_opt
 from tests.model.test_architectures import mixed_batch, tiny
 
 TASKS = ["a", "b", "c"]
-MODELS = {"opt": tiny_opt, "llama": lambda: tiny("llama").float(), "gpt2": lambda: tiny("gpt2").float()}
+
+
+class Other(nn.Linear):
+    """Stands for a quantised layer: its computation is not ours."""
+
+
+def opt_of_other_layers():
+    model = tiny_opt()
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer is not model.lm_head:
+            layer.__class__ = Other
+    return model
+
+
+MODELS = {
+    "other": opt_of_other_layers,
+    "opt": tiny_opt,
+    "llama": lambda: tiny("llama").float(),
+    "gpt2": lambda: tiny("gpt2").float(),
+}
 
 
 def build(base, gradient_checkpointing: bool, **options):
