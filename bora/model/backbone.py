@@ -259,7 +259,7 @@ def _run_and_keep_input(block: nn.Module, run: Callable[..., Any], *args: Any, *
         *args,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), again()),
-        preserve_rng_state=any(update.dropout for update in updates.values()),  # to ask a GPU for it is to wait
+        preserve_rng_state=any(update.dropout for update in updates.values()),  # nothing else is random
         **options,
     )
 

@@ -41,11 +41,11 @@ def build(base, gradient_checkpointing: bool, **options):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_objective_and_its_gradients_are_the_same(name, dropout):
-    found = []
+    found, batch = [], mixed_batch() | {"batches": 1}
     for recompute in (False, True):
         model = build(MODELS[name](), recompute, dropout=dropout)
         torch.manual_seed(2)
-        objective = model.objective(mixed_batch() | {"batches": 1})
+        objective = model.objective(batch)
         objective.loss.backward()
         after = torch.rand(1)  # the backward has put the random state back
         gradients = model.adapters.stored.grad.to_dense(), model.adapters.mean.grad
