@@ -1,7 +1,7 @@
 """What a run costs: counted from its config and its documents, or measured in a few steps.
 
 Counts of parameters, documents, tokens and steps are exact, as are the bytes of θ, Θ and their moments; a checkpoint's
-size is right to about 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, more slowly with
+size is right to about 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, slower with
 model.gradient_checkpointing, and `measure` finds them as part of the peak memory.
 """
 
