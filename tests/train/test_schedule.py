@@ -4,8 +4,9 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 
-from bora.bayes.adamw import RowwiseAdamW, gradient_norm
+from bora.bayes.adamw import RowwiseAdamW
 from tests.conftest import table
 
 N, WARMUP, LR = 12, 4, 0.01
@@ -34,17 +35,31 @@ def test_the_rate_rises_and_falls_by_the_runs_steps(figures, schedule):
     assert rates == pytest.approx([LR * x for x in rising + falling])
 
 
-def test_a_steps_gradient_is_clipped_over_the_tasks_and_the_mean_together(figures, monkeypatch):
-    step, norms, clip = RowwiseAdamW.step, [], 1.9
+@pytest.fixture
+def taken(monkeypatch) -> list[list[torch.Tensor]]:
+    """The gradients that the optimiser took, step by step: each row's that it has, and the mean's."""
+    step, found = RowwiseAdamW.step, []
 
     def record(self, closure):
         loss = closure()  # clips
-        norms.append(math.hypot(*(gradient_norm(p) for p in self.param_groups[0]["params"])))
+        gradients = [p.grad for p in self.param_groups[0]["params"]]
+        found.append([(g.coalesce().values() if g.is_sparse else g).clone() for g in gradients])
         step(self)
         return loss
 
     monkeypatch.setattr(RowwiseAdamW, "step", record)
+    return found
+
+
+def test_a_steps_gradient_is_clipped_over_the_tasks_and_the_mean_together(figures, taken):
+    clip = 1.9
     rows = figures(f"optim.clip={clip}")
     whole = [math.hypot(*pair) for pair in zip(rows["grad_norm/mean"], rows["grad_norm/tasks"], strict=True)]
     assert min(whole) < clip < max(whole)
+    norms = [math.hypot(*(g.norm() for g in gradients)) for gradients in taken]
     assert norms == pytest.approx([min(norm, clip) for norm in whole], rel=1e-4)
+
+
+def test_lightnings_other_way_of_clipping_is_by_value(figures, taken):
+    figures("optim.clip=1e-4", "trainer.extra.gradient_clip_algorithm=value")
+    assert [max(float(g.abs().max()) for g in gradients) for gradients in taken] == pytest.approx([1e-4] * N)
