@@ -115,6 +115,7 @@ class Model(Group):
     attention: str
     compile: bool
     cuda_graphs: bool
+    gradient_checkpointing: bool
 
 
 class HubModel(Model):
@@ -143,6 +144,7 @@ class LoRA(Group):
     rslora: bool
     target_modules: str | Annotated[list[str], Field(min_length=1)] | None
     init_std: Annotated[float, Field(ge=0, le=1e9)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
 
     @property
     def effective_alpha(self) -> float:
@@ -162,6 +164,7 @@ class Optim(Group):
     eps: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    clip: Annotated[float, Field(gt=0, le=1e9)] | None
     patience: Annotated[int, Field(ge=1)]
     nonfinite: Literal["stop", "skip"]
 
@@ -175,7 +178,6 @@ class Trainer(Group):
     max_steps: Annotated[int, Field(ge=-1)]
     accumulate_grad_batches: Count
     log_every_n_steps: Annotated[int, Field(ge=1)]
-    gradient_clip_val: Annotated[float, Field(gt=0)] | None
     limit_train_batches: Annotated[int, Field(ge=1)] | None
     val_check_interval: Annotated[int, Field(ge=1)] | Fraction | None
     extra: dict[str, Any]
@@ -235,6 +237,16 @@ class Config(Group):
     trainer: Trainer
     logger: Annotated[AnyLogger, Field(discriminator="kind")]
 
+    @property
+    def records_steps(self) -> bool:
+        """Whether training on a GPU is replayed from recordings (bora.model.graphs).
+
+        fsdp moves weights about within a step. Recordings take the memory that checkpointing spares. And their shapes
+        are rounded up, so that the numbers drawn for dropout would depend on what was recorded before a resume.
+        """
+        sharded, model = self.trainer.strategy == "fsdp", self.model
+        return model.cuda_graphs and not (sharded or model.gradient_checkpointing or self.lora.dropout)
+
 
 def conf_folder() -> Path:
     """Find conf/: inside the package when installed from a wheel, beside it in a checkout."""
@@ -277,6 +289,7 @@ RESERVED = {
         ("fast_dev_run", "overfit_batches"),
         "validation would be left out, which chooses the epoch; for a short run give trainer.max_steps",
     ),
+    "gradient_clip_val": "give optim.clip",
     "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
     **dict.fromkeys(
         ("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary"),
@@ -333,6 +346,8 @@ def rules(config: Config) -> Iterator[str]:
         yield "trainer=fsdp cannot shard a quantised backbone; set model.quantization=null"
     if trainer.strategy == "fsdp" and config.model.compile:
         yield "trainer=fsdp runs the backbone uncompiled; set model.compile=false"
+    if config.model.gradient_checkpointing and config.model.compile:
+        yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
     if config.model.compile and not _has_compiler():
         yield "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
 
@@ -408,6 +423,8 @@ def _value_at(values: Any, place: list[str]) -> Any:
 def _suggest(key: str, values: dict[str, Any]) -> str:
     """Name the setting that was meant, as far as it can be guessed."""
     group, _, name = key.partition(".")
+    if group == "trainer" and name in RESERVED:
+        return f"; {RESERVED[name]}"
     if group in DISCRIMINATORS:
         having = [choice for choice, member in _members(group).items() if name in member.model_fields]
         if having:

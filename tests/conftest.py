@@ -73,10 +73,10 @@ def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> Task
 
 
 def hierarchical(
-    model, tasks, task_documents, n_tokens, tau, rank=2, alpha=3.0, targets=None, compile=False, **options
+    model, tasks, task_documents, n_tokens, tau, rank=2, alpha=3.0, targets=None, how=None, **options
 ) -> HierarchicalLoRA:
-    """BoRA on a transformers model."""
-    backbone = Backbone(model, targets, rank, alpha, compile)
+    """BoRA on a transformers model; how: more for its Backbone."""
+    backbone = Backbone(model, targets, rank, alpha, **how or {})
     return HierarchicalLoRA(backbone, tasks, task_documents, n_tokens, tau, **options)
 
 

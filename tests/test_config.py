@@ -51,6 +51,7 @@ def test_every_config_fits_the_schema_and_survives_yaml(choice):
         ("trainer.limit_train_batches=0.5", "trainer.limit_train_batches=0.5 must be a valid integer"),
         ("trainer.extra.precision=16", "trainer.extra.precision: adapters are trained in float32"),
         ("trainer.extra.limit_val_batches=2", "trainer.extra.limit_val_batches: validation and test read all"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val: there is no such setting; give optim.clip"),
         ("trainer.extra.max_epochs=2", "trainer.extra.max_epochs: give trainer.max_epochs"),
         ("trainer.extra.check_val_every_n_epoch=9", "trainer.extra.check_val_every_n_epoch=9: no epoch would be"),
         ("data.template=x", "data.template='x' must hold {text}"),
@@ -82,6 +83,7 @@ def test_all_problems_are_named_at_once():
     [
         ("trainer=fsdp model.quantization=int8", "^trainer=fsdp .*model.quantization="),
         ("trainer=fsdp model.compile=true", "^trainer=fsdp .*model.compile="),
+        ("model.gradient_checkpointing=true model.compile=true", r"set model\.compile=false"),
         ("experiment=reference trainer=ddp", r"trainer\.devices=1"),
         ("experiment=reference trainer.strategy=ddp trainer.num_nodes=2", r"trainer\.num_nodes=1"),
         ("trainer.num_nodes=2", "^trainer.num_nodes=2 needs several processes: give trainer=ddp or trainer=fsdp"),
@@ -91,6 +93,12 @@ def test_all_problems_are_named_at_once():
 def test_settings_that_do_not_go_together_are_refused(overrides, line):
     with pytest.raises(UserError, match=line):
         config(*overrides.split())
+
+
+def test_training_is_recorded_unless_something_forbids_it():
+    assert config().records_steps
+    others = "trainer=fsdp", "model.gradient_checkpointing=true", "lora.dropout=0.1", "model.cuda_graphs=false"
+    assert not any(config(other).records_steps for other in others)
 
 
 @pytest.mark.parametrize("tau", ["0", "0.5", "100", "1e5", "inf"])

@@ -42,6 +42,7 @@ class HierarchicalLoRA(nn.Module):
         likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL, with which U
             itself is minimised.
         init_std: standard deviation of θ_d around Θ at the start, in parameter units.
+        dropout: of the inputs of A in `objective`, while in training mode; as PEFT's lora_dropout.
     """
 
     task_documents: Tensor
@@ -58,13 +59,14 @@ class HierarchicalLoRA(nn.Module):
         estimator: str = "by_document",
         likelihood: str = "sum",
         init_std: float = 0.0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         for name, value, options in (("likelihood", likelihood, LIKELIHOODS), ("estimator", estimator, ESTIMATORS)):
             if value not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
         self.tau, self.penalty, self.likelihood, self.estimator = float(tau), penalty, likelihood, estimator
-        self.n_tokens = n_tokens
+        self.n_tokens, self.dropout = n_tokens, dropout
         self.backbone = backbone
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         form = choose_form(self.tau, parameterization)
@@ -143,7 +145,7 @@ class HierarchicalLoRA(nn.Module):
         batches, n_d = batch["batches"] * n_processes, self.task_documents
         dense = self.estimator == "dense"
         theta, potentials = self.adapters.rows(_places(batch), self.backbone.dtype, FLAT if dense else self.prior)
-        nll = self.backbone.nll(batch, theta)
+        nll = self.backbone.nll(batch, theta, self.dropout if self.training else 0.0)
         if self.likelihood == "sum":
             likelihood, unit = sum_likelihood(nll, batches), self.n_tokens
         else:

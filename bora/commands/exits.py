@@ -104,7 +104,7 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         or "OutOfMemoryError" in type(error).__name__
         or "can't allocate memory" in str(error)
     ):
-        fix = "give a smaller lora.rank, data.batch_size or data.max_tokens"
+        fix = "give a smaller lora.rank, data.batch_size or data.max_tokens, or model.gradient_checkpointing=true"
         if "CUDA" in str(error):
             fix += ", or model.cuda_graphs=false"
         fix += "; bora doctor says what a run costs"

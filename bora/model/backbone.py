@@ -1,12 +1,14 @@
 """A frozen language model that runs each row of a batch under its own θ."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -23,9 +25,23 @@ from bora.model.unpadded import unpadded
 # batches of documents of like length are new in nearly every step.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# A target layer's attribute: the factors of the batch at hand and their scale, or None. At the layer itself, so that all
-# blocks run the same code and one compilation serves them all.
+# A target layer's attribute: the Update of the batch at hand, or None. At the layer itself, so that all blocks run the
+# same code and one compilation serves them all.
 UPDATE = "bora_update"
+
+
+class Update(NamedTuple):
+    """What a target layer adds to its output: scale · B A dropout(x).
+
+    Attributes:
+        lora: A and B, one a row or for all.
+        scale: α/r.
+        dropout: the probability that a number of x is 0; the others are scaled up to the same mean.
+    """
+
+    lora: LowRank
+    scale: float
+    dropout: float
 
 
 class Backbone(nn.Module):
@@ -46,6 +62,7 @@ class Backbone(nn.Module):
         compile: run its blocks compiled by torch where gradients are needed: all of one kind are compiled once.
             Validation and test are short and would need a compilation of their own, so they run as they are.
         cuda_graphs: on a GPU, replay training's forward and backward from recordings; see bora.model.graphs.
+        gradient_checkpointing: keep each block's input alone for the backward, which runs the block once more.
 
     Raises:
         UserError: the likelihood cannot take the model (see `_check`), or a layer cannot have a LoRA (see
@@ -63,6 +80,7 @@ class Backbone(nn.Module):
         alpha: float = 16,
         compile: bool = False,
         cuda_graphs: bool = False,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
@@ -87,39 +105,38 @@ class Backbone(nn.Module):
         if compile:
             for block in blocks(self.decoder):
                 block.compile(dynamic=True)
+        if gradient_checkpointing:
+            for block in blocks(self.decoder):
+                block.forward = partial(_run_and_keep_input, block, block.forward)
 
-    @contextmanager
-    def routed(self, theta: Tensor | None):
+    def routed(self, theta: Tensor | None, dropout: float = 0.0) -> AbstractContextManager[None]:
         """Run row i of every forward inside this context under theta[i]; outside it the model is bare.
 
         Args:
             theta: [R, P], a row for each of the batch's; [P], the same for all; or None for the bare model.
+            dropout: see Update.
         """
         factors = {} if theta is None else self.layout.factors(theta.to(self.dtype))
-        for name, layer in self._targets.items():
-            setattr(layer, UPDATE, (factors[name], self.scale) if factors else None)
-        try:
-            yield
-        finally:
-            for layer in self._targets.values():
-                setattr(layer, UPDATE, None)
+        return _updated({self._targets[name]: Update(lora, self.scale, dropout) for name, lora in factors.items()})
 
-    def nll(self, batch: Batch, theta: Tensor | None) -> Tensor:
+    def nll(self, batch: Batch, theta: Tensor | None, dropout: float = 0.0) -> Tensor:
         """Return −log p of each document (eq. 2), [R] nats.
 
         Args:
-            theta: as `routed` takes it.
+            theta, dropout: as `routed` takes them.
         """
         ids, mask = batch["input_ids"], batch.get("attention_mask")
-        recorded = self._recorded and ids.is_cuda and mask is None and torch.is_grad_enabled()
+        recorded = self._recorded and ids.is_cuda and mask is None and not dropout and torch.is_grad_enabled()
         if recorded and theta is not None and theta.requires_grad:
             hidden = self._recorder(ids, theta.to(self.dtype))
         else:
-            hidden = self._run(ids, theta, mask)
+            hidden = self._run(ids, theta, mask, dropout)
         return document_nll(hidden, batch["labels"], self.head, batch.get("scored"))
 
-    def _run(self, input_ids: Tensor, theta: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
-        with self.routed(theta):
+    def _run(
+        self, input_ids: Tensor, theta: Tensor | None, attention_mask: Tensor | None = None, dropout: float = 0.0
+    ) -> Tensor:
+        with self.routed(theta, dropout):
             return self.hidden(input_ids, attention_mask)
 
     def _apply(self, fn, recurse: bool = True):
@@ -195,17 +212,56 @@ class Backbone(nn.Module):
 
 def _run_adapted(layer: Linear, x: Tensor) -> Tensor:
     """Run a target layer with its update, in the place of its `forward`."""
-    update: tuple[LowRank, float] | None = getattr(layer, UPDATE)
-    if update is None:
-        return type(layer).forward(layer, x)  # type: ignore[arg-type]
+    update: Update | None = getattr(layer, UPDATE)
+    if update is None or update.dropout:
+        output = type(layer).forward(layer, x)  # type: ignore[arg-type]
+        return output if update is None else _add(update, x, output)
     weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-    return adapted_linear(x, weight, layer.bias, *update)
+    return adapted_linear(x, weight, layer.bias, update.lora, update.scale)
 
 
 def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
     """Add a target layer's update to its output, as a forward hook; None leaves the output as it is."""
-    update: tuple[LowRank, float] | None = getattr(layer, UPDATE)
-    return None if update is None else add_low_rank(output, args[0], *update)
+    update: Update | None = getattr(layer, UPDATE)
+    return None if update is None else _add(update, args[0], output)
+
+
+def _add(update: Update, x: Tensor, output: Tensor) -> Tensor:
+    x = nn.functional.dropout(x, update.dropout) if update.dropout else x
+    return add_low_rank(output, x, update.lora, update.scale)
+
+
+@contextmanager
+def _updated(updates: Mapping[nn.Module, Update]) -> Iterator[None]:
+    """Within it target layers have these updates; outside it none."""
+    for layer, update in updates.items():
+        setattr(layer, UPDATE, update)
+    try:
+        yield
+    finally:
+        for layer in updates:
+            setattr(layer, UPDATE, None)
+
+
+def _run_and_keep_input(block: nn.Module, run: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Run a block in the place of its `forward`, and again, under the same updates, when the backward comes to it."""
+    if not torch.is_grad_enabled():
+        return run(*args, **options)
+    updates = {layer: u for layer in block.modules() if (u := getattr(layer, UPDATE, None)) is not None}
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with _kernels(next(block.parameters()).device), _updated(updates):
+            yield
+
+    return checkpoint(
+        run,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), again()),
+        preserve_rng_state=any(update.dropout for update in updates.values()),  # nothing else is random
+        **options,
+    )
 
 
 def _kernels(device: torch.device):

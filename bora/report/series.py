@@ -25,6 +25,7 @@ FREE_KEYS = (
     "model.attention",
     "model.compile",
     "model.cuda_graphs",
+    "model.gradient_checkpointing",
     "trainer.log_every_n_steps",
 )
 FIGURES = "tau seed model data lr val_perplexity test_perplexity base_test_perplexity best_epoch data_sha256".split()

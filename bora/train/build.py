@@ -51,8 +51,11 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
 def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule) -> HierarchicalLoRA:
     """Build the model that the config describes, at its start."""
     lora = cfg.lora
-    recorded = cfg.model.cuda_graphs and cfg.trainer.strategy != "fsdp"  # which moves weights about within a step
-    how = {"compile": cfg.model.compile, "cuda_graphs": recorded}
+    how = {
+        "compile": cfg.model.compile,
+        "cuda_graphs": cfg.records_steps,
+        "gradient_checkpointing": cfg.model.gradient_checkpointing,
+    }
     model = HierarchicalLoRA(
         Backbone(pretrained.model, lora.target_modules, lora.rank, lora.effective_alpha, **how),
         task_names,
@@ -62,6 +65,7 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
         **cfg.prior.model_dump(),
         likelihood=cfg.likelihood,
         init_std=lora.init_std,
+        dropout=lora.dropout,
     )
     if cfg.init_from is not None:
         source = find_start(cfg.init_from)
@@ -80,7 +84,8 @@ def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
     optim = cfg.optim
     lr = learning_rate(model.tau, cfg.prior.parameterization) if optim.lr is None else optim.lr
     betas = (optim.betas[0], optim.betas[1])
-    return TrainingModule(model, lr, betas, optim.eps, optim.schedule, optim.warmup_steps, optim.nonfinite)
+    how = optim.schedule, optim.warmup_steps, optim.nonfinite, cfg.seed
+    return TrainingModule(model, lr, betas, optim.eps, *how)
 
 
 def find_start(init_from: str) -> RunDirectory:

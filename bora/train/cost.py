@@ -1,8 +1,8 @@
 """What a run costs: counted from its config and its documents, or measured in a few steps.
 
 Counts of parameters, documents, tokens and steps are exact, as are the bytes of θ, Θ and their moments; a checkpoint's
-size is right to about 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, and `measure`
-finds them as part of the peak memory.
+size is right to about 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, slower with
+model.gradient_checkpointing, and `measure` finds them as part of the peak memory.
 """
 
 import math
@@ -125,7 +125,7 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
     gpu = on_gpu(cfg.trainer.accelerator) and torch.cuda.is_available()
     chunk = chunk_elements(torch.device("cuda" if gpu else "cpu"))
     shared = 2 * model.dtype.itemsize * P  # θ in the backbone's dtype, and its gradient
-    recorded = 1 << (documents - 1).bit_length() if gpu and cfg.model.cuda_graphs else 0
+    recorded = 1 << (documents - 1).bit_length() if gpu and cfg.records_steps else 0
     return {
         "backbone": _count_backbone(model, cfg.model.quantization),
         "theta": FLOAT_BYTES * (rows + 1) * P,
@@ -218,7 +218,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
             model.nll(to_device(loader.dataset[validation[i]], device)).sum().item()
     validation_seconds = (time.perf_counter() - start) / len(few) * len(validation)
     # At the end the best epoch is validated again, and tested with and without its adapters.
-    validations = math.ceil(cost.max_steps / cost.steps) + 1
+    validations = _count_validations(cfg, cost) + 1
     tests = 2 * cost.documents["test"] / cost.documents["validation"]
     return Measured(
         step_seconds=step_seconds,
@@ -228,3 +228,13 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         run_seconds=step_seconds * cost.max_steps + validation_seconds * (validations + tests),
         peak_memory=peak_memory(device.type),
     )
+
+
+def _count_validations(cfg: Config, cost: Cost) -> int:
+    """Count the validations while training, at most."""
+    epochs, every = math.ceil(cost.max_steps / cost.steps), cfg.trainer.val_check_interval
+    if every is None:
+        return epochs
+    if isinstance(every, int):
+        return min(cost.batches * epochs, cost.max_steps * cfg.trainer.accumulate_grad_batches) // every
+    return epochs * (cost.batches // max(1, int(cost.batches * every)))

@@ -5,6 +5,7 @@ import math
 from typing import NamedTuple, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -51,6 +52,7 @@ class TrainingModule(L.LightningModule):
             to 0 at the last step that there may be, linear or as a cosine.
         warmup_steps: optimiser steps in which it rises from 0 before that.
         nonfinite: on an infinite or NaN loss, stop the run or skip the step.
+        seed: of dropout.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class TrainingModule(L.LightningModule):
         schedule: str = "constant",
         warmup_steps: int = 0,
         nonfinite: str = "stop",
+        seed: int = 0,
     ):
         super().__init__()
         self.model = model
         self.lr, self.betas, self.eps, self.nonfinite = lr, betas, eps, nonfinite
-        self.schedule, self.warmup_steps = schedule, warmup_steps
+        self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.lr_now = lr  # of the last step
         self._skips = False  # the step that is being taken
         # Of each batch since `read_figures`: steps before it, its figures, its documents' NLL and tasks.
@@ -101,6 +104,9 @@ class TrainingModule(L.LightningModule):
             the loss, of this process's documents. Its figures stay on the device until `read_figures`.
         """
         n = self.trainer.world_size
+        if self.model.dropout:  # the same after a resume, and another on each process
+            place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+            torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
         objective = self.model.objective(batch, n)
         totals = (objective.likelihood / n, objective.prior / n, objective.nll.sum(), objective.scored.sum())
         figures = torch.stack([total.detach().to(objective.nll.dtype) for total in totals])

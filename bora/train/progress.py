@@ -2,16 +2,31 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from bora.errors import UserError
 from bora.lib.console import LINE_SECONDS, close_bar, is_watched, open_bar, short_count, tell
 from bora.train.module import BatchFigures, TrainingModule
 
 READ_SECONDS = 1.0  # between looks at a device that may still be computing
+
+
+class Validation(NamedTuple):
+    """Where training was, and what was found.
+
+    Attributes:
+        epoch: counted from 1.
+        nll: the monitored one.
+        step: optimiser steps before it.
+    """
+
+    epoch: int
+    nll: float
+    step: int
 
 
 class Progress(Callback):
@@ -27,8 +42,7 @@ class Progress(Callback):
 
     def __init__(self, monitor: str, every: int) -> None:
         self.monitor, self.every = monitor, every
-        # For each validation: the epoch, counted from 1, and the monitored NLL.
-        self.history: list[tuple[int, float]] = []
+        self.history: list[Validation] = []
         self.tokens, self.seconds = 0, 0.0
         self._logged = 0, 0.0  # both, at the last row
         self._since: float | None = None  # when the batches that are not read yet began
@@ -50,18 +64,18 @@ class Progress(Callback):
         return self._before + time.perf_counter() - self._started
 
     @property
-    def best(self) -> tuple[int, float]:
+    def best(self) -> Validation:
         """The entry of `history` with the lowest NLL; the first of equals."""
-        return min(self.history, key=lambda entry: math.inf if math.isnan(entry[1]) else entry[1])
+        return min(self.history, key=lambda entry: math.inf if math.isnan(entry.nll) else entry.nll)
 
     @property
     def epochs(self) -> int:
         """The last validated epoch, counted from 1."""
-        return self.history[-1][0]
+        return self.history[-1].epoch
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "history": self.history,
+            "history": [tuple(entry) for entry in self.history],  # plain, for weights_only
             "tokens": self.tokens,
             "seconds": self.seconds,
             "wall_seconds": self.wall_seconds,
@@ -70,10 +84,20 @@ class Progress(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = [(epoch, nll) for epoch, nll in state["history"]]
+        self.history = [Validation(*entry) for entry in state["history"]]
         self.tokens, self.seconds = self._logged = state["tokens"], state["seconds"]
         self._before, self._started = state["wall_seconds"], time.perf_counter()
         self.epoch_nats, self.epoch_tokens = state["epoch_nats"], state["epoch_tokens"]
+
+    def on_train_start(self, trainer: L.Trainer, module) -> None:
+        if trainer.check_val_every_n_epoch is None:
+            at_most = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+            batches = min(trainer.num_training_batches * cast(int, trainer.max_epochs), at_most)
+            if trainer.val_check_interval > batches:
+                raise UserError(
+                    f"trainer.val_check_interval={trainer.val_check_interval}: the run has {batches} batches, so there "
+                    f"would be no validation, which chooses what is kept; give at most {batches}"
+                )
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if self._since is None:
@@ -144,7 +168,8 @@ class Progress(Callback):
         if trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
-        self.history.append((trainer.current_epoch + 1, metrics[self.monitor].item()))
+        nll = metrics[self.monitor].item()
+        self.history.append(Validation(trainer.current_epoch + 1, nll, trainer.global_step))
         best = ", best" * (self.history[-1] is self.best)
         self._tell(trainer, f"validation {metrics['val/nll']:.3f} (ppl {metrics['val/perplexity']:.2f}{best})")
 

@@ -115,14 +115,17 @@ def train(
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop, temperature)
             trainer, progress = fitter.trainer, fitter.progress
             fitter.fit(module, data, resume_from)
-            tell(f"testing the best epoch, {progress.best[0]}")
+            best = progress.best
+            at = "" if cfg.trainer.val_check_interval is None else f" (step {best.step:,})"
+            tell(f"testing the best epoch, {best.epoch}{at}")
             # The model is the best epoch's on validation; only now is test read, and once.
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
             summary |= {
                 "temperature": temperature.temperature,
                 "temperature_note": temperature.note,
-                "best_epoch": progress.best[0],
+                "best_epoch": best.epoch,
+                "best_step": best.step,
                 "epochs": progress.epochs,
                 "steps": trainer.fit_loop.epoch_loop.global_step,
                 "train_tokens_per_second": round(progress.tokens_per_second, 1),

@@ -76,7 +76,7 @@ class Fitter:
                 "training ended before any validation (by trainer.max_time or trainer.val_check_interval?), so that "
                 "there is no epoch to choose"
             )
-        _, score = self.progress.best
+        score = self.progress.best.nll
         if not math.isfinite(score):
             raise UserError(
                 f"training diverged: no epoch had a finite validation NLL (tau={module.model.tau:g}, learning rate "
@@ -122,10 +122,11 @@ def build_fitter(
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, progress, logger, fingerprint, stop)
     dashboard = Dashboard(logger, cfg.logger.task_lines)
     callbacks: list[Callback] = [progress, Bar(progress), stopping, dashboard, best, last, *more]
-    settings = cfg.trainer.model_dump(exclude={"extra", "strategy"})
-    options = (
-        {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]() | cfg.trainer.extra
-    )
+    settings = cfg.trainer.model_dump(exclude={"extra", "strategy"}) | {"gradient_clip_val": cfg.optim.clip}
+    options = {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]()
+    if isinstance(cfg.trainer.val_check_interval, int):
+        options["check_val_every_n_epoch"] = None  # else Lightning counts from each epoch's start
+    options |= cfg.trainer.extra
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.
         batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches

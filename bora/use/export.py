@@ -105,7 +105,7 @@ def write_adapters(
     mapping = {"mean": MEAN if wanted is None else None, "tasks": dict(chosen)}
     if wanted is None:
         chosen[MEAN] = None
-    config = peft_config(restored.model.backbone.model, restored.model.hyperparameters, base)
+    config = peft_config(restored.model.backbone.model, restored.model.hyperparameters, base, restored.cfg.lora.dropout)
     for folder, task in progress([*chosen.items()], "export"):
         config.save_pretrained(str(out / folder))
         lora = restored.model.mean if task is None else adapters.tasks[task]
@@ -116,13 +116,14 @@ def write_adapters(
     return len(chosen)
 
 
-def peft_config(model: PreTrainedModel, hparams: Mapping, base: str) -> "LoraConfig":
+def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: float) -> "LoraConfig":
     """Make the LoraConfig of every adapter of a run.
 
     Args:
         model: the frozen model.
         hparams: the model's: layers, rank, alpha.
         base: by what transformers loads it.
+        dropout: that the run trained with; PEFT has it where an adapter is trained on.
 
     Raises:
         UserError: PEFT is not installed.
@@ -139,7 +140,7 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str) -> "LoraCon
         inference_mode=True,
         r=hparams["rank"],
         lora_alpha=hparams["alpha"],
-        lora_dropout=0.0,
+        lora_dropout=dropout,
         # GPT-2's layers keep their weights transposed.
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
     )

@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from bora.config import LoRA
 from bora.model.targets import DEFAULT_TARGETS
-from tests.conftest import hierarchical, tiny_data, tiny_opt
+from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
 
 SIZES = {"a": 5, "b": 2, "c": 9}
 RANK, ALPHA, LR, EPOCHS = 3, 5, 3e-3, 3
@@ -17,9 +17,11 @@ RANK, ALPHA, LR, EPOCHS = 3, 5, 3e-3, 3
 class Peft:
     """One PEFT LoRA with torch's AdamW, started at given factors."""
 
-    def __init__(self, lora):
-        config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=["q_proj", "v_proj"])
+    def __init__(self, lora, dropout=0.0):
+        config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=["q_proj", "v_proj"])
         self.model = get_peft_model(tiny_opt(), config).eval()
+        for name, module in self.model.named_modules():
+            module.training = "lora_dropout" in name  # the frozen model's own dropout stays out
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         with torch.no_grad():
             for ours, theirs in self.pairs(lora):
@@ -112,7 +114,29 @@ def test_default_targets_are_pefts_for_every_causal_language_model():
 
 
 def test_rslora_scales_as_in_peft():
-    ours = LoRA(rank=3, alpha=6.0, rslora=True, target_modules=None, init_std=0.0)
+    ours = LoRA(rank=3, alpha=6.0, rslora=True, target_modules=None, init_std=0.0, dropout=0.0)
     theirs = get_peft_model(tiny_opt(), LoraConfig(r=3, lora_alpha=6.0, use_rslora=True, target_modules=["q_proj"]))
     (scale,) = {m.scaling["default"] for m in theirs.modules() if hasattr(m, "lora_A")}
     assert ours.effective_alpha / ours.rank == pytest.approx(scale)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_dropout_is_pefts(by_row):
+    model, data = start(float("inf"))
+    random_factors(model)
+    peft, (batch, *_) = Peft(model.mean, dropout=0.4), data.train_dataloader()
+    theta = model.adapters.mean.detach().clone().requires_grad_()
+    torch.manual_seed(2)
+    nll = model.backbone.nll(batch, theta.expand(len(batch["task"]), -1) if by_row else theta, dropout=0.4).sum()
+    nll.backward()
+    torch.manual_seed(2)
+    labels = batch["labels"]
+    loss = peft.model(input_ids=batch["input_ids"], labels=labels).loss * (labels[:, 1:] != -100).sum()
+    loss.backward()
+    torch.testing.assert_close(nll, loss)
+    for ours, (_, theirs) in zip(
+        (f for lora in model.backbone.layout.factors(theta.grad).values() for f in lora),
+        peft.pairs(model.mean),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-5)

@@ -117,15 +117,19 @@ def test_memory_is_that_of_a_step(name, estimator):
     assert memory["backbone"] == sum(t.nbytes for t in weights)
 
 
-def test_measuring_gives_times_and_a_peak(report):
-    found = report(*SMALL, "--measure", "trainer.accumulate_grad_batches=2", "data.batch_size=4")
+@pytest.mark.parametrize(("interval", "validations"), [("null", 2), ("0.2", 2 * 5), ("7", 2 * 10 // 7)])
+def test_measuring_gives_times_and_a_peak(report, interval, validations):
+    settings = "trainer.accumulate_grad_batches=2", "data.batch_size=4", f"trainer.val_check_interval={interval}"
+    found = report(*SMALL, "--measure", *settings)
+    assert found["batches"] == 10
     taken = found["measured"]
     assert 0 < taken["step_seconds"] < 10
     assert 0 < taken["validation_seconds"] < 10
     epoch = found["steps"] * taken["step_seconds"] + taken["validation_seconds"]
     assert taken["epoch_seconds"] == pytest.approx(epoch)
     # One more validation at the end, and as many test documents twice.
-    assert taken["run_seconds"] == pytest.approx(2 * epoch + 3 * taken["validation_seconds"])
+    training = 2 * found["steps"] * taken["step_seconds"]
+    assert taken["run_seconds"] == pytest.approx(training + (validations + 3) * taken["validation_seconds"])
     tokens_a_step = found["scored_tokens"] / found["steps"]
     assert taken["tokens_per_second"] == pytest.approx(tokens_a_step / taken["step_seconds"], rel=0.2)
     held = sum(found["memory"].values()) - found["memory"]["logits_of_a_chunk"]

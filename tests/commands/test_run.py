@@ -25,7 +25,8 @@ PER_TASK = "task n_train n_val n_test train_tokens test_tokens val_nll val_perpl
 PER_TASK += " base_test_nll base_test_perplexity"
 DOCUMENTS = "row task split n_tokens n_scored"
 SUMMARY = """tau seed model data val_perplexity val_perplexity_macro test_perplexity test_perplexity_macro
-base_test_perplexity best_epoch epochs steps train_tokens_per_second params_per_task seconds data_sha256 versions"""
+base_test_perplexity best_epoch best_step epochs steps train_tokens_per_second params_per_task seconds
+data_sha256 versions"""
 
 
 @pytest.mark.parametrize("tau", ["0", "100", "inf"])

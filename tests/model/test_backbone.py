@@ -34,7 +34,7 @@ def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first
 def test_a_compiled_backbone_has_the_same_objective_and_gradients():
     found = []
     for compile in (False, True):
-        model = hierarchical(tiny_opt(), ["a", "b"], [1, 1], 40, 1.0, compile=compile)
+        model = hierarchical(tiny_opt(), ["a", "b"], [1, 1], 40, 1.0, how={"compile": compile})
         random_factors(model)
         for width in (20, 13):  # lengths differ by batch
             batch = {"input_ids": IDS[:, :width], "labels": IDS[:, :width], "task": torch.tensor([1, 0])}

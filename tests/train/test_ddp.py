@@ -26,6 +26,7 @@ CASES = [
     (100, "float32", "trainer.strategy=ddp", 1e-4),
     (100, "bfloat16", "trainer=ddp", 1e-2),
     (100, "float32", "trainer=fsdp", 1e-4),
+    (100, "float32", "trainer=fsdp model.gradient_checkpointing=true", 1e-4),
 ]
 
 
@@ -50,7 +51,9 @@ def folder(tmp_path_factory) -> Path:
 def test_two_processes_reach_the_numbers_of_one(folder, tau, dtype, trainer, rtol):
     what = [f"tau={tau}", f"model.dtype={dtype}"]
     alone = run(folder, f"one-{tau}-{dtype}", *what)
-    pair = run(folder, f"{trainer}-{tau}-{dtype}", *what, trainer, "trainer.devices=2", "trainer.accelerator=cpu")
+    pair = run(
+        folder, f"{trainer}-{tau}-{dtype}", *what, *trainer.split(), "trainer.devices=2", "trainer.accelerator=cpu"
+    )
     one, two = (pd.read_csv(run / "per_task.csv") for run in (alone, pair))
     pd.testing.assert_frame_equal(one[EXACT], two[EXACT])
     pd.testing.assert_frame_equal(one.drop(columns=EXACT), two.drop(columns=EXACT), rtol=rtol)

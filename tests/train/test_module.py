@@ -1,5 +1,7 @@
 """Lightning trains the model as it is: accumulated batches are larger ones, and its state is all that is loaded."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -54,3 +56,22 @@ def test_a_checkpoint_holds_what_is_trained_and_is_loaded_whole_or_not_at_all():
     for spoiled in ({f"model.{key}": value for key, value in state.items()}, {}):
         with pytest.raises(RuntimeError, match="key"):
             other.load_state_dict(spoiled, strict=False)
+
+
+def test_dropout_is_drawn_anew_for_each_batch_and_process_and_only_in_training():
+    data = tiny_data({"a": 6, "b": 3}, batch_size=9)
+    plain, module = build(data), build(data, dropout=0.5)
+    random_factors(plain.model)
+    random_factors(module.model)
+    (batch,) = data.train_dataloader()
+
+    def loss(epoch: int, batch_idx: int, rank: int) -> float:
+        module._trainer = SimpleNamespace(world_size=1, global_rank=rank, current_epoch=epoch, global_step=0)
+        return float(module.training_step(batch, batch_idx))
+
+    places = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1)]
+    losses = [loss(*place) for place in places]
+    assert len(set(losses)) == 4
+    assert [loss(*place) for place in places] == losses  # whatever was drawn before
+    assert torch.equal(module.model.nll(batch), plain.model.nll(batch))
+    assert torch.equal(module.eval().model.objective(batch).loss, plain.model.objective(batch).loss)

@@ -17,13 +17,14 @@ import bora
 import bora.train.trainer
 from bora.errors import UserError
 from bora.train.module import TrainingModule
-from tests.conftest import same_files, table
+from tests.conftest import one_line, same_files, table
 
 SMALL = "logger=none data.modules=[pickle,ssl,argparse] data.documents_per_task=12 data.min_documents=5".split()
 SMALL += "data.max_tokens=20 data.batch_size=6 trainer.max_epochs=3 trainer.log_every_n_steps=2".split()
 EACH_STEP = "checkpoint_minutes=0 trainer.log_every_n_steps=1"
 ACCUMULATED = "data.batch_size=2 trainer.accumulate_grad_batches=3"
 HALVES = "data.batch_size=3 trainer.val_check_interval=0.5"
+ACROSS = "trainer.val_check_interval=4"  # batches: more than an epoch has
 EARLY = "tau=0 optim.lr=0.01 optim.patience=1 trainer.max_epochs=9"
 
 
@@ -78,6 +79,7 @@ CASES = {
     "tau=0": Case(f"tau=0 data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "tau=inf": Case(f"tau=inf data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "a schedule": Case(f"optim.schedule=cosine optim.warmup_steps=3 {EACH_STEP}", "training_step", 6, 5),
+    "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),
     "dense prior": Case(f"prior.estimator=dense {EACH_STEP}", "training_step", 5, 4),
     "accumulated batches": Case(f"{ACCUMULATED} {EACH_STEP}", "training_step", 6, 1),
     "max_steps in the first epoch": Case(f"trainer.max_steps=2 {EACH_STEP}", "validation_step", 1, 1),
@@ -88,6 +90,10 @@ CASES = {
     "max_steps of accumulated batches": Case(f"trainer.max_steps=5 {ACCUMULATED} {EACH_STEP}", "training_step", 14, 4),
     "before a validation within an epoch": Case(f"{HALVES} checkpoint_minutes=0", "training_step", 4, 2),
     "after a validation within an epoch": Case(f"{HALVES} checkpoint_minutes=0", "training_step", 5, 4),
+    "before a validation in the second epoch": Case(f"{ACROSS} checkpoint_minutes=0", "training_step", 4, 3),
+    "while validating in the second epoch": Case(f"{ACROSS} checkpoint_minutes=0", "validation_step", 1, 3),
+    "after a validation in the second epoch": Case(f"{ACROSS} checkpoint_minutes=0", "training_step", 6, 5),
+    "a validation at an epoch's end": Case("trainer.val_check_interval=6", "training_step", 8, 6),
     "stopped early": Case(EARLY, "test_step", 1, 9),
     "stopped early, after min_epochs": Case(f"{EARLY} trainer.extra.min_epochs=4", "test_step", 1, 12),
 }
@@ -129,6 +135,24 @@ def test_validations_are_counted(command, tmp_path):
     assert command(*SMALL, "trainer.max_steps=5", "hydra.run.dir=steps")[0] == 0
     state = torch.load(tmp_path / "steps/checkpoints/last.ckpt", weights_only=True)["callbacks"]
     assert {s["wait_count"] for s in state.values() if "wait_count" in s} == {0}
+
+
+def test_validations_are_so_many_batches_apart_whatever_the_epoch(command, tmp_path):
+    assert command(*SMALL, ACROSS, "hydra.run.dir=all")[0] == 0
+    assert command(*SMALL, *EARLY.split(), ACROSS, "hydra.run.dir=early")[0] == 0
+    for name, n in (("all", 2), ("early", None)):
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        state = torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)["callbacks"]["Progress"]
+        epochs, losses, steps = zip(*state["history"], strict=True)
+        assert steps == tuple(4 * (i + 1) for i in range(n or len(steps)))
+        assert epochs == tuple(-(-step // 3) for step in steps)
+        best = losses.index(min(losses))
+        assert (summary["best_epoch"], summary["best_step"]) == (epochs[best], steps[best])
+        if name == "early":  # one validation without a better NLL
+            assert summary["steps"] == steps[best] + 4 == steps[-1] < 27
+    assert "testing the best epoch, 3 (step 8)" in (tmp_path / "all/run.log").read_text()
+    told = command(*SMALL, "trainer.val_check_interval=10", "hydra.run.dir=never")
+    one_line(told, "trainer.val_check_interval=10: the run has 9 batches", "give at most 9")
 
 
 def test_a_signal_in_the_last_step_waits_for_the_end_of_training(command, tmp_path, monkeypatch):
@@ -248,14 +272,14 @@ def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_p
     stopped("training_step", 7, *arguments, "hydra.run.dir=a")
     earlier = best.read_bytes()
     stopped("test_step", 1, *arguments, "hydra.run.dir=a")
-    stopped("test_step", 1, *arguments, "trainer.gradient_clip_val=9", "hydra.run.dir=b")
+    stopped("test_step", 1, *arguments, "optim.clip=9", "hydra.run.dir=b")
     rows, names = tmp_path / "a/metrics.csv", ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv")
     whole = {file: file.read_bytes() for file in (best, last, rows)}
     theirs = [(tmp_path / "b" / name).read_bytes() for name in names]
     for files, told in (
         ({best: earlier}, "best.ckpt does not match this run: its validation NLL is"),
-        ({best: theirs[0]}, "best.ckpt is of a run with another trainer.gradient_clip_val;"),
-        ({last: theirs[1], rows: theirs[2]}, "last.ckpt is of a run with another trainer.gradient_clip_val;"),
+        ({best: theirs[0]}, "best.ckpt is of a run with another optim.clip;"),
+        ({last: theirs[1], rows: theirs[2]}, "last.ckpt is of a run with another optim.clip;"),
     ):
         for file, data in (whole | files).items():
             file.write_bytes(data)

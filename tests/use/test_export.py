@@ -69,7 +69,7 @@ def peft_logits(folder: Path) -> torch.Tensor:
     ("family", "overrides"),
     [
         ("opt", ["tau=100", "prior.parameterization=centered"]),
-        ("opt", ["tau=0"]),
+        ("opt", ["tau=0", "lora.dropout=0.25"]),
         ("opt", ["tau=inf"]),
         ("opt", ["tau=100", "lora.target_modules=all-linear"]),
         ("opt", ["tau=100", "lora.target_modules='.*1.self_attn.(q_proj|out_proj)'"]),
@@ -87,6 +87,8 @@ def test_peft_computes_the_same_logits(trained, gpt2, tmp_path, family, override
     expected = our_logits(run)
     for folder, task in (mapping["tasks"] | {"hierarchical-mean": None}).items():
         torch.testing.assert_close(peft_logits(out / folder), expected[task], rtol=0, atol=1e-5)
+    config = json.loads((out / "hierarchical-mean/adapter_config.json").read_text())
+    assert config["lora_dropout"] == 0.25 * ("lora.dropout=0.25" in overrides)
     tensors = load_file(out / "hierarchical-mean/adapter_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     first, second, _ = (expected[t] for t in TASKS)
