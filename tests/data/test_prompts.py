@@ -14,6 +14,7 @@ from bora.data.corpus import build_corpus
 from bora.data.module import TaskDataModule
 from bora.data.prompts import fill, prompt_columns
 from bora.data.tokens import Tokens
+from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 from tests.conftest import hierarchical, random_factors
 
@@ -76,7 +77,7 @@ def test_an_answer_that_does_not_fit_is_cut_and_counted():
 
 @given(
     words=st.integers(0, 40),
-    max_tokens=st.integers(6, 30),
+    max_tokens=st.integers(8, 30),
     overlap=st.integers(0, 3),
     bos=st.booleans(),
     prompt=st.sampled_from([None, "Q:", "{article} so:"]),
@@ -175,3 +176,9 @@ def test_what_a_model_goes_on_from_is_what_it_was_trained_on():
         assert answer in PAIRS["text"].tolist()
     one = replace(how, prompt="Of {article}:")
     assert one.start(None, "an article") == one.start(None, {"article": "an article"})
+
+
+def test_a_piece_without_room_is_refused():
+    table = pd.DataFrame({"task": ["a"], "text": ["one two three four five six seven"]})
+    with pytest.raises(UserError, match="data.max_tokens=6 leaves a piece no room behind the prompt and data.overlap=3"):
+        tokens(prompt="Q:", max_tokens=6, long="chunk", overlap=3).encode(table)
