@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from rich.table import Table
 
 from bora.bayes.adapters import Shared
@@ -16,11 +17,14 @@ from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.lib.console import plain_console, progress, tell
 from bora.runs.directory import DOCUMENTS, TRAINED_ON
-from bora.use.evaluate import Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
+from bora.use.answers import NAMES, compare_answers, score_answers
+from bora.use.evaluate import Ask, Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
+from bora.use.sampling import Sampling
 from bora.use.score import MODELS
 
 MAX_SHOWN = 5  # unknown tasks that are named
+BESIDE = "another run, whose answers are shown beside, for example that at τ = 0; again for more"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +47,18 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--likelihoods", choices=("csv", "parquet"), help="also write log p(text | θ) of every document and task"
+    )
+    parser.add_argument(
+        "--answers",
+        type=checked(Count),
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="answer the prompts too: N of each task, or all",
+    )
+    parser.add_argument("--beside", type=Path, action="append", default=[], metavar="RUN", help=BESIDE)
+    parser.add_argument(
+        "--max-new-tokens", type=checked(Count), default=64, metavar="N", help="of an answer, at most (64)"
     )
     add_device(parser)
     return parser
@@ -71,6 +87,8 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
         sums = (f"{found.per_task[column].sum():,}" for column in ("n_documents", "n_tokens"))
         table.add_row("all (by token)", *sums, *(f"{found.overall[column]:.2f}" for column in MODELS))
         console.print(table)
+    if found.answers is not None:
+        show_answers(found.answers)
     console.print(f"every row, its task unknown ({prior} prior): perplexity {found.mixture_perplexity:.2f}")
     if (c := found.classification) is not None:
         console.print(
@@ -87,6 +105,21 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
             f"; with temperature {found.temperature:.3g} ({note}): {with_t}" if fitted else f" (temperature {note})"
         )
         console.print(f"how sure: {at_1}{tempered}; guessing: log loss {c['guessing_log_loss']:.3f}")
+
+
+def show_answers(answers: pd.DataFrame) -> None:
+    """Print the scores of answers, means over tasks with their intervals, and paired differences."""
+    means = compare_answers(score_answers(answers))
+    table = Table(title=f"answers to {len(answers):,} prompts, mean over tasks [95 %]", title_justify="left")
+    table.add_column("", overflow="fold")
+    scores = means["score"].unique()
+    for score in scores:
+        table.add_column(NAMES[score], justify="right")
+    for (under, minus), rows in means.groupby(["under", "minus"], sort=False):
+        who = " − ".join(NAMES.get(str(name), str(name)) for name in (under, minus) if name)
+        cells = rows.set_index("score").loc[scores, ["value", "low", "high"]].itertuples(index=False)
+        table.add_row(who, *("{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*c, s="+" if minus else "") for c in cells))
+    plain_console().print(table)
 
 
 def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Iterator[str]:
@@ -128,7 +161,13 @@ def main() -> None:
         tell(f"{len(table):,} documents; loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
         tell(f"scoring each document under {len(restored.model.tasks):,} tasks")
-        found = evaluate(restored, table, arguments.prior, arguments.batch_size, progress, arguments.include_trained)
+        ask = None
+        if arguments.answers is not None:
+            others = {run.name: restore(run, arguments.device, arguments.dtype) for run in arguments.beside}
+            sampling = {name: getattr(arguments, name) for name in ("max_new_tokens", "batch_size")}
+            ask = Ask(Sampling(**sampling), arguments.answers or None, others)
+        how = (arguments.prior, arguments.batch_size, progress, arguments.include_trained, ask)
+        found = evaluate(restored, table, *how)
         about = {
             "run": str(run),
             "run_data_sha256": restored.summary["data_sha256"],
@@ -141,6 +180,9 @@ def main() -> None:
             "data_sha256": data_sha256,
             "prior": arguments.prior,
             "include_trained": arguments.include_trained,
+            "answers_per_task": arguments.answers,
+            "beside": [str(run.resolve()) for run in arguments.beside],
+            "max_new_tokens": arguments.max_new_tokens,
             "temperature_note": restored.summary["temperature_note"],
             "seconds": round(time.perf_counter() - start, 1),
         }

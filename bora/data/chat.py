@@ -108,13 +108,27 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     first = int(scored.argmax()) if scored.any() else len(ids)
     question = slice(0, first)
     if answers and answers[0]:
-        content = messages[answers[0] - 1]["content"].strip()
-        before = write(tokenizer, messages[: answers[0]])
-        at = before.rfind(content)
-        if content and at >= 0:
-            begin, end = (_shared(ids, encode(before[:stop])) for stop in (at, at + len(content)))
-            question = slice(begin, min(end, first))
+        found = find_question(ids, write(tokenizer, messages[: answers[0]]), messages[answers[0] - 1], encode)
+        question = slice(found.start, min(found.stop, first))
     return Turns(ids, scored, question)
+
+
+def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str], Ids]) -> slice:
+    """Find where a message's own words stand in a chat's tokens.
+
+    Args:
+        ids: of the chat, or of one that goes on with it.
+        text: the chat, which ends with the message.
+        message: its last.
+
+    Returns:
+        Their place; of the whole chat where the template does not write them as they are.
+    """
+    content = message["content"].strip()
+    at = text.rfind(content)
+    if not content or at < 0:
+        return slice(0, _shared(ids, encode(text)))
+    return slice(*(_shared(ids, encode(text[:stop])) for stop in (at, at + len(content))))
 
 
 def _shared(ids: Ids, others: Ids) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config import Data
-from bora.data.chat import Message, encode_chat, write
+from bora.data.chat import Message, encode_chat, find_question, write
 from bora.data.prompts import TASK, fill, placeholders, prompt_columns, rows_of
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
@@ -280,8 +280,7 @@ class Tokens:
         if isinstance(prompt, str) and (prompt[:2] == "[{" if self.chat else len(self.columns) > 1):
             prompt = _from_json(prompt)
         if self.chat:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            return self._ids([write(self.tokenizer, messages, answer=True)])[0]
+            return self._question([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
         if not self.answers:
             return self.before(task) + self._ids([self.template.partition("{text}")[0] + prompt])[0]
         cells = {self.columns[0]: prompt} if isinstance(prompt, str) and len(self.columns) == 1 else prompt
@@ -292,10 +291,18 @@ class Tokens:
         values = {TASK: task or ""} | {f"{{{name}}}": str(cells[name]) for name in self.columns}
         question = fill(self.prompt or "", values)
         if self.chat_template:
-            begun = write(self.tokenizer, [{"role": "user", "content": question}], answer=True)
-            return self._ids([begun if self.columns else begun + prompt])[0]
+            begun = self._question([{"role": "user", "content": question}])
+            return begun if self.columns else begun + self._ids([prompt])[0]
         before, after = self.beginning, self._ids([self.template.partition("{text}")[0]])[0]
         return before + self._shorten(self._ids([question])[0], self.max_tokens - len(before) - len(after)) + after
+
+    def _question(self, messages: list[Message]) -> list[int]:
+        """Encode a chat up to where its answer begins; its last message is shortened to fit."""
+        text = write(self.tokenizer, messages, answer=True)
+        ids = self._ids([text])[0]
+        place = find_question(ids, text, messages[-1], lambda part: self._ids([part])[0])
+        kept = self._shorten(ids[place], self.max_tokens - len(ids) + len(ids[place]))
+        return ids[: place.start] + kept + ids[place.stop :]
 
     def _encode(self, table: pd.DataFrame, text_room: int | None = None) -> pa.Table:
         """Tokenise to a table of TOKENS, a part at a time."""

@@ -1,4 +1,4 @@
-"""Score generated answers against the responses that they should have been, and show them side by side.
+"""Generate answers, score them against the responses that they should have been, and show them side by side.
 
 An answer's scores, each from 0 to 1:
 
@@ -12,9 +12,10 @@ responses' range allows; `no_number` is the share of such answers.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,16 @@ from jinja2 import Environment, PackageLoader
 from torch import Tensor
 from torchmetrics.functional.text import chrf_score, rouge_score
 
+from bora.bayes.model import Under
+from bora.data.prompts import show_prompt
+from bora.errors import UserError
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
 from bora.report.intervals import Interval, bootstrap
+from bora.train.authorship import Progress
+from bora.use.generate import Speaker, continue_all, encode_start
+from bora.use.restore import Restored
+from bora.use.sampling import Sampling
 
 PREFIX = "under_"  # of a column of answers
 ALL = "all"
@@ -38,6 +46,43 @@ NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 NAMES = {"task": "θ of the task", "mean": "Θ", "base": "frozen backbone"}
 NAMES |= {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
 NAMES |= {"no_number": "no number", "mae": "MAE", "rmse": "RMSE"}
+
+
+def generate_answers(
+    restored: Restored,
+    table: pd.DataFrame,
+    sampling: Sampling,
+    kinds: Sequence[Under] = get_args(Under),
+    progress: Progress = lambda steps, what: steps,
+) -> pd.DataFrame:
+    """Let models answer the prompts of documents, in batches of mixed tasks.
+
+    Args:
+        restored: a finished run, on documents that have prompts.
+        table: columns task, text and what prompts take; every task is one of the run's.
+        kinds: who answers: θ_d of the document's task, Θ, or the frozen backbone.
+        progress: wraps the loop over batches.
+
+    Returns:
+        A row a document, on the table's index: task, prompt (as a person reads it), response, and a column of answers for
+        each kind: under_task, under_mean, under_base.
+
+    Raises:
+        UserError: the run's documents have no prompts, or one does not fit the model.
+    """
+    if not restored.tokens.answers:
+        raise UserError("there are no prompts to answer: the run was trained without a data.prompt that takes columns")
+    asked = restored.tokens.ask(table)
+    speakers = [Speaker(kind, task) for kind in kinds for task in table["task"]]
+    starts = [encode_start(restored, s, asked[i % len(asked)][0]) for i, s in enumerate(speakers)]
+    order = sorted(range(len(starts)), key=lambda i: len(starts[i]))  # like lengths together, so that little is padded
+    found = continue_all(restored, [starts[i] for i in order], [speakers[i] for i in order], sampling, progress)
+    texts = np.empty(len(starts), dtype=object)
+    texts[order] = [text for text, *_ in found]
+    prompts, responses = ([show_prompt(prompt) for prompt, _ in asked], [response for _, response in asked])
+    about = {"task": table["task"].to_numpy(), "prompt": prompts, "response": responses}
+    answers = zip(kinds, texts.reshape(len(kinds), -1), strict=True)
+    return pd.DataFrame(about | {PREFIX + kind: column for kind, column in answers}, table.index)
 
 
 def score_answers(answers: pd.DataFrame) -> pd.DataFrame:

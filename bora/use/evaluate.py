@@ -5,7 +5,8 @@ gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), wit
 """
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from bora.data.prompts import whole_texts
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
+from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored
+from bora.use.sampling import Sampling
 from bora.use.score import (
     Likelihoods,
     Progress,
@@ -28,7 +31,40 @@ from bora.use.score import (
     perplexities,
 )
 
-FILES = (DOCUMENTS, PER_TASK, "likelihoods.csv", "likelihoods.parquet", SUMMARY)
+ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
+FILES = (DOCUMENTS, PER_TASK, ANSWERS, ANSWER_SCORES, ANSWERS_PAGE, "likelihoods.csv", "likelihoods.parquet", SUMMARY)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How prompts are answered.
+
+    Args:
+        sampling: of the answers.
+        per_task: at most so many prompts of each task, drawn at random; None for all.
+        beside: further runs, by name, whose θ of the same task answers too; such as those at τ = 0 and ∞.
+    """
+
+    sampling: Sampling
+    per_task: int | None = None
+    beside: Mapping[str, Restored] = field(default_factory=dict)
+
+    def answers(self, restored: Restored, table: pd.DataFrame, progress: Progress) -> pd.DataFrame:
+        """Have the prompts of rows answered; see `bora.use.answers.generate_answers`.
+
+        Raises:
+            UserError: see there; or a run beside it lacks a task.
+        """
+        if self.per_task is not None:
+            shuffled = table.sample(frac=1, random_state=0)
+            table = table[table.index.isin(shuffled.groupby("task").head(self.per_task).index)]
+        found = generate_answers(restored, table, self.sampling, progress=progress)
+        for name, other in self.beside.items():
+            if lacking := sorted(set(table["task"]) - set(other.model.adapters.task_names)):
+                raise UserError(f"--beside {name}: that run has no task {lacking[0]}")
+            more = generate_answers(other, table, self.sampling, ("task",), progress)
+            found[f"{PREFIX}{name}"] = more[f"{PREFIX}task"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -48,6 +84,7 @@ class Evaluation:
         counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
             and unknown_tasks, task → rows.
         temperature: T; 1 where the run has none.
+        answers: see `bora.use.answers.generate_answers`, of rows of the run's tasks; None where none were asked for.
     """
 
     documents: pd.DataFrame
@@ -58,6 +95,7 @@ class Evaluation:
     likelihoods: Likelihoods
     counts: dict[str, Any]
     temperature: float
+    answers: pd.DataFrame | None = None
 
 
 def evaluate(
@@ -67,6 +105,7 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress = lambda steps, what: steps,
     include_trained: bool = False,
+    ask: Ask | None = None,
 ) -> Evaluation:
     """Score new text under a run's models.
 
@@ -77,6 +116,7 @@ def evaluate(
         batch_size: rows in a forward.
         progress: wraps the loops over batches.
         include_trained: report on the rows that the run was trained on too.
+        ask: have the prompts answered too.
 
     Raises:
         UserError: there are labels and none is a task of the run, no row has a token to score, or the run was trained
@@ -115,11 +155,13 @@ def evaluate(
             "trained_on": "" if seen is None else trained_on,
         }
     )
-    per_task = overall = classification = None
+    per_task = overall = classification = answers = None
     if (rows := known & reported).any():
         per_task, overall = perplexities(restored, table[rows], batch_size, progress)
         found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
         classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
+        if ask is not None:
+            answers = ask.answers(restored, table[rows], progress)
     counts = {
         "rows": len(table),
         "of_the_runs_tasks": int(known.sum()),
@@ -130,7 +172,18 @@ def evaluate(
     }
     evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
     mixture = float(np.exp(-evidence.sum() / scores.n_scored[reported].sum()))
-    return Evaluation(documents, per_task, overall, classification, mixture, scores, counts, restored.temperature)
+    return Evaluation(
+        documents, per_task, overall, classification, mixture, scores, counts, restored.temperature, answers
+    )
+
+
+def _mean_scores(answers: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """Score answers: model, or "one − other" → score → its mean over tasks, and its 95 % interval."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in compare_answers(score_answers(answers)).to_dict("records"):
+        who = f"{row['under']} − {row['minus']}" if row["minus"] else row["under"]
+        found.setdefault(who, {})[row["score"]] = {key: row[key] for key in ("value", "low", "high")}
+    return found
 
 
 def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
@@ -171,6 +224,11 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
         write_text_atomically(new / DOCUMENTS, found.documents.to_csv(index=False))
         if found.per_task is not None:
             write_text_atomically(new / PER_TASK, found.per_task.to_csv(index=False))
+        if found.answers is not None:
+            scores = score_answers(found.answers)
+            write_text_atomically(new / ANSWERS, found.answers.rename_axis("row").to_csv())
+            write_text_atomically(new / ANSWER_SCORES, scores.to_csv(index=False))
+            samples_page(found.answers, scores, new / ANSWERS_PAGE)
         if form == "csv":
             write_text_atomically(new / "likelihoods.csv", tabulate_likelihoods(found, names).to_csv(index=False))
         elif form == "parquet":
@@ -181,6 +239,7 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
             "perplexity": found.overall,
             "mixture_perplexity": found.mixture_perplexity,
             "classification": found.classification,
+            "answers": None if found.answers is None else _mean_scores(found.answers),
         }
         write_json(new / SUMMARY, about | results | {"versions": versions()})
         for name in reversed(FILES):  # the summary goes first and comes last

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from bora.bayes.model import Under
 from bora.errors import UserError
 from bora.model.pretrained import max_positions
+from bora.train.authorship import Progress
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
 
@@ -93,25 +94,43 @@ def generate(
         speakers += [Speaker(kind, task) for task in (tasks if restored.tokens.names_task else [None])]
     if not speakers or not prompts:
         raise UserError("give at least one --prompt, and at least one of --task, --mean and --base")
-    starts = {(i, s): _encode_start(restored, s, p) for i, p in enumerate(prompts) for s in speakers}
-    longest = max(map(len, starts.values())) + sampling.max_new_tokens
-    positions = max_positions(restored.model.backbone.model.config)
-    if positions is not None and longest > positions:
-        raise UserError(
-            f"the longest prompt and {sampling.max_new_tokens} new tokens make {longest} tokens, and the model has "
-            f"{positions} positions; lower --max-new-tokens or shorten the prompt"
-        )
     rows = [(i, s, n) for i in range(len(prompts)) for s in speakers for n in range(sampling.num_return_sequences)]
+    starts = {(i, s): encode_start(restored, s, p) for i, p in enumerate(prompts) for s in speakers}
+    found = continue_all(restored, [starts[i, s] for i, s, _ in rows], [s for _, s, _ in rows], sampling)
+    return [Answer(prompts[i], speaker, n, *one) for (i, speaker, n), one in zip(rows, found, strict=True)]
+
+
+def continue_all(
+    restored: Restored,
+    starts: Sequence[list[int]],
+    speakers: Sequence[Speaker],
+    sampling: Sampling,
+    progress: Progress = lambda steps, what: steps,
+) -> list[tuple[str, list[int], bool]]:
+    """Let each speaker go on from its own start, in batches of mixed speakers.
+
+    Returns:
+        Each one's text, tokens, and whether it came to an end; see Answer.
+
+    Raises:
+        UserError: a start does not fit the model.
+    """
+    longest, new = max(map(len, starts)), sampling.max_new_tokens
+    positions = max_positions(restored.model.backbone.model.config)
+    if positions is not None and longest + new > positions:
+        raise UserError(
+            f"the longest prompt and {new} new tokens make {longest + new} tokens, and the model has {positions} "
+            "positions; lower --max-new-tokens or shorten the prompt"
+        )
     config = sampling.to_transformers(_end_tokens(restored))
     answers = []
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
-        for first in range(0, len(rows), sampling.batch_size):
-            batch = rows[first : first + sampling.batch_size]
-            found = continue_batch(restored, [starts[i, s] for i, s, _ in batch], [s for _, s, _ in batch], config)
-            for (i, speaker, sequence), (ids, ended) in zip(batch, found, strict=True):
-                text = _decode(restored, starts[i, speaker], ids)
-                answers.append(Answer(prompts[i], speaker, sequence, text, ids, ended))
+        for first in progress(range(0, len(starts), sampling.batch_size), "answers"):
+            some = slice(first, first + sampling.batch_size)
+            found = continue_batch(restored, list(starts[some]), list(speakers[some]), config)
+            for start, (ids, ended) in zip(starts[some], found, strict=True):
+                answers.append((_decode(restored, start, ids), ids, ended))
     return answers
 
 
@@ -154,7 +173,7 @@ def _end_tokens(restored: Restored) -> set[int]:
     return {end for end in ends if end is not None and end < restored.tokens.vocabulary}
 
 
-def _encode_start(restored: Restored, speaker: Speaker, prompt: Any) -> list[int]:
+def encode_start(restored: Restored, speaker: Speaker, prompt: Any) -> list[int]:
     tokens = restored.tokens
     start = tokens.start(speaker.task, prompt)
     if not start:
@@ -166,9 +185,9 @@ def _encode_start(restored: Restored, speaker: Speaker, prompt: Any) -> list[int
 def _decode(restored: Restored, start: list[int], ids: list[int]) -> str:
     """Decode the new tokens together with the prompt: alone, some tokenizers drop the first word's space."""
 
-    def decode(tokens: list[int]) -> str:
+    def plain(tokens: list[int]) -> str:
         text = restored.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)  # a list of texts only for a list of lists
 
-    before, whole = decode(start), decode(start + ids)
-    return whole[len(before) :] if whole.startswith(before) else decode(ids)
+    before, whole = plain(start), plain(start + ids)
+    return whole[len(before) :] if whole.startswith(before) else plain(ids)

@@ -12,6 +12,7 @@ from peft import PeftModel
 import bora
 from bora.commands import adapt, evaluate, generate
 from bora.model.pretrained import load_packaged
+from bora.use.answers import score_answers
 from bora.use.export import export
 from tests.conftest import one_line
 
@@ -126,3 +127,44 @@ def test_from_python(pairs, tmp_path):
     assert run.who_wrote(pairs.head(2))["best"].isin(["a", "b"]).all()
     with pytest.raises(bora.UserError, match="have prompts"):
         run.who_wrote("a text")
+
+
+def test_answers_are_those_of_generate_and_their_scores_are_in_the_evaluations_files(command, call, pairs):
+    assert command(*RUN, PROMPT)[0] == 0
+    none = [word for word in RUN if not word.startswith("hydra")]
+    assert command(*none, PROMPT, "tau=0", "hydra.run.dir=zero")[0] == 0
+    new = pairs.assign(article=pairs["article"] + " again")
+    new.to_csv("new.csv", index=False)
+    words = ["--out", "e", "--answers", 3, "--beside", "zero", "--max-new-tokens", 4]
+    code, out, _ = call(evaluate.main, "run", "--data", "new.csv", *words)
+    assert code == 0
+    assert "answers to 6 prompts" in out
+    answers = pd.read_csv("e/answers.csv", keep_default_na=False)
+    assert answers["task"].value_counts().to_dict() == {"a": 3, "b": 3}
+    for row in answers.to_dict("records"):
+        assert (row["prompt"], row["response"]) == tuple(new.loc[row["row"], ["article", "headline"]])
+        for run, column, who in (
+            ("run", "under_task", ["--task", row["task"]]),
+            ("run", "under_base", ["--base", "--task", row["task"]]),
+            ("zero", "under_zero", ["--task", row["task"]]),
+        ):
+            _, said, _ = call(generate.main, run, "--prompt", row["prompt"], *who, "--max-new-tokens", 4, "--json")
+            assert json.loads(said.splitlines()[-1])["text"] == row[column]
+    scores = pd.read_csv("e/answer_scores.csv", keep_default_na=False)
+    ours = score_answers(answers)
+    assert scores["under"].unique().tolist() == ["task", "mean", "base", "zero"]
+    assert scores["chrf"].tolist() == pytest.approx(ours["chrf"].tolist())
+    page = Path("e/answers.html").read_text()
+    assert all(row["prompt"] in page for row in answers.to_dict("records"))
+    means = json.loads(Path("e/summary.json").read_text())["answers"]
+    assert means["task"]["chrf"]["value"] == pytest.approx(
+        ours.query("under == 'task' and task != 'all'")["chrf"].mean()
+    )
+
+
+def test_a_run_on_plain_texts_has_no_prompts_to_answer(call, trained):
+    run = trained("tau=100")
+    pd.DataFrame({"task": ["a"], "text": ["a new text"]}).to_csv(run.parent / "new.csv", index=False)
+    found = call(evaluate.main, run, "--data", run.parent / "new.csv", "--out", run.parent / "e", "--answers")
+    assert found[0] == 2
+    assert "no prompts to answer" in found[2].splitlines()[-1]
