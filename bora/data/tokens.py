@@ -364,9 +364,9 @@ class Tokens:
         """
         before, prompt, rest, scored, repeat = whole
         room = self.max_tokens - len(before)
-        # The text comes first. One that does not fit anyway leaves the prompt half of the first piece.
-        least = (room // 2 if self.long == "chunk" else 0) if before else max(1, room // 2 * (self.long == "chunk"))
-        kept = self._shorten(prompt, max(room - len(rest), least))
+        # The text comes first; but one that does not fit anyway leaves the prompt half of the room.
+        fits = len(rest) <= room - (0 if before else 1)
+        kept = self._shorten(prompt, room - len(rest) if fits else room // 2)
         ids = before + kept + rest
         mask = [False] * (len(ids) - len(rest)) + scored.tolist()
         n = self.max_tokens

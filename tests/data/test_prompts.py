@@ -70,9 +70,10 @@ def test_an_answer_that_does_not_fit_is_cut_and_counted():
     table = PAIRS.assign(text=" ".join(["word"] * 40))
     cut, lost = tokens(prompt=PROMPT, max_tokens=12).encode(table)
     answer = ids_of(table["text"][3])
-    for document in cut:
-        assert document.ids.tolist() == [TOKENIZER.bos_token_id, *answer[:11]]
-    assert (lost.documents, lost.tokens, lost.prompts) == (3, 3 * (len(answer) - 11), 3)
+    for document, article, task in zip(cut, table["{article}"], table["task"], strict=True):
+        prompt = ids_of(f"{task} says of {article}: {{")
+        assert document.ids.tolist() == [TOKENIZER.bos_token_id, *prompt[-5:], *answer[:6]]
+    assert (lost.documents, lost.tokens, lost.prompts) == (3, 3 * (len(answer) - 6), 3)
 
 
 @given(
