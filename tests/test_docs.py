@@ -89,3 +89,20 @@ def test_every_file_of_conf_is_shown_and_explained():
 def test_every_study_has_its_page():
     studies = {readme.parent.name for readme in (REPOSITORY / "experiments").glob("*/README.md")}
     assert studies == {page.stem for page in (DOCS / "experiments").glob("*.md")} - {"index"}
+
+
+def test_lamps_files_become_the_tables_of_histories_and_questions(tmp_path):
+    names: dict = {}
+    exec(blocks(PAGES["prompts"], "python")[0], names)
+    given = "Generate a headline for the following article: "
+    users = [
+        {"id": "7", "input": given + "it: rained", "profile": [{"id": "70", "text": "sun", "title": "Sunny"}] * 2},
+        {"id": "8", "input": given + "snow", "profile": [{"id": "80", "text": "article: fog", "title": "Foggy"}]},
+    ]
+    gold = {"task": "LaMP_4", "golds": [{"id": "8", "output": "White"}, {"id": "7", "output": "Wet"}]}
+    for file, content in (("questions.json", users), ("outputs.json", gold)):
+        (tmp_path / file).write_text(json.dumps(content))
+    history, asked = names["read_lamp"](tmp_path / "questions.json", tmp_path / "outputs.json")
+    assert history.to_numpy().tolist() == [["7", "sun", "Sunny"], ["7", "sun", "Sunny"], ["8", "article: fog", "Foggy"]]
+    assert asked.to_numpy().tolist() == [["7", "it: rained", "Wet"], ["8", "snow", "White"]]
+    assert list(history) == list(asked) == ["user", "input", "output"]
