@@ -23,7 +23,7 @@ from bora.model.lora import LowRank
 from bora.runs.archive import read_run
 from bora.runs.directory import METRICS, RunDirectory, readable
 from bora.use.adapt import adapt, encode_documents, write_adapted
-from bora.use.evaluate import hash_texts
+from bora.use.evaluate import Ask, hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
 from bora.use.hub import push_to_hub
@@ -145,10 +145,7 @@ class Run:
         """
         one = isinstance(prompt, (str, Mapping)) or (self.restored.tokens.chat and isinstance(prompt[0], Mapping))
         prompts = [prompt] if one else list(prompt)
-        try:
-            sampling = Sampling(**options)
-        except ValidationError as error:
-            raise UserError("\n".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+        sampling = _sampling(options)
         asked = self.tasks if tasks is None else _listed(tasks)
         answers = generate(self.restored, asked, prompts, mean=mean, base=base, **sampling.model_dump())
         return Voices.of(answers, [*map(show_prompt, prompts)], sampling.num_return_sequences)
@@ -177,6 +174,35 @@ class Run:
         scores = Scores(per_task)
         scores.overall = overall
         return scores
+
+    def answer(
+        self,
+        frame: Any,
+        *,
+        task: str | None = None,
+        text: str | None = None,
+        per_task: int | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Let each document's task, Θ and the frozen backbone answer its prompt.
+
+        Args:
+            frame: as `bora.fit` took it, with the columns that the prompt takes.
+            task, text: columns; None for those that the run was trained on.
+            per_task: at most so many prompts of each task, drawn at random; None for all.
+            options: max_new_tokens, do_sample, …; see `bora.use.sampling.Sampling`.
+
+        Returns:
+            A frame on the given one's rows: task, prompt, response, under_task, under_mean, under_base.
+            `bora.use.answers.score_answers` scores it.
+
+        Raises:
+            UserError: see `bora.use.answers.generate_answers`; or a row is of no task of the run.
+        """
+        found = self._documents(frame, task, text)
+        if unknown := sorted(set(found["task"]) - set(self.tasks)):
+            raise UserError(f"the run has no task {unknown[0]!r}; leave its rows out")
+        return Ask(_sampling(options), per_task).answers(self.restored, found)
 
     def who_wrote(
         self, texts: str | Sequence[str] | pd.Series | pd.DataFrame, *, prior: str = "uniform", batch_size: int = 32
@@ -354,6 +380,17 @@ def write_report(folders: list[Path], output: Path) -> Report:
     """
     write(folders, output, None)
     return Report(output / "index.html")
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    """
+    Raises:
+        UserError: an option is unknown or out of its range.
+    """
+    try:
+        return Sampling(**options)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
 
 
 def _listed(values: str | Sequence[str]) -> list[str]:

@@ -2,10 +2,12 @@
 
 import io
 import math
+import os
 import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib as mpl
 from jinja2 import Environment, PackageLoader
@@ -16,6 +18,7 @@ from bora.errors import UserError
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
 from bora.report import figures
+from bora.report.answers import answers_table, find_answers
 from bora.report.claims import Claim, judge_claims
 from bora.report.evidence import Evidence, format_tau
 from bora.report.series import Series, series_of
@@ -35,7 +38,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """What a report says about one series, its name in links, and the folder of its files."""
+    """What a report says about one series, its name in links, and the folder of its files.
+
+    `answers` has a table for each evaluation with answers, and the pages of its runs: name → address.
+    """
 
     label: str
     slug: str
@@ -45,6 +51,7 @@ class Section:
     table1: ReportTable
     table2: ReportTable
     pictures: list[Picture]
+    answers: list[tuple[ReportTable, dict[str, str]]]
 
     @property
     def n_still_improving(self) -> int:
@@ -84,7 +91,7 @@ def write_report(runs: list[Run], problems: list[str], output: Path, column: str
     for series in all_series:
         folder = output / slugs[series.label] if len(all_series) > 1 else output
         folder.mkdir(parents=True, exist_ok=True)
-        sections.append(_write_section(series, slugs[series.label], folder, column, problems))
+        sections.append(_write_section(series, slugs[series.label], folder, output, column, problems))
     problems[:] = dict.fromkeys(problems)
     template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("report.html.j2")
     page = template.render(
@@ -99,16 +106,26 @@ def write_report(runs: list[Run], problems: list[str], output: Path, column: str
     return sections
 
 
-def _write_section(series: Series, slug: str, folder: Path, column: str | None, problems: list[str]) -> Section:
+def _write_section(
+    series: Series, slug: str, folder: Path, output: Path, column: str | None, problems: list[str]
+) -> Section:
     evidence = Evidence(series)
     claims = judge_claims(evidence)
     tables = table1(evidence), table2(evidence)
-    for table in (*tables, claims_table(claims)):
+    found = find_answers(evidence)
+    answers = [(answers_table(name, own), _links(own, output)) for name, own in found.items()]
+    for table in (*tables, claims_table(claims), *(table for table, _ in answers)):
         table.write(folder)
     with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
         drawn = draw_figures(evidence, _map_tasks(evidence, column, problems))
         pictures = [_save(folder, slug, *each) for each in drawn]
-    return Section(series.label, slug, folder, evidence, claims, *tables, pictures)
+    return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers)
+
+
+def _links(found: list[tuple[float, Path, dict]], output: Path) -> dict[str, str]:
+    """Map the runs' names to their pages of answers, as the report's page reaches them."""
+    pages = {folder.parent.parent.name: folder / "answers.html" for _, folder, _ in found}
+    return {name: quote(os.path.relpath(page, output)) for name, page in pages.items()}
 
 
 def _map_tasks(evidence: Evidence, column: str | None, problems: list[str]) -> TaskMap | None:

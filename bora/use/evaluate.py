@@ -49,7 +49,9 @@ class Ask:
     per_task: int | None = None
     beside: Mapping[str, Restored] = field(default_factory=dict)
 
-    def answers(self, restored: Restored, table: pd.DataFrame, progress: Progress) -> pd.DataFrame:
+    def answers(
+        self, restored: Restored, table: pd.DataFrame, progress: Progress = lambda steps, what: steps
+    ) -> pd.DataFrame:
         """Have the prompts of rows answered; see `bora.use.answers.generate_answers`.
 
         Raises:

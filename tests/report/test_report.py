@@ -5,6 +5,7 @@ import math
 import re
 from functools import cache, partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from bora.report.evidence import Evidence, format_tau, rank_correlation
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
 from bora.report.task_map import build_task_map, explained_variance
-from bora.runs.directory import RunDirectory, to_yaml
+from bora.runs.directory import RunDirectory, to_yaml, write_json
 
 # τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
 KNOWN = {
@@ -406,3 +407,22 @@ def test_small_things():
     assert f"{Interval(1.0):.1f} {Interval(1.0, 0.5, 2.0):+.1f}" == "1.0 +1.0 [+0.5, +2.0]"
     assert [Interval(1, *ends).sign for ends in ((0.1, 2), (-2, -0.1), (-1, 1))] == [1, -1, 0]
     assert latex("50 % of a_b & τ = 10⁴") == r"50 \% of a\_b \& $\tau$ = 10$^4$"
+
+
+def test_scores_of_answers_are_tabulated_by_tau_with_links_to_their_pages(tmp_path, report):
+    chrf = {(0.0, 0): 0.25, (10.0, 0): 0.5, (10.0, 1): 0.75}
+    for (tau, seed), value in chrf.items():
+        folder = write_run(tmp_path / f"s/tau={tau:g},seed={seed}", tau, seed)
+        means = {who: {"chrf": {"value": v, "low": v, "high": v}} for who, v in (("task", value), ("base", 0.125))}
+        (folder / "evaluation/new").mkdir(parents=True)
+        write_json(folder / "evaluation/new/summary.json", {"answers": means | {"task − base": means["task"]}})
+    (folder.parent / "tau=0,seed=0/evaluation/plain").mkdir()
+    write_json(folder.parent / "tau=0,seed=0/evaluation/plain/summary.json", {"answers": None})
+    assert report("s")[0] == 0
+    table = pd.read_csv("report/answers-new.csv")
+    rows = [("task", 0, 0.25, 1), ("task", 10, 0.625, 2), ("base", 0, 0.125, 1), ("base", 10, 0.125, 2)]
+    assert [tuple(row) for row in table.itertuples(index=False)] == rows
+    page = Path("report/index.html").read_text("utf-8")
+    links = [unquote(link) for link in re.findall(r'href="([^"]+/answers.html)"', page)]
+    assert links == [f"../s/tau={tau:g},seed={seed}/evaluation/new/answers.html" for tau, seed in chrf]
+    assert "<td>0.625</td>" in page

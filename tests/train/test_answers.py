@@ -124,6 +124,9 @@ def test_from_python(pairs, tmp_path):
     voices = run.generate(["the law", "a vote"], ["a"], max_new_tokens=2)
     assert voices.shape == (2, 1)
     assert len(run.score(pairs)) == 2
+    answers = run.answer(pairs, per_task=2, max_new_tokens=2)
+    assert (answers["response"] == pairs.loc[answers.index, "headline"]).all()
+    assert set(answers) == {"task", "prompt", "response", "under_task", "under_mean", "under_base"}
     assert run.who_wrote(pairs.head(2))["best"].isin(["a", "b"]).all()
     with pytest.raises(bora.UserError, match="have prompts"):
         run.who_wrote("a text")

@@ -1,0 +1,54 @@
+"""Scores of answers by τ, from the evaluations that `bora evaluate --answers` left in the runs' folders."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from bora.report.evidence import Evidence, format_tau
+from bora.report.tables import ReportTable
+from bora.runs.directory import SUMMARY, read_json
+
+# Score → what the table calls it.
+SCORES = {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
+SCORES |= {"mae": "MAE", "rmse": "RMSE"}
+WHO = {"task": "θ of the task", "mean": "Θ", "base": "frozen backbone"}
+
+
+def find_answers(evidence: Evidence) -> dict[str, list[tuple[float, Path, dict]]]:
+    """Find evaluations with answers below the series' runs: evaluation's name → τ, its folder, its summary."""
+    found: dict[str, list[tuple[float, Path, dict]]] = {}
+    for run in evidence.series.runs:
+        for file in sorted((run.folder / "evaluation").glob(f"*/{SUMMARY}")):
+            summary = read_json(file)
+            if summary.get("answers"):
+                found.setdefault(file.parent.name, []).append((run.summary["tau"], file.parent, summary))
+    return found
+
+
+def answers_table(name: str, found: list[tuple[float, Path, dict]]) -> ReportTable:
+    """Tabulate the scores of one evaluation by τ, means over tasks and then over seeds.
+
+    Args:
+        name: the evaluation's.
+        found: of `find_answers`.
+    """
+    rows = [
+        {"tau": tau, "who": who, **{score: means[score]["value"] for score in SCORES if score in means}}
+        for tau, _, summary in found
+        for who, means in summary["answers"].items()
+        if who in WHO and not (who == "mean" and math.isinf(tau))  # where every task is Θ
+    ]
+    groups = pd.DataFrame(rows).groupby(["who", "tau"], sort=False)
+    data = groups.mean().assign(runs=groups.size()).reset_index()
+    data = data.sort_values("tau", kind="stable").sort_values(
+        "who", kind="stable", key=lambda who: who.map([*WHO].index)
+    )
+    cells = pd.DataFrame({"who answers": data["who"].map(WHO), "τ": data["tau"].map(format_tau)})
+    for score in data.columns.intersection([*SCORES], sort=False):
+        cells[SCORES[score]] = data[score].map("{:.3f}".format)
+    cells["runs"] = data["runs"].astype(str)
+    caption = (
+        f"Answers to the prompts of {name}: means over tasks, then over seeds. The runs' own pages have intervals."
+    )
+    return ReportTable(f"answers-{name}", data, cells, cells == "", caption)
