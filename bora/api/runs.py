@@ -143,7 +143,9 @@ class Run:
         Raises:
             UserError: see `bora.use.generate.generate`; or an option is unknown or out of its range.
         """
-        one = isinstance(prompt, (str, Mapping)) or (self.restored.tokens.chat and isinstance(prompt[0], Mapping))
+        one = isinstance(prompt, (str, Mapping)) or (
+            self.restored.tokens.chat and isinstance(next(iter(prompt), None), Mapping)
+        )
         prompts = [prompt] if one else list(prompt)
         sampling = _sampling(options)
         asked = self.tasks if tasks is None else _listed(tasks)
@@ -202,7 +204,9 @@ class Run:
         found = self._documents(frame, task, text)
         if unknown := sorted(set(found["task"]) - set(self.tasks)):
             raise UserError(f"the run has no task {unknown[0]!r}; leave its rows out")
-        return Ask(_sampling(options), per_task).answers(self.restored, found)
+        ask = Ask(_sampling(options), per_task)
+        ask.check(self.restored, found["task"])
+        return ask.answers(self.restored, found)
 
     def who_wrote(
         self, texts: str | Sequence[str] | pd.Series | pd.DataFrame, *, prior: str = "uniform", batch_size: int = 32

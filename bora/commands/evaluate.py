@@ -5,16 +5,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 from rich.table import Table
 
 from bora.bayes.adapters import Shared
+from bora.bayes.model import Under
 from bora.commands.common import add_device, add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.streams import OPENERS
 from bora.data.table import READERS
+from bora.errors import UserError
 from bora.lib.console import plain_console, progress, tell
 from bora.runs.directory import DOCUMENTS, TRAINED_ON
 from bora.use.answers import NAMES, compare_answers, score_answers
@@ -154,6 +157,11 @@ def main() -> None:
     arguments = parser().parse_args()
     start = time.perf_counter()
     with cli_errors():
+        if arguments.beside and arguments.answers is None:
+            raise UserError("--beside shows another run's answers: give --answers too")
+        beside = {path.resolve().name: path for path in arguments.beside}
+        if len(beside.keys() - {*get_args(Under)}) < len(arguments.beside):
+            raise UserError("--beside: the runs' folders need names of their own, other than task, mean and base")
         table = read_texts(arguments.data, columns_of(arguments))
         run, data_sha256 = arguments.run.expanduser().resolve(), hash_texts(table)
         out = arguments.out or run / "evaluation" / bare_name(arguments.data)
@@ -163,7 +171,7 @@ def main() -> None:
         tell(f"scoring each document under {len(restored.model.tasks):,} tasks")
         ask = None
         if arguments.answers is not None:
-            others = {run.name: restore(run, arguments.device, arguments.dtype) for run in arguments.beside}
+            others = {name: restore(run, arguments.device, arguments.dtype) for name, run in beside.items()}
             sampling = {name: getattr(arguments, name) for name in ("max_new_tokens", "batch_size")}
             ask = Ask(Sampling(**sampling), arguments.answers or None, others)
         how = (arguments.prior, arguments.batch_size, progress, arguments.include_trained, ask)

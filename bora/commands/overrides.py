@@ -221,7 +221,7 @@ def forced(word: str) -> str:
     """
     key, equals, value = word.partition("=")
     if key.lstrip("+") in WRITTEN:  # a shell's quotes leave \\n as it is typed
-        value = value.replace("\\n", "\n")
+        value = re.sub(r"(?<!\\)\$\{", r"\${", value.replace("\\n", "\n"))  # ${…} would be OmegaConf's
         word = f"{key}={value}"
     if not equals and not key.startswith("~"):
         raise UserError(f"{word!r} sets nothing: write KEY=VALUE in one word, as in tau=100")
@@ -230,7 +230,9 @@ def forced(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
-        quoted = f"{key}={quote(value)}"
+        # In quotes already, with one more inside: 'Customer's question: '.
+        within = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        quoted = f"{key}={quote(value[1:-1] if within else value)}"
         try:
             override = OverridesParser.create().parse_override(quoted)
         except HydraException as error:

@@ -46,16 +46,23 @@ def to_messages(value: Any) -> str:
     messages = [_to_message(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else None
     if messages is None:
         raise ValueError('give a list of messages, [{"role": "user", "content": "…"}, …]')
-    return json.dumps(messages, ensure_ascii=False) if messages else ""
+    return json.dumps(messages, ensure_ascii=False, default=_to_plain) if messages else ""
+
+
+def _to_plain(value: Any) -> Any:
+    """Convert what JSON does not know: NumPy's arrays and numbers to Python's, a date to text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _to_message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise ValueError(f'a message is an object with "role" and "content", not a {type(value).__name__}')
     message = {str(key): part for key, part in value.items() if part is not None}
+    if "tool_calls" in message:
+        message.setdefault("content", "")
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
-            raise ValueError(f'a message has no text in its "{key}"')
+            raise ValueError(f'a message has no text in its "{key}"; join its parts, and leave images out')
     return message
 
 
@@ -97,8 +104,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
         for i in answers:
             until = write(tokenizer, messages[: i + 1])
             # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
-            at = max(0, text.find(messages[i]["content"]))
-            before = write(tokenizer, messages[:i], answer=True) if i else text[:at]
+            at = until.rfind(messages[i]["content"].strip())
+            before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
             if not text.startswith(until):
                 raise UserError(
                     "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
@@ -106,7 +113,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
                 )
             scored[_shared(ids, encode(before)) : _shared(ids, encode(until))] = True
     first = int(scored.argmax()) if scored.any() else len(ids)
-    question = slice(0, first)
+    question = slice(first, first) if answers[:1] == [0] else slice(0, first)
     if answers and answers[0]:
         found = find_question(ids, write(tokenizer, messages[: answers[0]]), messages[answers[0] - 1], encode)
         question = slice(found.start, min(found.stop, first))

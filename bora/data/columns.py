@@ -63,6 +63,12 @@ class Columns:
         document = {"text": text} if self.messages is None else {"messages": self.messages}
         named = {"task": task, **document, "date": date} | {f"{{{name}}}": name for name in self.prompt}
         found = {ours: name for ours, name in named.items() if name is not None}
+        if text in self.prompt and self.messages is None:
+            raise ReadError(
+                "prompt",
+                f"… {{{text}}} …",
+                f"that is the text, which the prompt would give away; name others of {listed}",
+            )
         for ours, name in found.items():
             argument, value = (ours, name) if ours[0] != "{" else ("prompt", f"… {ours} …")
             if name not in available:

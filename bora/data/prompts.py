@@ -53,5 +53,5 @@ def show_prompt(prompt: Any) -> str:
 
 def rows_of(table: pd.DataFrame) -> Callable[[int], dict[str, str]]:
     """Return a function from a row's place to what its prompt takes."""
-    columns = {name: table[name].tolist() for name in [*placeholders(table)]}
+    columns = {name: table[name].tolist() for name in placeholders(table)}
     return lambda i: {name: cells[i] for name, cells in columns.items()}

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config import Data
 from bora.data.chat import Message, encode_chat, find_question, write
-from bora.data.prompts import TASK, fill, placeholders, prompt_columns, rows_of
+from bora.data.columns import to_text
+from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_columns, rows_of
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.lib.console import progress
@@ -162,7 +163,7 @@ class Tokens:
     @property
     def names_task(self) -> bool:
         """Whether the prompt tells each document its task's name."""
-        return TASK in (self.prompt or "")
+        return any(match[0] == TASK for match in PLACEHOLDER.finditer(self.prompt or ""))
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -244,15 +245,10 @@ class Tokens:
         Raises:
             UserError: that prompt leaves no room.
         """
-        if self.answers:  # there the prompt is shortened, not the text
-            return _to_pieces(self._encode(table))
-        return _to_pieces(self._encode(table, self._text_room(names)))
-
-    def _text_room(self, names: Sequence[str]) -> int:
-        room = self.max_tokens - max(len(self.before(name)) for name in names)
-        if room < 2:
+        longest = max(len(self.before(name)) for name in names)
+        if self.max_tokens - longest < 2:
             raise UserError(f"data.max_tokens={self.max_tokens}: the longest prompt leaves no room for a text")
-        return room
+        return _to_pieces(self._encode(table, longest))
 
     def ask(self, table: pd.DataFrame) -> list[tuple[Any, str]]:
         """Take each row apart: what `start` takes, and the answer to it, as it is written; of a chat the last answer."""
@@ -266,21 +262,23 @@ class Tokens:
         prompts = [{name[1:-1]: cell for name, cell in cells(i).items()} for i in range(len(table))]
         return list(zip(prompts, table["text"], strict=True))
 
-    def start(self, task: str | None, prompt: Any) -> list[int]:
+    def start(self, task: str | None, prompt: Any, room: int | None = None) -> list[int]:
         """Encode what a text begins with, for a model to go on.
 
         Args:
             task: the name for `{task}`; None only where the prompt does not hold it.
+            room: tokens to which a prompt with columns, or a question, is shortened; None for max_tokens.
             prompt: what the user gives: the text's beginning; or, where data.prompt takes columns, their cells by column,
                 or the text of its only one; or a chat's messages, or the text of the user's first. JSON will do.
 
         Raises:
             UserError: it has not what the prompt takes, or the template does not write it.
         """
-        if isinstance(prompt, str) and (prompt[:2] == "[{" if self.chat else len(self.columns) > 1):
+        room = self.max_tokens if room is None else room
+        if isinstance(prompt, str) and (_is_list(prompt) if self.chat else len(self.columns) > 1):
             prompt = _from_json(prompt)
         if self.chat:
-            return self._question([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+            return self._question([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, room)
         if not self.answers:
             return self.before(task) + self._ids([self.template.partition("{text}")[0] + prompt])[0]
         cells = {self.columns[0]: prompt} if isinstance(prompt, str) and len(self.columns) == 1 else prompt
@@ -288,24 +286,35 @@ class Tokens:
             raise UserError(
                 f"this run's data.prompt takes {', '.join(self.columns)}: give a JSON object with these keys"
             )
-        values = {TASK: task or ""} | {f"{{{name}}}": str(cells[name]) for name in self.columns}
+        values = {TASK: task or ""} | {f"{{{name}}}": to_text(cells[name]) for name in self.columns}
         question = fill(self.prompt or "", values)
         if self.chat_template:
-            begun = self._question([{"role": "user", "content": question}])
+            begun = self._question([{"role": "user", "content": question}], room)
             return begun if self.columns else begun + self._ids([prompt])[0]
         before, after = self.beginning, self._ids([self.template.partition("{text}")[0]])[0]
-        return before + self._shorten(self._ids([question])[0], self.max_tokens - len(before) - len(after)) + after
+        return before + self._shorten(self._ids([question])[0], room - len(before) - len(after)) + after
 
-    def _question(self, messages: list[Message]) -> list[int]:
-        """Encode a chat up to where its answer begins; its last message is shortened to fit."""
-        text = write(self.tokenizer, messages, answer=True)
-        ids = self._ids([text])[0]
-        place = find_question(ids, text, messages[-1], lambda part: self._ids([part])[0])
-        kept = self._shorten(ids[place], self.max_tokens - len(ids) + len(ids[place]))
-        return ids[: place.start] + kept + ids[place.stop :]
+    def _question(self, messages: list[Message], room: int) -> list[int]:
+        """Encode a chat up to where its answer begins, shortened as in training, at the message before the first answer.
 
-    def _encode(self, table: pd.DataFrame, text_room: int | None = None) -> pa.Table:
-        """Tokenise to a table of TOKENS, a part at a time."""
+        If that is not enough, what follows it loses its beginning.
+        """
+        ids = self._ids([write(self.tokenizer, messages, answer=True)])[0]
+        first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+        if len(ids) <= room or not first:
+            return ids
+        text = write(self.tokenizer, messages[:first])
+        place = find_question(ids, text, messages[first - 1], lambda part: self._ids([part])[0])
+        begun = ids[: place.start] + self._shorten(ids[place], room - len(ids) + place.stop - place.start)
+        rest = ids[place.stop :]
+        return begun + rest[max(0, len(begun) + len(rest) - room) :]
+
+    def _encode(self, table: pd.DataFrame, longest: int | None = None) -> pa.Table:
+        """Tokenise to a table of TOKENS, a part at a time.
+
+        Args:
+            longest: see `_pieces`.
+        """
         parts = []
         # Neither number ever falls, so a new part begins where their sum rises.
         number = table["text"].str.len().to_numpy(np.int64).cumsum() // MAX_PART_CHARS
@@ -314,9 +323,7 @@ class Tokens:
         for start, stop in progress([*zip(starts, [*starts[1:], len(table)], strict=True)], "tokenising"):
             rows = []
             for document, whole in enumerate(self._parts(table.iloc[start:stop]), start=int(start)):
-                if text_room is not None:
-                    whole = whole._replace(rest=whole.rest[:text_room], scored=whole.scored[:text_room])
-                pieces, *lost = self._pieces(whole)
+                pieces, *lost = self._pieces(whole, longest)
                 # Most documents have one piece; the others lost nothing more.
                 rows += [(document, *piece, *(lost if i == 0 else (0, 0))) for i, piece in enumerate(pieces)]
             parts.append(pa.table([*map(list, zip(*rows, strict=True))], schema=TOKENS))
@@ -356,28 +363,37 @@ class Tokens:
             answer = self.template.replace("{text}", text)
             yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
-    def _pieces(self, whole: Parts) -> tuple[list[tuple[list[int], list[bool]]], int, int]:
+    def _pieces(self, whole: Parts, longest: int | None = None) -> tuple[list[tuple[list[int], list[bool]]], int, int]:
         """Cut a document to max_tokens, or into pieces of them.
+
+        Args:
+            longest: tokens of the longest `before` of all tasks, where texts are compared under several tasks' prompts:
+                they are cut at the same places under each.
 
         Returns:
             The pieces: ids, and which of them are scored; and how many tokens of its text and of its prompt are lost.
         """
         before, prompt, rest, scored, repeat = whole
-        room = self.max_tokens - len(before)
+        n = self.max_tokens if longest is None or self.answers else self.max_tokens - longest + len(before)
+        room = n - len(before)
         # The text comes first; but one that does not fit anyway leaves the prompt half of the room.
         fits = len(rest) <= room - (0 if before else 1)
         kept = self._shorten(prompt, room - len(rest) if fits else room // 2)
         ids = before + kept + rest
         mask = [False] * (len(ids) - len(rest)) + scored.tolist()
-        n = self.max_tokens
-        pieces = [(ids[:n], mask[:n])]
+        # A prompt with columns that has less than its half leaves more of the text, but not where tasks are compared.
+        first = n if longest is None or fits or not self.answers else len(before) + len(kept) + room - room // 2
+        pieces = [(ids[:first], mask[:first])]
         if self.long == "cut":
-            return pieces, max(0, len(ids) - n), len(prompt) - len(kept)
+            return pieces, max(0, len(ids) - first), len(prompt) - len(kept)
         overlap = max(self.overlap, 0 if repeat else 1)  # the first token of a piece is not scored
         step = n - len(repeat) - overlap
-        if step < 1 and len(ids) > n:
-            raise UserError(f"data.max_tokens={n} leaves a piece no room behind the prompt and data.overlap={overlap}")
-        for begin in range(n, len(ids), max(1, step)):
+        if step < 1 and len(ids) > first:
+            raise UserError(
+                f"data.max_tokens={self.max_tokens} leaves a piece no room behind the prompt and data.overlap={overlap}; "
+                "raise it"
+            )
+        for begin in range(first, len(ids), max(1, step)):
             context = repeat + ids[begin - overlap : begin]
             more = mask[begin : begin + step]
             pieces.append((context + ids[begin : begin + step], [False] * len(context) + more))
@@ -399,6 +415,15 @@ class Tokens:
             return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
         # verbose=False: longer texts than the model's are cut here, so the warning would mislead.
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
+
+
+def _is_list(text: str) -> bool:
+    """Return whether a text is JSON of a list of objects, such as a chat's messages."""
+    try:
+        found = json.loads(text)
+    except ValueError:  # what the user says
+        return False
+    return isinstance(found, list) and all(isinstance(one, dict) for one in found)
 
 
 def _from_json(text: str) -> Any:

@@ -7,7 +7,7 @@ An answer's scores, each from 0 to 1:
 - chrF: F₂ of the sequences of 1 to 6 characters, averaged over the lengths that are in either text.
 
 Where every response is a number, MAE and RMSE too. An answer that is no number counts as the largest error that the
-responses' range allows; `no_number` is the share of such answers.
+responses' range allows, as does a number beyond it; `no_number` is the share of answers that are none.
 """
 
 import re
@@ -25,7 +25,6 @@ from torchmetrics.functional.text import chrf_score, rouge_score
 
 from bora.bayes.model import Under
 from bora.data.prompts import show_prompt
-from bora.errors import UserError
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
 from bora.report.intervals import Interval, bootstrap
@@ -41,7 +40,7 @@ SAMPLES_PER_TASK = 5
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words: each character is one.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
-NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+NUMBER = re.compile(r"[+-]?\d+(\.\d+|,\d{1,2}|,\d{4,})?")  # 1,000 may be one or a thousand
 # What the page calls models and scores.
 NAMES = {"task": "θ of the task", "mean": "Θ", "base": "frozen backbone"}
 NAMES |= {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
@@ -68,13 +67,12 @@ def generate_answers(
         each kind: under_task, under_mean, under_base.
 
     Raises:
-        UserError: the run's documents have no prompts, or one does not fit the model.
+        UserError: a prompt does not fit the model.
     """
-    if not restored.tokens.answers:
-        raise UserError("there are no prompts to answer: the run was trained without a data.prompt that takes columns")
-    asked = restored.tokens.ask(table)
+    asked, new = restored.tokens.ask(table), sampling.max_new_tokens
     speakers = [Speaker(kind, task) for kind in kinds for task in table["task"]]
-    starts = [encode_start(restored, s, asked[i % len(asked)][0]) for i, s in enumerate(speakers)]
+    each = [encode_start(restored, task, ask, new) for task, (ask, _) in zip(table["task"], asked, strict=True)]
+    starts = each * len(kinds)
     order = sorted(range(len(starts)), key=lambda i: len(starts[i]))  # like lengths together, so that little is padded
     found = continue_all(restored, [starts[i] for i in order], [speakers[i] for i in order], sampling, progress)
     texts = np.empty(len(starts), dtype=object)
@@ -105,7 +103,8 @@ def score_answers(answers: pd.DataFrame) -> pd.DataFrame:
         if numbers.notna().all():
             off = (given.map(parse_number) - numbers).abs()
             each["no_number"] = off.isna().to_numpy(float)
-            each["mae"] = off.fillna(np.maximum(numbers - numbers.min(), numbers.max() - numbers)).to_numpy()
+            largest = np.maximum(numbers - numbers.min(), numbers.max() - numbers)
+            each["mae"] = off.fillna(np.inf).clip(upper=largest).to_numpy()
             each["rmse"] = each["mae"] ** 2
         groups = each.groupby(level="task", sort=False)
         table = groups.mean()

@@ -4,8 +4,9 @@ Rows whose task the run knows are scored under it, under Θ and under the frozen
 gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), with the run's temperature T.
 """
 
+import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from bora.use.score import (
     perplexities,
 )
 
+log = logging.getLogger(__name__)
 ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
 FILES = (DOCUMENTS, PER_TASK, ANSWERS, ANSWER_SCORES, ANSWERS_PAGE, "likelihoods.csv", "likelihoods.parquet", SUMMARY)
 
@@ -49,21 +51,41 @@ class Ask:
     per_task: int | None = None
     beside: Mapping[str, Restored] = field(default_factory=dict)
 
+    def check(self, restored: Restored, tasks: Iterable[str]) -> None:
+        """
+        Raises:
+            UserError: a run's documents have no prompts, or a run beside has other ones, or lacks one of the tasks.
+        """
+        ours = restored.tokens
+        if not ours.answers:
+            raise UserError("there are no prompts to answer: the run's data.prompt takes no columns")
+        for name, other in self.beside.items():
+            theirs = other.tokens
+            if (theirs.chat, theirs.columns) != (ours.chat, ours.columns):
+                raise UserError(f"--beside {name}: its prompts take other columns than the run's")
+            if lacking := sorted(set(tasks) - set(other.model.adapters.task_names)):
+                raise UserError(f"--beside {name}: that run has no task {lacking[0]}")
+
     def answers(
         self, restored: Restored, table: pd.DataFrame, progress: Progress = lambda steps, what: steps
     ) -> pd.DataFrame:
         """Have the prompts of rows answered; see `bora.use.answers.generate_answers`.
 
         Raises:
-            UserError: see there; or a run beside it lacks a task.
+            UserError: see there; or no row has a prompt.
         """
+        chat, asked = restored.tokens.chat, restored.tokens.ask(table)
+        asks = np.array([bool(prompt) or not chat for prompt, _ in asked], dtype=bool)
+        if n := int((~asks).sum()):
+            log.warning("%d chats begin with their only answer, so nothing asks for it: they are not answered", n)
+            table = table[asks]
+        if table.empty:
+            raise UserError("no row has a prompt to answer")
         if self.per_task is not None:
             shuffled = table.sample(frac=1, random_state=0)
             table = table[table.index.isin(shuffled.groupby("task").head(self.per_task).index)]
         found = generate_answers(restored, table, self.sampling, progress=progress)
         for name, other in self.beside.items():
-            if lacking := sorted(set(table["task"]) - set(other.model.adapters.task_names)):
-                raise UserError(f"--beside {name}: that run has no task {lacking[0]}")
             more = generate_answers(other, table, self.sampling, ("task",), progress)
             found[f"{PREFIX}{name}"] = more[f"{PREFIX}task"]
         return found
@@ -134,6 +156,10 @@ def evaluate(
             "so on; name the column of tasks with --task"
         )
     seen = restored.directory.trained_on()
+    if ask is not None:
+        ask.check(restored, table["task"][known])
+        for other in ask.beside.values():  # whose answers to what it was trained on would be no answers either
+            seen = (seen or set()) | (other.directory.trained_on() or set())
     trained_on = np.array([hash_text(text) in (seen or ()) for text in whole_texts(table)])
     if trained_on.all() and not include_trained:
         raise UserError("the run was trained on every one of these texts; give others, or --include-trained")

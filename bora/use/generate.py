@@ -95,7 +95,8 @@ def generate(
     if not speakers or not prompts:
         raise UserError("give at least one --prompt, and at least one of --task, --mean and --base")
     rows = [(i, s, n) for i in range(len(prompts)) for s in speakers for n in range(sampling.num_return_sequences)]
-    starts = {(i, s): encode_start(restored, s, p) for i, p in enumerate(prompts) for s in speakers}
+    new = sampling.max_new_tokens
+    starts = {(i, s): encode_start(restored, s.task, p, new) for i, p in enumerate(prompts) for s in speakers}
     found = continue_all(restored, [starts[i, s] for i, s, _ in rows], [s for _, s, _ in rows], sampling)
     return [Answer(prompts[i], speaker, n, *one) for (i, speaker, n), one in zip(rows, found, strict=True)]
 
@@ -173,9 +174,15 @@ def _end_tokens(restored: Restored) -> set[int]:
     return {end for end in ends if end is not None and end < restored.tokens.vocabulary}
 
 
-def encode_start(restored: Restored, speaker: Speaker, prompt: Any) -> list[int]:
-    tokens = restored.tokens
-    start = tokens.start(speaker.task, prompt)
+def encode_start(restored: Restored, task: str | None, prompt: Any, new: int) -> list[int]:
+    """Encode a prompt; one that `Tokens.start` may shorten leaves room for `new` tokens.
+
+    Raises:
+        UserError: see `Tokens.start`; or there is no token, or one that the model does not have.
+    """
+    tokens, positions = restored.tokens, max_positions(restored.model.backbone.model.config)
+    room = None if positions is None else max(1, min(tokens.max_tokens, positions - new))
+    start = tokens.start(task, prompt, room)
     if not start:
         raise UserError("this model puts no token before a text, so an empty --prompt gives it no start")
     tokens.require_embeddings(start, "the prompt")

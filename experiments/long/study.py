@@ -21,7 +21,7 @@ from bora.model.batch import to_device
 from bora.use.restore import restore
 
 HERE = Path(__file__).parent
-SHAPE = "data.documents_per_task=120 data.max_tokens=48 tau=100 optim.lr=1e-3 optim.patience=3 trainer.max_epochs=8 logger=none"
+SHAPE = "data.documents_per_task=120 data.max_tokens=48 tau=100 optim.lr=1e-3 optim.patience=3 trainer.max_epochs=8"
 WAYS = {"cut": "", "chunk": "data.long=chunk", "chunk, overlap 16": "data.long=chunk data.overlap=16"}
 SEEDS = (0, 1, 2)
 BATCH = 64
@@ -29,7 +29,7 @@ BATCH = 64
 
 @torch.no_grad()
 def test_nll(run: Path) -> dict[str, float]:
-    """Score a run's test documents whole, whatever it was trained on; `beginning` is what every run was trained to predict."""
+    """Score a run's test documents whole, whatever it was trained on; every run was trained on their `beginning`."""
     restored = restore(run)
     documents = pd.read_csv(run / "documents.csv").query("split == 'test'").drop_duplicates("row")
     table = read_documents(restored.cfg.data).loc[documents["row"]]

@@ -62,6 +62,27 @@ def test_where_the_template_marks_answers_ids_and_mask_are_transformers_own(toke
     assert ours.scored.astype(int).tolist() == theirs["assistant_masks"]
 
 
+@pytest.mark.parametrize("said", ["a", "t", "Hi there. "])
+def test_an_answer_at_the_beginning_has_no_question_and_its_header_is_not_scored(tokenizer, said):
+    tokenizer.chat_template = PLAIN
+    ours = encode(tokenizer, chat(said, first="assistant"))
+    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == said.strip() + "</s>\n"
+    assert ours.question.start == ours.question.stop
+
+
+def test_a_long_chat_is_asked_with_its_last_message_whole(tokenizer):
+    tokenizer.chat_template = PLAIN
+    tokens = Tokens(tokenizer, len(tokenizer), 40, chat=True)
+    messages = chat("word " * 50, "yes " * 60, "Which law is it then?")
+    start = tokens.start(None, messages)
+    assert len(start) == 40
+    text = tokenizer.decode(start)
+    assert text.startswith("<user>\n")
+    assert text.endswith("<user>\nWhich law is it then?</s>\n<assistant>\n")
+    assert tokens.start(None, json.dumps(messages, indent=1)) == start
+    assert len(tokens.start(None, messages, room=30)) == 30
+
+
 @pytest.mark.parametrize("messages", CHATS)
 def test_where_it_does_not_an_answer_is_what_it_adds_to_the_chat_before_it(tokenizer, messages):
     tokenizer.chat_template = PLAIN
@@ -143,6 +164,12 @@ def test_chats_are_read_from_datasets(tmp_path):
     datasets.Dataset.from_list([{"task": "a", "chat": MESSAGES}]).save_to_disk(tmp_path / "d")
     found = read_documents(data_group("datasets", path=str(tmp_path / "d"), messages="chat"))
     assert json.loads(found["text"][0]) == MESSAGES
+
+
+def test_other_fields_of_a_message_are_kept_as_json_has_them():
+    call = {"role": "assistant", "content": None, "tool_calls": np.array([{"n": np.float32(2)}]), "at": pd.Timestamp(0)}
+    (kept,) = json.loads(to_messages([call]))
+    assert kept == {"role": "assistant", "content": "", "tool_calls": [{"n": 2.0}], "at": "1970-01-01 00:00:00"}
 
 
 @pytest.mark.parametrize(

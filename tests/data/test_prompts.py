@@ -183,3 +183,29 @@ def test_a_piece_without_room_is_refused():
     table = pd.DataFrame({"task": ["a"], "text": ["one two three four five six seven"]})
     with pytest.raises(UserError, match=r"max_tokens=6 leaves a piece no room behind the prompt and data\.overlap=3"):
         tokens(prompt="Q:", max_tokens=6, long="chunk", overlap=3).encode(table)
+
+
+LONG = pd.DataFrame({"task": "", "text": ["word " * 40, "short"], "{q}": ["is it", "long " * 40]})
+NAMES = ["a", "a much longer name of a task"]
+
+
+@pytest.mark.parametrize("prompt", ["{task} {q}: ", "By {task}: "])
+@pytest.mark.parametrize("how", [{}, {"long": "chunk"}, {"long": "chunk", "overlap": 2}])
+def test_under_every_tasks_prompt_the_same_tokens_are_scored_at_the_same_places(prompt, how):
+    compared = tokens(prompt=prompt, max_tokens=24, **how)
+    under = [compared.encode_under(LONG.assign(task=name), NAMES) for name in NAMES]
+    scored = [[(p.document, p.ids[1:][p.scored[1:]].tolist()) for p in pieces] for pieces in under]
+    assert scored[0] == scored[1]
+    if how:
+        (whole, _), _ = tokens(prompt="{task}: ", max_tokens=1000).encode(LONG)
+        assert [id for document, ids in scored[0] if document == 0 for id in ids] == whole.ids[whole.scored].tolist()
+
+
+def test_a_cell_that_is_asked_with_is_written_as_one_that_was_read():
+    one = tokens(prompt="{q}!")
+    assert one.start(None, {"q": None}) == [TOKENIZER.bos_token_id, *ids_of("!")]
+    assert one.start(None, {"q": True}) == [TOKENIZER.bos_token_id, *ids_of("true!")]
+
+
+def test_braces_that_are_doubled_name_no_task():
+    assert not tokens(prompt="{{task}} {q}").names_task

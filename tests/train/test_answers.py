@@ -11,6 +11,7 @@ from peft import PeftModel
 
 import bora
 from bora.commands import adapt, evaluate, generate
+from bora.commands.overrides import compose_config
 from bora.model.pretrained import load_packaged
 from bora.use.answers import score_answers
 from bora.use.export import export
@@ -171,3 +172,29 @@ def test_a_run_on_plain_texts_has_no_prompts_to_answer(call, trained):
     found = call(evaluate.main, run, "--data", run.parent / "new.csv", "--out", run.parent / "e", "--answers")
     assert found[0] == 2
     assert "no prompts to answer" in found[2].splitlines()[-1]
+
+
+def test_a_prompt_may_hold_quotes_and_what_omegaconf_would_fill_in(tmp_path):
+    for typed, meant in (
+        (r"data.prompt='Customer's question: {q}\nReply: '", "Customer's question: {q}\nReply: "),
+        ("data.prompt='Price: ${cost}'", "Price: ${cost}"),
+    ):
+        assert compose_config([typed])[0].data.prompt == meant
+
+
+def test_what_cannot_be_asked_is_refused_before_work(command, call, pairs):
+    assert command(*RUN, PROMPT)[0] == 0
+    pairs.assign(article=pairs["article"] + " again").to_csv("new.csv", index=False)
+    for words, told in (
+        (["--beside", "run"], "give --answers too"),
+        (["--answers", "--beside", "a/r", "--beside", "b/r"], "names of their own"),
+        (["--answers", "--beside", "base"], "names of their own"),
+    ):
+        one_line(call(evaluate.main, "run", "--data", "new.csv", *words), told)
+
+
+def test_a_prompt_that_fills_the_model_leaves_room_for_its_answer(command, call, pairs):
+    words = [word for word in RUN if not word.startswith("data.max_tokens")]
+    assert command(*words, PROMPT, "data.max_tokens=256")[0] == 0
+    pairs.assign(article="the law " * 300).head(1).to_csv("new.csv", index=False)
+    assert call(evaluate.main, "run", "--data", "new.csv", "--answers", "--max-new-tokens", 3, "--out", "e")[0] == 0

@@ -128,3 +128,12 @@ def test_the_page_shows_every_text_as_it_is(tmp_path):
         assert f'id="{target}"' in text
     mae = scores.set_index(["under", "task"]).loc[("base", "all"), "mae"]
     assert any(t.startswith(f"{mae:.3f} [") for t in page.texts)
+
+
+def test_a_number_beyond_the_responses_is_as_wrong_as_none_and_a_thousand_is_not_one():
+    answers = pd.DataFrame({"task": "a", "response": ["1", "5"], "under_task": ["12345678901", "none"]})
+    scores = score_answers(answers)
+    assert scores["mae"].tolist() == [4.0, 4.0]
+    assert scores["no_number"].tolist() == [0.5, 0.5]
+    assert [parse_number(text) for text in ("4,5", "4.5", "-3")] == [4.5, 4.5, -3.0]
+    assert np.isnan(parse_number("1,000"))
