@@ -15,7 +15,7 @@ from bora.report.claims import Claim
 from bora.report.evidence import Evidence, format_tau
 from bora.report.intervals import LEVEL, Interval
 
-TEXT_COLUMNS = ("task", "claim", "verdict", "numbers")  # aligned left
+TEXT_COLUMNS = ("task", "claim", "verdict", "numbers", "who answers")  # aligned left
 MAX_PAGE_ROWS = 40  # of a table in LaTeX that does not break over pages
 
 
