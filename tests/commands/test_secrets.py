@@ -25,7 +25,10 @@ def assert_none_in(folder: Path) -> None:
             assert secret.encode() not in content, f"{name} is in {file}"
 
 
-@pytest.mark.parametrize("logger", ["wandb", "mlflow", "tensorboard"])
+# W&B's in the ordinary suite; the others take ten seconds each.
+@pytest.mark.parametrize(
+    "logger", ["wandb", *(pytest.param(k, marks=pytest.mark.processes) for k in ("mlflow", "tensorboard"))]
+)
 def test_the_environments_secrets_reach_no_file(command, call, tmp_path, monkeypatch, logger):
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)

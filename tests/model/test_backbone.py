@@ -31,6 +31,7 @@ def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first
     assert seen == {0: False, 1: True}
 
 
+@pytest.mark.processes  # starts a compiler, for half a minute
 def test_a_compiled_backbone_has_the_same_objective_and_gradients():
     found = []
     for compile in (False, True):
