@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bora.config import Data
 from bora.data.chat import Message, encode_chat, find_question, write
 from bora.data.columns import to_text
+from bora.data.pieces import Cutter, Parts
 from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_columns, rows_of
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
@@ -79,24 +80,6 @@ class Truncation:
         return text
 
 
-class Parts(NamedTuple):
-    """A whole document's tokens, by what may become of them where they are too many.
-
-    Attributes:
-        before: what is kept.
-        prompt: what is shortened, never scored.
-        rest: the text, which is cut off or goes on in further pieces.
-        scored: [len(rest)].
-        repeat: what stands before each further piece.
-    """
-
-    before: list[int]
-    prompt: list[int]
-    rest: list[int]
-    scored: np.ndarray
-    repeat: list[int]
-
-
 @dataclass(frozen=True)
 class Tokens:
     """How documents become tokens, in training and wherever a run is used.
@@ -116,9 +99,7 @@ class Tokens:
         prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
         chat: the text is a chat (see bora.data.chat), of which the assistant's answers are scored.
         chat_template: the prompt and the text are written as a chat's question and answer.
-        prompt_truncation: the side, left or right, at which a prompt that is too long loses tokens.
-        long: cut a text that is too long, or chunk it: into pieces that together score every token of it once.
-        overlap: tokens that a piece repeats, unscored, of the one before it.
+        prompt_truncation, long, overlap: see Cutter.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -180,6 +161,11 @@ class Tokens:
         """The beginning-of-text token, if the tokenizer puts one before a text by itself and it is asked for."""
         first = self.tokenizer("").input_ids[:1] if self.prepend_bos else []
         return first if first and first[0] == self.tokenizer.bos_token_id else []
+
+    @cached_property
+    def cutter(self) -> Cutter:
+        """How documents that are too long are cut."""
+        return Cutter(self.max_tokens, self.long, self.overlap, self.prompt_truncation)
 
     def before(self, task: str | None) -> list[int]:
         """Encode what stands before every text of a task: the beginning-of-text token and a prompt without columns.
@@ -292,7 +278,7 @@ class Tokens:
             begun = self._question([{"role": "user", "content": question}], room)
             return begun if self.columns else begun + self._ids([prompt])[0]
         before, after = self.beginning, self._ids([self.template.partition("{text}")[0]])[0]
-        return before + self._shorten(self._ids([question])[0], room - len(before) - len(after)) + after
+        return before + self.cutter.shorten(self._ids([question])[0], room - len(before) - len(after)) + after
 
     def _question(self, messages: list[Message], room: int) -> list[int]:
         """Encode a chat up to where its answer begins, shortened as in training, at the message before the first answer.
@@ -305,7 +291,7 @@ class Tokens:
             return ids
         text = write(self.tokenizer, messages[:first])
         place = find_question(ids, text, messages[first - 1], lambda part: self._ids([part])[0])
-        begun = ids[: place.start] + self._shorten(ids[place], room - len(ids) + place.stop - place.start)
+        begun = ids[: place.start] + self.cutter.shorten(ids[place], room - len(ids) + place.stop - place.start)
         rest = ids[place.stop :]
         return begun + rest[max(0, len(begun) + len(rest) - room) :]
 
@@ -313,7 +299,7 @@ class Tokens:
         """Tokenise to a table of TOKENS, a part at a time.
 
         Args:
-            longest: see `_pieces`.
+            longest: see `Cutter.cut`. Before a prompt with columns, or a chat's question, all tasks have the same.
         """
         parts = []
         # Neither number ever falls, so a new part begins where their sum rises.
@@ -323,7 +309,8 @@ class Tokens:
         for start, stop in progress([*zip(starts, [*starts[1:], len(table)], strict=True)], "tokenising"):
             rows = []
             for document, whole in enumerate(self._parts(table.iloc[start:stop]), start=int(start)):
-                pieces, *lost = self._pieces(whole, longest)
+                same = longest if longest is None or not self.answers else len(whole.before)
+                pieces, *lost = self.cutter.cut(whole, same)
                 # Most documents have one piece; the others lost nothing more.
                 rows += [(document, *piece, *(lost if i == 0 else (0, 0))) for i, piece in enumerate(pieces)]
             parts.append(pa.table([*map(list, zip(*rows, strict=True))], schema=TOKENS))
@@ -362,47 +349,6 @@ class Tokens:
         for question, text in zip(self._questions(table), table["text"], strict=True):
             answer = self.template.replace("{text}", text)
             yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-    def _pieces(self, whole: Parts, longest: int | None = None) -> tuple[list[tuple[list[int], list[bool]]], int, int]:
-        """Cut a document to max_tokens, or into pieces of them.
-
-        Args:
-            longest: tokens of the longest `before` of all tasks, where texts are compared under several tasks' prompts:
-                they are cut at the same places under each.
-
-        Returns:
-            The pieces: ids, and which of them are scored; and how many tokens of its text and of its prompt are lost.
-        """
-        before, prompt, rest, scored, repeat = whole
-        n = self.max_tokens if longest is None or self.answers else self.max_tokens - longest + len(before)
-        room = n - len(before)
-        # The text comes first; but one that does not fit anyway leaves the prompt half of the room.
-        fits = len(rest) <= room - (0 if before else 1)
-        kept = self._shorten(prompt, room - len(rest) if fits else room // 2)
-        ids = before + kept + rest
-        mask = [False] * (len(ids) - len(rest)) + scored.tolist()
-        # A prompt with columns that has less than its half leaves more of the text, but not where tasks are compared.
-        first = n if longest is None or fits or not self.answers else len(before) + len(kept) + room - room // 2
-        pieces = [(ids[:first], mask[:first])]
-        if self.long == "cut":
-            return pieces, max(0, len(ids) - first), len(prompt) - len(kept)
-        overlap = max(self.overlap, 0 if repeat else 1)  # the first token of a piece is not scored
-        step = n - len(repeat) - overlap
-        if step < 1 and len(ids) > first:
-            raise UserError(
-                f"data.max_tokens={self.max_tokens} leaves a piece no room behind the prompt and data.overlap={overlap}; "
-                "raise it"
-            )
-        for begin in range(first, len(ids), max(1, step)):
-            context = repeat + ids[begin - overlap : begin]
-            more = mask[begin : begin + step]
-            pieces.append((context + ids[begin : begin + step], [False] * len(context) + more))
-        return [piece for piece in pieces if any(piece[1][1:])] or pieces[:1], 0, len(prompt) - len(kept)
-
-    def _shorten(self, prompt: list[int], room: int) -> list[int]:
-        """Take tokens off a prompt, at the side that is chosen."""
-        lost = max(0, len(prompt) - max(0, room))
-        return prompt[lost:] if self.prompt_truncation == "left" else prompt[: len(prompt) - lost]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Return what `tokenizer(texts, add_special_tokens=False)` gives."""
