@@ -253,9 +253,9 @@ class Tokens:
 
         Args:
             task: the name for `{task}`; None only where the prompt does not hold it.
-            room: tokens to which a prompt with columns, or a question, is shortened; None for max_tokens.
             prompt: what the user gives: the text's beginning; or, where data.prompt takes columns, their cells by column,
                 or the text of its only one; or a chat's messages, or the text of the user's first. JSON will do.
+            room: tokens to which a prompt with columns, or a question, is shortened; None for max_tokens.
 
         Raises:
             UserError: it has not what the prompt takes, or the template does not write it.
@@ -276,7 +276,7 @@ class Tokens:
         question = fill(self.prompt or "", values)
         if self.chat_template:
             begun = self._question([{"role": "user", "content": question}], room)
-            return begun if self.columns else begun + self._ids([prompt])[0]
+            return begun if self.columns or not prompt else begun + self._ids([prompt])[0]
         before, after = self.beginning, self._ids([self.template.partition("{text}")[0]])[0]
         return before + self.cutter.shorten(self._ids([question])[0], room - len(before) - len(after)) + after
 

@@ -143,6 +143,11 @@ def test_a_pair_is_written_as_a_question_and_its_answer(tokenizer):
     assert document.ids.tolist() == expected.ids
     assert document.scored.tolist() == expected.scored.tolist()
     assert tokens.start("x", "what") == document.ids[~document.scored].tolist()
+    same = Tokens(tokenizer, len(tokenizer), 50, "Speak as {task}.", chat_template=True)
+    (document,), _ = same.encode(table)
+    ((ask, _),) = same.ask(table[["task", "text"]])
+    assert same.start("x", ask) == document.ids[~document.scored].tolist()
+    assert same.start("x", "an") == document.ids[~document.scored].tolist() + ids_of(tokenizer, "an")
 
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
