@@ -15,8 +15,7 @@ from bora.api.sweeps import Sweep
 from bora.commands.overrides import compose_config, format_value
 from bora.commands.run import record_failure
 from bora.config import Config, FrameData
-from bora.data.columns import Columns
-from bora.data.prompts import prompt_columns
+from bora.data.read import columns_of
 from bora.errors import UserError
 from bora.lib.cache import digest
 from bora.lib.stopping import Stopped
@@ -167,7 +166,7 @@ def _read(frame: Any, jobs: list[Job]) -> tuple[pd.DataFrame, list[Job]]:
     """
     data = jobs[0].cfg.data
     assert isinstance(data, FrameData)
-    table = documents(frame, Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt)))
+    table = documents(frame, columns_of(data))
     # What tells this frame from another, where a folder holds a finished run already.
     sha256 = digest("frame", table.to_numpy().ravel())
     of_it = [job.cfg.model_copy(update={"data": job.cfg.data.model_copy(update={"sha256": sha256})}) for job in jobs]

@@ -150,9 +150,8 @@ class HierarchicalLoRA(nn.Module):
             likelihood, unit = sum_likelihood(nll, batches), self.n_tokens
         else:
             likelihood, unit = task_mean_likelihood(nll, scored, task, n_d), 1
-        prior = (
-            self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches, batch.get("share"))
-        )
+        share = batch.get("share")
+        prior = self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches, share)
         return Objective(likelihood / unit, prior / unit, nll.detach(), scored)
 
     def optimizer(self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> RowwiseAdamW:

@@ -20,7 +20,7 @@ from bora.data.table import READERS
 from bora.errors import UserError
 from bora.lib.console import plain_console, progress, tell
 from bora.runs.directory import DOCUMENTS, TRAINED_ON
-from bora.use.answers import NAMES, compare_answers, score_answers
+from bora.use.answers import NAMES, compare_answers
 from bora.use.evaluate import Ask, Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
 from bora.use.sampling import Sampling
@@ -90,8 +90,8 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
         sums = (f"{found.per_task[column].sum():,}" for column in ("n_documents", "n_tokens"))
         table.add_row("all (by token)", *sums, *(f"{found.overall[column]:.2f}" for column in MODELS))
         console.print(table)
-    if found.answers is not None:
-        show_answers(found.answers)
+    if found.answers is not None and found.answer_scores is not None:
+        show_answers(len(found.answers), found.answer_scores)
     console.print(f"every row, its task unknown ({prior} prior): perplexity {found.mixture_perplexity:.2f}")
     if (c := found.classification) is not None:
         console.print(
@@ -110,17 +110,17 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
         console.print(f"how sure: {at_1}{tempered}; guessing: log loss {c['guessing_log_loss']:.3f}")
 
 
-def show_answers(answers: pd.DataFrame) -> None:
+def show_answers(n: int, scores: pd.DataFrame) -> None:
     """Print the scores of answers, means over tasks with their intervals, and paired differences."""
-    means = compare_answers(score_answers(answers))
-    table = Table(title=f"answers to {len(answers):,} prompts, mean over tasks [95 %]", title_justify="left")
+    means = compare_answers(scores)
+    table = Table(title=f"answers to {n:,} prompts, mean over tasks [95 %]", title_justify="left")
     table.add_column("", overflow="fold")
-    scores = means["score"].unique()
-    for score in scores:
+    names = means["score"].unique()
+    for score in names:
         table.add_column(NAMES[score], justify="right")
     for (under, minus), rows in means.groupby(["under", "minus"], sort=False):
         who = " − ".join(NAMES.get(str(name), str(name)) for name in (under, minus) if name)
-        cells = rows.set_index("score").loc[scores, ["value", "low", "high"]].itertuples(index=False)
+        cells = rows.set_index("score").loc[names, ["value", "low", "high"]].itertuples(index=False)
         table.add_row(who, *("{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*c, s="+" if minus else "") for c in cells))
     plain_console().print(table)
 

@@ -5,7 +5,7 @@ A table that was read with such a prompt has a column for each placeholder, unde
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -51,7 +51,7 @@ def show_prompt(prompt: Any) -> str:
     return str(prompt)
 
 
-def rows_of(table: pd.DataFrame) -> Callable[[int], dict[str, str]]:
-    """Return a function from a row's place to what its prompt takes."""
-    columns = {name: table[name].tolist() for name in placeholders(table)}
-    return lambda i: {name: cells[i] for name, cells in columns.items()}
+def prompt_cells(table: pd.DataFrame) -> list[dict[str, str]]:
+    """List what each row's prompt takes: placeholder → cell."""
+    names = placeholders(table)
+    return [dict(zip(names, cells, strict=True)) for cells in table[names].itertuples(index=False, name=None)]

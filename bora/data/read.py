@@ -5,11 +5,17 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bora.config import AnyData
+from bora.config import Columns as ColumnSettings
 from bora.data import huggingface, stdlib, table, talk_of_norway
 from bora.data.columns import Columns
 from bora.data.errors import SETTINGS, input_errors
 from bora.data.prompts import prompt_columns
 from bora.errors import UserError
+
+
+def columns_of(data: ColumnSettings) -> Columns:
+    """Return which columns a config's `data` means."""
+    return Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt))
 
 
 def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.DataFrame:
@@ -27,11 +33,10 @@ def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.Dat
     """
     if data.source == "frame":
         raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
-    prompt = prompt_columns(data.prompt)
     if data.source == "stdlib":
         with input_errors(None, names):
-            return stdlib.read(data.modules, Columns(text=data.text, prompt=prompt))
-    columns = Columns(data.task, data.text, data.date, data.messages, prompt)
+            return stdlib.read(data.modules, Columns(text=data.text, prompt=prompt_columns(data.prompt)))
+    columns = columns_of(data)
     with input_errors(data.path, names):
         if data.source == "table":
             return table.read(data.path, columns)

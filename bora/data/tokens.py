@@ -20,7 +20,7 @@ from bora.config import Data
 from bora.data.chat import Message, encode_chat, find_question, write
 from bora.data.columns import to_text
 from bora.data.pieces import Cutter, Parts
-from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_columns, rows_of
+from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.lib.console import progress
@@ -244,8 +244,7 @@ class Tokens:
                 max((i for i, m in enumerate(chat) if m["role"] == "assistant"), default=len(chat)) for chat in chats
             ]
             return [(c[:i], c[i]["content"] if i < len(c) else "") for c, i in zip(chats, last, strict=True)]
-        cells = rows_of(table)
-        prompts = [{name[1:-1]: cell for name, cell in cells(i).items()} for i in range(len(table))]
+        prompts = [{name[1:-1]: cell for name, cell in cells.items()} for cells in prompt_cells(table)]
         return list(zip(prompts, table["text"], strict=True))
 
     def start(self, task: str | None, prompt: Any, room: int | None = None) -> list[int]:
@@ -338,8 +337,8 @@ class Tokens:
 
     def _questions(self, table: pd.DataFrame) -> list[str]:
         """Fill the prompt in for each row."""
-        cells = rows_of(table)
-        return [fill(self.prompt or "", {TASK: task} | cells(i)) for i, task in enumerate(table["task"])]
+        rows = zip(table["task"], prompt_cells(table), strict=True)
+        return [fill(self.prompt or "", {TASK: task} | cells) for task, cells in rows]
 
     def _chats(self, table: pd.DataFrame) -> Iterator[list[Message]]:
         """Give each row's messages."""

@@ -77,7 +77,8 @@ def score_tasks(
     pieces: list[list[Encoded]] = [[] for _ in range(len(table))]
     for piece in encoded:
         pieces[piece.document].append(piece)
-    lengths, scored = (np.array([sum(f(p) for p in own) for own in pieces], dtype=np.int64) for f in (_length, _scored))
+    lengths = np.array([sum(len(p.ids) for p in own) for own in pieces], dtype=np.int64)
+    scored = np.array([sum(p.n_scored for p in own) for own in pieces], dtype=np.int64)
     nats = np.zeros((len(table), len(names)))
     order = np.argsort(lengths, kind="stable")
     order = order[scored[order] > 0]
@@ -97,14 +98,6 @@ def score_tasks(
             nll = model.nll(to_device(batch, model.device)).double().cpu().numpy()
             np.subtract.at(nats, (document[whose[some]], task[whose[some]]), nll)
     return Likelihoods(nats, scored)
-
-
-def _length(piece: Encoded) -> int:
-    return len(piece.ids)
-
-
-def _scored(piece: Encoded) -> int:
-    return piece.n_scored
 
 
 def fit_temperature(nats: np.ndarray, truth: np.ndarray) -> float:

@@ -27,6 +27,7 @@ from bora.bayes.model import Under
 from bora.data.prompts import show_prompt
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
+from bora.report.answers import SCORES, WHO
 from bora.report.intervals import Interval, bootstrap
 from bora.train.authorship import Progress
 from bora.use.generate import Speaker, continue_all, encode_start
@@ -42,9 +43,7 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+|,\d{1,2}|,\d{4,})?")  # 1,000 may be one or a thousand
 # What the page calls models and scores.
-NAMES = {"task": "θ of the task", "mean": "Θ", "base": "frozen backbone"}
-NAMES |= {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
-NAMES |= {"no_number": "no number", "mae": "MAE", "rmse": "RMSE"}
+NAMES = WHO | SCORES | {"no_number": "no number"}
 
 
 def generate_answers(

@@ -108,7 +108,8 @@ class Evaluation:
         counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
             and unknown_tasks, task → rows.
         temperature: T; 1 where the run has none.
-        answers: see `bora.use.answers.generate_answers`, of rows of the run's tasks; None where none were asked for.
+        answers, answer_scores: see `generate_answers` and `score_answers` in bora.use.answers, of rows of the run's
+            tasks; None where none were asked for.
     """
 
     documents: pd.DataFrame
@@ -120,6 +121,7 @@ class Evaluation:
     counts: dict[str, Any]
     temperature: float
     answers: pd.DataFrame | None = None
+    answer_scores: pd.DataFrame | None = None
 
 
 def evaluate(
@@ -183,13 +185,14 @@ def evaluate(
             "trained_on": "" if seen is None else trained_on,
         }
     )
-    per_task = overall = classification = answers = None
+    per_task = overall = classification = answers = answer_scores = None
     if (rows := known & reported).any():
         per_task, overall = perplexities(restored, table[rows], batch_size, progress)
         found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
         classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
         if ask is not None:
             answers = ask.answers(restored, table[rows], progress)
+            answer_scores = score_answers(answers)
     counts = {
         "rows": len(table),
         "of_the_runs_tasks": int(known.sum()),
@@ -201,14 +204,23 @@ def evaluate(
     evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
     mixture = float(np.exp(-evidence.sum() / scores.n_scored[reported].sum()))
     return Evaluation(
-        documents, per_task, overall, classification, mixture, scores, counts, restored.temperature, answers
+        documents,
+        per_task,
+        overall,
+        classification,
+        mixture,
+        scores,
+        counts,
+        restored.temperature,
+        answers,
+        answer_scores,
     )
 
 
-def _mean_scores(answers: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Score answers: model, or "one − other" → score → its mean over tasks, and its 95 % interval."""
+def _mean_scores(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """Average scores of answers: model, or "one − other" → score → its mean over tasks, and its 95 % interval."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in compare_answers(score_answers(answers)).to_dict("records"):
+    for row in compare_answers(scores).to_dict("records"):
         who = f"{row['under']} − {row['minus']}" if row["minus"] else row["under"]
         found.setdefault(who, {})[row["score"]] = {key: row[key] for key in ("value", "low", "high")}
     return found
@@ -252,8 +264,8 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
         write_text_atomically(new / DOCUMENTS, found.documents.to_csv(index=False))
         if found.per_task is not None:
             write_text_atomically(new / PER_TASK, found.per_task.to_csv(index=False))
-        if found.answers is not None:
-            scores = score_answers(found.answers)
+        if found.answers is not None and found.answer_scores is not None:
+            scores = found.answer_scores
             write_text_atomically(new / ANSWERS, found.answers.rename_axis("row").to_csv())
             write_text_atomically(new / ANSWER_SCORES, scores.to_csv(index=False))
             samples_page(found.answers, scores, new / ANSWERS_PAGE)
@@ -267,7 +279,7 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
             "perplexity": found.overall,
             "mixture_perplexity": found.mixture_perplexity,
             "classification": found.classification,
-            "answers": None if found.answers is None else _mean_scores(found.answers),
+            "answers": None if found.answer_scores is None else _mean_scores(found.answer_scores),
         }
         write_json(new / SUMMARY, about | results | {"versions": versions()})
         for name in reversed(FILES):  # the summary goes first and comes last
