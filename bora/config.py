@@ -222,7 +222,7 @@ DISCRIMINATORS = {"data": "source", "model": "source", "logger": "kind"}
 class Config(Group):
     """One run."""
 
-    tau: Annotated[float, Field(ge=0)]
+    tau: Annotated[float, Field(ge=0)] | Literal["learn"]
     likelihood: Literal["sum", "task_mean"]
     seed: Seed
     init_from: str | None
@@ -321,6 +321,8 @@ def rules(config: Config) -> Iterator[str]:
             f"data.overlap={config.data.overlap} leaves less than half of data.max_tokens={config.data.max_tokens} for "
             "what is new in a piece; lower it"
         )
+    if config.tau == "learn":
+        yield from _rules_of_learning(config)
     if config.likelihood == "task_mean" and (trainer.devices, trainer.num_nodes) != (1, 1):
         yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1 trainer.num_nodes=1"
     if trainer.num_nodes > 1 and trainer.strategy == "auto":
@@ -350,6 +352,25 @@ def rules(config: Config) -> Iterator[str]:
         yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
     if config.model.compile and not _has_compiler():
         yield "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
+
+
+def _rules_of_learning(config: Config) -> Iterator[str]:
+    """Yield a line for each setting that tau=learn does not have."""
+    needed = {
+        "prior.parameterization": (config.prior.parameterization, "noncentered"),
+        "prior.penalty": (config.prior.penalty, "gaussian"),
+        "prior.estimator": (config.prior.estimator, "by_document"),
+        "likelihood": (config.likelihood, "sum"),
+        "lora.init_std": (config.lora.init_std, 0),
+    }
+    for key, (value, only) in needed.items():
+        if value != only:
+            yield f"{key}={value}: tau=learn is made for {key}={only}; give that, or a number for tau"
+    if config.trainer.max_epochs == 1 and config.trainer.val_check_interval is None:
+        yield (
+            "trainer.max_epochs=1: tau=learn trains Θ until validation stops gaining, and then the tasks' deviations, so "
+            "it needs two validations; give 2 epochs or more, or trainer.val_check_interval"
+        )
 
 
 def find_secret(key: str, value: Any) -> str | None:

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from bora.api.frames import documents
-from bora.api.show import Report, Scores, Voices, format_tau, table
+from bora.api.show import Report, Scores, Voices, table
 from bora.bayes.model import HierarchicalLoRA
 from bora.commands.report import write
 from bora.config import Config, Dtype
@@ -19,6 +19,7 @@ from bora.data.columns import Columns
 from bora.data.prompts import prompt_columns, show_prompt
 from bora.errors import UserError
 from bora.lib.files import write_folder
+from bora.lib.names import format_tau
 from bora.model.lora import LowRank
 from bora.runs.archive import read_run
 from bora.runs.directory import METRICS, RunDirectory, readable

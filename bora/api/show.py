@@ -1,6 +1,5 @@
 """What a notebook shows: tables, and answers side by side."""
 
-import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -16,11 +15,6 @@ MAX_ROWS = 30  # of a table in a notebook
 BOX = "flex: 1 1 14em; max-width: 32em; border: 1px solid #8888; border-radius: 4px; padding: 0.4em 0.8em"
 TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; font-family: monospace; font-size: 0.9em; margin-top: 0.3em"
 PAGE = "width: 100%; height: 40em; border: 1px solid #8888"
-
-
-def format_tau(tau: float) -> str:
-    """Write τ: 10, 0.5, ∞."""
-    return "∞" if math.isinf(tau) else f"{tau:g}"
 
 
 def table(title: str, rows: pd.DataFrame) -> str:

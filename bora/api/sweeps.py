@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from bora.api.runs import Run, write_report
-from bora.api.show import Report, format_tau, table
+from bora.api.show import Report, table
 from bora.commands.sweep import failed_runs, finished_runs
 from bora.config import Dtype
 from bora.errors import UserError
+from bora.lib.names import format_tau
 from bora.report.series import series_of
 from bora.runs.archive import read_run
 
@@ -25,7 +26,7 @@ class Sweep:
 
     def __init__(self, folder: Path, runs: Sequence[Run], failures: Sequence[str] = ()) -> None:
         self.folder, self.failures = folder, list(failures)
-        self.runs = sorted(runs, key=lambda run: (run.tau, run.summary["seed"]))
+        self.runs = sorted(runs, key=lambda run: ("learned" in run.summary, run.tau, run.summary["seed"]))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -36,7 +37,9 @@ class Sweep:
 
     @property
     def by_tau(self) -> pd.DataFrame:
-        """Average over seeds, a row a τ: val_perplexity, which chooses, test_perplexity, and the number of runs.
+        """Average over seeds, a row a τ ("learn" where it was learned).
+
+        The columns: tau, val_perplexity, which chooses, test_perplexity, and the number of runs.
 
         Raises:
             UserError: the runs differ in more than τ and seed.
@@ -45,19 +48,19 @@ class Sweep:
         if len(series) > 1:
             labels = "; ".join(one.label for one in series)
             raise UserError(f"{self.folder} holds several experiments ({labels}); its report has each by itself")
-        values = [(run.tau, _validation(run), run.summary["test_perplexity"]) for run in self.runs]
-        groups = pd.DataFrame(values, columns=["tau", "val_perplexity", "test_perplexity"]).groupby("tau")
+        values = [(_given_tau(run), _validation(run), run.summary["test_perplexity"]) for run in self.runs]
+        groups = pd.DataFrame(values, columns=["tau", "val_perplexity", "test_perplexity"]).groupby("tau", sort=False)
         return groups.mean().assign(runs=groups.size()).reset_index()
 
     @property
-    def best_tau(self) -> float:
+    def best_tau(self) -> float | str:
         """Choose the τ with the lowest mean validation perplexity over seeds, as the report does.
 
         Raises:
             UserError: see `by_tau`.
         """
         means = self.by_tau
-        return float(means["tau"][means["val_perplexity"].argmin()])
+        return means["tau"][means["val_perplexity"].argmin()]
 
     @property
     def best(self) -> Run:
@@ -67,7 +70,7 @@ class Sweep:
             UserError: see `by_tau`.
         """
         tau = self.best_tau
-        return min((run for run in self.runs if run.tau == tau), key=_validation)
+        return min((run for run in self.runs if _given_tau(run) == tau), key=_validation)
 
     def report(self, output: str | Path | None = None) -> Report:
         """Write the tables, figures and page of all runs in the folder, as `bora report` does; a notebook shows the page.
@@ -99,6 +102,10 @@ class Sweep:
             return f"τ = {format_tau(self.best_tau)} is best in validation"
         except UserError:
             return "of several experiments"
+
+
+def _given_tau(run: Run) -> float | str:
+    return "learn" if "learned" in run.summary else run.tau
 
 
 def _validation(run: Run) -> float:

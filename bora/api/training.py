@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import pandas as pd
 from hydra.errors import HydraException
@@ -41,7 +41,7 @@ def fit(
     prompt: str | None = None,
     messages: str | None = None,
     model: str = "opt_mini",
-    tau: float = 100,
+    tau: float | Literal["learn"] = 100,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     **settings: Unpack[Settings],
@@ -56,7 +56,7 @@ def fit(
         prompt: unscored text before each document, with {column} for a cell: "Article: {article}\\nHeadline: ".
         messages: column that holds a chat, instead of `text`.
         model: a config of conf/model, or the hub name or folder of any causal language model.
-        tau: precision of the prior, 0 to infinity.
+        tau: precision of the prior, 0 to infinity; or "learn", which finds it on validation documents.
         output: the run's folder; None for outputs/<date>/<time>. A run that is finished there already, of the same
             frame and settings, is not done again; an interrupted one is resumed.
         overrides: anything else that can be set, in the command line's words: ["optim.patience=3", "logger=wandb"].
@@ -79,7 +79,7 @@ def fit(
 
 def sweep(
     frame: Any,
-    tau: Sequence[float],
+    tau: Sequence[float | Literal["learn"]],
     seeds: Sequence[int] = (0,),
     *,
     task: str | None = None,
@@ -98,7 +98,7 @@ def sweep(
     same call continues a sweep. A run that fails does not stop the others.
 
     Args:
-        tau: precisions of the prior, 0 to infinity.
+        tau: precisions of the prior, 0 to infinity, or "learn".
         seeds: of the LoRAs' start and the training order; the split is the same for all.
         output: the sweep's folder; None for multirun/<data>-<model>.
         frame, task, text, date, prompt, messages, model, overrides, settings: see `fit`.

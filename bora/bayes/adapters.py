@@ -7,12 +7,13 @@ The hierarchical mean Θ is one more such row. What is stored beside it depends 
     NonCentered   δ_d = θ_d − Θ              the default
     Separate      θ_d; Θ is their average    τ = 0
     Shared        nothing: every task is Θ   τ = ∞
+    Staged        δ_d, once Θ is trained     τ is learned
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +86,17 @@ class Adapters(nn.Module, ABC):
     def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
         """Take over Θ [P], and θ or δ [D, P] as far as this form can hold them; without either, tasks start at Θ."""
 
+    def before_step(self) -> None:
+        """Take away what gradients are not to be followed."""
+
     def before_evaluation(self) -> None:
         """Bring Θ to where this form has it, if training does not."""
+
+    @torch.no_grad()
+    def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float) -> Tensor:
+        """Return Θ + scale · (θ_d − Θ) of a batch's documents, [R, P]."""
+        rows = [self.mean + scale * (self.theta(task) - self.mean) for task in places.present.tolist()]
+        return torch.stack(rows).to(dtype).index_select(0, places.place)
 
     def saved(self) -> dict[str, Tensor]:
         """Return Θ and `stored` as a checkpoint holds them: layer by layer, to be read without knowing the layout."""
@@ -228,15 +238,37 @@ class Shared(Adapters):
         return self.mean.to(dtype), self.mean.new_zeros(len(places.place))
 
 
+class Staged(NonCentered):
+    """First all tasks share Θ, as in Shared; then each has its δ_d, and Θ is held.
+
+    Attributes:
+        deviates: whether it is the tasks' turn.
+    """
+
+    deviates = False
+
+    def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
+        if not self.deviates:
+            return self.mean.to(dtype), self.mean.new_zeros(len(places.place))
+        return super().rows(places, dtype, prior)
+
+    def before_step(self) -> None:
+        """Leave Θ without a gradient once it is held. (It must have had one: torch's DDP waits for it.)"""
+        if self.deviates:
+            self.mean.grad = None
+
+
 PARAMETERIZATIONS = {form.name: form for form in (Centered, NonCentered)}
 
 
-def choose_form(tau: float, parameterization: str) -> type[Adapters]:
-    """Choose the form that is trained: Shared at τ = ∞, Separate at τ = 0, else the one asked for.
+def choose_form(tau: float | Literal["learn"], parameterization: str) -> type[Adapters]:
+    """Choose the form: Shared at τ = ∞, Separate at τ = 0, Staged where τ is learned, else the one asked for.
 
     Raises:
         ValueError: 0 < τ < ∞ and there is no such parameterization.
     """
+    if tau == "learn":
+        return Staged
     if tau == 0 or math.isinf(tau):
         return Separate if tau == 0 else Shared
     if parameterization not in PARAMETERIZATIONS:

@@ -23,6 +23,7 @@ from bora.model.batch import Batch, Places, find_places
 from bora.model.likelihood import n_scored
 from bora.model.lora import LowRank
 
+FREE_TAU = 1.0  # of the prior while deviations are trained that are shrunk afterwards
 Under = Literal["task", "mean", "base"]  # θ_d of each document's task, Θ, or no LoRA
 
 
@@ -34,7 +35,8 @@ class HierarchicalLoRA(nn.Module):
         task_names: the D tasks; a batch's `task` indexes this list.
         task_documents: N_d, training documents of each task.
         n_tokens: T, scored training tokens of all tasks.
-        tau: precision of the prior, 0 ≤ τ ≤ ∞.
+        tau: precision of the prior, 0 ≤ τ ≤ ∞; or "learn": Θ first, then the tasks' deviations, nearly free, which are
+            shrunk afterwards (bora.bayes.shrinkage).
         parameterization: centered | noncentered, for 0 < τ < ∞; see bora.bayes.adapters.
         penalty: gaussian (eq. 5) | norm (the published code).
         estimator: of the prior in a step. by_document: 1/N_d of task d's with each of its documents; tasks
@@ -53,7 +55,7 @@ class HierarchicalLoRA(nn.Module):
         task_names: Sequence[str],
         task_documents: Sequence[int],
         n_tokens: int,
-        tau: float,
+        tau: float | Literal["learn"],
         parameterization: str = "noncentered",
         penalty: str = "gaussian",
         estimator: str = "by_document",
@@ -65,11 +67,13 @@ class HierarchicalLoRA(nn.Module):
         for name, value, options in (("likelihood", likelihood, LIKELIHOODS), ("estimator", estimator, ESTIMATORS)):
             if value not in options:
                 raise ValueError(f"{name} must be one of {', '.join(options)}, not {value!r}")
-        self.tau, self.penalty, self.likelihood, self.estimator = float(tau), penalty, likelihood, estimator
+        self.learns_tau = tau == "learn"
+        self.tau = FREE_TAU if tau == "learn" else float(tau)
+        self.penalty, self.likelihood, self.estimator = penalty, likelihood, estimator
         self.n_tokens, self.dropout = n_tokens, dropout
         self.backbone = backbone
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
-        form = choose_form(self.tau, parameterization)
+        form = choose_form(tau, parameterization)
         self.adapters = form(backbone.layout, task_names, init_std, sparse=estimator == "by_document")
         self.prior = make_prior(self.tau, penalty, backbone.layout.sizes)
 
@@ -77,7 +81,7 @@ class HierarchicalLoRA(nn.Module):
     def hyperparameters(self) -> dict[str, Any]:
         """Plain values, from which `from_hyperparameters` builds the model again."""
         return {
-            "tau": self.tau,
+            "tau": "learn" if self.learns_tau else self.tau,
             "parameterization": self.adapters.name,
             "penalty": self.penalty,
             "estimator": self.estimator,
@@ -122,8 +126,12 @@ class HierarchicalLoRA(nn.Module):
         """Where θ is."""
         return self.adapters.mean.device
 
-    def nll(self, batch: Batch, under: Under = "task") -> Tensor:
-        """Return −log p of each document, [R] nats: under its task's θ_d, under Θ, or under the bare backbone."""
+    def nll(self, batch: Batch, under: Under | float = "task") -> Tensor:
+        """Return −log p of each document, [R] nats: under its task's θ_d, under Θ, under the bare backbone; or under
+        Θ + c (θ_d − Θ) where c is given."""
+        if isinstance(under, float):
+            theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype, under)
+            return self.backbone.nll(batch, theta)
         if under == "base":
             return self.backbone.nll(batch, None)
         if under == "mean":

@@ -7,7 +7,6 @@ It takes the settings of one `bora run`, starts no run and downloads nothing.
 
 import argparse
 import json
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from bora.config import Config
 from bora.errors import UserError
 from bora.lib.cache import cache_root
 from bora.lib.console import duration, plain_console, size
+from bora.lib.names import format_tau
 
 FULL = 0.9  # share of the free memory above which a step may not fit
 # Parts of a step's memory (bora.train.cost), in words.
@@ -98,8 +98,9 @@ def warnings_for(report: dict[str, Any]) -> list[str]:
 def show(report: dict[str, Any]) -> None:
     """Print what `examine` collected."""
     r, taken = report, report["measured"]
-    tau = "∞" if math.isinf(r["tau"]) else f"{r['tau']:g}"
-    table = Table(title=f"{r['data']}, {r['model']}, τ = {tau}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"{r['data']}, {r['model']}, τ = {format_tau(r['tau'])}", title_justify="left", show_header=False
+    )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     split = ", ".join(f"{r['documents'][s]:,} {s}" for s in ("train", "validation", "test"))

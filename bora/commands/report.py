@@ -81,6 +81,8 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
         log_view(sections, runs, output)
     for section in sections:
         print(f"\n{section.label}\n\n{section.table1.markdown()}")
+        if section.learned is not None:
+            print(section.learned.markdown())
         for claim in section.claims:
             print(f"{claim.verdict}: {claim.claim} ({claim.numbers})")
     _print_problems(problems)

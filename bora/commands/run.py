@@ -13,7 +13,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
-from bora.commands.overrides import compose_config, overrides_in, prepare, recorded, register_resolvers, to_config
+from bora.commands.overrides import (
+    compose_config,
+    format_value,
+    overrides_in,
+    prepare,
+    recorded,
+    register_resolvers,
+    to_config,
+)
 from bora.config import conf_folder
 from bora.lib.console import print_tasks, short_path
 from bora.lib.machine import find_launch, is_first_process
@@ -47,7 +55,7 @@ def job(composed: DictConfig) -> float | None:
             config,
             RunDirectory(folder),
             group=Path(hydra_config.sweep.dir).name if sweep else config.name,
-            name=folder.name if sweep else f"tau={config.tau:g},seed={config.seed}",
+            name=folder.name if sweep else f"tau={format_value(config.tau)},seed={config.seed}",
             overrides=recorded(list(hydra_config.overrides.task)),
             write_samples=sample_texts,
         )

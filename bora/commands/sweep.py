@@ -1,5 +1,6 @@
 """What a sweep prints at its end: a row a τ, over its finished jobs; and which jobs failed and why."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -57,8 +58,9 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Read the finished runs at or below a folder, at any depth.
 
     Returns:
-        A row a run: FIGURES, `run`, its place in the folder, and what else the runs' overrides vary, as
-        text. The columns that tell one setting from another: tau, and those. A line for each run that is not readable.
+        A row a run: FIGURES, with NaN for a τ that was learned, `run`, its place in the folder, and what else the runs'
+        overrides vary, as text. The columns that tell one setting from another: tau, and those. A line for each run that
+        is not readable.
     """
     rows, overrides, unreadable = [], [], []
     for file in sorted(folder.glob(f"**/{SUMMARY}")):
@@ -71,7 +73,8 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             unreadable.append(str(error))
             continue
         if "adapted_from" not in summary:  # new tasks of one of the runs: nothing was held out
-            rows.append({key: summary[key] for key in FIGURES} | {"run": file.parent.relative_to(folder).as_posix()})
+            row = {key: summary[key] for key in FIGURES} | ({"tau": math.nan} if "learned" in summary else {})
+            rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
             overrides.append(given)
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
     varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]

@@ -1,6 +1,7 @@
 """What people read on the terminal: lines, bars, the tables of a run and of a sweep, sizes and durations."""
 
 import logging
+import math
 import multiprocessing
 import os
 import sys
@@ -142,7 +143,8 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
 
     The gain is the change of test perplexity from the frozen backbone's.
     """
-    table = Table(title=f"τ = {float(summary['tau']):g}", title_justify="left")
+    learned = f", learned (c = {summary['learned']['c']:.2f})" if "learned" in summary else ""
+    table = Table(title=f"τ = {float(summary['tau']):.4g}{learned}", title_justify="left")
     table.add_column("task", overflow="fold")
     for column in ("train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"):
         table.add_column(column, justify="right")
@@ -179,14 +181,14 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     table = Table(title="τ → perplexity", title_justify="left", caption=caption, caption_justify="left")
     for column in ("τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"):
         table.add_column(column, justify="right", overflow="fold")
-    groups = [group for _, group in runs.groupby(by)]
+    groups = [group for _, group in runs.groupby(by, dropna=False)]
     best = min(groups, key=lambda group: group["val_perplexity"].mean())
     for group in groups:
         epochs = sorted(set(group["best_epoch"]))
         tau, *others = group[by].iloc[0]
         mark = " *" if group is best else "  "
         table.add_row(
-            f"{tau:g}",
+            _tau(tau),
             *others,
             f"{len(group)}",
             _mean(group["val_perplexity"]) + mark,
@@ -194,6 +196,10 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
             " to ".join(f"{epoch}" for epoch in dict.fromkeys((epochs[0], epochs[-1]))),
         )
     plain_console().print(table)
+
+
+def _tau(tau: float) -> str:
+    return "learn" if math.isnan(tau) else f"{tau:g}"
 
 
 def _mean(values: pd.Series) -> str:
@@ -213,5 +219,5 @@ def print_runs(runs: pd.DataFrame, by: list[str]) -> None:
     for r in runs.sort_values([*by, "seed"]).to_dict("records"):
         perplexities = (f"{r[key]:.2f}" for key in ("val_perplexity", "test_perplexity"))
         others = (r[key] for key in by[1:])
-        table.add_row(f"{r['tau']:g}", *others, f"{r['seed']}", *perplexities, f"{r['best_epoch']}", r["run"])
+        table.add_row(_tau(r["tau"]), *others, f"{r['seed']}", *perplexities, f"{r['best_epoch']}", r["run"])
     plain_console().print(table)

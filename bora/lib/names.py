@@ -1,5 +1,6 @@
 """Write names and texts so that they are safe in file systems, Markdown and LaTeX."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -61,3 +62,15 @@ def markdown(text: str) -> str:
 def latex(text: str) -> str:
     """Write any text as one line of LaTeX that shows it as it is, our Greek letters and superscripts included."""
     return "".join(_LATEX.get(c, c) for c in one_line(text))
+
+
+def format_tau(tau: float | str) -> str:
+    """Write τ as one reads it: 0, 2.5, 100, 10⁴, ∞; `learn` as it is."""
+    if isinstance(tau, str):
+        return tau
+    if math.isinf(tau):
+        return "∞"
+    exponent = math.log10(tau) if tau > 0 else 0.0
+    if exponent >= 4 and exponent == int(exponent):
+        return "10" + str(int(exponent)).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{tau:g}"

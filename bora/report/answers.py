@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bora.report.evidence import Evidence, format_tau
+from bora.lib.names import format_tau
+from bora.report.evidence import Evidence
 from bora.report.tables import ReportTable
 from bora.runs.directory import SUMMARY, read_json
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bora.report.evidence import Difference, Evidence, format_tau, rank_correlation
+from bora.lib.names import format_tau
+from bora.report.evidence import Difference, Evidence, rank_correlation
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 MAX_NAMES = 3  # tasks named as exceptions

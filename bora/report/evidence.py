@@ -104,7 +104,18 @@ class Evidence:
         """Compare τ with another τ over the seeds that both have; None where they share none."""
         if tau == other or not {tau, other} <= set(self.series.taus):
             return None
-        a, b = self.by_task(tau).apply(np.log), self.by_task(other).apply(np.log)
+        return self._compare(tau, self.by_task(tau), other)
+
+    def learned_difference(self) -> Difference | None:
+        """Compare the runs that learned τ with the best τ among those given, by validation; None without either."""
+        if not self.series.learned or self.series.runs == self.series.learned:
+            return None
+        columns = {run.seed: run.per_task[self._column("test")] for run in self.series.learned}
+        return self._compare(math.nan, pd.DataFrame(columns), self.best_tau)
+
+    def _compare(self, tau: float, perplexities: pd.DataFrame, other: float) -> Difference | None:
+        """Compare perplexities [D, seeds] with those at τ = `other`."""
+        a, b = perplexities.apply(np.log), self.by_task(other).apply(np.log)
         seeds = a.columns.intersection(b.columns)
         if seeds.empty:
             return None
@@ -128,16 +139,6 @@ def rank_correlation(x: pd.Series, y: pd.Series) -> Interval:
     if len(x) < 4 or x.nunique() == 1 or y.nunique() == 1:
         return Interval(math.nan)
     return bootstrap(spearman, x.to_numpy(float), y.to_numpy(float))
-
-
-def format_tau(tau: float) -> str:
-    """Write τ as one reads it: 0, 100, 10⁴, ∞."""
-    if math.isinf(tau):
-        return "∞"
-    exponent = math.log10(tau) if tau > 0 else 0.0
-    if exponent >= 4 and exponent == int(exponent):
-        return "10" + str(int(exponent)).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{tau:g}"
 
 
 def place_taus(taus: list[float]) -> list[float]:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from bora.lib.names import one_line
-from bora.report.evidence import Evidence, format_tau, place_taus, rank_correlation
+from bora.lib.names import format_tau, one_line
+from bora.report.evidence import Evidence, place_taus, rank_correlation
 from bora.report.intervals import Interval
 from bora.report.task_map import TaskMap
 
@@ -110,6 +110,9 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
         ax.errorbar(x, y, half, fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3, label="95 %, over seeds")
     at, ring = taus.index(best), f"τ = {format_tau(best)}, by validation"
     ax.plot(x[at], y[at], "o", ms=12, mfc="none", mec=VERMILION, mew=1.8, label=ring)
+    if evidence.series.learned and evidence.series.learned != evidence.series.runs:
+        mean = np.mean([run.summary["test_perplexity"] for run in evidence.series.learned])
+        ax.axhline(mean, color=BLUE, linewidth=1.4, linestyle="--", label="τ learned")
     # Searches put τ anywhere: leave out ticks that would run into others, but never the ends'.
     ticks: list[int] = []
     for i in (0, len(x) - 1, *range(1, len(x) - 1)):

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 import bora
 from bora.errors import UserError
 from bora.lib.files import write_text_atomically
-from bora.lib.names import safe_names
+from bora.lib.names import format_tau, safe_names
 from bora.report import figures
 from bora.report.answers import answers_table, find_answers
 from bora.report.claims import Claim, judge_claims
-from bora.report.evidence import Evidence, format_tau
+from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
-from bora.report.tables import ReportTable, claims_table, table1, table2
+from bora.report.tables import ReportTable, claims_table, learned_table, table1, table2
 from bora.report.task_map import TaskMap, build_task_map, group_by
 from bora.runs.archive import Run
 
@@ -49,6 +49,7 @@ class Section:
     evidence: Evidence
     claims: list[Claim]
     table1: ReportTable
+    learned: ReportTable | None
     table2: ReportTable
     pictures: list[Picture]
     answers: list[tuple[ReportTable, dict[str, str]]]
@@ -74,6 +75,9 @@ class Section:
             difference = evidence.difference(best, other)
             if difference is not None:
                 parts.append(f"{difference.percent:+.1f} % against {words} (τ = {format_tau(other)})")
+        learned = evidence.learned_difference()
+        if learned is not None:
+            parts.append(f"τ learned: {learned.percent:+.1f} % against it")
         return ", ".join(parts) + "."
 
 
@@ -111,11 +115,12 @@ def _write_section(
 ) -> Section:
     evidence = Evidence(series)
     claims = judge_claims(evidence)
-    tables = table1(evidence), table2(evidence)
+    tables = table1(evidence), learned_table(evidence), table2(evidence)
     found = find_answers(evidence)
     answers = [(answers_table(name, own), _links(own, output)) for name, own in found.items()]
     for table in (*tables, claims_table(claims), *(table for table, _ in answers)):
-        table.write(folder)
+        if table is not None:
+            table.write(folder)
     with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
         drawn = draw_figures(evidence, _map_tasks(evidence, column, problems))
         pictures = [_save(folder, slug, *each) for each in drawn]

@@ -114,10 +114,16 @@ def _require_figures(run: Run) -> Run:
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in τ and seed alone, and the words that tell them from the other series."""
+    """Runs that differ in τ and seed alone, and the words that tell them from the other series.
+
+    Attributes:
+        runs: at given τ; where there are none, those of `learned`.
+        learned: with tau=learn.
+    """
 
     label: str
     runs: list[Run]
+    learned: list[Run]
 
     @property
     def taus(self) -> list[float]:
@@ -139,6 +145,10 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
     Runs at τ = 0 and ∞ do not depend on the parameterisation; they complete every series that shares all their other
     settings, and are a series of their own where there is none.
     """
+    learned = [run for run in runs if run.learned is not None]
+    given = {_key(run) for run in runs if run.learned is None}
+    # Learned runs are a series of their own only where there is none at given τ.
+    runs = [run for run in runs if run.learned is None or _key(run) not in given]
     with_middle = {_key(run, of_limits=True) for run in runs if not run.is_limit}
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -153,7 +163,8 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
             first = chosen.setdefault((run.tau, run.seed), run)
             if first is not run and _key(first) == _key(run):
                 problems.append(f"{run.folder} is left out: {first.folder} has the same settings, τ and seed")
-        series.append(Series(label, sorted(chosen.values(), key=lambda run: (run.tau, run.seed))))
+        beside = sorted((run for run in learned if _key(run) == key), key=lambda run: run.seed)
+        series.append(Series(label, sorted(chosen.values(), key=lambda run: (run.tau, run.seed)), beside))
     return series, list(dict.fromkeys(problems))
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from bora.lib import names
+from bora.lib.names import format_tau
 from bora.report import paper
 from bora.report.claims import Claim
-from bora.report.evidence import Evidence, format_tau
+from bora.report.evidence import Evidence
 from bora.report.intervals import LEVEL, Interval
 
 TEXT_COLUMNS = ("task", "claim", "verdict", "numbers", "who answers")  # aligned left
@@ -122,6 +123,40 @@ def table1(evidence: Evidence) -> ReportTable:
         bold["paper"] = data["paper_perplexity"] == data["paper_perplexity"].min()
         caption += " In the paper's column bold is its best."
     return ReportTable("table1", data, cells, bold, caption)
+
+
+def learned_table(evidence: Evidence) -> ReportTable | None:
+    """Build the table of what tau=learn found, a row a seed; None where no run learned τ."""
+    runs = evidence.series.learned
+    if not runs:
+        return None
+    rows = []
+    for run in runs:
+        found = run.learned or {}
+        tau, c = (Interval(*map(float, (found[name], *found.get(f"{name}_interval", ())))) for name in ("tau", "c"))
+        of_run = {"seed": run.seed, "tau": tau.value, "tau_low": tau.low, "tau_high": tau.high, "c": c.value}
+        of_run |= {"c_low": c.low, "c_high": c.high, "c_spread": found["c_spread"]}
+        of_run |= {f"{split}_perplexity": run.summary[f"{split}_perplexity"] for split in ("val", "test")}
+        rows.append(of_run | {"τ": f"{tau:.3g}".replace("inf", "∞"), "shown": f"{c:.2f}"})
+    data = pd.DataFrame(rows)
+    cells = pd.DataFrame({"seed": data["seed"].map(str), "τ [95 %, tasks]": data.pop("τ")})
+    cells["c [95 %, tasks]"] = data.pop("shown")
+    cells["sd of the tasks' c"] = data["c_spread"].map(number)
+    cells["validation perplexity"] = data["val_perplexity"].map(number)
+    cells["test perplexity"] = data["test_perplexity"].map(number)
+    caption = (
+        "tau=learn: the tasks' deviations from Θ, trained nearly without a prior, are shrunk to c times what they were; "
+        "c is chosen on validation documents, and τ is the precision that it amounts to."
+    )
+    difference = evidence.learned_difference()
+    if difference is not None:
+        data["nll_minus_best_given"] = difference.overall.value
+        caption += (
+            f" Against τ = {format_tau(difference.other)}, which validation chooses among those given: "
+            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and "
+            f"{difference.by_seed.shape[1]} seeds, a 95 % bootstrap over tasks in brackets."
+        )
+    return ReportTable("learned", data, cells, cells == "", caption)
 
 
 def table2(evidence: Evidence) -> ReportTable:

@@ -53,6 +53,11 @@ class Run:
         return self.summary["seed"]
 
     @property
+    def learned(self) -> dict[str, Any] | None:
+        """What tau=learn found, as in the summary; None for a run at a given τ."""
+        return self.summary.get("learned")
+
+    @property
     def is_limit(self) -> bool:
         """Return whether τ is 0 or ∞, where every parameterisation is the same model."""
         return self.tau == 0 or math.isinf(self.tau)

@@ -18,6 +18,7 @@ COLUMNS = [
     "tokens/s",
     *(f"val/{name}" for name in OVERALL),
     *(f"val_by_batch/{name}" for name in ("nll", "perplexity")),  # with the published code's likelihood only
+    "val/c",  # with tau=learn only
     *(f"test/{name}" for name in OVERALL),
     "base_test/perplexity",
     "lr",

@@ -47,7 +47,7 @@ class Dashboard(Callback):
     def on_fit_end(self, trainer: L.Trainer, module) -> None:
         self.logger.ended = True
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, module) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module) -> None:
         perplexities = self._log(trainer, module, "val")
         if self.tracker is None or self.logger.ended:
             return
@@ -88,6 +88,8 @@ def show_end(
     """
     summary = directory.summary()
     best = {"best/epoch": summary["best_epoch"], "best/val_perplexity": summary["val_perplexity"]}
+    learned = summary.get("learned", {})
+    best |= {f"learned/{name}": learned[name] for name in ("tau", "c", "c_spread") if name in learned}
     tracker.summarize(best, summary["steps"])
     tracker.table("tasks", directory.per_task())
     if samples is not None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import lightning as L
@@ -15,7 +16,7 @@ from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
 from bora.bayes.model import HierarchicalLoRA
 from bora.model.batch import Batch
 from bora.model.likelihood import n_scored
-from bora.train.perplexity import BatchPerplexity, TaskPerplexity
+from bora.train.perplexity import BatchPerplexity, ShrunkPerplexity, TaskPerplexity
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class TrainingModule(L.LightningModule):
         # Of each batch since `read_figures`: steps before it, its figures, its documents' NLL and tasks.
         self._unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self.gradient_norms: dict[str, float] = {}  # of the last logged step, before clipping
+        self.scales: Sequence[float] = ()  # c at which validation tries Θ + c (θ_d − Θ), of which it takes the best
         if model.adapters.sparse and model.adapters.stored is not None:
             # Its gradient is summed over processes in on_before_optimizer_step: torch's
             # DistributedDataParallel expects a dense one.
@@ -159,6 +161,7 @@ class TrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.lr_now = optimizer.param_groups[0]["lr"]
+        self.model.adapters.before_step()
         if self._skips:
             self._skips = False
             for parameter in self.model.adapters.parameters():
@@ -184,14 +187,27 @@ class TrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         for name in self.validates:
             self.metric(name).reset()
+        if self.scales:
+            self.shrunk = ShrunkPerplexity(len(self.model.tasks), len(self.scales)).to(self.device)
         self.model.adapters.before_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        nll, scored = self.model.nll(batch), n_scored(batch["labels"])
+        scored = n_scored(batch["labels"])
+        if self.scales:
+            nll = torch.stack([self.model.nll(batch, c) for c in self.scales])
+            self.shrunk.update(nll, scored, batch["task"])
+            return
+        nll = self.model.nll(batch)
         for name in self.validates:
             self.metric(name).update(nll, scored, batch["task"])
 
     def on_validation_epoch_end(self) -> None:
+        if self.scales:
+            best = int(self.shrunk.compute().argmin())
+            self.metric("val").update(
+                self.shrunk.nats[best], self.shrunk.tokens, torch.arange(len(self.model.tasks), device=self.device)
+            )
+            self.log("val/c", float(self.scales[best]), rank_zero_only=True)
         self._log_perplexity("val")
         if "val_by_batch" in self.validates:
             by_batch = self.metric("val_by_batch").compute()

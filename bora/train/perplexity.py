@@ -1,8 +1,12 @@
-"""Perplexity by task and overall: exact over processes, and as the published code averages it."""
+"""Perplexity by task and overall: exact over processes; as the published code averages it; and along the deviations."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from bora.bayes.shrinkage import Profile
 
 
 class TaskPerplexity(Metric):
@@ -40,6 +44,45 @@ class TaskPerplexity(Metric):
             "task_perplexity": task_nll.exp(),
             "perplexity_macro": task_nll.exp().mean(),
         }
+
+
+class ShrunkPerplexity(Metric):
+    """The NLL by task under Θ + c (θ_d − Θ), at several c.
+
+    Args:
+        n_scales: how many.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    moments: Tensor
+    documents: Tensor
+    tokens: Tensor
+
+    def __init__(self, n_tasks: int, n_scales: int):
+        super().__init__()
+        shapes = {"nats": (n_scales, n_tasks), "moments": (n_scales, n_scales, n_tasks)}
+        for name, shape in {**shapes, "documents": (n_tasks,), "tokens": (n_tasks,)}.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, scored: Tensor, task: Tensor) -> None:
+        """Add documents: nll [S, R] nats, scored [R] tokens, task [R] indices."""
+        nll = nll.detach().double()
+        gain = nll - nll[0]
+        self.nats.index_add_(1, task, nll)
+        self.moments.index_add_(2, task, gain[:, None] * gain[None])
+        self.documents.index_add_(0, task, torch.ones_like(gain[0]))
+        self.tokens.index_add_(0, task, scored.double())
+
+    def compute(self) -> Tensor:
+        """Return the NLL at each c over all tasks, [S] nats a token."""
+        return self.nats.sum(dim=1) / self.tokens.sum()
+
+    def profile(self, scales: Sequence[float]) -> Profile:
+        """Give the sums over all processes. Every process must ask for them."""
+        with self.sync_context(distributed_available=torch.distributed.is_initialized):
+            sums = (t.cpu().clone() for t in (self.nats, self.moments, self.documents, self.tokens))
+            return Profile(torch.tensor(scales, dtype=torch.float64), *sums)
 
 
 class BatchPerplexity(Metric):

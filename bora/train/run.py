@@ -92,7 +92,7 @@ def train(
         model = build_model(cfg, pretrained, corpus.task_names, data)
         form = model.adapters.name
         if form != cfg.prior.parameterization:
-            log.info("at tau=%g the %s form is trained (not %s)", cfg.tau, form, cfg.prior.parameterization)
+            log.info("at tau=%s the %s form is trained (not %s)", cfg.tau, form, cfg.prior.parameterization)
         module = build_module(cfg, model)
         about = describe_run(cfg, module, corpus) | {"backbone_sha256": backbone}
         fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
@@ -105,8 +105,9 @@ def train(
             directory.write_trained_on(whole_texts(corpus.documents)[corpus.documents["split"] != "test"])
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
-        shown = json_safe(cfg.model_dump() | {"run": about, "log10_tau": log10_tau(cfg.tau)})
-        tags = [form, about["model"], about["data"], f"tau={cfg.tau:g}"]
+        place = {} if cfg.tau == "learn" else {"log10_tau": log10_tau(cfg.tau)}
+        shown = json_safe(cfg.model_dump() | {"run": about} | place)
+        tags = [form, about["model"], about["data"], "tau=learn" if cfg.tau == "learn" else f"tau={cfg.tau:g}"]
         start = Start(directory.path, group, name, shown, tags, id, step)
         with open_tracker(cfg.logger, start) as tracker, above_bars():
             del checkpoint  # Lightning reads it itself
@@ -114,13 +115,16 @@ def train(
             temperature = FitTemperature(cfg, Tokens.of(cfg.data, *pretrained), corpus)
             fitter = build_fitter(cfg, directory, logger, module.monitor, fingerprint, stop, temperature)
             trainer, progress = fitter.trainer, fitter.progress
-            fitter.fit(module, data, resume_from)
+            learned = fitter.fit(module, data, resume_from)
             best = progress.best
             at = "" if cfg.trainer.val_check_interval is None else f" (step {best.step:,})"
             tell(f"testing the best epoch, {best.epoch}{at}")
             # The model is the best epoch's on validation; only now is test read, and once.
             trainer.test(module, data, verbose=False)
             per_task, summary = collect_results(module, corpus)
+            if learned is not None:
+                per_task["c"] = learned.pop("c_by_task")
+                summary |= {"tau": learned["tau"], "learned": learned}
             summary |= {
                 "temperature": temperature.temperature,
                 "temperature_note": temperature.note,

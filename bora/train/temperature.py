@@ -6,7 +6,6 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from bora.bayes.adapters import Shared
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config
 from bora.data.corpus import Corpus
@@ -62,8 +61,8 @@ class FitTemperature(Callback):
         """
         if len(self.corpus.task_names) == 1:
             raise UserError("there is one task")
-        if isinstance(model.adapters, Shared) and not self.tokens.names_task:
-            raise UserError("at tau=inf all tasks share one model")
+        if not model.adapters.distances().any() and not self.tokens.names_task:
+            raise UserError("all tasks share one model")
         documents = self.corpus.documents.query("split == 'validation' and piece == 0")
         n_trained = n_steps * self.cfg.trainer.accumulate_grad_batches * self.cfg.data.batch_size
         affordable = int(SHARE_OF_FORWARDS * n_trained / len(self.corpus.task_names))

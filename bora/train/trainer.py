@@ -23,6 +23,7 @@ from bora.train.loggers import RunLogger
 from bora.train.module import NonFiniteLoss, TrainingModule
 from bora.train.progress import Bar, Progress
 from bora.train.sharding import ShardedBackbone
+from bora.train.stages import Stages
 
 ROUNDING = 1e-3  # by which a validation NLL may be another elsewhere: a run may go on on other hardware
 REFUSED = "trainer: Lightning refuses these settings"
@@ -45,12 +46,18 @@ class Fitter:
     progress: Progress
     best: BestCheckpoint
     last: LastCheckpoint
+    stages: Stages | None  # with tau=learn
 
-    def fit(self, module: TrainingModule, data: L.LightningDataModule, resume_from: Path | None) -> None:
+    def fit(
+        self, module: TrainingModule, data: L.LightningDataModule, resume_from: Path | None
+    ) -> dict[str, Any] | None:
         """Train to the end, and leave the epoch that validation prefers in the model, and its metrics.
 
         Args:
             resume_from: the last.ckpt of an interrupted run, or None to start.
+
+        Returns:
+            What was learned with tau=learn, see Stages.conclude; else None.
 
         Raises:
             UserError: training diverged: a loss is not finite, or no epoch had a finite validation NLL; or Lightning
@@ -85,10 +92,27 @@ class Fitter:
         # Not by ckpt_path=…: that would set the counts back to the best epoch too.
         checkpoint = load_own(self.best.path)
         check_same_run(checkpoint, self.last.fingerprint, self.best.path)
-        module.load_state_dict(checkpoint["state_dict"])
+        if self.stages is None:
+            module.load_state_dict(checkpoint["state_dict"])
+            self._validate(module, data, score)
+            return None
+        module.model.adapters.start_from(checkpoint["state_dict"])
+        learned = self.stages.conclude(self.trainer, module, lambda: self._validate(module, data))
+        self._validate(module, data)
+        return learned
+
+    def _validate(self, module: TrainingModule, data: L.LightningDataModule, score: float | None = None) -> None:
+        """Compute the model's perplexities on the validation documents.
+
+        Args:
+            score: the NLL that must come out, nats a token; None for any.
+
+        Raises:
+            UserError: another one did.
+        """
         self.trainer.validate(module, data, verbose=False)
         found = float(self.trainer.callback_metrics[module.monitor])
-        if not math.isclose(found, score, rel_tol=ROUNDING):
+        if score is not None and not math.isclose(found, score, rel_tol=ROUNDING):
             raise UserError(
                 f"{self.best.path} does not match this run: its validation NLL is {found:.6g} nats a token, the log says "
                 f"{score:.6g}. Restore the file, or restart with resume=never"
@@ -117,8 +141,9 @@ def build_fitter(
     """
     progress = Progress(monitor, cfg.trainer.log_every_n_steps)
     best = BestCheckpoint(directory.best, progress)
+    stages = Stages(directory.best, progress, cfg.optim.patience) if cfg.tau == "learn" else None
     # Where a validation ends: an epoch need not have one (trainer.max_steps), and an old one's would be asked.
-    stopping = EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
+    stopping = stages or EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, progress, logger, fingerprint, stop)
     dashboard = Dashboard(logger, cfg.logger.task_lines)
     callbacks: list[Callback] = [progress, Bar(progress), stopping, dashboard, best, last, *more]
@@ -148,4 +173,4 @@ def build_fitter(
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
-    return Fitter(trainer, progress, best, last)
+    return Fitter(trainer, progress, best, last, stages)

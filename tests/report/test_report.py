@@ -15,10 +15,10 @@ from scipy import stats
 
 import bora.commands.report
 from bora.commands.overrides import compose_config
-from bora.lib.names import latex
+from bora.lib.names import format_tau, latex
 from bora.report import figures, paper
 from bora.report.claims import judge_claims
-from bora.report.evidence import Evidence, format_tau, rank_correlation
+from bora.report.evidence import Evidence, rank_correlation
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
 from bora.report.task_map import build_task_map, explained_variance
@@ -143,6 +143,43 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
         for ending in ("png", "pdf"):
             assert (tmp_path / f"report/figure{number}.{ending}").stat().st_size > 3000
     assert "confirmed: every task is better than on its own" in out
+
+
+def with_learned(folder: Path, tau: float, seed: int, shift: float) -> Path:
+    """A run at τ = 10 made into one that learned its τ."""
+    write_run(folder, 10.0, seed, shift)
+    config = RunDirectory(folder).config().model_dump() | {"tau": "learn"}
+    (folder / "config.yaml").write_text(to_yaml(config))
+    summary = json.loads((folder / "summary.json").read_text())
+    learned = {"tau": tau, "c": 0.0, "c_spread": 0.0}
+    if not math.isinf(tau):
+        learned |= {"tau_interval": [tau / 2, tau * 2], "c": 0.5, "c_interval": [0.25, 0.75], "c_spread": 0.1}
+    write_json(folder / "summary.json", summary | {"tau": tau, "learned": learned})
+    return folder
+
+
+def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choice(sweep, report, tmp_path):
+    for seed, tau in ((0, 33.0), (1, math.inf)):
+        with_learned(sweep / f"tau=learn,seed={seed}", tau, seed, shift=-1.0 + 0.2 * seed)
+    code, out, _ = report(sweep)
+    assert code == 0
+    table1 = pd.read_csv(tmp_path / "report/table1.csv")
+    assert table1["tau"].tolist() == [0, 10, 100, math.inf]
+    learned = pd.read_csv(tmp_path / "report/learned.csv")
+    assert learned[["seed", "tau", "tau_low", "c"]].iloc[0].tolist() == [0, 33, 16.5, 0.5]
+    assert learned[["seed", "tau", "c"]].iloc[1].tolist() == [1, math.inf, 0]
+    # Against τ = 100, which validation chooses; each seed against itself.
+    tasks = {"ann": (12.5, 14.0), "bo": (11.5, 12.0), "cy": (12.0, 14.5)}
+    expected = np.mean([[math.log(a + s) - math.log(b + s) for s in (0, 0.2)] for a, b in tasks.values()])
+    assert learned["nll_minus_best_given"].iloc[0] == pytest.approx(expected)
+    assert "against it" in (tmp_path / "report/index.html").read_text()
+    assert "33 [16.5, 66]" in out
+
+
+def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid(report, tmp_path):
+    with_learned(tmp_path / "s/one", 33.0, 0, shift=0.0)
+    code, out, _ = report("s")
+    assert (code, "33 [16.5, 66]" in out) == (0, True)
 
 
 def test_a_report_goes_into_the_folder_it_is_about_and_never_over_anothers(sweep, call, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ CASES = [
     (0, "float32", "trainer=ddp", 1e-4),
     (100, "float32", "trainer.strategy=ddp", 1e-4),
     (100, "bfloat16", "trainer=ddp", 1e-2),
+    ("learn", "float32", "trainer=ddp", 1e-4),
     (100, "float32", "trainer=fsdp", 1e-4),
     (100, "float32", "trainer=fsdp model.gradient_checkpointing=true", 1e-4),
 ]

@@ -25,6 +25,7 @@ EACH_STEP = "checkpoint_minutes=0 trainer.log_every_n_steps=1"
 ACCUMULATED = "data.batch_size=2 trainer.accumulate_grad_batches=3"
 HALVES = "data.batch_size=3 trainer.val_check_interval=0.5"
 ACROSS = "trainer.val_check_interval=4"  # batches: more than an epoch has
+LEARN = "tau=learn trainer.max_epochs=9 optim.lr=0.02"  # the deviations from the seventh epoch on
 EARLY = "tau=0 optim.lr=0.01 optim.patience=1 trainer.max_epochs=9"
 
 
@@ -79,6 +80,14 @@ CASES = {
     "tau=0": Case(f"tau=0 data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "tau=inf": Case(f"tau=inf data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "a schedule": Case(f"optim.schedule=cosine optim.warmup_steps=3 {EACH_STEP}", "training_step", 6, 5),
+    "learning tau, Θ alone": Case(f"{LEARN} {EACH_STEP}", "training_step", 5, 4),
+    "learning tau, where the deviations begin": Case(LEARN, "training_step", 19, 18),
+    "learning tau, in the deviations": Case(f"{LEARN} {EACH_STEP}", "training_step", 21, 20),
+    "learning tau, in a validation of them": Case(f"{LEARN} {EACH_STEP}", "validation_step", 8, 23),
+    "learning tau, testing": Case(LEARN, "test_step", 1, 27),
+    "learning tau, validations within an epoch": Case(
+        f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 45
+    ),
     "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),
     "dense prior": Case(f"prior.estimator=dense {EACH_STEP}", "training_step", 5, 4),
     "accumulated batches": Case(f"{ACCUMULATED} {EACH_STEP}", "training_step", 6, 1),

@@ -1,0 +1,112 @@
+"""How much of the tasks' deviations to believe: θ_d = Θ + c_d δ_d, c_d ∈ [0, 1] chosen on held-out documents.
+
+The δ_d were trained apart, nearly without a prior, and fit noise as well as their task. In a linear-Gaussian model with
+curvature h in every direction, c δ_d is the mode under the prior of a higher precision::
+
+    δ = b / (h + τ),   c δ = b / (h + τ′),   τ′ = (h + τ) / c − h
+
+so c is a τ in another unit, which held-out text can choose without training again. A profile holds the documents' NLL at
+a few values of c. Around its minimum c̄ it is a parabola: task d has slope −S_d, the sum of its documents' scores, and
+curvature H_d. The tasks' own optima are drawn towards c̄ as in a random-effects meta-analysis (DerSimonian & Laird 1986)::
+
+    c_d = (c̄ / ω² + e_d / v_d) / (1/ω² + 1/v_d),   e_d = c̄ + S_d / H_d,   v_d = n_d σ² / H_d²
+
+with σ² the variance of the scores within tasks, and ω² that of the tasks' c, by the method of moments.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Profile(NamedTuple):
+    """Held-out NLL of D tasks at S equally spaced values of c, the first 0; float64.
+
+    Attributes:
+        scales: [S] ascending.
+        nats: [S, D] sums over a task's documents.
+        moments: [S, S, D] Σ_n (nll_n(s) − nll_n(0)) (nll_n(t) − nll_n(0)), of single documents n.
+        documents, tokens: [D], tokens scored.
+    """
+
+    scales: Tensor
+    nats: Tensor
+    moments: Tensor
+    documents: Tensor
+    tokens: Tensor
+
+
+class Shrinkage(NamedTuple):
+    """What a profile says.
+
+    Attributes:
+        common: c̄, for all tasks together.
+        by_task: [D] c_d.
+        spread: ω, the standard deviation of the tasks' c around c̄.
+        error: of c̄, from how the tasks differ.
+        curvature: of the NLL in c at c̄, nats a scored token.
+    """
+
+    common: float
+    by_task: Tensor
+    spread: float
+    error: float
+    curvature: float
+
+
+def shrink(profile: Profile) -> Shrinkage:
+    """Choose c for each task.
+
+    Where the NLL is no parabola at its lowest, all tasks have the c that is lowest. Where each task has one document, the
+    tasks' own c cannot be told from noise: all have the common one.
+    """
+    c, nats = profile.scales, profile.nats
+    total, step, largest = nats.sum(dim=1), float(c[1]), float(c[-1])
+    k = min(max(int(total.argmin()), 1), len(c) - 2)
+    bend = float(total[k + 1] - 2 * total[k] + total[k - 1]) / step**2
+    if bend <= 0:
+        lowest = float(c[total.argmin()])
+        return Shrinkage(lowest, torch.full_like(profile.tokens, lowest), 0.0, math.nan, 0.0)
+    curvature = bend / float(profile.tokens.sum())
+    hessian = curvature * profile.tokens
+    score = (nats[k - 1] - nats[k + 1]) / (2 * step)  # at c[k]
+    common = min(max(0.0, float(c[k] + score.sum() / bend)), largest)
+    score = score - hessian * (common - c[k])
+    error = float(score.norm()) / bend
+    spread, by_task = _by_task(profile, k, common + score / hessian, hessian, common)
+    return Shrinkage(common, by_task.clamp(0, largest), spread, error, curvature)
+
+
+def _by_task(profile: Profile, k: int, effect: Tensor, hessian: Tensor, common: float) -> tuple[float, Tensor]:
+    """Draw the tasks' own optima towards the common one: ω, and [D] c_d.
+
+    Args:
+        k: of the scale at which the scores are taken.
+        effect: [D] e_d.
+        hessian: [D] H_d.
+    """
+    m, n = profile.moments, profile.documents
+    width = profile.scales[k + 1] - profile.scales[k - 1]
+    sums = (profile.nats[k + 1] - profile.nats[k - 1]) / width
+    squares = (m[k + 1, k + 1] - 2 * m[k + 1, k - 1] + m[k - 1, k - 1]) / width**2
+    within = (squares - sums**2 / n).sum() / max(1.0, float(n.sum()) - len(n))
+    if within <= 0 or len(n) == 1:
+        return 0.0, torch.full_like(effect, common)
+    variance = n * within / hessian**2
+    weight = 1 / variance
+    centre = (weight * effect).sum() / weight.sum()
+    excess = (weight * (effect - centre) ** 2).sum() - (len(n) - 1)
+    between = (excess / (weight.sum() - (weight**2).sum() / weight.sum())).clamp(min=0)
+    return float(between.sqrt()), common + (effect - common) * between / (between + variance)
+
+
+def equivalent_tau(c: float, tau: float, curvature: float) -> float:
+    """Return τ′ under which c δ would be the mode where δ is it under τ; exact where the likelihood is quadratic along δ.
+
+    Args:
+        c: 0 ≤ c ≤ 1.
+        curvature: h, of the training NLL along the deviations, nats / (parameter units)².
+    """
+    return math.inf if c == 0 else (curvature + tau) / c - curvature

@@ -1,0 +1,154 @@
+"""`tau=learn`: train Θ until validation stops gaining, then the tasks' deviations, then shrink them by validation.
+
+The deviations are trained nearly without a prior, with Θ held, and each validation tries Θ + c δ_d at a few c. The epoch
+whose best c validation prefers is kept; at the end c is refined and drawn out by task (bora.bayes.shrinkage). What is
+kept is an ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from bora.bayes.adapters import MEAN, Staged
+from bora.bayes.model import FREE_TAU
+from bora.bayes.shrinkage import Shrinkage, equivalent_tau, shrink
+from bora.lib.console import tell
+from bora.runs.checkpoints import load_own
+from bora.train.module import TrainingModule
+from bora.train.progress import Progress
+
+SCALES = (0.25, 0.5, 1.0)  # c that a validation tries
+N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
+SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
+Z95 = 1.96
+LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
+
+
+class Stages(Callback):
+    """Go from Θ to the deviations, and from them to the end, when validation has stopped gaining.
+
+    Args:
+        best: best.ckpt.
+        progress: has the validations.
+        patience: validations without a better one that end a stage.
+
+    Attributes:
+        began: validations before the deviations' stage; None until it begins.
+        tried: the best c of each validation since then.
+        mean: [P] Θ of the best validation before it.
+    """
+
+    def __init__(self, best: Path, progress: Progress, patience: int) -> None:
+        self.best, self.progress, self.patience = best, progress, patience
+        self.began: int | None = None
+        self.tried: list[float] = []
+        self.mean: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"began": self.began, "tried": self.tried, "mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.began, self.tried, self.mean = state["began"], state["tried"], state["mean"]
+
+    def on_train_start(self, trainer: L.Trainer, module) -> None:
+        if self.began is not None:
+            _adapters(module).deviates, module.scales = True, SCALES
+            trainer.should_stop |= self._waited() >= self.patience
+
+    def on_validation_end(self, trainer: L.Trainer, module) -> None:
+        if trainer.state.fn != "fit":
+            return
+        adapters, history = _adapters(module), self.progress.history
+        if self.began is None and history[-1] is self.progress.best:
+            self.mean = adapters.mean.detach().cpu().clone()
+        if self.began is not None:
+            self.tried.append(trainer.callback_metrics["val/c"].item())
+            trainer.should_stop |= self._waited() >= self.patience
+        elif self._waited() >= self.patience or self._must_begin(trainer):
+            assert self.mean is not None
+            self.began = len(history)
+            adapters.start_at(self.mean.to(adapters.mean.device))
+            adapters.deviates, module.scales = True, SCALES
+            tell(f"Θ is kept as of epoch {self.progress.best.epoch}; now the tasks' deviations from it")
+
+    def _waited(self) -> int:
+        """Count the validations of this stage since the best one."""
+        history = self.progress.history
+        return len(history) - max(history.index(self.progress.best) + 1, self.began or 0)
+
+    def _must_begin(self, trainer: L.Trainer) -> bool:
+        """Tell whether the deviations would else have less than their share of steps, or no validation."""
+        total, done = trainer.estimated_stepping_batches, trainer.global_step
+        return total - done <= max(total * SHARE_OF_TASKS, done / len(self.progress.history))
+
+    def conclude(self, trainer: L.Trainer, module: TrainingModule, validate: Callable[[], None]) -> dict[str, Any]:
+        """Shrink the best epoch's deviations by validation, in the model and in best.ckpt.
+
+        Args:
+            module: its model is as best.ckpt has it.
+            validate: runs validation at `module.scales`.
+
+        Returns:
+            What was learned: see `_describe`.
+        """
+        adapters, checkpoint = _adapters(module), load_own(self.best)
+        adapters.deviates = True
+        if LEARNED not in checkpoint:  # else the run was interrupted behind this
+            place = self.progress.history.index(self.progress.best) - (self.began or math.inf)
+            found = None if place < 0 else self._search(module, validate, self.tried[int(place)])
+            checkpoint[LEARNED] = _describe(found, module)
+            if found is not None:
+                adapters.stored.data.mul_(found.by_task.to(adapters.stored)[:, None])
+            state = module.state_dict()
+            if math.isinf(checkpoint[LEARNED]["tau"]):
+                state = {name: values for name, values in state.items() if name.endswith(MEAN)}
+            checkpoint["state_dict"] = state
+            checkpoint["hyper_parameters"]["tau"] = checkpoint[LEARNED]["tau"]
+            if trainer.is_global_zero:
+                trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, self.best)
+            trainer.strategy.barrier()
+        module.scales = ()
+        return checkpoint[LEARNED]
+
+    def _search(self, module: TrainingModule, validate: Callable[[], None], near: float) -> Shrinkage:
+        """Choose c for each task on the validation documents.
+
+        Args:
+            near: the best of SCALES.
+        """
+        module.scales = torch.linspace(0, min(1, 2 * near), N_REFINED, dtype=torch.float64).tolist()
+        validate()
+        return shrink(module.shrunk.profile(module.scales))
+
+
+def _describe(found: Shrinkage | None, module: TrainingModule) -> dict[str, Any]:
+    """Say what was learned, in plain values.
+
+    Returns:
+        `tau`, the one that c amounts to, with its 95 % interval over tasks; the same of `c`; `c_spread`, the standard
+        deviation of the tasks' own c; `c_by_task`. Without a `found`, validation prefers Θ alone: c is 0.
+    """
+    n_tasks = len(module.model.tasks)
+    if found is None or found.common == 0:
+        return {"tau": math.inf, "c": 0.0, "c_spread": 0.0, "c_by_task": [0.0] * n_tasks}
+    squares = float(module.model.adapters.distances().square().sum())
+    h = found.curvature * module.model.n_tokens / squares
+    low, high = (min(1.0, max(0.0, found.common + sign * Z95 * found.error)) for sign in (-1, 1))
+    return {
+        "tau": equivalent_tau(found.common, FREE_TAU, h),
+        "tau_interval": [equivalent_tau(c, FREE_TAU, h) for c in (high, low)],
+        "c": found.common,
+        "c_interval": [low, high],
+        "c_spread": found.spread,
+        "c_by_task": found.by_task.tolist(),
+    }
+
+
+def _adapters(module: TrainingModule) -> Staged:
+    return cast(Staged, module.model.adapters)

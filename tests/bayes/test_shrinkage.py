@@ -1,0 +1,104 @@
+"""c on held-out text, against closed forms and statsmodels' random-effects meta-analysis."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.meta_analysis import combine_effects
+
+from bora.bayes.shrinkage import Profile, equivalent_tau, shrink
+
+SCALES = np.linspace(0, 1, 7)
+
+
+def profile_of(optimum: np.ndarray, documents: np.ndarray, noise: float, seed: int = 0, bend: float = 30.0) -> Profile:
+    """The NLL of tasks whose documents are parabolas in c of one curvature, each with its own lowest point."""
+    rng = np.random.default_rng(seed)
+    nats, moments = [], []
+    for c, n in zip(optimum, documents, strict=True):
+        lowest = c + noise * rng.standard_normal(n)
+        nll = 0.5 * bend * (SCALES[:, None] - lowest) ** 2 + 100
+        nats.append(nll.sum(axis=1))
+        gain = nll - nll[0]
+        moments.append(gain @ gain.T)
+    tokens = 10.0 * documents
+    parts = SCALES, np.array(nats).T, np.array(moments).transpose(1, 2, 0), documents.astype(float), tokens
+    return Profile(*map(torch.tensor, parts))
+
+
+def test_the_common_c_is_the_lowest_point_of_all_documents_together():
+    rng = np.random.default_rng(1)
+    documents, optimum = rng.integers(2, 9, 12), rng.uniform(0.2, 0.9, 12)
+    profile = profile_of(optimum, documents, noise=0.0)
+    found = shrink(profile)
+    assert found.common == pytest.approx(np.average(optimum, weights=documents))
+    assert found.curvature == pytest.approx(30 / 10)  # nats a token
+
+
+def test_by_task_it_is_the_random_effects_meta_analysis():
+    rng = np.random.default_rng(2)
+    documents, optimum = rng.integers(2, 12, 30), 0.6 + 0.1 * rng.standard_normal(30)
+    profile = profile_of(optimum, documents, noise=0.3, seed=3)
+    found = shrink(profile)
+    profile = Profile(*(part.numpy() for part in profile))
+    k = min(max(int(profile.nats.sum(axis=1).argmin()), 1), 5)
+    width = SCALES[k + 1] - SCALES[k - 1]
+    bend = (profile.nats[k + 1] - 2 * profile.nats[k] + profile.nats[k - 1]) / (width / 2) ** 2  # exact: parabolas
+    effect = SCALES[k] - (profile.nats[k + 1] - profile.nats[k - 1]) / width / bend
+    # A document's score has the standard deviation bend · noise; here it is known from the documents.
+    sums = (profile.nats[k + 1] - profile.nats[k - 1]) / width
+    m = profile.moments
+    squares = (m[k + 1, k + 1] - 2 * m[k + 1, k - 1] + m[k - 1, k - 1]) / width**2
+    within = (squares - sums**2 / documents).sum() / (documents.sum() - 30)
+    assert math.sqrt(within) == pytest.approx(30 * 0.3, rel=0.15)
+    oracle = combine_effects(effect, documents * within / bend**2, method_re="dl")
+    assert found.spread == pytest.approx(math.sqrt(oracle.tau2), rel=1e-8)
+    weight = oracle.tau2 / (oracle.tau2 + documents * within / bend**2)
+    np.testing.assert_allclose(found.by_task, found.common + weight * (effect - found.common), rtol=1e-8)
+
+
+def test_drawn_by_task_c_is_nearer_to_the_truth_than_the_common_one_and_than_each_task_alone():
+    errors = np.zeros(3)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        documents, optimum = rng.integers(2, 9, 25), np.clip(0.5 + 0.12 * rng.standard_normal(25), 0, 1)
+        profile = profile_of(optimum, documents, noise=0.3, seed=seed + 100)
+        found = shrink(profile)
+        alone = np.clip([SCALES[row.argmin()] for row in profile.nats.T], 0, 1)
+        errors += [((c - optimum) ** 2).mean() for c in (found.by_task.numpy(), np.full(25, found.common), alone)]
+    assert errors[0] < 0.8 * min(errors[1:])
+
+
+def test_tasks_that_do_not_differ_get_the_same_c():
+    found = shrink(profile_of(np.full(20, 0.5), np.full(20, 6), noise=0.2, seed=5))
+    assert np.ptp(found.by_task.numpy()) < 0.1
+    one_each = shrink(profile_of(np.linspace(0.2, 0.8, 9), np.ones(9, dtype=int), noise=0.1))
+    assert np.ptp(one_each.by_task.numpy()) == 0
+
+
+def test_the_error_of_the_common_c_is_that_over_draws_of_tasks():
+    found = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        optimum = 0.5 + 0.1 * rng.standard_normal(25)
+        found.append(shrink(profile_of(optimum, np.full(25, 5), noise=0.2, seed=seed + 1000)))
+    assert np.mean([f.error for f in found]) == pytest.approx(np.std([f.common for f in found]), rel=0.1)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1, 0), (0, 2, 3, 4, 3, 2, 1)])
+def test_without_a_lowest_point_within_an_end_is_taken(values):
+    nats = np.array(values, dtype=float)[:, None]
+    found = shrink(Profile(*map(torch.tensor, (SCALES, nats, np.zeros((7, 7, 1)), np.ones(1), np.ones(1)))))
+    assert found.common == SCALES[nats.argmin()]
+
+
+@given(st.floats(0.1, 100), st.floats(0.1, 10), st.floats(10, 1000), st.integers(0, 100))
+def test_c_is_another_tau_where_the_likelihood_is_quadratic(h, tau, higher, seed):
+    b = np.random.default_rng(seed).standard_normal(5)
+    free, shrunk = b / (h + tau), b / (h + tau + higher)
+    c = float(shrunk[0] / free[0])
+    assert equivalent_tau(c, tau, h) == pytest.approx(tau + higher, rel=1e-6)
+    assert equivalent_tau(0.0, tau, h) == math.inf

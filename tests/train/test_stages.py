@@ -1,0 +1,125 @@
+"""tau=learn: Θ as at τ = ∞, then the tasks' deviations from it, shrunk by validation; kept as an ordinary run."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bora.data.batches import Documents
+from bora.data.read import read_documents
+from bora.runs.checkpoints import load_checkpoint
+from bora.runs.directory import RunDirectory
+from bora.train.stages import SCALES
+from bora.use.restore import restore
+from bora.use.score import perplexities
+from tests.conftest import hierarchical, one_line, tiny_opt
+
+LONG = ("trainer.max_epochs=9", "data.batch_size=8")
+
+
+def validations(run) -> pd.DataFrame:
+    """The rows of metrics.csv that are of a validation while training."""
+    rows = pd.read_csv(run / "metrics.csv").dropna(subset="val/nll")
+    return rows[: RunDirectory(run).summary()["epochs"]].reset_index(drop=True)
+
+
+def test_theta_is_trained_as_for_one_model_and_held_then(trained):
+    learned, pooled = trained("tau=learn", *LONG), trained("tau=inf", *LONG)
+    mine, theirs = validations(learned), validations(pooled)
+    first = mine["val/c"].isna()
+    assert 2 <= first.sum() <= 6  # of 9 epochs the deviations have a third at least
+    pd.testing.assert_series_equal(mine["val/nll"][first], theirs["val/nll"][: first.sum()])
+    # Θ is that of the best epoch until then; where that was the pooled run's best too, the very same numbers.
+    state = load_checkpoint(RunDirectory(learned).best)["state_dict"]
+    last = torch.load(learned / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    means = [name for name in state if name.endswith("_mean")]
+    assert means
+    assert all(torch.equal(state[name], last[name]) for name in means)
+
+
+def test_the_best_c_of_a_validation_is_the_lowest_of_those_tried(trained):
+    run = restore(trained("tau=learn", *LONG))
+    model = run.model
+    documents = read_documents(run.cfg.data).iloc[:6]
+    encoded, _ = run.tokens.encode(documents)
+    tasks = [model.adapters.task_names.index(task) for task in documents["task"]]
+    batch = Documents(encoded, tasks)[list(range(len(encoded))), 1]
+    for c in (0.0, *SCALES):
+        for row, (one, task) in enumerate(zip(encoded, tasks, strict=True)):
+            alone = Documents([one], [task])[[0], 1]
+            theta = model.adapters.mean + c * (model.adapters.theta(task) - model.adapters.mean)
+            expected = model.backbone.nll(alone, theta[None])
+            torch.testing.assert_close(model.nll(batch, c)[row], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.nll(batch, 0.0), model.nll(batch, "mean"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.nll(batch, 1.0), model.nll(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_kept_is_an_ordinary_run_at_a_tau(trained):
+    folder = trained("tau=learn", *LONG)
+    directory = RunDirectory(folder)
+    summary, per_task = directory.summary(), directory.per_task()
+    learned = summary["learned"]
+    assert directory.config().tau == "learn"
+    assert summary["tau"] == learned["tau"]
+    assert ("c_by_task" in learned, "c" in per_task) == (False, True)
+    assert ((per_task["c"] >= 0) & (per_task["c"] <= 1)).all()
+    run = restore(folder)
+    assert run.model.tau == float(summary["tau"])
+    # Scored again from the folder, by task, it has the summary's perplexities.
+    documents = pd.read_csv(folder / "documents.csv").query("split == 'test'")
+    table = read_documents(run.cfg.data).loc[documents["row"]]
+    _, again = perplexities(run, table, 8)
+    assert again["perplexity"] == pytest.approx(summary["test_perplexity"], rel=1e-5)
+
+
+def test_it_ends_no_worse_on_validation_than_theta_alone(trained):
+    for more in ((), ("optim.lr=0.05",)):  # a rate that spoils the deviations
+        folder = trained("tau=learn", *LONG, *more)
+        summary = RunDirectory(folder).summary()
+        rows = validations(folder)
+        alone = rows["val/nll"][rows["val/c"].isna()].min()
+        assert math.log(summary["val_perplexity"]) <= alone + 1e-6
+
+
+def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained):
+    folder = trained("tau=learn", *LONG, "optim.lr=0.05")
+    summary = RunDirectory(folder).summary()
+    assert (float(summary["tau"]), summary["learned"]["c"]) == (math.inf, 0)
+    assert RunDirectory(folder).per_task()["distance"].eq(0).all()
+    assert restore(folder).model.adapters.name == "shared"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("prior.estimator=dense", ["prior.estimator=dense", "by_document"]),
+        ("prior.parameterization=centered", ["noncentered"]),
+        ("trainer.max_epochs=1", ["two validations"]),
+    ],
+)
+def test_settings_that_it_does_not_have_are_refused(command, setting, words):
+    one_line(command("tau=learn", "logger=none", setting), *words)
+
+
+def test_a_held_mean_gets_no_step():
+    model = hierarchical(tiny_opt(), ["a", "b"], [4, 4], 30, "learn")
+    adapters = model.adapters
+    adapters.deviates = True
+    optimizer = model.optimizer(0.1)
+    batch = {
+        "input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]]),
+        "labels": torch.tensor([[-100, 5, 6], [-100, 7, 8]]),
+        "task": torch.tensor([0, 1]),
+        "batches": 1,
+    }
+    with torch.no_grad():
+        adapters.mean.normal_(std=0.1)
+    before = adapters.mean.detach().clone()
+    model.objective(batch).loss.backward()
+    assert adapters.mean.grad is not None  # torch's DDP waits for it
+    adapters.before_step()
+    optimizer.step()
+    assert torch.equal(adapters.mean, before)
+    assert np.all(adapters.distances().numpy() > 0)
