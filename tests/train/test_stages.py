@@ -75,7 +75,7 @@ def test_what_is_kept_is_an_ordinary_run_at_a_tau(trained):
 
 
 def test_it_ends_no_worse_on_validation_than_theta_alone(trained):
-    for more in ((), ("optim.lr=0.05",)):  # a rate that spoils the deviations
+    for more in ((), ("optim.lr=0.5",)):  # a rate that spoils the deviations
         folder = trained("tau=learn", *LONG, *more)
         summary = RunDirectory(folder).summary()
         rows = validations(folder)
@@ -84,7 +84,7 @@ def test_it_ends_no_worse_on_validation_than_theta_alone(trained):
 
 
 def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained):
-    folder = trained("tau=learn", *LONG, "optim.lr=0.05")
+    folder = trained("tau=learn", *LONG, "optim.lr=0.5")
     summary = RunDirectory(folder).summary()
     assert (float(summary["tau"]), summary["learned"]["c"]) == (math.inf, 0)
     assert RunDirectory(folder).per_task()["distance"].eq(0).all()
