@@ -1,6 +1,6 @@
 """Read the documents that a config's `data` names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
@@ -16,6 +16,23 @@ from bora.errors import UserError
 def columns_of(data: ColumnSettings) -> Columns:
     """Return which columns a config's `data` means."""
     return Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt))
+
+
+def read_column(data: AnyData, column: str, rows: Iterable[int], argument: str) -> list[str]:
+    """Read the cells of a column in some rows of the table, as text.
+
+    Args:
+        argument: what the user calls the column, for messages.
+
+    Raises:
+        UserError: the corpus is no table, the file has moved, or it has no such column.
+    """
+    if not isinstance(data, ColumnSettings):
+        raise UserError(f"{argument}{column}: data={data.name} has no such columns")
+    # The column is read in the text's place.
+    only = {"text": column, "messages": None, "prompt": None}
+    table = read_documents(data.model_copy(update=only), SETTINGS | {"text": argument})
+    return table["text"].reindex(list(rows)).tolist()
 
 
 def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.DataFrame:

@@ -8,9 +8,7 @@ import pandas as pd
 import torch
 
 from bora.bayes.adapters import read_saved
-from bora.config import Columns
-from bora.data.errors import SETTINGS
-from bora.data.read import read_documents
+from bora.data.read import read_column
 from bora.errors import UserError
 from bora.runs.archive import Run
 from bora.runs.checkpoints import load_checkpoint
@@ -112,13 +110,7 @@ def attribute(run: Run, column: str) -> pd.Series:
     Raises:
         UserError: the corpus is no table, the file has moved, or it has no such column.
     """
-    data = RunDirectory(run.folder).config().data
-    if not isinstance(data, Columns):
-        raise UserError(f"data={data.name} has no columns to colour the tasks by")
-    # The column is read in the text's place.
-    only = {"text": column, "messages": None, "prompt": None}
-    table = read_documents(data.model_copy(update=only), SETTINGS | {"text": "--color-by="})
     documents = RunDirectory(run.folder).documents()
-    values = table["text"].reindex(documents["row"]).to_numpy()
+    values = read_column(RunDirectory(run.folder).config().data, column, documents["row"], "--color-by=")
     commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
     return commonest.replace("", "(none)")

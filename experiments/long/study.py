@@ -21,7 +21,8 @@ from bora.model.batch import to_device
 from bora.use.restore import restore
 
 HERE = Path(__file__).parent
-SHAPE = "data.documents_per_task=120 data.max_tokens=48 tau=100 optim.lr=1e-3 optim.patience=3 trainer.max_epochs=8"
+SHAPE = "logger=none data.documents_per_task=120 data.max_tokens=48 tau=100 optim.lr=1e-3 optim.patience=3"
+SHAPE += " trainer.max_epochs=8"
 WAYS = {"cut": "", "chunk": "data.long=chunk", "chunk, overlap 16": "data.long=chunk data.overlap=16"}
 SEEDS = (0, 1, 2)
 BATCH = 64

@@ -1,0 +1,170 @@
+"""Which columns of a table matter to a model, before any of them is trained: from each document's gradient at Θ.
+
+Where documents that share a value of a column pull Θ the same way, the column has variance to be modelled. The gradient
+of document n, g_n = ∇NLL_n(Θ) / √tokens, so that long and short ones have like noise, is compared with every other. Pairs
+are averaged (Haseman–Elston: the moments of a mixed model with the kernel g_n · g_m)::
+
+    task       mean over pairs of one task               − mean over pairs of two tasks
+    column c   mean over pairs of two tasks with one c   − mean over pairs of two tasks with two c
+
+and divided by the mean of ‖g_n‖² less the mean over pairs that share nothing: shares of variance. A column is compared
+between tasks only, so that party is not credited with what its speakers are.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bora.data.batches import Documents
+from bora.errors import UserError
+from bora.model.batch import to_device
+from bora.model.likelihood import n_scored
+from bora.use.restore import Restored
+
+Progress = Callable[[Sequence, str], Iterable]
+SKETCH = 2**14  # numbers that a gradient is folded to; an inner product is then off by 1/128 of the lengths, at random
+PERMUTATIONS = 200
+Z95 = 1.959963984540054
+
+
+def gradient_similarities(
+    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
+) -> np.ndarray:
+    """Compute g_n · g_m of documents at Θ, [N, N]; documents without a scored token have zeros.
+
+    Args:
+        table: columns task, text and what prompts take.
+        batch_size: documents in a backward.
+    """
+    model, names = restored.model, restored.model.adapters.task_names
+    encoded, _ = restored.tokens.encode(table)
+    tasks = [names.index(table["task"].iloc[piece.document]) for piece in encoded]
+    documents = Documents(encoded, tasks)
+    generator = torch.Generator().manual_seed(0)
+    place = torch.randint(SKETCH, (model.n_parameters,), generator=generator).to(model.device)
+    sign = (2 * torch.randint(2, (model.n_parameters,), generator=generator) - 1).float().to(model.device)
+    folded, tokens = torch.zeros(len(table), SKETCH), torch.zeros(len(table))
+    order = np.argsort([len(piece.ids) for piece in encoded], kind="stable").tolist()
+    for start in progress(range(0, len(order), batch_size), "gradients"):
+        some = order[start : start + batch_size]
+        batch = to_device(documents[some, 1], model.device)
+        theta = model.adapters.mean.detach().expand(len(some), -1).clone().requires_grad_()
+        nll = model.backbone.nll(batch, theta.to(model.backbone.dtype))
+        (gradient,) = torch.autograd.grad(nll.sum(), theta)  # a row is of its document alone
+        sketch = torch.zeros(len(some), SKETCH, device=model.device).index_add_(1, place, gradient * sign)
+        whose = torch.tensor([encoded[i].document for i in some])  # pieces of a document add up
+        folded.index_add_(0, whose, sketch.cpu())
+        tokens.index_add_(0, whose, n_scored(batch["labels"]).cpu().float())
+    folded /= tokens.clamp(min=1).sqrt()[:, None]
+    return (folded @ folded.T).double().numpy()
+
+
+@dataclass(frozen=True)
+class Share:
+    """A column's share of the variance of the documents' gradients.
+
+    Attributes:
+        column: its name, or task.
+        units: distinct values.
+        share: of the variance; below 0 where chance has it so.
+        low, high: 95 %, by a jackknife over tasks.
+        p_value: of no variance, by permutation.
+    """
+
+    column: str
+    units: int
+    share: float
+    low: float
+    high: float
+    p_value: float
+
+
+def variance_shares(similarity: np.ndarray, tasks: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[Share]:
+    """Compute the share of the task and of each column, the largest first.
+
+    A column that is one value in each task is permuted over tasks, another one over the documents of each task.
+
+    Args:
+        similarity: [N, N].
+        tasks: [N] of the documents.
+        columns: name → [N] values.
+
+    Raises:
+        UserError: there are fewer than 3 tasks, no task has two documents, or a column has one value, or none that two
+            tasks have.
+    """
+    task = pd.factorize(pd.Series(tasks))[0]
+    if task.max() < 2:
+        raise UserError("variance between tasks is told from 3 tasks or more")
+    same_task = task[:, None] == task
+    apart = ~np.eye(len(task), dtype=bool)
+    if not (same_task & apart).any():
+        raise UserError("no task has two documents here, so what its documents share cannot be told")
+    found = [_share("task", task, task, similarity, apart, np.zeros_like(task))]
+    for name, values in columns.items():
+        code = pd.factorize(pd.Series(values))[0]
+        shared = (code[:, None] == code) & ~same_task
+        if not shared.any() or not (~shared & ~same_task).any():
+            why = "one value only" if code.max() == 0 else "no value that two tasks have"
+            raise UserError(f"the column {name} has {why} in these documents, so it cannot be told from the tasks")
+        by_task = pd.Series(code).groupby(task).nunique().max() == 1
+        found.append(_share(name, code, task, similarity, ~same_task, None if by_task else task))
+    return sorted(found, key=lambda share: -share.share)
+
+
+def _share(
+    name: str, code: np.ndarray, task: np.ndarray, similarity: np.ndarray, pairs: np.ndarray, strata: np.ndarray | None
+) -> Share:
+    """Compute one share.
+
+    Args:
+        code: [N] units.
+        pairs: [N, N] that count.
+        strata: [N] within which documents' units are permuted; None where whole tasks' are.
+    """
+    counted = np.where(pairs, similarity, 0.0)
+    everything, n_pairs = counted.sum(), pairs.sum()
+
+    def contrast(code: np.ndarray) -> float:
+        same = (code[:, None] == code) & pairs
+        within, n = counted[same].sum(), same.sum()
+        return within / n - (everything - within) / (n_pairs - n)
+
+    mine = contrast(code)
+    rng = np.random.default_rng(0)
+    chance = np.array([contrast(_permute(code, task, strata, rng)) for _ in range(PERMUTATIONS)])
+    p_value = (1 + (chance >= mine).sum()) / (1 + PERMUTATIONS)
+    same, other = ((code[:, None] == code) & pairs), ((code[:, None] != code) & pairs)
+    total = np.diag(similarity).mean() - similarity[other].mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        within, between = (
+            _without_each_task(np.where(which, similarity, 0.0), task) / _without_each_task(1.0 * which, task)
+            for which in (same, other)
+        )
+    jackknife = (within - between)[np.isfinite(within - between)] / total
+    half = Z95 * np.sqrt((len(jackknife) - 1) * jackknife.var()) if len(jackknife) > 1 else np.nan
+    share = float(mine / total)
+    return Share(name, int(code.max()) + 1, share, float(share - half), float(share + half), float(p_value))
+
+
+def _without_each_task(values: np.ndarray, task: np.ndarray) -> np.ndarray:
+    """Sum a symmetric matrix over the pairs that are left without each task, [D]."""
+    n = task.max() + 1
+    by_task = np.zeros((n, len(task)))
+    np.add.at(by_task, task, values)
+    blocks = np.array([by_task[d, task == d].sum() for d in range(n)])
+    return values.sum() - 2 * by_task.sum(axis=1) + blocks
+
+
+def _permute(code: np.ndarray, task: np.ndarray, strata: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    if strata is None:  # each task's unit goes to another task
+        first = np.array([code[task == d][0] for d in range(task.max() + 1)])
+        return rng.permutation(first)[task]
+    shuffled = code.copy()
+    for stratum in np.unique(strata):
+        places = np.flatnonzero(strata == stratum)
+        shuffled[places] = code[rng.permutation(places)]
+    return shuffled
