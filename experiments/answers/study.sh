@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a function's signature and the first line of its docstring to its body: 25 Python modules × opt_mini, the range of τ.
-# Run from the repository root; about an hour on 2 cores. Run it again to resume.
+# Run from the repository root; 25 minutes on 2 cores. Run it again to resume.
 set -u
 OUT=${OUT:-experiments/answers}
 BORA=${BORA:-.venv/bin/bora}
