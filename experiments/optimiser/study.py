@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from bora.report.evidence import format_tau
+from bora.lib.names import format_tau
 from bora.report.figures import GROUPS, MARKERS, STYLE
 from bora.runs.archive import Run, read_archive
 
