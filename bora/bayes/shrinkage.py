@@ -75,7 +75,10 @@ def shrink(profile: Profile) -> Shrinkage:
     common = min(max(0.0, float(c[k] + score.sum() / bend)), largest)
     score = score - hessian * (common - c[k])
     error = float(score.norm()) / bend
-    spread, by_task = _by_task(profile, k, common + score / hessian, hessian, common)
+    known = hessian > 0  # a task without a scored token says nothing
+    by_task = torch.full_like(hessian, common)
+    own = Profile(c, nats[:, known], profile.moments[:, :, known], profile.documents[known], profile.tokens[known])
+    spread, by_task[known] = _by_task(own, k, common + score[known] / hessian[known], hessian[known], common)
     return Shrinkage(common, by_task.clamp(0, largest), spread, error, curvature)
 
 

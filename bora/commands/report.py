@@ -84,7 +84,7 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
         if section.learned is not None:
             print(section.learned.markdown())
         for claim in section.claims:
-            print(f"{claim.verdict}: {claim.claim} ({claim.numbers})")
+            print(f"{claim.claim}: {claim.numbers}: {claim.verdict}")
     _print_problems(problems)
     print(f"\nreport: {(output / 'index.html').resolve()}")
 

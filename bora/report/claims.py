@@ -66,8 +66,8 @@ def _judge_every_task(claim: str, difference: Difference | None) -> Claim:
     always_better = (difference.by_seed < 0).all(axis=1)
     always_worse = (difference.by_seed > 0).all(axis=1)
     numbers = (
-        f"{(difference.by_task < 0).sum()} of {n} tasks better with τ = {format_tau(difference.tau)} "
-        f"({seeds} seed{'s' * (seeds > 1)}); perplexity {difference.percent:+.1f} %"
+        f"{(difference.by_task < 0).sum()} of {n} tasks; average {difference.percent:+.1f} % "
+        f"(τ = {format_tau(difference.tau)}, {seeds} seed{'s' * (seeds > 1)})"
     )
     against, how = always_worse, "worse with every seed"
     if always_better.all():

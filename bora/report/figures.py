@@ -173,7 +173,7 @@ def distances(evidence: Evidence) -> Figure | None:
         return None
     distance = evidence.by_task(tau, "distance").mean(axis=1)
     title = f"Distance to the hierarchical mean at τ = {format_tau(tau)}"
-    return _scatter(evidence.tasks()["n_train"], distance, "‖θ_d − Θ‖₂", title)
+    return _scatter(evidence.tasks()["n_train"], distance, "distance from Θ, parameter units", title)
 
 
 def size_and_perplexity(evidence: Evidence) -> Figure:

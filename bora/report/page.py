@@ -29,9 +29,10 @@ from bora.runs.archive import Run
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as written: NAME.png and NAME.pdf, an svg element for the page, and the sentence below it."""
+    """A figure as written: NAME.png and NAME.pdf, its title, an svg element for the page, and the sentence below it."""
 
     name: str
+    title: str
     svg: str
     caption: str
 
@@ -192,4 +193,5 @@ def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> P
     svg = out.getvalue()
     # Ids must differ from those of all other figures on the page.
     prefix = f"{slug}-{name}-"
-    return Picture(name, re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :]), caption)
+    title = figure.axes[0].get_title(loc="left")
+    return Picture(name, title, re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :]), caption)

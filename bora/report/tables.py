@@ -153,8 +153,8 @@ def learned_table(evidence: Evidence) -> ReportTable | None:
         data["nll_minus_best_given"] = difference.overall.value
         caption += (
             f" Against τ = {format_tau(difference.other)}, which validation chooses among those given: "
-            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and "
-            f"{difference.by_seed.shape[1]} seeds, a 95 % bootstrap over tasks in brackets."
+            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and seeds; in brackets "
+            "a 95 % bootstrap over tasks."
         )
     return ReportTable("learned", data, cells, cells == "", caption)
 
@@ -194,6 +194,6 @@ def _plain_name(name: str) -> str:
 
 def claims_table(claims: list[Claim]) -> ReportTable:
     """Build the table of the paper's claims with their verdicts; no cell is bold."""
-    cells = pd.DataFrame([vars(claim) for claim in claims], columns=["claim", "verdict", "numbers"])
+    cells = pd.DataFrame([vars(claim) for claim in claims], columns=["claim", "numbers", "verdict"])
     caption = f"The paper's claims held against these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
     return ReportTable("claims", cells, cells, cells.isna(), caption)

@@ -79,6 +79,20 @@ def test_tasks_that_do_not_differ_get_the_same_c():
     assert np.ptp(one_each.by_task.numpy()) == 0
 
 
+def test_a_task_without_a_scored_token_has_the_common_c():
+    full = profile_of(np.linspace(0.2, 0.8, 9), np.full(9, 6), noise=0.1)
+    empty = Profile(
+        full.scales,
+        torch.nn.functional.pad(full.nats, (0, 1)),
+        torch.nn.functional.pad(full.moments, (0, 1)),
+        torch.nn.functional.pad(full.documents, (0, 1)),
+        torch.nn.functional.pad(full.tokens, (0, 1)),
+    )
+    found, without = shrink(empty), shrink(full)
+    assert found.by_task.tolist() == [*without.by_task.tolist(), without.common]
+    assert found.spread == without.spread
+
+
 def test_the_error_of_the_common_c_is_that_over_draws_of_tasks():
     found = []
     for seed in range(300):
