@@ -162,9 +162,9 @@ def one_line(found: tuple[int, str, str], *words: str, code: int = 2) -> None:
 
 
 @pytest.fixture
-def without_figures_1_to_5(monkeypatch):
+def figure_6_alone(monkeypatch):
     """Let a report draw figure 6 alone: the others take seconds."""
-    for name in ("sizes", "perplexity_by_tau", "improvement", "distances", "size_and_perplexity"):
+    for name in ("sizes", "perplexity_by_tau", "improvement", "distances", "size_and_perplexity", "effects", "pooling"):
         monkeypatch.setattr(f"bora.report.figures.{name}", lambda evidence: None)
 
 

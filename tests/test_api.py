@@ -224,7 +224,7 @@ def test_a_run_has_a_report_and_a_map(run, tmp_path):
     page = run.report(tmp_path / "report")
     assert page.path == tmp_path / "report/index.html"
     assert "srcdoc" in page._repr_html_()
-    figure = run.task_map({"a": "short", A: "long"})
+    figure = run.similarity({"a": "short", A: "long"})
     legend = figure.axes[0].get_legend()
     assert {text.get_text() for text in legend.get_texts()} == {"short", "long", "(none)"}
     assert len(figure.axes[0].texts) == len(TASKS)  # a name each

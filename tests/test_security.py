@@ -94,9 +94,7 @@ def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
     one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint")
 
 
-def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(
-    tmp_path, mark, call, monkeypatch, without_figures_1_to_5
-):
+def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark, call, monkeypatch, figure_6_alone):
     monkeypatch.chdir(tmp_path)
     for tau in (0.0, 10.0):
         write_run(tmp_path / f"s/tau={tau:g}", tau)

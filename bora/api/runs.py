@@ -321,8 +321,8 @@ class Run:
         """
         return write_report([self.folder], self.folder / "report" if output is None else Path(output))
 
-    def task_map(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
-        """Draw the tasks by the first two principal components of θ_d − Θ.
+    def similarity(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
+        """Draw which tasks deviate from Θ alike, like ones beside each other.
 
         Args:
             groups: task → its group, to colour by; a series' name is the legend's title.
@@ -333,15 +333,15 @@ class Run:
         import matplotlib as mpl
         import matplotlib.pyplot  # with it a notebook shows figures
 
-        from bora.report.figures import STYLE, task_map
-        from bora.report.task_map import build_task_map
+        from bora.report.figures import STYLE, similarity
+        from bora.report.similarity import compare_tasks
 
-        found = build_task_map(read_run(self.folder))
+        found = compare_tasks(read_run(self.folder))
         if groups is not None:
             chosen = pd.Series(groups).reindex(found.tasks).fillna("(none)")
             found = replace(found, column=str(chosen.name or ""), groups=chosen)
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-            return task_map(found)
+            return similarity(found)
 
     def _documents(self, frame: Any, task: str | None, text: str | None) -> pd.DataFrame:
         """Take a frame's documents by the run's columns where none are named."""

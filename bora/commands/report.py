@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder to write to (report, in DIR or in the folder that several have in common)",
     )
-    add("-c", "--color-by", metavar="COLUMN", help="column of the corpus's table that colours the map of tasks")
+    add("-c", "--color-by", metavar="COLUMN", help="column of the corpus's table that is marked by colours in figure 6")
     add(
         "--wandb",
         choices=("auto", "off"),

@@ -1,4 +1,4 @@
-"""The figures: 1 to 5 as in the paper, 6 the map of tasks; one visual language for all.
+"""The figures: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other; one visual language for all.
 
 Black is the whole corpus, grey a task; blue is against separate models, vermilion against one model (Okabe and Ito's
 colours, told apart by all kinds of sight; markers differ too). Draw within `mpl.rc_context(STYLE)`.
@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 from bora.lib.names import format_tau, one_line
 from bora.report.evidence import Evidence, place_taus, rank_correlation
 from bora.report.intervals import Interval
-from bora.report.task_map import TaskMap
+from bora.report.similarity import Similarity
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 BLACK, GREY, LIGHT = "#1a1a1a", "#8c8c8c", "#d4d4d4"
 BLUE, VERMILION = "#0072B2", "#D55E00"
 GROUPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#4D4D4D"]
-MARKERS = "osD^vPX*"
+DIVERGING = "PuOr"  # the middle is white
+Z95 = 1.96
 STYLE: "dict[RcKeyType, Any]" = {
     "figure.dpi": 110,
     "savefig.dpi": 200,
@@ -197,32 +198,101 @@ def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
     return figure
 
 
-def task_map(projection: TaskMap) -> Figure:
-    """Draw figure 6: the tasks in the plane of the first two principal components of θ_d − Θ."""
-    figure, ax = canvas(4.6)
-    x, y = projection.coordinates.T
-    groups = projection.groups
-    if groups is None:
-        ax.scatter(x, y, s=34, color=BLUE, linewidth=0)
-    else:
-        counts = groups.value_counts()
-        shown = counts.index[: len(GROUPS) if len(counts) <= len(GROUPS) else len(GROUPS) - 1]
-        for group, color, marker in zip(shown, GROUPS, MARKERS, strict=False):
-            mine = (groups == group).to_numpy()
-            # Matplotlib leaves a label out that begins with an underscore.
-            label = " " * group.startswith("_") + shorten(group, 28)
-            ax.scatter(x[mine], y[mine], s=36, color=color, marker=marker, linewidth=0, label=label)
-        rest = ~groups.isin(shown).to_numpy()
-        if rest.any():
-            ax.scatter(x[rest], y[rest], s=26, color=LIGHT, linewidth=0, label=f"{len(counts) - len(shown)} others")
-        title = shorten(str(projection.column))
-        ax.legend(title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), alignment="left")
-    ax.set_xlabel(f"component 1 ({projection.shares[0]:.0%} of the variance)")
-    ax.set_ylabel(f"component 2 ({projection.shares[1]:.0%} of the variance)")
-    ax.set_title(f"Map of the tasks at τ = {format_tau(projection.tau)}")
-    ax.axhline(0, color=LIGHT, linewidth=0.8, zorder=0)
-    ax.axvline(0, color=LIGHT, linewidth=0.8, zorder=0)
-    write_names(figure, ax, list(zip(map(str, projection.tasks), x, y, strict=True)))
+def similarity(found: Similarity) -> Figure:
+    """Draw figure 6: the cosine of each two tasks' deviations, like tasks beside each other."""
+    n = len(found.tasks)
+    named = n <= MAX_AXIS_NAMES
+    figure, ax = canvas(max(3.6, min(8.0, 1.4 + 0.17 * n)) if named else 5.6)
+    cosines = found.cosines[np.ix_(found.order, found.order)].copy()
+    np.fill_diagonal(cosines, np.nan)  # each task's with itself is 1, and would be all that is seen
+    chance = -1 / (n - 1)  # of deviations that have nothing in common, less their mean
+    bound = float(np.nanmax(np.abs(cosines - chance))) or 1.0
+    image = ax.imshow(cosines, cmap=DIVERGING, vmin=chance - bound, vmax=chance + bound, interpolation="nearest")
+    figure.colorbar(image, ax=ax, shrink=0.8, label="cosine of the deviations from Θ")
+    names = [shorten(found.tasks[i], 28) for i in found.order]
+    ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=7.5)
+    ax.set_xticks([])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"Which tasks deviate alike at τ = {format_tau(found.tau)}")
+    if found.groups is not None:
+        _draw_groups(ax, found.groups.iloc[found.order], str(found.column))
+    return figure
+
+
+def _draw_groups(ax: Axes, groups: pd.Series, column: str) -> None:
+    """Draw a strip of colours along the bottom, each task's group."""
+    counts = groups.value_counts()
+    shown = counts.index[: len(GROUPS) if len(counts) <= len(GROUPS) else len(GROUPS) - 1]
+    colors = dict(zip(shown, GROUPS, strict=False))
+    mark: dict[str, Any] = {
+        "marker": "s",
+        "ms": max(2.0, min(7.0, 220 / len(groups))),
+        "linewidth": 0,
+        "clip_on": False,
+    }
+    for place, group in enumerate(groups):
+        ax.plot(place, -0.02, color=colors.get(group, LIGHT), transform=ax.get_xaxis_transform(), **mark)
+    for group, color in colors.items():
+        # Matplotlib leaves a label out that begins with an underscore.
+        ax.plot([], [], "s", color=color, label=" " * group.startswith("_") + shorten(group, 28))
+    if len(counts) > len(shown):
+        ax.plot([], [], "s", color=LIGHT, label=f"{len(counts) - len(shown)} others")
+    ax.legend(title=shorten(column), loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=4)
+
+
+def effects(evidence: Evidence) -> Figure | None:
+    """Draw figure 7: how much better each task's own θ is than Θ on its test documents, with 95 % intervals."""
+    tau = evidence.best_middle_tau
+    if tau is None or any("effect" not in run.per_task for run in evidence.series.at(tau)):
+        return None
+    effect = evidence.by_task(tau, "effect").mean(axis=1).sort_values(kind="stable")
+    half = Z95 * evidence.by_task(tau, "effect_error").mean(axis=1)[effect.index].fillna(0.0)
+    n = len(effect)
+    named = n <= MAX_AXIS_NAMES
+    figure, ax = canvas(max(2.4, 1.0 + 0.2 * n) if named else 5.6)
+    place = np.arange(n)
+    ax.axvline(0, color=BLACK, linewidth=0.9)
+    ax.hlines(place, effect - half, effect + half, color=BLUE, linewidth=1.6 if named else 0.6, alpha=0.6)
+    ax.plot(effect, place, "o", color=BLUE, ms=4.5 if named else 1.8)
+    ax.set_yticks(place if named else [], [shorten(str(name)) for name in effect.index] if named else [], fontsize=8.5)
+    ax.set_ylim(-0.7, n - 0.3)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("nats a token better than under Θ")
+    if not named:
+        ax.set_ylabel(f"{n} tasks")
+    ax.set_title(f"What each task's own θ is worth at τ = {format_tau(tau)}")
+    return figure
+
+
+def pooling(evidence: Evidence) -> Figure | None:
+    """Draw figure 8: each task's perplexity alone, between, and under one model."""
+    between, taus = evidence.best_middle_tau, evidence.series.taus
+    if between is None or 0.0 not in taus or math.inf not in taus:
+        return None
+    means, n_train = evidence.task_means(), evidence.tasks()["n_train"]
+    order = means[between].sort_values(ascending=False, kind="stable").index
+    named = len(order) <= MAX_AXIS_NAMES
+    figure, ax = canvas(max(2.6, 1.2 + 0.2 * len(order)) if named else 5.6)
+    place = np.arange(len(order))
+    low, high = means.loc[order, [0.0, between, math.inf]].min(axis=1), means.loc[order].max(axis=1)
+    ax.hlines(place, low, high, color=LIGHT, linewidth=1.4 if named else 0.7, zorder=0)
+    size = 16 + 64 * (n_train[order] / n_train.max()) if named else 5
+    for tau, color, marker, words in (
+        (0.0, BLUE, "o", "separate models (τ = 0)"),
+        (math.inf, VERMILION, "D", "one model (τ = ∞)"),
+        (between, BLACK, "o", f"τ = {format_tau(between)}"),
+    ):
+        ax.scatter(means.loc[order, tau], place, s=size, color=color, marker=marker, linewidth=0, label=words)
+    ax.set_yticks(place if named else [], [shorten(str(name)) for name in order] if named else [], fontsize=8.5)
+    ax.set_ylim(-0.7, len(order) - 0.3)
+    ax.grid(axis="y", visible=False)
+    set_logarithmic(ax, "x")
+    ax.set_xlabel(evidence.measure.split(" as ")[0])
+    if not named:
+        ax.set_ylabel(f"{len(order)} tasks")
+    ax.set_title("From separate models to one")
+    put_legend_above(ax, columns=3)
     return figure
 
 

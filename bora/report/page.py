@@ -22,8 +22,8 @@ from bora.report.answers import answers_table, find_answers
 from bora.report.claims import Claim, judge_claims
 from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
+from bora.report.similarity import Similarity, compare_tasks, group_by
 from bora.report.tables import ReportTable, claims_table, learned_table, table1, table2
-from bora.report.task_map import TaskMap, build_task_map, group_by
 from bora.runs.archive import Run
 
 
@@ -123,7 +123,7 @@ def _write_section(
         if table is not None:
             table.write(folder)
     with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
-        drawn = draw_figures(evidence, _map_tasks(evidence, column, problems))
+        drawn = draw_figures(evidence, _compare_tasks(evidence, column, problems))
         pictures = [_save(folder, slug, *each) for each in drawn]
     return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers)
 
@@ -134,52 +134,67 @@ def _links(found: list[tuple[float, Path, dict]], output: Path) -> dict[str, str
     return {name: quote(os.path.relpath(page, output)) for name, page in pages.items()}
 
 
-def _map_tasks(evidence: Evidence, column: str | None, problems: list[str]) -> TaskMap | None:
+def _compare_tasks(evidence: Evidence, column: str | None, problems: list[str]) -> Similarity | None:
     tau, found = evidence.best_middle_tau, None
     if tau is None:
         return None
     run = evidence.series.at(tau)[0]
     try:
-        found = build_task_map(run)
+        found = compare_tasks(run)
         return found if column is None else group_by(found, run, column)
     except UserError as error:
         problems.append(f"figure 6 {'is left out' if found is None else 'has no colours'}: {error}")
         return found
 
 
-def draw_figures(evidence: Evidence, projection: TaskMap | None) -> list[tuple[str, Figure, str]]:
-    """Draw figures 1 to 6, as far as the runs give them: name, figure, caption."""
+def draw_figures(evidence: Evidence, similar: Similarity | None) -> list[tuple[str, Figure, str]]:
+    """Draw figures 1 to 8, as far as the runs give them: name, figure, caption."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
+    beside = " The limits, τ = 0 and ∞, stand one decade outside the values between them."
+    has_limits = any(tau == 0 or math.isinf(tau) for tau in evidence.series.taus)
     drawn: list[tuple[str, Figure | None, str]] = [
         ("figure1", figures.sizes(evidence), "Number of documents of each task."),
         (
             "figure2",
             figures.perplexity_by_tau(evidence),
-            "τ against perplexity: the thick line is the whole corpus, each thin grey line a task. The limits, τ = 0 "
-            "and ∞, stand one decade outside the values between them.",
+            "τ against perplexity: the thick line is the whole corpus, each thin grey line a task."
+            + beside * has_limits,
         ),
         (
             "figure3",
             figures.improvement(evidence),
-            f"How much lower each task's perplexity is at {at} than with separate models and with one model, by "
-            "training size. Above the line the hierarchical model is better.",
+            f"How much lower each task's perplexity is at {at} than at the limits, by training size. Above the line the "
+            "hierarchical model is better.",
         ),
         ("figure4", figures.distances(evidence), f"How far each task is from the hierarchical mean at {at}."),
         ("figure5", figures.size_and_perplexity(evidence), "Training size and perplexity of each task."),
     ]
-    if projection is not None:
+    if similar is not None:
         caption = (
-            f"The tasks by the first two principal components of θ_d − Θ at τ = {format_tau(projection.tau)}: tasks "
-            "that lie together have moved away from Θ in the same direction."
+            f"The cosine of each two tasks' deviations from Θ at τ = {format_tau(similar.tau)}, less their mean; like "
+            "tasks stand beside each other."
         )
-        if projection.column is not None:
+        if similar.column is not None:
             caption += (
-                f" {projection.column} explains {projection.explained:.1%} of the variance in all dimensions; the same "
-                f"groups dealt out at random explain {projection.by_chance:.1%} (permutation p = "
-                f"{projection.p_value:.2g})."
+                f" {similar.column} explains {similar.explained:.1%} of the variance of the deviations; the same groups "
+                f"dealt out at random explain {similar.by_chance:.1%} (permutation p = {similar.p_value:.2g})."
             )
-        drawn.append(("figure6", figures.task_map(projection), caption))
+        drawn.append(("figure6", figures.similarity(similar), caption))
+    drawn += [
+        (
+            "figure7",
+            figures.effects(evidence),
+            f"How much lower the NLL of each task's test documents is under its own θ than under Θ, at {at}; 95 % "
+            "intervals over documents.",
+        ),
+        (
+            "figure8",
+            figures.pooling(evidence),
+            f"Each task alone, under one model, and at {at}, which borrows from both; larger points: more training "
+            "documents.",
+        ),
+    ]
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
 
 

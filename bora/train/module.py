@@ -13,10 +13,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
+from bora.bayes.adapters import Shared
 from bora.bayes.model import HierarchicalLoRA
 from bora.model.batch import Batch
 from bora.model.likelihood import n_scored
-from bora.train.perplexity import BatchPerplexity, ShrunkPerplexity, TaskPerplexity
+from bora.train.perplexity import BatchPerplexity, PairedDifference, ShrunkPerplexity, TaskPerplexity
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class TrainingModule(L.LightningModule):
             perplexities["val_by_batch"] = BatchPerplexity(n_tasks)
             self.validates.append("val_by_batch")
         self.metrics = torch.nn.ModuleDict(perplexities)
+        self.effects = PairedDifference(n_tasks)  # of θ_d against Θ, on test documents
         self.monitor = f"{self.validates[-1]}/nll"
         # Plain values only, so that a checkpoint can be read with weights_only=True.
         self.save_hyperparameters(model.hyperparameters, logger=False)
@@ -216,10 +218,13 @@ class TrainingModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.metric("test").reset()
         self.metric("base_test").reset()
+        self.effects.reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        scored = n_scored(batch["labels"])
-        self.metric("test").update(self.model.nll(batch), scored, batch["task"])
+        nll, scored = self.model.nll(batch), n_scored(batch["labels"])
+        self.metric("test").update(nll, scored, batch["task"])
+        under_mean = nll if isinstance(self.model.adapters, Shared) else self.model.nll(batch, "mean")
+        self.effects.update(nll, under_mean, scored, batch["task"])
         self.metric("base_test").update(self.model.nll(batch, "base"), scored, batch["task"])
 
     def on_test_epoch_end(self) -> None:

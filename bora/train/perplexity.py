@@ -46,6 +46,34 @@ class TaskPerplexity(Metric):
         }
 
 
+class PairedDifference(Metric):
+    """How much lower the NLL of a task's documents is under one model than under another, with its standard error."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, n_tasks: int):
+        super().__init__()
+        # Of documents, their difference d and scored tokens t: Σ 1, Σ d, Σ t, Σ d², Σ d t, Σ t².
+        self.add_state("sums", torch.zeros(6, n_tasks, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, other: Tensor, scored: Tensor, task: Tensor) -> None:
+        """Add documents: the NLL under both models, [R] nats; scored [R] tokens; task [R] indices."""
+        d, t = (other - nll).detach().double(), scored.double()
+        self.sums.index_add_(1, task, torch.stack([torch.ones_like(d), d, t, d * d, d * t, t * t]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `difference` and `error`, nats a token, [D]: a ratio of sums, and its error over documents.
+
+        A task with one document has no error: nan.
+        """
+        n, d, t, dd, dt, tt = self.sums
+        ratio = d / t
+        squares = (dd - 2 * ratio * dt + ratio**2 * tt).clamp(min=0)
+        error = (n / (n - 1) * squares).sqrt() / t
+        return {"difference": ratio, "error": torch.where(n > 1, error, torch.nan)}
+
+
 class ShrunkPerplexity(Metric):
     """The NLL by task under Θ + c (θ_d − Θ), at several c.
 

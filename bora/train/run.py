@@ -189,6 +189,8 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
     per_task["distance"] = module.model.adapters.distances().tolist()
     for name in ("nll", "perplexity"):
         per_task[f"base_test_{name}"] = base[f"task_{name}"].tolist()
+    effects = module.effects.compute()
+    per_task["effect"], per_task["effect_error"] = (effects[k].tolist() for k in ("difference", "error"))
     summary = {
         "val_perplexity": val["perplexity"].item(),
         "val_perplexity_macro": val["perplexity_macro"].item(),

@@ -22,7 +22,7 @@ SMALLER = "data.documents_per_task=12 data.min_documents=5 data.max_tokens=24 tr
 SMALL = [MODULES, *SMALLER]
 # The columns of per_task.csv and documents.csv, and keys of summary.json.
 PER_TASK = "task n_train n_val n_test train_tokens test_tokens val_nll val_perplexity test_nll test_perplexity distance"
-PER_TASK += " base_test_nll base_test_perplexity"
+PER_TASK += " base_test_nll base_test_perplexity effect effect_error"
 DOCUMENTS = "row task split n_tokens n_scored"
 SUMMARY = """tau seed model data val_perplexity val_perplexity_macro test_perplexity test_perplexity_macro
 base_test_perplexity best_epoch best_step epochs steps train_tokens_per_second params_per_task seconds
@@ -84,6 +84,8 @@ def test_the_run_directory_and_an_independent_perplexity(command, call, tmp_path
         assert row.test_tokens == tokens
         assert row.test_nll == pytest.approx(nats / tokens, rel=1e-5)
         assert row.test_perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+        under_mean = merged(load_packaged("opt_mini").model, restored.mean, scale=16 / 16)
+        assert row.effect == pytest.approx((nats_and_tokens(under_mean, test)[0] - nats) / tokens, abs=1e-5)
         pairs = zip(lora.values(), restored.mean.values(), strict=True)
         squares = sum((f - m).square().sum().item() for own, mean in pairs for f, m in zip(own, mean, strict=True))
         assert row.distance == pytest.approx(squares**0.5, rel=1e-4, abs=1e-6)
@@ -217,7 +219,7 @@ def test_a_sweeps_folders_may_be_nested(command, tmp_path):
 
 def test_a_sweep_with_a_wrong_value_is_refused_before_its_first_job(command, tmp_path):
     code, _, err = command("-m", "tau=1,10,-1", "name=s", "logger=none", *SMALL)
-    assert (code, err) == (2, "bora: tau=-1 must be greater than or equal to 0\n")
+    assert (code, err) == (2, "bora: tau=-1 must be greater than or equal to 0 or 'learn'\n")
     assert not list(tmp_path.rglob("tau=*"))
 
 

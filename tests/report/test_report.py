@@ -21,7 +21,7 @@ from bora.report.claims import judge_claims
 from bora.report.evidence import Evidence, rank_correlation
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
-from bora.report.task_map import build_task_map, explained_variance
+from bora.report.similarity import compare_tasks, explained_variance
 from bora.runs.directory import RunDirectory, to_yaml, write_json
 
 # τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
@@ -63,6 +63,8 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
             "test_nll": [math.log(p + shift) for p in tasks.values()],
             "test_perplexity": [p + shift for p in tasks.values()],
             "distance": np.arange(1.0, len(tasks) + 1),
+            "effect": 0.01 * np.arange(len(tasks)) - 0.01,
+            "effect_error": 0.01,
         }
     )
     per_task.to_csv(folder / "per_task.csv", index=False)
@@ -137,7 +139,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert r"$\tau$ = $\infty$" in latex
     page = (tmp_path / "report/index.html").read_text()
     assert "<strong>13.60</strong>" in page
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 7
     assert not re.search(r'(src|href)="(?!#)', page)  # nothing is fetched
     for number in range(1, 6):
         for ending in ("png", "pdf"):
@@ -282,7 +284,7 @@ def test_the_precision_that_was_computed_in_tells_series_apart_not_how_it_was_as
     }
 
 
-def test_several_series_get_a_folder_each(tmp_path, report, without_figures_1_to_5):
+def test_several_series_get_a_folder_each(tmp_path, report, figure_6_alone):
     write_run(tmp_path / "n/10", 10.0)
     write_run(tmp_path / "c/10", 10.0, prior__parameterization="centered")
     assert report("n", "c", "-o", "out")[0] == 0
@@ -290,9 +292,7 @@ def test_several_series_get_a_folder_each(tmp_path, report, without_figures_1_to
     assert (tmp_path / "out/index.html").read_text().count("<h2") == 2
 
 
-def test_broken_unfinished_and_failed_runs_are_named_and_the_rest_reported(
-    sweep, report, tmp_path, without_figures_1_to_5
-):
+def test_broken_unfinished_and_failed_runs_are_named_and_the_rest_reported(sweep, report, tmp_path, figure_6_alone):
     (sweep / "tau=0,seed=0/summary.json").unlink()  # was interrupted
     (sweep / "tau=0,seed=1/per_task.csv").write_text("task,n_train\na,1\n")
     (sweep / "tau=10,seed=0/summary.json").write_text("{")
@@ -349,7 +349,7 @@ def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
         write_run(tmp_path / f"s/{tau}", tau, known={tau: (lr, val, test, tasks)})
     assert report("s")[0] == 0
     assert len(pd.read_csv(tmp_path / "report/table2.csv")) == n_tasks
-    assert len(list((tmp_path / "report").glob("figure*.png"))) == 5
+    assert len(list((tmp_path / "report").glob("figure*.png"))) == 7
 
 
 def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
@@ -367,14 +367,18 @@ def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> 
 
 
 @pytest.mark.parametrize("form", ["centered", "noncentered"])
-def test_the_map_of_tasks_is_a_principal_component_analysis(tmp_path, form):
-    theta = np.random.default_rng(0).normal(size=(6, 8)) * np.array([9, 3, 1, 1, 1, 1, 1, 1])
+def test_tasks_are_compared_by_the_cosine_of_their_deviations(tmp_path, form):
+    theta = np.random.default_rng(0).normal(size=(6, 8))
+    theta[4], theta[1] = theta[0] + 0.1 * theta[4], theta[3] - 0.1 * theta[1]
     run = evidence_of(write_run(tmp_path / "r", 10.0)).series.runs[0]
     checkpoint(run.folder, theta, list("abcdef"), form)
-    found = build_task_map(run)
-    u, s, _ = np.linalg.svd(theta - theta.mean(0))
-    np.testing.assert_allclose(np.abs(found.coordinates), np.abs(u[:, :2] * s[:2]), atol=1e-4)
-    assert found.shares == pytest.approx(tuple(s[:2] ** 2 / (s**2).sum()), rel=1e-5)
+    found = compare_tasks(run)
+    centred = theta - theta.mean(0)
+    length = np.linalg.norm(centred, axis=1)
+    np.testing.assert_allclose(found.cosines, centred @ centred.T / np.outer(length, length), atol=1e-5)
+    order = found.order.tolist()
+    assert sorted(order) == list(range(6))
+    assert abs(order.index(0) - order.index(4)) == abs(order.index(1) - order.index(3)) == 1
 
 
 def test_the_share_that_a_column_explains_is_the_between_group_sum_of_squares(tmp_path):
@@ -389,7 +393,7 @@ def test_the_share_that_a_column_explains_is_the_between_group_sum_of_squares(tm
     assert p_value < 0.02
 
 
-def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report, without_figures_1_to_5):
+def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report, figure_6_alone):
     rows = [("ann", "left"), ("bo", "right"), ("cy", "left")]
     table = pd.DataFrame(
         [(t, p, f"speech {i}") for t, p in rows for i in range(4)], columns=["task", "party", "text"]
@@ -413,7 +417,7 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report, without
     assert (tmp_path / "report/figure6.png").is_file()
 
 
-def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report, without_figures_1_to_5):
+def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report, figure_6_alone):
     known = {100.0: (1e-3, 12.0, 13.0, {"Abid Q. Raja": 13.5, "Somebody Else": 12.5, "Aksel Hagen": 13.0})}
     write_run(tmp_path / "s/100", 100.0, known=known, data__name="talk_of_norway")
     assert report("s")[0] == 0

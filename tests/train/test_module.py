@@ -1,11 +1,14 @@
 """Lightning trains the model as it is: accumulated batches are larger ones, and its state is all that is loaded."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from bora.train.module import TrainingModule
+from bora.train.perplexity import PairedDifference
 from tests.conftest import hierarchical, random_factors, silent_trainer, tiny_data, tiny_opt
 
 
@@ -75,3 +78,22 @@ def test_dropout_is_drawn_anew_for_each_batch_and_process_and_only_in_training()
     assert [loss(*place) for place in places] == losses  # whatever was drawn before
     assert torch.equal(module.model.nll(batch), plain.model.nll(batch))
     assert torch.equal(module.eval().model.objective(batch).loss, plain.model.objective(batch).loss)
+
+
+def test_a_paired_difference_and_its_error_are_those_of_a_ratio_of_sums():
+    rng = np.random.default_rng(0)
+    tokens, task = rng.integers(5, 40, 60), np.repeat([0, 1, 2], [40, 19, 1])
+    nll, other = rng.normal(3, 0.5, 60) * tokens, rng.normal(3.2, 0.5, 60) * tokens
+    metric = PairedDifference(3)
+    for some in np.array_split(np.arange(60), 7):
+        metric.update(*(torch.tensor(v[some]) for v in (nll, other, tokens, task)))
+    found = metric.compute()
+    for d in range(2):
+        difference, t = (other - nll)[task == d], tokens[task == d]
+        ratio = difference.sum() / t.sum()
+        residual = difference - ratio * t
+        error = math.sqrt(len(t) * residual.var(ddof=1)) / t.sum()
+        assert found["difference"][d].item() == pytest.approx(ratio)
+        # Around the ratio, not around the residuals' mean, which is 0.
+        assert found["error"][d].item() == pytest.approx(error, rel=1e-9)
+    assert math.isnan(found["error"][2].item())

@@ -1,4 +1,4 @@
-"""Map the tasks: principal components of θ_d − Θ, and how much of its variance a column explains."""
+"""Which tasks deviate from Θ in the same direction, and how much of that a column explains."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
 
 from bora.bayes.adapters import read_saved
 from bora.data.read import read_column
@@ -15,19 +17,20 @@ from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
 
 PERMUTATIONS = 2_000
+MAX_OPTIMAL = 300  # tasks whose order is the best of their tree's; finding it takes their number cubed
 
 
 @dataclass(frozen=True)
-class TaskMap:
-    """D tasks in a plane.
+class Similarity:
+    """D tasks compared.
 
     Attributes:
         tau, tasks: of the run.
-        gram: [D, D] inner products of the centred θ_d − Θ.
-        coordinates: [D, 2] in parameter units.
-        shares: [2] of the variance of θ_d − Θ over tasks, along each of the two axes.
+        gram: [D, D] inner products of the θ_d − Θ, less their mean.
+        cosines: [D, D] of the same.
+        order: [D] tasks, like ones beside each other: the leaves of a tree by average linkage.
         column, groups: the table's column and each task's value in it; None without one.
-        explained: share of the whole variance (all dimensions) between the groups.
+        explained: share of the whole variance between the groups.
         by_chance: the share that the same groups explain on average when dealt out at random.
         p_value: how often chance explains as much.
     """
@@ -35,8 +38,8 @@ class TaskMap:
     tau: float
     tasks: list[str]
     gram: np.ndarray
-    coordinates: np.ndarray
-    shares: np.ndarray
+    cosines: np.ndarray
+    order: np.ndarray
     column: str | None = None
     groups: pd.Series | None = None
     explained: float = math.nan
@@ -44,43 +47,41 @@ class TaskMap:
     p_value: float = math.nan
 
 
-def build_task_map(run: Run) -> TaskMap:
-    """Place a run's tasks by its best checkpoint.
+def compare_tasks(run: Run) -> Similarity:
+    """Compare a run's tasks by its best checkpoint.
 
     Raises:
         UserError: no checkpoint, fewer than three tasks, or tasks that do not differ.
     """
     if not RunDirectory(run.folder).best.is_file():
-        raise UserError("the map of tasks needs checkpoints/best.ckpt, which an archive does not hold")
+        raise UserError("the similarity of tasks needs checkpoints/best.ckpt, which an archive does not hold")
     checkpoint = load_checkpoint(RunDirectory(run.folder).best)
     known = checkpoint["hyper_parameters"]
     tasks = known["task_names"]
     if len(tasks) < 3:
-        raise UserError(f"the map of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
+        raise UserError(f"the similarity of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
     deviations = read_saved(checkpoint["state_dict"], known["layers"]).deviations  # None at τ = ∞
     theta = torch.zeros(len(tasks), 1) if deviations is None else deviations.double()
     centred = theta - theta.mean(dim=0)
-    # P may be millions, D is not: components by way of the [D, D] products.
     gram = (centred @ centred.mT).numpy()
-    values, vectors = np.linalg.eigh(gram)
-    total = np.trace(gram)
-    if total <= 0:
-        raise UserError(f"the tasks of {run.folder} do not differ from Θ, so there is no map of them")
-    coordinates = vectors[:, [-1, -2]] * np.sqrt(np.maximum(values[[-1, -2]], 0))
-    # An eigenvector's sign is arbitrary; the outermost task is put on the right and above.
-    coordinates *= np.sign(coordinates[np.abs(coordinates).argmax(axis=0), [0, 1]])
-    return TaskMap(run.tau, tasks, gram, coordinates, values[[-1, -2]] / total)
+    length = np.sqrt(np.diag(gram))
+    if not length.all():
+        raise UserError(f"not every task of {run.folder} differs from the others, so they cannot be compared")
+    cosines = np.clip(gram / np.outer(length, length), -1, 1)
+    apart = squareform(1 - cosines, checks=False)
+    tree = hierarchy.linkage(apart, "average", optimal_ordering=len(tasks) <= MAX_OPTIMAL)
+    return Similarity(run.tau, tasks, gram, cosines, hierarchy.leaves_list(tree))
 
 
-def group_by(projection: TaskMap, run: Run, column: str) -> TaskMap:
+def group_by(found: Similarity, run: Run, column: str) -> Similarity:
     """Group the tasks by a column of the run's table (party, gender, play), and test how much it explains.
 
     Raises:
         UserError: no such column.
     """
-    groups = attribute(run, column).reindex(projection.tasks)
-    explained, by_chance, p_value = explained_variance(projection.gram, groups)
-    return replace(projection, column=column, groups=groups, explained=explained, by_chance=by_chance, p_value=p_value)
+    groups = attribute(run, column).reindex(found.tasks)
+    explained, by_chance, p_value = explained_variance(found.gram, groups)
+    return replace(found, column=column, groups=groups, explained=explained, by_chance=by_chance, p_value=p_value)
 
 
 def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, float, float]:
