@@ -14,4 +14,13 @@ $BORA run -m sweep=joblib name=replies hydra.sweep.dir=$OUT/grid data=table data
   data.min_characters=40 data.max_tokens=112 data.batch_size=8 model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3 \
   optim.patience=2 trainer.max_epochs=5 tau=10000,0,inf seed=0,1,2 "$@"
 
+# What they answer to the cues of the test: chrF, and a page to read, below each middle run's folder.
+for seed in 0 1 2; do
+  middle="$OUT/grid/tau=10000,seed=$seed"
+  [ -e "$middle/evaluation/test/summary.json" ] && continue
+  PYTHONPATH=. $PYTHON experiments/replies/table.py "$TABLE" "$middle" $OUT/test.csv.gz
+  $BORA evaluate "$middle" --data $OUT/test.csv.gz --text reply --task task --answers --max-new-tokens 40 \
+    --beside "$OUT/grid/tau=0,seed=$seed" --beside "$OUT/grid/tau=inf,seed=$seed"
+done
+
 $BORA report $OUT --archive $OUT/runs.csv.gz

@@ -1,6 +1,7 @@
 """Make the table of replies: each speech of Shakespeare's plays with the speech before it in its scene.
 
-    .venv/bin/python experiments/replies/table.py shakespeare.csv.xz replies.csv.gz
+    .venv/bin/python experiments/replies/table.py shakespeare.csv.xz replies.csv.gz      # all of them
+    .venv/bin/python experiments/replies/table.py replies.csv.gz RUN test.csv.gz         # those that RUN tested
 
 The corpus's table has a row a speech, in the plays' order: rep_name, "CHARACTER (Play)"; text; play, speaker, act, scene.
 """
@@ -29,5 +30,9 @@ def replies(speeches: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    source, target = sys.argv[1:]
-    replies(read(source, COLUMNS)).to_csv(target, index=False)
+    source, *run, target = sys.argv[1:]
+    if run:
+        tested = pd.read_csv(f"{run[0]}/documents.csv").query("split == 'test'")["row"]
+        pd.read_csv(source).loc[tested].to_csv(target, index=False)
+    else:
+        replies(read(source, COLUMNS)).to_csv(target, index=False)
