@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bora.bayes.levels import Levels
 from bora.bayes.prior import FLAT, Prior
 from bora.bayes.rows import Form, rows
 from bora.model.batch import Places
@@ -40,6 +41,7 @@ class Adapters(nn.Module, ABC):
         layout: of a row.
         task_names: the D tasks; a document's task is an index into this list.
         sparse: `stored` gets a sparse gradient, of the rows in the batch alone.
+        levels: above the tasks; their units' deviations are rows of `stored` behind the tasks'.
 
     Args:
         init_std: standard deviation of θ_d around Θ at the start, in parameter units.
@@ -49,9 +51,16 @@ class Adapters(nn.Module, ABC):
     suffixes: dict[str, str]
     stored: nn.Parameter | None
 
-    def __init__(self, layout: Layout, task_names: Sequence[str], init_std: float = 0.0, sparse: bool = False):
+    def __init__(
+        self,
+        layout: Layout,
+        task_names: Sequence[str],
+        init_std: float = 0.0,
+        sparse: bool = False,
+        levels: Levels | None = None,
+    ):
         super().__init__()
-        self.layout, self.task_names, self.sparse = layout, list(task_names), sparse
+        self.layout, self.task_names, self.sparse, self.levels = layout, list(task_names), sparse, levels
         self.mean = nn.Parameter(torch.zeros(layout.n_parameters))
         with torch.no_grad():
             for lora in layout.factors(self.mean).values():
@@ -132,7 +141,8 @@ class _Matrix(Adapters, Form):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self._n_present = 0  # tasks in the last batch
+        self.n_tasks = len(self.task_names)
+        self._n_present = 0  # rows in the last batch
         self.stored.register_post_accumulate_grad_hook(self._keep_coalesced)
 
     @abstractmethod
@@ -140,7 +150,8 @@ class _Matrix(Adapters, Form):
         """Return what is stored of tasks with this θ or δ [D, P]; [P], of a task at Θ, without either."""
 
     def _start(self, init_std: float) -> nn.Parameter:
-        shape = (len(self.task_names), self.layout.n_parameters)
+        n_units = 0 if self.levels is None else self.levels.n_units
+        shape = (len(self.task_names) + n_units, self.layout.n_parameters)
         stored = self._row(None, None).expand(shape).clone()
         if init_std:
             stored.add_(torch.randn(shape), alpha=init_std)
@@ -189,9 +200,31 @@ class Centered(_Matrix):
 
 
 class NonCentered(_Matrix):
-    """The matrix holds δ_d = θ_d − Θ."""
+    """The matrix holds δ_d = θ_d − Θ, and behind the tasks the deviations of the levels' units.
+
+    θ_d is then Θ, δ_d and the deviations of the units that all of the task's documents have.
+    """
 
     name, suffixes = "noncentered", {"mean": MEAN, "stored": OFFSET}
+
+    def theta(self, task: int) -> Tensor:
+        return self.mean + self.deviations(slice(task, task + 1))[0]
+
+    def deviations(self, tasks: slice = slice(None)) -> Tensor:
+        own = self.stored[: self.n_tasks][tasks]
+        if self.levels is None:
+            return own
+        chosen = range(self.n_tasks)[tasks]
+        rows = [self.levels.rows_of_task(task, self.n_tasks) for task in chosen]
+        return torch.stack([delta + self.stored[units].sum(dim=0) for delta, units in zip(own, rows, strict=True)])
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
+        self.mean.copy_(mean)
+        self.stored.zero_()
+        if theta is not None or offset is not None:
+            rows = self._row(theta, offset)  # of another run they may be of the tasks alone
+            self.stored[: len(rows)].copy_(rows)
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         return mean + row

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bora.bayes.adamw import RowwiseAdamW
-from bora.bayes.adapters import TaskLoRAs, choose_form
+from bora.bayes.adapters import NonCentered, TaskLoRAs, choose_form
+from bora.bayes.levels import Levels
 from bora.bayes.objective import (
     ESTIMATORS,
     LIKELIHOODS,
@@ -43,11 +44,14 @@ class HierarchicalLoRA(nn.Module):
             without a document in the batch are untouched | dense: all of it, every task in every step.
         likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL, with which U
             itself is minimised.
+        levels: above the tasks; then 0 < τ < ∞, and the prior is Gaussian and non-centered. τ is of the tasks.
         init_std: standard deviation of θ_d around Θ at the start, in parameter units.
         dropout: of the inputs of A in `objective`, while in training mode; as PEFT's lora_dropout.
     """
 
     task_documents: Tensor
+    row_documents: Tensor  # [D], and the units' of levels behind them
+    row_taus: Tensor
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class HierarchicalLoRA(nn.Module):
         penalty: str = "gaussian",
         estimator: str = "by_document",
         likelihood: str = "sum",
+        levels: Levels | None = None,
         init_std: float = 0.0,
         dropout: float = 0.0,
     ):
@@ -74,8 +79,14 @@ class HierarchicalLoRA(nn.Module):
         self.backbone = backbone
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         form = choose_form(tau, parameterization)
-        self.adapters = form(backbone.layout, task_names, init_std, sparse=estimator == "by_document")
-        self.prior = make_prior(self.tau, penalty, backbone.layout.sizes)
+        if levels is not None and (form is not NonCentered or penalty != "gaussian"):
+            raise ValueError("levels are made for 0 < tau < inf, parameterization noncentered and penalty gaussian")
+        self.adapters = form(backbone.layout, task_names, init_std, estimator == "by_document", levels)
+        # With levels each row has a τ of its own, by which the potential at τ = 1 is multiplied.
+        self.prior = make_prior(self.tau if levels is None else 1.0, penalty, backbone.layout.sizes)
+        units, taus = ([], []) if levels is None else (levels.documents, levels.row_taus())
+        self.register_buffer("row_documents", torch.tensor([*task_documents, *units]), persistent=False)
+        self.register_buffer("row_taus", torch.tensor([self.tau] * len(task_names) + taus), persistent=False)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -92,7 +103,7 @@ class HierarchicalLoRA(nn.Module):
             "task_names": self.adapters.task_names,
             "task_documents": self.task_documents.tolist(),
             "n_tokens": self.n_tokens,
-        }
+        } | ({} if self.adapters.levels is None else {"levels": self.adapters.levels.plain()})
 
     @classmethod
     def from_hyperparameters(cls, model: Any, hyperparameters: Mapping[str, Any]) -> "HierarchicalLoRA":
@@ -103,6 +114,8 @@ class HierarchicalLoRA(nn.Module):
             hyperparameters: a checkpoint's `hyper_parameters`.
         """
         known = dict(hyperparameters)
+        if "levels" in known:
+            known["levels"] = Levels(**known["levels"])
         backbone = Backbone(model, known.pop("layers"), known.pop("rank"), known.pop("alpha"))
         return cls(backbone, **known)
 
@@ -136,11 +149,20 @@ class HierarchicalLoRA(nn.Module):
             return self.backbone.nll(batch, None)
         if under == "mean":
             return self.backbone.nll(batch, self.adapters.mean)
-        return self.backbone.nll(batch, self.adapters.rows(_places(batch), self.backbone.dtype)[0])
+        if (
+            self.adapters.levels is not None and "units" not in batch
+        ):  # documents of which nothing but the task is known
+            theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype, 1.0)
+        else:
+            theta = self.adapters.rows(_places(batch), self.backbone.dtype)[0]
+        return self.backbone.nll(batch, theta)
 
     def prior_potential(self) -> Tensor:
-        """Return the prior's part of U: the sum over all tasks, in nats, without its normaliser."""
-        return self.prior.potential(self.adapters.deviations()).sum()
+        """Return the prior's part of U: the sum over all tasks and units, in nats, without its normaliser."""
+        if self.adapters.levels is None:
+            return self.prior.potential(self.adapters.deviations()).sum()
+        assert self.adapters.stored is not None
+        return (self.row_taus * self.prior.potential(self.adapters.stored)).sum()
 
     def objective(self, batch: Batch, n_processes: int = 1) -> Objective:
         """Estimate U/T from one batch of mixed tasks: its mean over an epoch's batches is U/T, as is its gradient's.
@@ -158,8 +180,14 @@ class HierarchicalLoRA(nn.Module):
             likelihood, unit = sum_likelihood(nll, batches), self.n_tokens
         else:
             likelihood, unit = task_mean_likelihood(nll, scored, task, n_d), 1
-        share = batch.get("share")
-        prior = self.prior_potential() if dense else prior_by_document(potentials, task, n_d, batches, share)
+        if dense:
+            prior = self.prior_potential()
+        elif self.adapters.levels is None:
+            prior = prior_by_document(potentials, task, n_d, batches, batch.get("share"))
+        else:
+            rows = torch.cat([task[:, None], batch["units"]], dim=1)
+            potentials = potentials * self.row_taus[rows]
+            prior = prior_by_document(potentials, rows, self.row_documents, batches, batch.get("share"))
         return Objective(likelihood / unit, prior / unit, nll.detach(), scored)
 
     def optimizer(self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> RowwiseAdamW:
@@ -198,4 +226,6 @@ class HierarchicalLoRA(nn.Module):
 
 
 def _places(batch: Batch) -> Places:
-    return Places(batch["present"], batch["place"]) if "present" in batch else find_places(batch["task"])
+    if "present" in batch:
+        return Places(batch["present"], batch["place"])
+    return find_places(batch["task"], batch.get("units"))

@@ -69,11 +69,13 @@ def prior_by_document(
     A task without a document in the batch has no part in it, and so no gradient.
 
     Args:
-        potentials: [R] nats, of each document's task.
-        task: [R] their tasks.
-        task_documents: [D] N_d, training documents of each task.
+        potentials: [R] nats, of each document's task; with levels [R, 1 + L], of its units too.
+        task: as potentials, the tasks and units.
+        task_documents: [D] N_d, training documents of each task, and of each unit.
         batches: K.
         share: [R] of a document; None where each row is a whole one.
     """
     potentials = potentials / task_documents[task]
-    return (potentials if share is None else potentials * share).sum() * batches
+    if share is not None:
+        potentials = potentials * (share if potentials.dim() == 1 else share[:, None])
+    return potentials.sum() * batches

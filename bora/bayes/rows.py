@@ -17,9 +17,13 @@ from bora.model.batch import Places
 
 
 class Form(Protocol):
-    """How rows of the matrix, θ_d and Θ depend on each other. Rows are [P] or [U, P], Θ is [P]."""
+    """How rows of the matrix, θ_d and Θ depend on each other. Rows are [P] or [U, P], Θ is [P].
+
+    With levels above the task a document has several rows, and θ is Θ and all of them.
+    """
 
     sparse: bool  # the matrix's gradient: of the batch's tasks alone
+    n_tasks: int  # rows that are tasks; those behind them are units of levels
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         """Return θ_d. Its derivative with respect to the row is 1."""
@@ -70,19 +74,42 @@ class _Rows(torch.autograd.Function):
 def _gather_each(stored, mean, present, place, form, dtype, prior) -> tuple[Tensor, Tensor]:
     theta = stored.new_empty(len(place), stored.shape[1], dtype=dtype)
     potentials = mean.new_zeros(len(present))
-    for i, (task, documents) in enumerate(zip(present.tolist(), _documents(place, len(present)), strict=True)):
+    rows = present.tolist()
+    if place.dim() == 2:
+        _sum_rows(stored, mean, rows, place.tolist(), theta)
+    for i, (task, documents) in enumerate(zip(rows, _documents(place, len(present)), strict=True)):
         row = stored[task]
-        theta_d = form.theta_of(row, mean).to(dtype)
-        for r in documents:
-            theta[r] = theta_d
+        if place.dim() == 1:
+            theta_d = form.theta_of(row, mean).to(dtype)
+            for r in documents:
+                theta[r] = theta_d
         if not isinstance(prior, Flat):
             potentials[i] = prior.potential(form.deviation_of(row, mean)[None])[0]
     return theta, potentials
 
 
+def _sum_rows(stored: Tensor, mean: Tensor, rows: list[int], places: list[list[int]], theta: Tensor) -> None:
+    """Fill θ of documents of several rows each: Θ and all of them, once for documents that share them."""
+    found: dict[tuple[int, ...], Tensor] = {}
+    for r, mine in enumerate(places):
+        key = tuple(mine)
+        if key not in found:
+            total = mean.clone()
+            for i in mine:
+                total += stored[rows[i]]
+            found[key] = total.to(theta.dtype)
+        theta[r] = found[key]
+
+
 def _gather_together(stored, mean, present, place, form, dtype, prior) -> tuple[Tensor, Tensor]:
     rows = stored.index_select(0, present)
-    theta = form.theta_of(rows, mean).to(dtype).index_select(0, place)
+    if place.dim() == 1:
+        theta = form.theta_of(rows, mean).to(dtype).index_select(0, place)
+    else:
+        total = mean + rows.index_select(0, place[:, 0])
+        for level in range(1, place.shape[1]):
+            total += rows.index_select(0, place[:, level])
+        theta = total.to(dtype)
     return theta, prior.potential(form.deviation_of(rows, mean))
 
 
@@ -95,7 +122,8 @@ def _scatter_each(stored, mean, present, place, form, prior, of_theta, of_potent
                 value += of_theta[r]
         if of_potentials is not None:
             pull = prior.pull(form.deviation_of(stored[task], mean)[None])[0] * of_potentials[i]
-        form.add_to_mean(of_mean, value, pull)
+        if task < form.n_tasks:  # each document has one task, and so counts once
+            form.add_to_mean(of_mean, value, pull)
         if pull is not None:
             value += pull
     return values, of_mean
@@ -110,13 +138,18 @@ def _scatter_together(stored, mean, present, place, form, prior, of_theta, of_po
     if of_potentials is not None:
         rows = stored.index_select(0, present)
         pull = prior.pull(form.deviation_of(rows, mean)) * of_potentials[:, None]
-    form.add_to_mean(of_mean, values.sum(0), None if pull is None else pull.sum(0))
+    if place.dim() == 1:
+        form.add_to_mean(of_mean, values.sum(0), None if pull is None else pull.sum(0))
+    else:
+        form.add_to_mean(of_mean, (present < form.n_tasks).to(values.dtype) @ values, None)
     return values if pull is None else values.add_(pull), of_mean
 
 
 def _sum_by_task(of_theta: Tensor, place: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Sum [R, P] over each task's documents to [U, P], as a product with 0 and 1: index_add's order is not fixed."""
-    member = torch.arange(n, device=place.device)[:, None] == place
+    member = torch.arange(n, device=place.device).view(-1, *[1] * place.dim()) == place
+    if place.dim() == 2:
+        member = member.any(dim=2)
     if of_theta.is_cuda and (of_theta.dtype, dtype) == (torch.bfloat16, torch.float32):
         return torch.mm(member.to(of_theta.dtype), of_theta, out_dtype=dtype)  # sums in float32, without a copy in it
     return member.to(dtype) @ of_theta.to(dtype)
@@ -125,8 +158,9 @@ def _sum_by_task(of_theta: Tensor, place: Tensor, n: int, dtype: torch.dtype) ->
 def _documents(place: Tensor, n: int) -> list[list[int]]:
     """List each task's documents."""
     documents: list[list[int]] = [[] for _ in range(n)]
-    for r, i in enumerate(place.tolist()):
-        documents[i].append(r)
+    for r, mine in enumerate(place.reshape(len(place), -1).tolist()):
+        for i in mine:
+            documents[i].append(r)
     return documents
 
 
@@ -141,7 +175,7 @@ def rows(
         dtype: of θ.
 
     Returns:
-        theta [R, P]; potentials [R] in nats, 0 under a flat prior.
+        theta [R, P]; potentials in nats, 0 under a flat prior: [R], or [R, 1 + L] of each of a document's rows.
     """
     theta, potentials = _Rows.apply(stored, mean, *places, form, dtype, prior)
-    return theta, potentials.index_select(0, places.place)
+    return theta, potentials.index_select(0, places.place.flatten()).view(places.place.shape)

@@ -20,25 +20,27 @@ class Batch(TypedDict):
     share: NotRequired[Tensor]  # [R] of a document, where some are in several pieces
     attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
     scored: NotRequired[Tensor]  # [S] places in [R · T] of the scored tokens
-    present: NotRequired[Tensor]  # [U] the tasks in it, ascending
-    place: NotRequired[Tensor]  # [R] each document's task's place in `present`
+    units: NotRequired[Tensor]  # [R, L] rows of the matrix for levels above the task, where there are any
+    present: NotRequired[Tensor]  # [U] the rows that it needs, ascending: its tasks, then its units
+    place: NotRequired[Tensor]  # [R], or [R, 1 + L]: each document's places in `present`
 
 
 class Places(NamedTuple):
-    """Which tasks are in a batch of R documents, and whose each is.
+    """Which rows of the matrix a batch of R documents needs, and which each has.
 
     Attributes:
-        present: [U] the tasks, ascending, as a sparse gradient's rows must be.
-        place: [R] the place in `present` of each document's task.
+        present: [U] the rows, ascending, as a sparse gradient's must be: tasks, then units of levels above them.
+        place: [R] the place in `present` of each document's task; with L levels [R, 1 + L], its units' too.
     """
 
     present: Tensor
     place: Tensor
 
 
-def find_places(task: Tensor) -> Places:
-    """Find the places of documents of these tasks, [R]. On a GPU this waits for it."""
-    return Places(*task.unique(return_inverse=True))
+def find_places(task: Tensor, units: Tensor | None = None) -> Places:
+    """Find the places of documents of these tasks, [R], and of their units, [R, L]. On a GPU this waits for it."""
+    rows = task if units is None else torch.cat([task[:, None], units], dim=1)
+    return Places(*rows.unique(return_inverse=True))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

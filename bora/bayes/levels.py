@@ -1,0 +1,125 @@
+"""Levels above the task: units such as parties, that several tasks share, or years, that divide a task's documents::
+
+    θ_n = Θ + δ_task(n) + Σ_ℓ Δ_ℓ[unit of n at ℓ],     Δ_ℓ[u] ~ N(0, τ_ℓ⁻¹ I)
+
+All deviations are rows of one matrix, the D tasks first, then the units of each level. A document brings 1/N of the prior
+of each of its rows, with N the row's training documents, so that absent rows are untouched and a step costs the same
+however many there are. Where levels are nested (party → speaker) the optimum has
+
+    Σ_u Δ_1[u] = 0,     Δ_party[p] = (τ_speaker / τ_party) Σ_{speakers of p} δ[s]
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What there is above the tasks.
+
+    Attributes:
+        columns: of the table, one a level.
+        units: [L] the names of each level's units.
+        taus: [L] precision of each level's deviations, 0 < τ < ∞.
+        documents: training documents of each unit, level after level.
+        of_task: [D, L] the unit of all of a task's documents, counted within its level; −1 where they differ.
+    """
+
+    columns: list[str]
+    units: list[list[str]]
+    taus: list[float]
+    documents: list[int]
+    of_task: list[list[int]]
+
+    @property
+    def n_units(self) -> int:
+        """Count the units of all levels."""
+        return len(self.documents)
+
+    def first_row(self, level: int, n_tasks: int) -> int:
+        """Return the row of a level's first unit in the matrix."""
+        return n_tasks + sum(len(units) for units in self.units[:level])
+
+    def rows_of_task(self, task: int, n_tasks: int) -> list[int]:
+        """List the rows of the units that all of a task's documents have."""
+        found = enumerate(self.of_task[task])
+        return [self.first_row(level, n_tasks) + unit for level, unit in found if unit >= 0]
+
+    def row_taus(self) -> list[float]:
+        """List the τ of each unit, level after level."""
+        return [tau for tau, units in zip(self.taus, self.units, strict=True) for _ in units]
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values, from which `Levels(**plain)` is the same again."""
+        return asdict(self)
+
+
+def describe_confounded(levels: Levels) -> list[str]:
+    """Say in a line each where a level cannot be told from the tasks: units of one task, and levels of few units."""
+    lines = []
+    for level, (column, units) in enumerate(zip(levels.columns, levels.units, strict=True)):
+        tasks = [row[level] for row in levels.of_task]
+        crossed = tasks.count(-1)
+        alone = [units[u] for u in range(len(units)) if tasks.count(u) == 1]
+        if alone and not crossed:
+            named = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
+            lines.append(
+                f"{column}: {len(alone)} of {len(units)} units have one task ({named}); there only the sum of the two "
+                "deviations is known, and 1/τ divides it"
+            )
+        if len(units) < 5:
+            lines.append(f"{column} has {len(units)} units: too few to say how much they differ")
+    return lines
+
+
+def build_levels(
+    values: Mapping[str, Sequence[str]], tasks: Sequence[int], training: Sequence[bool], taus: Sequence[float]
+) -> tuple[Levels, list[list[int]]]:
+    """Sort documents into the units of each level.
+
+    Args:
+        values: column → each document's cell; an empty one is a unit of its own, (none).
+        tasks: each document's task, 0 ≤ d < D.
+        training: whether it is trained on.
+        taus: of each column.
+
+    Returns:
+        The levels, and each document's row in the matrix for each level, [N, L].
+
+    Raises:
+        ValueError: a level divides the documents as the tasks do, or as another level.
+    """
+    n_tasks = max(tasks) + 1
+    units, documents, of_task = [], [], [[-1] * len(values) for _ in range(n_tasks)]
+    rows: list[list[int]] = [[] for _ in tasks]
+    partitions: dict[tuple[int, ...], str] = {_partition(tasks): "the tasks"}
+    first = n_tasks
+    for level, (column, cells) in enumerate(values.items()):
+        names = list(dict.fromkeys(cell or "(none)" for cell in cells))
+        place = {name: i for i, name in enumerate(names)}
+        mine = [place[cell or "(none)"] for cell in cells]
+        same = partitions.setdefault(_partition(mine), column)
+        if same != column:
+            raise ValueError(f"{column} divides the documents exactly as {same} does, so the two cannot be told apart")
+        if len(names) == 1:
+            raise ValueError(f"{column} has one value, {names[0]!r}, so it is no level")
+        counts = [0] * len(names)
+        seen: dict[int, set[int]] = {}
+        for i, (unit, task, trained) in enumerate(zip(mine, tasks, training, strict=True)):
+            counts[unit] += trained
+            seen.setdefault(task, set()).add(unit)
+            rows[i].append(first + unit)
+        for task, found in seen.items():
+            if len(found) == 1:
+                of_task[task][level] = next(iter(found))
+        units.append(names)
+        documents += counts
+        first += len(names)
+    return Levels(list(values), units, list(taus), documents, of_task), rows
+
+
+def _partition(labels: Sequence[int]) -> tuple[int, ...]:
+    """Number labels by first appearance: equal for the same partition."""
+    numbers: dict[int, int] = {}
+    return tuple(numbers.setdefault(label, len(numbers)) for label in labels)

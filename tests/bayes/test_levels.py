@@ -1,0 +1,135 @@
+"""Levels above the task: gradients against autograd, both ways of gathering, and what must hold at the optimum."""
+
+import numpy as np
+import pytest
+import torch
+
+import bora.bayes.rows
+from bora.bayes.levels import build_levels, describe_confounded
+from tests.conftest import hierarchical, random_factors, tiny_opt
+
+TASKS = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+PARTY = ["left", "left", "left", "left", "left", "right", "right", "right", "right", "right"]
+YEAR = ["1", "2", "1", "2", "3", "1", "", "3", "1", "2"]
+TAUS = {"party": 30.0, "year": 7.0}
+TAU = 11.0
+
+
+def levels_of(*columns: str):
+    values = {"party": PARTY, "year": YEAR}
+    return build_levels({c: values[c] for c in columns}, TASKS, [True] * len(TASKS), [TAUS[c] for c in columns])
+
+
+def batch_of(units: list[list[int]] | None, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 60, (len(TASKS), 7), generator=generator)
+    labels = ids.clone()
+    labels[:, 0] = -100
+    labels[3, 4:] = -100
+    batch = {"input_ids": ids, "labels": labels, "task": torch.tensor(TASKS), "batches": 1}
+    return batch if units is None else batch | {"units": torch.tensor(units)}
+
+
+def model_of(levels, **options):
+    counts = np.bincount(TASKS).tolist()
+    model = hierarchical(
+        tiny_opt(dtype=torch.float64), list("abcd"), counts, 55, TAU, levels=levels, **options
+    ).double()
+    random_factors(model, std=0.1)
+    return model
+
+
+def reference(model, batch, units: list[list[int]]) -> torch.Tensor:
+    """U/T, document by document."""
+    adapters, total = model.adapters, torch.zeros((), dtype=torch.float64)
+    for r, task in enumerate(TASKS):
+        theta = adapters.mean + adapters.stored[task] + sum(adapters.stored[u] for u in units[r])
+        one = {key: batch[key][r : r + 1] for key in ("input_ids", "labels")} | {
+            "task": torch.tensor([0]),
+            "batches": 1,
+        }
+        total = total + model.backbone.nll(one, theta[None])[0]
+    taus = [TAU] * 4 + adapters.levels.row_taus()
+    prior = sum(tau / 2 * adapters.stored[i].square().sum() for i, tau in enumerate(taus))
+    return (total + prior) / 55
+
+
+@pytest.mark.parametrize("columns", [("party",), ("party", "year")])
+@pytest.mark.parametrize("estimator", ["by_document", "dense"])
+@pytest.mark.parametrize("together", [False, True])
+def test_the_objective_and_its_gradient_are_those_of_a_loop(columns, estimator, together, monkeypatch):
+    monkeypatch.setattr(bora.bayes.rows, "together", lambda device: together)
+    levels, units = levels_of(*columns)
+    model, batch = model_of(levels, estimator=estimator), batch_of(units)
+    loss = model.objective(batch).loss
+    loss.backward()
+    found = [model.adapters.mean.grad, model.adapters.stored.grad.to_dense()]
+    model.zero_grad()
+    expected = reference(model, batch, units)
+    torch.testing.assert_close(loss, expected)
+    of_mean, of_stored = torch.autograd.grad(expected, [model.adapters.mean, model.adapters.stored])
+    torch.testing.assert_close(found[0], of_mean)
+    torch.testing.assert_close(found[1], of_stored)
+
+
+def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents():
+    levels, units = levels_of("party", "year")
+    assert levels.units == [["left", "right"], ["1", "2", "3", "(none)"]]
+    assert levels.documents == [5, 5, 4, 3, 2, 1]
+    assert levels.of_task == [[0, -1], [0, -1], [1, -1], [1, -1]]
+    assert units[6] == [4 + 1, 4 + 2 + 3]
+    assert levels.rows_of_task(2, 4) == [5]
+    assert levels.row_taus() == [30, 30, 7, 7, 7, 7]
+    assert [line.split()[0] for line in describe_confounded(levels)] == ["party", "year"]
+
+
+def test_a_tasks_theta_is_the_mean_and_all_of_its_deviations():
+    levels, units = levels_of("party", "year")
+    model = model_of(levels)
+    adapters = model.adapters
+    torch.testing.assert_close(adapters.theta(2), adapters.mean + adapters.stored[2] + adapters.stored[5])
+    # Of new text only the task is known; of the run's own documents the year too.
+    known, unknown = batch_of(units), batch_of(None)
+    nll = model.nll(unknown)
+    for r in range(len(TASKS)):
+        one = {key: unknown[key][r : r + 1] for key in ("input_ids", "labels")} | {
+            "task": torch.tensor([0]),
+            "batches": 1,
+        }
+        torch.testing.assert_close(nll[r], model.backbone.nll(one, adapters.theta(TASKS[r])[None])[0])
+    assert not torch.allclose(model.nll(known), nll)
+
+
+def test_what_must_hold_at_the_optimum():
+    levels, units = levels_of("party")
+    model = model_of(levels, estimator="dense")
+    adapters = model.adapters
+    model.objective(batch_of(units)).loss.backward()
+    # The likelihood's part of a gradient is the same for Θ, the sum of the parties and the sum of the tasks, at any point.
+    # Where all gradients are 0 that says Σ Δ_party = 0, and Δ_party = τ / τ_party · Σ δ of its tasks.
+    likelihood = adapters.stored.grad - model.row_taus[:, None] / 55 * adapters.stored
+    torch.testing.assert_close(adapters.mean.grad, likelihood[4:].sum(0))
+    torch.testing.assert_close(likelihood[4], likelihood[:2].sum(0))
+    torch.testing.assert_close(likelihood[5], likelihood[2:4].sum(0))
+
+
+def test_a_saved_model_with_levels_is_the_same_again():
+    levels, units = levels_of("party", "year")
+    model, batch = model_of(levels), batch_of(units)
+    again = type(model).from_hyperparameters(tiny_opt(dtype=torch.float64), model.hyperparameters).double()
+    again.load_trained_state(model.trained_state())
+    torch.testing.assert_close(again.nll(batch), model.nll(batch))
+    torch.testing.assert_close(again.adapters.distances(), model.adapters.distances())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"a": ["x"] * 10}, "one value"),
+        ({"a": [str(t) for t in TASKS]}, "exactly as the tasks"),
+        ({"a": PARTY, "b": [p.upper() for p in PARTY]}, "exactly as a"),
+    ],
+)
+def test_levels_that_cannot_be_told_apart_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        build_levels(values, TASKS, [True] * 10, [1.0] * len(values))
