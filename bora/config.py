@@ -21,6 +21,7 @@ MAX_SEED = 2**32 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Tau = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Dtype = Literal["float32", "bfloat16"]
@@ -45,6 +46,7 @@ class Data(Group):
     """What every corpus has."""
 
     name: Name
+    levels: list[str]
     selection: Literal["largest", "chronological", "alphabetical", "paper", "reference"]
     n_tasks: Annotated[int, Field(ge=1)] | None
     min_documents: Annotated[int, Field(ge=0)] | None
@@ -222,7 +224,7 @@ DISCRIMINATORS = {"data": "source", "model": "source", "logger": "kind"}
 class Config(Group):
     """One run."""
 
-    tau: Annotated[float, Field(ge=0)] | Literal["learn"]
+    tau: Tau | Literal["learn"] | Annotated[list[Tau], Field(min_length=1)]
     likelihood: Literal["sum", "task_mean"]
     seed: Seed
     init_from: str | None
@@ -236,6 +238,18 @@ class Config(Group):
     optim: Optim
     trainer: Trainer
     logger: Annotated[AnyLogger, Field(discriminator="kind")]
+
+    @property
+    def task_tau(self) -> float | Literal["learn"]:
+        """τ of the tasks."""
+        return self.tau[0] if isinstance(self.tau, list) else self.tau
+
+    @property
+    def level_taus(self) -> list[float]:
+        """τ of each of data.levels."""
+        if isinstance(self.tau, list):
+            return self.tau[1:]
+        return [] if self.tau == "learn" else [self.tau] * len(self.data.levels)
 
     @property
     def records_steps(self) -> bool:
@@ -321,6 +335,13 @@ def rules(config: Config) -> Iterator[str]:
             f"data.overlap={config.data.overlap} leaves less than half of data.max_tokens={config.data.max_tokens} for "
             "what is new in a piece; lower it"
         )
+    if isinstance(config.tau, list) and len(config.tau) != 1 + len(config.data.levels):
+        yield (
+            f"tau={config.tau} has {len(config.tau)} values, and the task and data.levels={config.data.levels} need "
+            f"{1 + len(config.data.levels)}"
+        )
+    if config.data.levels:
+        yield from _rules_of_levels(config)
     if config.tau == "learn":
         yield from _rules_of_learning(config)
     if config.likelihood == "task_mean" and (trainer.devices, trainer.num_nodes) != (1, 1):
@@ -352,6 +373,25 @@ def rules(config: Config) -> Iterator[str]:
         yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
     if config.model.compile and not _has_compiler():
         yield "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
+
+
+def _rules_of_levels(config: Config) -> Iterator[str]:
+    """Yield a line for each setting that levels do not have."""
+    columns, prior = config.data.levels, config.prior
+    for column in columns:
+        if columns.count(column) > 1 or column in (getattr(config.data, "task", None), "task"):
+            yield f"data.levels={columns}: {column} is there already; name each column once, and not the task's"
+            break
+    if config.tau == "learn":
+        yield "tau=learn knows no levels yet; give a number for tau, or data.levels=[]"
+    elif not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
+        yield f"tau={config.tau} with data.levels: each must be above 0 and finite; for one model leave the level out"
+    for key, value, only in (
+        ("prior.parameterization", prior.parameterization, "noncentered"),
+        ("prior.penalty", prior.penalty, "gaussian"),
+    ):
+        if value != only:
+            yield f"{key}={value}: data.levels are made for {key}={only}; give that, or data.levels=[]"
 
 
 def _rules_of_learning(config: Config) -> Iterator[str]:

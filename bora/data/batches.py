@@ -15,15 +15,22 @@ from bora.model.likelihood import IGNORE, scored_places
 class Documents(Dataset[Batch]):
     """The documents of one split; an item is a whole batch, asked for by a list of indices."""
 
-    def __init__(self, documents: Sequence[Encoded], tasks: Sequence[int], scored_padding: int | None = None):
+    def __init__(
+        self,
+        documents: Sequence[Encoded],
+        tasks: Sequence[int],
+        scored_padding: int | None = None,
+        units: Sequence[Sequence[int]] | None = None,
+    ):
         """
         Args:
             documents, tasks: the tokens and the task of each document, or of each piece of one.
+            units: its rows of the matrix for levels above the task; see bora.bayes.levels.
             scored_padding: the token id of padding that is labelled too, as the published code does; the result then
                 depends on the batch, and on an attention mask, which is given along. None: padding is not labelled,
                 and its id, 0, is seen by no token that is.
         """
-        self.documents, self.tasks = list(documents), list(tasks)
+        self.documents, self.tasks, self.units = list(documents), list(tasks), units
         # Of a document in three pieces each is a third: of what a document brings of the prior.
         _, whose, pieces = np.unique([d.document for d in documents], return_inverse=True, return_counts=True)
         self.shares = 1 / pieces[whose] if len(pieces) < len(self.documents) else None
@@ -48,7 +55,8 @@ class Documents(Dataset[Batch]):
         labels = np.where(real, input_ids, IGNORE if pad is None else pad)
         labels[real] = np.where(np.concatenate([d.scored for d in documents]), labels[real], IGNORE)
         task = torch.tensor([self.tasks[i] for i in indices])
-        present, place = find_places(task)
+        units = None if self.units is None else torch.tensor([list(self.units[i]) for i in indices])
+        present, place = find_places(task, units)
         padded: Batch = {
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
@@ -58,6 +66,8 @@ class Documents(Dataset[Batch]):
             "present": present,
             "place": place,
         }
+        if units is not None:
+            padded["units"] = units
         if self.shares is not None:
             padded["share"] = torch.from_numpy(self.shares[indices]).float()
         if pad is not None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ class Corpus:
         dropped: reason → rows left out.
         truncation: what was cut off.
         sha256: of every document's row, task, split, text and what its prompt takes.
+        levels: column above the task → its cell for each of `documents`.
     """
 
     task_names: list[str]
@@ -36,6 +37,7 @@ class Corpus:
     dropped: dict[str, int]
     truncation: Truncation
     sha256: str
+    levels: dict[str, list[str]] = field(default_factory=dict)
 
     def per_task(self) -> pd.DataFrame:
         """Count documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
@@ -57,6 +59,8 @@ class Corpus:
     def tokens_sha256(self) -> str:
         """Hash every document and its tokens, which depend on the tokenizer."""
         found = hashlib.sha256(self.sha256.encode())
+        for column, cells in self.levels.items():
+            found.update(json.dumps([column, *cells]).encode())
         for document in self.encoded:
             found.update(f"{len(document.ids)} {document.document}\n".encode())
             found.update(document.ids.tobytes() + document.scored.tobytes())

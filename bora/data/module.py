@@ -20,6 +20,7 @@ class TaskDataModule(L.LightningDataModule):
         eval_batch_size: the same in validation and test, where it changes speed alone.
         seed: of the training order.
         scored_padding: the token id of padding that is scored too (the published code); None: it is not scored.
+        units: [N, L] rows of the matrix of each of the corpus's documents; see bora.bayes.levels.
         order: of training (see Batches): bucketed | shuffled | fixed (one shuffled order for every
             epoch, and for validation and test too, as in the published code).
     """
@@ -32,6 +33,7 @@ class TaskDataModule(L.LightningDataModule):
         seed: int,
         scored_padding: int | None = None,
         order: str = "bucketed",
+        units: Sequence[Sequence[int]] | None = None,
     ):
         super().__init__()
         self.corpus, self.seed, self.order = corpus, seed, order
@@ -41,7 +43,8 @@ class TaskDataModule(L.LightningDataModule):
         for part in SPLITS:
             rows = corpus.documents.index[corpus.documents["split"] == part]
             tasks = [index[t] for t in corpus.documents.loc[rows, "task"]]
-            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, scored_padding)
+            mine = None if units is None else [units[i] for i in rows]
+            self._splits[part] = Documents([corpus.encoded[i] for i in rows], tasks, scored_padding, mine)
 
     @property
     def task_documents(self) -> list[int]:

@@ -27,10 +27,8 @@ def read_column(data: AnyData, column: str, rows: Iterable[int], argument: str) 
     Raises:
         UserError: the corpus is no table, the file has moved, or it has no such column.
     """
-    if not isinstance(data, ColumnSettings):
-        raise UserError(f"{argument}{column}: data={data.name} has no such columns")
     # The column is read in the text's place.
-    only = {"text": column, "messages": None, "prompt": None}
+    only = {"text": column, "prompt": None} | ({"messages": None} if isinstance(data, ColumnSettings) else {})
     table = read_documents(data.model_copy(update=only), SETTINGS | {"text": argument})
     return table["text"].reindex(list(rows)).tolist()
 

@@ -92,7 +92,7 @@ def functions(source: str) -> Iterator[str]:
 
 
 def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
-    """Read one row a function, of the columns task (the module), file and those of Function.
+    """Read one row a function, of the columns task (the module), package, file and those of Function.
 
     Args:
         columns: which of them are the text and what the prompt takes.
@@ -115,7 +115,7 @@ def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
             )
     # Parsing takes seconds, so its result is cached for these files.
     states = [(m, str(f), f.stat().st_size, f.stat().st_mtime_ns) for m, own in files.items() for f in own]
-    key = digest(["functions", 2, sys.version, states])
+    key = digest(["functions", 3, sys.version, states])
     table = cached_table("stdlib", key, lambda: _parse(files, root))
     found = columns.find(table.column_names)
     return finish(table.select([*found.values()]).rename_columns([*found]))
@@ -124,10 +124,10 @@ def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
 def _parse(files: dict[str, list[Path]], root: Path) -> pa.Table:
     """Parse the modules' files to a row a function."""
     rows = [
-        (module, file.relative_to(root).as_posix(), *Function.of(text))
+        (module, module.partition(".")[0], file.relative_to(root).as_posix(), *Function.of(text))
         for module, found in files.items()
         for file in found
         for text in functions(file.read_text("utf-8"))
     ]
     columns = zip(*rows, strict=True)
-    return pa.table([pa.array(c, pa.large_string()) for c in columns], ["task", "file", *Function._fields])
+    return pa.table([pa.array(c, pa.large_string()) for c in columns], ["task", "package", "file", *Function._fields])

@@ -46,6 +46,7 @@ DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
+UNITS = "units.csv"
 TRAINED_ON = "trained_on.txt"
 SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
 RUN_FILES = (CONFIG, METRICS, "checkpoints")  # that a run has, and an evaluation has not
@@ -232,6 +233,10 @@ class RunDirectory:
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
         write_text_atomically(self.path / PER_TASK, per_task[columns].to_csv(index=False))
 
+    def write_units(self, units: pd.DataFrame) -> None:
+        """Write units.csv: one row a unit of each level above the task."""
+        write_text_atomically(self.path / UNITS, units.to_csv(index=False))
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
         files = [
@@ -240,6 +245,7 @@ class RunDirectory:
             TRAINED_ON,
             METRICS,
             PER_TASK,
+            UNITS,
             *(f"checkpoints/{c.name}" for c in (self.best, self.last)),
         ]
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]

@@ -1,15 +1,17 @@
 """From a config to its parts: the corpus, the batches, the model, the training."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from bora.bayes.adamw import learning_rate
+from bora.bayes.levels import Levels, build_levels
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule
-from bora.data.read import read_documents
+from bora.data.read import read_column, read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.backbone import Backbone
@@ -31,9 +33,29 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
     if positions is not None and data.max_tokens > positions:
         raise UserError(f"data.max_tokens={data.max_tokens}: the model has {positions} positions; choose at most that")
     tokens = Tokens.of(data, *pretrained)
-    if table is None:
-        table = read_documents(data)
-    return build_corpus(table, tokens, data)
+    if data.levels and table is not None:
+        raise UserError("data.levels needs a table in a file; a data frame has the task and the text alone")
+    corpus = build_corpus(read_documents(data) if table is None else table, tokens, data)
+    rows = corpus.documents["row"]
+    levels = {column: read_column(data, column, rows, "data.levels=") for column in data.levels}
+    return replace(corpus, levels=levels)
+
+
+def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] | tuple[None, None]:
+    """Sort the corpus's documents into the units of each level; see `build_levels`.
+
+    Raises:
+        UserError: a level divides the documents as the tasks do, or as another level.
+    """
+    if not corpus.levels:
+        return None, None
+    documents, place = corpus.documents, {name: d for d, name in enumerate(corpus.task_names)}
+    training = (documents["split"] == "train") & (documents["piece"] == 0)
+    tasks = documents["task"].map(place).tolist()
+    try:
+        return build_levels(corpus.levels, tasks, training.tolist(), cfg.level_taus)
+    except ValueError as error:
+        raise UserError(f"data.levels: {error}") from error
 
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
@@ -45,6 +67,7 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
         seed=cfg.seed,
         scored_padding=pretrained.tokenizer.eos_token_id if cfg.data.score_padding else None,
         order=cfg.data.order,
+        units=find_levels(cfg, corpus)[1],
     )
 
 
@@ -61,9 +84,10 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
         task_names,
         data.task_documents,
         data.n_tokens,
-        cfg.tau,
+        cfg.task_tau,
         **cfg.prior.model_dump(),
         likelihood=cfg.likelihood,
+        levels=find_levels(cfg, data.corpus)[0],
         init_std=lora.init_std,
         dropout=lora.dropout,
     )

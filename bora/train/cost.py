@@ -80,7 +80,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     model = pretrained.model
     layers = named_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
-    form = choose_form(cfg.tau, cfg.prior.parameterization)
+    form = choose_form(cfg.task_tau, cfg.prior.parameterization)
     rows = len(corpus.task_names) if "stored" in form.suffixes else 0  # of the [D, P] matrix
     trained = (rows + 1) * layout.n_parameters
     train = corpus.documents[corpus.documents["split"] == "train"]

@@ -10,6 +10,8 @@ import lightning as L
 import pandas as pd
 import torch
 
+from bora.bayes.adapters import Adapters
+from bora.bayes.levels import describe_confounded
 from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.data.prompts import show_prompt, whole_texts
@@ -92,7 +94,10 @@ def train(
         model = build_model(cfg, pretrained, corpus.task_names, data)
         form = model.adapters.name
         if form != cfg.prior.parameterization:
-            log.info("at tau=%s the %s form is trained (not %s)", cfg.tau, form, cfg.prior.parameterization)
+            log.info("at tau=%s the %s form is trained (not %s)", cfg.task_tau, form, cfg.prior.parameterization)
+        if model.adapters.levels is not None:
+            for line in describe_confounded(model.adapters.levels):
+                log.warning("data.levels: %s", line)
         module = build_module(cfg, model)
         about = describe_run(cfg, module, corpus) | {"backbone_sha256": backbone}
         fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
@@ -105,9 +110,14 @@ def train(
             directory.write_trained_on(whole_texts(corpus.documents)[corpus.documents["split"] != "test"])
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
-        place = {} if cfg.tau == "learn" else {"log10_tau": log10_tau(cfg.tau)}
+        place = {} if cfg.task_tau == "learn" else {"log10_tau": log10_tau(cfg.task_tau)}
         shown = json_safe(cfg.model_dump() | {"run": about} | place)
-        tags = [form, about["model"], about["data"], "tau=learn" if cfg.tau == "learn" else f"tau={cfg.tau:g}"]
+        tags = [
+            form,
+            about["model"],
+            about["data"],
+            "tau=learn" if cfg.task_tau == "learn" else f"tau={cfg.task_tau:g}",
+        ]
         start = Start(directory.path, group, name, shown, tags, id, step)
         with open_tracker(cfg.logger, start) as tracker, above_bars():
             del checkpoint  # Lightning reads it itself
@@ -138,6 +148,8 @@ def train(
             summary = about | summary
             if trainer.is_global_zero:
                 directory.write_per_task(per_task)
+                if model.adapters.levels is not None:
+                    directory.write_units(describe_units(model.adapters))
                 directory.write_summary(summary)
             if tracker is not None:
                 samples = None
@@ -205,10 +217,22 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
     return per_task, summary
 
 
+def describe_units(adapters: Adapters) -> pd.DataFrame:
+    """Tabulate the units of all levels: level, unit, n_train (documents), distance ‖Δ‖₂ in parameter units."""
+    levels = adapters.levels
+    assert levels is not None
+    assert adapters.stored is not None
+    deviations = adapters.stored.detach()[len(adapters.task_names) :]
+    names = [(column, unit) for column, units in zip(levels.columns, levels.units, strict=True) for unit in units]
+    table = pd.DataFrame(names, columns=["level", "unit"])
+    return table.assign(n_train=levels.documents, distance=deviations.double().norm(dim=1).tolist())
+
+
 def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:
     """Describe what is run: the part of the summary that is known before training."""
-    model = module.model
-    return {
+    model, levels = module.model, module.model.adapters.levels
+    above = {} if levels is None else {"levels": dict(zip(levels.columns, levels.taus, strict=True))}
+    return above | {
         "tau": model.tau,
         "seed": cfg.seed,
         "model": str(cfg.model.name),
