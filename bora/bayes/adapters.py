@@ -73,7 +73,7 @@ class Adapters(nn.Module, ABC):
 
     @abstractmethod
     def theta(self, task: int) -> Tensor:
-        """Return θ of one task, [P]: a view of the matrix in the centered form."""
+        """Return θ of one task, [P], a view of the matrix in the centered form; behind the tasks, Θ + Δ of a unit."""
 
     @abstractmethod
     def deviations(self, tasks: slice = slice(None)) -> Tensor:
@@ -121,8 +121,13 @@ class Adapters(nn.Module, ABC):
         self.start_at(*read_saved(state, list(self.layout.shapes)))
 
     @property
+    def names(self) -> list[str]:
+        """Name every θ that there is: the tasks', and those of a new task of each unit, party=left."""
+        return self.task_names + ([] if self.levels is None else self.levels.names)
+
+    @property
     def tasks(self) -> "TaskLoRAs":
-        """Each task's LoRA by name."""
+        """Each task's LoRA by name, and each unit's."""
         return TaskLoRAs(self)
 
     @torch.no_grad()
@@ -208,6 +213,8 @@ class NonCentered(_Matrix):
     name, suffixes = "noncentered", {"mean": MEAN, "stored": OFFSET}
 
     def theta(self, task: int) -> Tensor:
+        if task >= self.n_tasks:
+            return self.mean + self.stored[task]
         return self.mean + self.deviations(slice(task, task + 1))[0]
 
     def deviations(self, tasks: slice = slice(None)) -> Tensor:
@@ -311,7 +318,7 @@ def choose_form(tau: float | Literal["learn"], parameterization: str) -> type[Ad
 
 
 class TaskLoRAs(Mapping):
-    """One task's LoRA by the task's name: layer name → LowRank.
+    """One task's LoRA by the task's name, or one unit's, as party=left: layer name → LowRank. Iterates over the tasks.
 
     In the centered form the tensors are views of the matrix: writing to them trains or edits that task alone.
     """
@@ -320,9 +327,9 @@ class TaskLoRAs(Mapping):
         self._adapters = adapters
 
     def __getitem__(self, name: str) -> dict[str, LowRank]:
-        if name not in self._adapters.task_names:
+        if name not in self._adapters.names:
             raise KeyError(name)
-        return self._adapters.layout.factors(self._adapters.theta(self._adapters.task_names.index(name)))
+        return self._adapters.layout.factors(self._adapters.theta(self._adapters.names.index(name)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapters.task_names)

@@ -37,6 +37,11 @@ class Levels:
         """Count the units of all levels."""
         return len(self.documents)
 
+    @property
+    def names(self) -> list[str]:
+        """Name the units of all levels, party=left, in the matrix's order."""
+        return [f"{column}={unit}" for column, units in zip(self.columns, self.units, strict=True) for unit in units]
+
     def first_row(self, level: int, n_tasks: int) -> int:
         """Return the row of a level's first unit in the matrix."""
         return n_tasks + sum(len(units) for units in self.units[:level])

@@ -61,7 +61,8 @@ def compare_tasks(run: Run) -> Similarity:
     if len(tasks) < 3:
         raise UserError(f"the similarity of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
     deviations = read_saved(checkpoint["state_dict"], known["layers"]).deviations  # None at τ = ∞
-    theta = torch.zeros(len(tasks), 1) if deviations is None else deviations.double()
+    # Of the tasks alone: behind them are the units of levels above.
+    theta = torch.zeros(len(tasks), 1) if deviations is None else deviations[: len(tasks)].double()
     centred = theta - theta.mean(dim=0)
     gram = (centred @ centred.mT).numpy()
     length = np.sqrt(np.diag(gram))

@@ -100,7 +100,7 @@ def write_adapters(
         repo: see `export`.
     """
     adapters = restored.model.adapters
-    folders = safe_names(adapters.task_names, reserved=(MEAN, MAPPING, CARD))
+    folders = safe_names(adapters.names, reserved=(MEAN, MAPPING, CARD))
     chosen: dict[str, str | None] = {folders[task]: task for task in wanted or adapters.task_names}
     mapping = {"mean": MEAN if wanted is None else None, "tasks": dict(chosen)}
     if wanted is None:

@@ -162,7 +162,7 @@ def _theta(restored: Restored, speakers: Sequence[Speaker]) -> Tensor:
     """Stack each row's θ, [R, P]."""
     adapters = restored.model.adapters
     others = {"mean": adapters.mean, "base": torch.zeros_like(adapters.mean)}
-    index = {name: d for d, name in enumerate(adapters.task_names)}
+    index = {name: d for d, name in enumerate(adapters.names)}
     theta = {s: adapters.theta(index[s.task or ""]) if s.kind == "task" else others[s.kind] for s in set(speakers)}
     return torch.stack([theta[speaker] for speaker in speakers])
 

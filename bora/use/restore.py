@@ -55,7 +55,8 @@ class Restored(NamedTuple):
         return self.summary.get("temperature") or 1.0
 
     def find_tasks(self, names: Iterable[str]) -> list[str]:
-        """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has.
+        """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has; party=left is
+        a unit of a level above them.
 
         Upper and lower case are told apart only where whole names differ in them.
 
@@ -65,7 +66,7 @@ class Restored(NamedTuple):
         return [self._find_task(name) for name in names]
 
     def _find_task(self, wanted: str) -> str:
-        names = self.model.adapters.task_names
+        names = self.model.adapters.names
         low = wanted.casefold()
         for found in (
             [name for name in names if name == wanted],
