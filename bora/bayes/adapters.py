@@ -211,6 +211,7 @@ class NonCentered(_Matrix):
     """
 
     name, suffixes = "noncentered", {"mean": MEAN, "stored": OFFSET}
+    holds_units = False  # while new tasks are fitted
 
     def theta(self, task: int) -> Tensor:
         if task >= self.n_tasks:
@@ -224,6 +225,17 @@ class NonCentered(_Matrix):
         chosen = range(self.n_tasks)[tasks]
         rows = [self.levels.rows_of_task(task, self.n_tasks) for task in chosen]
         return torch.stack([delta + self.stored[units].sum(dim=0) for delta, units in zip(own, rows, strict=True)])
+
+    def before_step(self) -> None:
+        """With `holds_units`, leave the levels' units without a gradient."""
+        gradient = self.stored.grad
+        if self.holds_units and gradient is not None:
+            gradient = gradient.coalesce()
+            index = gradient.indices()[0]
+            own = index < self.n_tasks
+            self.stored.grad = torch.sparse_coo_tensor(
+                index[own][None], gradient.values()[own], gradient.shape, is_coalesced=True, check_invariants=False
+            )
 
     @torch.no_grad()
     def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:

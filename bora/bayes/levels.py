@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+OTHER = "(other)"  # a unit that a run did not have
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -122,6 +124,37 @@ def build_levels(
         documents += counts
         first += len(names)
     return Levels(list(values), units, list(taus), documents, of_task), rows
+
+
+def place_new(
+    levels: Levels, values: Mapping[str, Sequence[str]], tasks: Sequence[int]
+) -> tuple[Levels, list[list[int]]]:
+    """Sort documents of new tasks into units that are known; in a unit that is not, Δ is 0, the mean of such units.
+
+    Args:
+        values: column → each document's cell, for each of the levels' columns; '' where it is not known.
+        tasks: each document's task, 0 ≤ d < D.
+
+    Returns:
+        The levels as the new tasks have them, each with one unit more, (other); and the documents' rows, [N, L].
+    """
+    n_tasks = first = max(tasks) + 1
+    rows: list[list[int]] = [[] for _ in tasks]
+    units = [[*own, OTHER] for own in levels.units]
+    of_task = [[-1] * len(units) for _ in range(n_tasks)]
+    for level, own in enumerate(units):
+        place = {name: i for i, name in enumerate(own)}
+        mine = [place.get(cell, len(own) - 1) for cell in values[levels.columns[level]]]
+        seen: dict[int, set[int]] = {}
+        for i, (unit, task) in enumerate(zip(mine, tasks, strict=True)):
+            rows[i].append(first + unit)
+            seen.setdefault(task, set()).add(unit)
+        for task, found in seen.items():
+            if len(found) == 1:
+                of_task[task][level] = next(iter(found))
+        first += len(own)
+    # Units are not fitted, so how many documents they have is of no account.
+    return Levels(levels.columns, units, levels.taus, [1] * sum(map(len, units)), of_task), rows
 
 
 def _partition(labels: Sequence[int]) -> tuple[int, ...]:

@@ -6,13 +6,16 @@ independent and AdamW goes by rows, so fitting many at once is fitting each alon
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+import torch
 
+from bora.bayes.adapters import NonCentered
+from bora.bayes.levels import Levels, place_new
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
 from bora.data.prompts import whole_texts
@@ -33,6 +36,7 @@ class NewDocuments(NamedTuple):
         encoded: each document's tokens, or those of each of its pieces.
         tasks: each one's task, by name.
         texts: each one's text, with what its prompt takes.
+        rows: each one's row in the table.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
@@ -40,6 +44,7 @@ class NewDocuments(NamedTuple):
     encoded: list[Encoded]
     tasks: list[str]
     texts: list[str]
+    rows: list[int]
     truncation: Truncation
     dropped: dict[str, int]
 
@@ -67,23 +72,33 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     named = table[table["task"] != ""]
     encoded, truncation = restored.tokens.encode(named)
     tasks, texts = named["task"].tolist(), whole_texts(named).tolist()
-    kept = [(e, tasks[e.document], texts[e.document]) for e in encoded if e.n_scored > 0]
+    places = named.index.tolist()
+    kept = [(e, tasks[e.document], texts[e.document], places[e.document]) for e in encoded if e.n_scored > 0]
     if not kept:
         raise UserError("no document has a task and a token to score")
-    if lost := sorted(set(named["task"]) - {name for _, name, _ in kept}):
+    if lost := sorted(set(named["task"]) - {name for _, name, *_ in kept}):
         raise UserError(f"task {lost[0]!r} has no document with a token to score; remove its rows")
     n_kept = len({e.document for e, *_ in kept})
     dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - n_kept}
-    documents, names, own = (list(column) for column in zip(*kept, strict=True))
-    return NewDocuments(documents, names, own, truncation, dropped)
+    documents, names, own, rows = (list(column) for column in zip(*kept, strict=True))
+    return NewDocuments(documents, names, own, rows, truncation, dropped)
 
 
 def new_tasks(
-    restored: Restored, names: Sequence[str], task_documents: Sequence[int], n_tokens: int, tau: float
+    restored: Restored,
+    names: Sequence[str],
+    task_documents: Sequence[int],
+    n_tokens: int,
+    tau: float,
+    levels: Levels | None = None,
 ) -> HierarchicalLoRA:
     """Make a model of new tasks on a run's backbone: Θ is the run's and fixed, and every θ_new starts there.
 
+    With levels the run's units are fixed too, and a task starts at Θ and the deviations of its units. Where a unit is new
+    the prior has that unit's variance as well: N(Θ, 1/τ + 1/τ_level).
+
     Args:
+        levels: of the new tasks, see `place_new`; None for none.
         names: of the new tasks.
         task_documents: N_d, documents of each to learn from.
         n_tokens: scored tokens of all of them.
@@ -95,11 +110,28 @@ def new_tasks(
     if not 0 < tau < math.inf:
         raise UserError(f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau")
     old = restored.model
-    model = HierarchicalLoRA(old.backbone, names, task_documents, n_tokens, tau, penalty=old.penalty)
+    model = HierarchicalLoRA(old.backbone, names, task_documents, n_tokens, tau, penalty=old.penalty, levels=levels)
     model.to(old.device)
     model.adapters.start_at(old.adapters.mean)
     model.adapters.mean.requires_grad_(False)
+    if levels is not None:
+        _take_units(model, old)
     return model
+
+
+@torch.no_grad()
+def _take_units(model: HierarchicalLoRA, old: HierarchicalLoRA) -> None:
+    """Take over a run's units, to be held, and widen the prior of tasks whose units are new."""
+    mine, theirs = cast(NonCentered, model.adapters), cast(NonCentered, old.adapters)
+    assert mine.levels is not None
+    assert theirs.levels is not None
+    mine.holds_units = True
+    for level, units in enumerate(theirs.levels.units):
+        begin, other = mine.levels.first_row(level, mine.n_tasks), theirs.levels.first_row(level, theirs.n_tasks)
+        mine.stored[begin : begin + len(units)] = theirs.stored[other : other + len(units)]
+        for task, units_of_task in enumerate(mine.levels.of_task):
+            if units_of_task[level] == len(units):  # (other)
+                model.row_taus[task] = 1 / (1 / model.row_taus[task] + 1 / mine.levels.taus[level])
 
 
 def fit(
@@ -135,6 +167,7 @@ def fit(
     for batch, _ in zip(passes(), progress(range(epochs * len(batches)), "adapt"), strict=True):
         optimiser.zero_grad()
         model.objective(to_device(batch, model.device)).loss.backward()
+        model.adapters.before_step()
         optimiser.step()
 
 
@@ -148,6 +181,7 @@ def adapt(
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress = lambda steps, what: steps,
+    values: Mapping[str, Sequence[str]] | None = None,
 ) -> HierarchicalLoRA:
     """Fit the MAP estimate of each new task.
 
@@ -156,6 +190,7 @@ def adapt(
         encoded, tasks: see NewDocuments.
         tau: precision of the prior, 0 < τ < ∞.
         epochs, lr, batch_size, seed, progress: see `fit`.
+        values: column → each document's cell, for each of the run's levels; '' where it is not known.
 
     Raises:
         UserError: τ is out of range, or training diverged.
@@ -164,8 +199,12 @@ def adapt(
     index = [names.index(t) for t in tasks]
     whose = {e.document: d for e, d in zip(encoded, index, strict=True)}
     counts = np.bincount([*whose.values()], minlength=len(names)).tolist()
-    model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau)
-    fit(model, Documents(encoded, index), epochs, lr, batch_size, seed, progress=progress)
+    known, levels, units = restored.model.adapters.levels, None, None
+    if known is not None:
+        given = values or dict.fromkeys(known.columns, [""] * len(encoded))
+        levels, units = place_new(known, given, index)
+    model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau, levels)
+    fit(model, Documents(encoded, index, units=units), epochs, lr, batch_size, seed, progress=progress)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")

@@ -45,7 +45,7 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
     summary, perplexity = restored.summary, restored.per_task.set_index("task")["test_perplexity"]
     rows = [
         f"| {'*the hierarchical mean Θ*' if task is None else markdown(task)} | `{folder}` "
-        f"| {'' if task is None or math.isnan(perplexity[task]) else f'{perplexity[task]:.3f}'} |"
+        f"| {'' if math.isnan(value := perplexity.get(task, math.nan)) else f'{value:.3f}'} |"
         for folder, task in tasks.items()
     ]
     lines = [
@@ -102,6 +102,11 @@ def write_card(
     if task is None:
         title = "the hierarchical mean"
         about = f"The mean Θ around which the LoRAs of {n_tasks} tasks were tied, as a LoRA of its own."
+    elif task not in restored.model.adapters.task_names:
+        title = markdown(task)
+        about = (
+            "What tasks of one unit of a level above them have in common, as a LoRA of its own: Θ and its deviation."
+        )
     else:
         title = markdown(task)
         about = f"A LoRA for one task, trained by BoRA together with those of {n_tasks - 1} others."
@@ -148,16 +153,17 @@ def _metadata(base: str | None, repo: str | None, merged: bool = False) -> Model
 def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[tuple[str, str]]:
     """Yield the rows of the card's table."""
     summary, hparams, per_task = restored.summary, restored.model.hyperparameters, restored.per_task.set_index("task")
+    is_task = task in per_task.index
     # Names are unique, so .loc gives one row.
-    row = cast(pd.Series, per_task.sum() if task is None else per_task.loc[task])
+    row = cast(pd.Series, per_task.loc[task] if is_task else per_task.sum())
     yield "base model", markdown(base or f"{summary['model']} (random weights)")
-    if task is not None:
-        yield "task", markdown(task)
+    if is_task:
+        yield "task", markdown(str(task))
     yield "training documents", f"{row.n_train:.0f} ({row.train_tokens:.0f} scored tokens)"
     yield "validation documents", f"{row.n_val:.0f}"
     yield "test documents", f"{row.n_test:.0f} ({row.test_tokens:.0f} scored tokens)"
-    if task is None:
-        yield "perplexity", "of Θ alone not measured"
+    if not is_task:
+        yield "perplexity", "of this LoRA not measured"
     else:
         for split, value in (("validation", row.val_perplexity), ("test", row.test_perplexity)):
             measured = "not measured, no held-out scored token" if math.isnan(value) else f"{value:.3f}"

@@ -105,8 +105,8 @@ def test_what_must_hold_at_the_optimum():
     model = model_of(levels, estimator="dense")
     adapters = model.adapters
     model.objective(batch_of(units)).loss.backward()
-    # The likelihood's part of a gradient is the same for Θ, the sum of the parties and the sum of the tasks, at any point.
-    # Where all gradients are 0 that says Σ Δ_party = 0, and Δ_party = τ / τ_party · Σ δ of its tasks.
+    # The likelihood's part of a gradient is the same for Θ, summed over parties and over tasks, at any point. Where all
+    # gradients are 0 that says Σ Δ_party = 0, and Δ_party = τ / τ_party · Σ δ of its tasks.
     likelihood = adapters.stored.grad - model.row_taus[:, None] / 55 * adapters.stored
     torch.testing.assert_close(adapters.mean.grad, likelihood[4:].sum(0))
     torch.testing.assert_close(likelihood[4], likelihood[:2].sum(0))
