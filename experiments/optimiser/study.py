@@ -16,8 +16,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bora.lib.names import format_tau
-from bora.report.figures import GROUPS, MARKERS, STYLE
+from bora.report.figures import GROUPS, STYLE
 from bora.runs.archive import Run, read_archive
+
+MARKERS = "osD^vPX*"
 
 HERE = Path(__file__).parent
 RUNS = read_archive(HERE / "runs.csv.gz")
