@@ -227,7 +227,7 @@ def test_a_run_has_a_report_and_a_map(run, tmp_path):
     figure = run.similarity({"a": "short", A: "long"})
     legend = figure.axes[0].get_legend()
     assert {text.get_text() for text in legend.get_texts()} == {"short", "long", "(none)"}
-    assert len(figure.axes[0].texts) == len(TASKS)  # a name each
+    assert len(figure.axes[0].get_yticklabels()) == len(TASKS)  # a name each
 
 
 @pytest.mark.processes

@@ -143,7 +143,7 @@ def test_a_tracker_has_every_tasks_figures_and_texts(command, tmp_path, tracker,
     for figure in ("val/perplexity", "test/perplexity", "lr", "grad_norm/tasks", "grad_norm/mean"):
         assert shown.last[figure] == pytest.approx(metrics[figure].dropna().iloc[-1], rel=1e-6)
     assert not any(name.startswith("val_perplexity/") for name in metrics)
-    pd.testing.assert_frame_equal(shown.tables["tasks"], per_task, check_dtype=False, rtol=1e-5)
+    pd.testing.assert_frame_equal(shown.tables["tasks"], per_task, check_dtype=False, rtol=1e-4)
     samples = shown.tables["samples"]
     assert samples["task"].tolist() == [*TASKS][:2] * 2
     assert samples["prompt"].nunique() == 2

@@ -86,7 +86,7 @@ CASES = {
     "learning tau, in a validation of them": Case(f"{LEARN} {EACH_STEP}", "validation_step", 8, 23),
     "learning tau, testing": Case(LEARN, "test_step", 1, 27),
     "learning tau, validations within an epoch": Case(
-        f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 45
+        f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 46
     ),
     "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),
     "dense prior": Case(f"prior.estimator=dense {EACH_STEP}", "training_step", 5, 4),
