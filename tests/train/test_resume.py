@@ -80,10 +80,7 @@ CASES = {
     "tau=0": Case(f"tau=0 data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "tau=inf": Case(f"tau=inf data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "a schedule": Case(f"optim.schedule=cosine optim.warmup_steps=3 {EACH_STEP}", "training_step", 6, 5),
-    "learning tau, Θ alone": Case(f"{LEARN} {EACH_STEP}", "training_step", 5, 4),
-    "learning tau, where the deviations begin": Case(LEARN, "training_step", 19, 18),
     "learning tau, in the deviations": Case(f"{LEARN} {EACH_STEP}", "training_step", 21, 20),
-    "learning tau, in a validation of them": Case(f"{LEARN} {EACH_STEP}", "validation_step", 8, 23),
     "learning tau, testing": Case(LEARN, "test_step", 1, 27),
     "learning tau, validations within an epoch": Case(
         f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 46
