@@ -115,7 +115,10 @@ def test_the_console_script_and_the_module_are_the_same():
     script = Path(sys.executable).with_name("bora")
     for start in ([sys.executable, "-m", "bora.run"], [script, "run"]):
         done = subprocess.run([*start, "tau=-3"], capture_output=True, text=True, env=environment, check=False)
-        assert (done.returncode, done.stderr) == (2, "bora: tau=-3 must be greater than or equal to 0\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            "bora: tau=-3 must be greater than or equal to 0 or 'learn' or a valid list\n",
+        )
     assert "bora run tau=100" in subprocess.run([script], capture_output=True, text=True, check=True).stdout
     done = subprocess.run([script, "walk"], capture_output=True, text=True, check=False)
     assert (done.returncode, "no command 'walk'" in done.stderr) == (2, True)
