@@ -28,14 +28,14 @@ class Profile(NamedTuple):
         scales: [S] ascending.
         nats: [S, D] sums over a task's documents.
         moments: [S, S, D] Σ_n (nll_n(s) − nll_n(0)) (nll_n(t) − nll_n(0)), of single documents n.
-        documents, tokens: [D], tokens scored.
+        n_documents, n_tokens: [D], tokens scored.
     """
 
     scales: Tensor
     nats: Tensor
     moments: Tensor
-    documents: Tensor
-    tokens: Tensor
+    n_documents: Tensor
+    n_tokens: Tensor
 
 
 class Shrinkage(NamedTuple):
@@ -68,16 +68,16 @@ def shrink(profile: Profile) -> Shrinkage:
     bend = float(total[k + 1] - 2 * total[k] + total[k - 1]) / step**2
     if bend <= 0:
         lowest = float(c[total.argmin()])
-        return Shrinkage(lowest, torch.full_like(profile.tokens, lowest), 0.0, math.nan, 0.0)
-    curvature = bend / float(profile.tokens.sum())
-    hessian = curvature * profile.tokens
+        return Shrinkage(lowest, torch.full_like(profile.n_tokens, lowest), 0.0, math.nan, 0.0)
+    curvature = bend / float(profile.n_tokens.sum())
+    hessian = curvature * profile.n_tokens
     score = (nats[k - 1] - nats[k + 1]) / (2 * step)  # at c[k]
     common = min(max(0.0, float(c[k] + score.sum() / bend)), largest)
     score = score - hessian * (common - c[k])
     error = float(score.norm()) / bend
     known = hessian > 0  # a task without a scored token says nothing
     by_task = torch.full_like(hessian, common)
-    own = Profile(c, nats[:, known], profile.moments[:, :, known], profile.documents[known], profile.tokens[known])
+    own = Profile(c, nats[:, known], profile.moments[:, :, known], profile.n_documents[known], profile.n_tokens[known])
     spread, by_task[known] = _by_task(own, k, common + score[known] / hessian[known], hessian[known], common)
     return Shrinkage(common, by_task.clamp(0, largest), spread, error, curvature)
 
@@ -90,7 +90,7 @@ def _by_task(profile: Profile, k: int, effect: Tensor, hessian: Tensor, common: 
         effect: [D] e_d.
         hessian: [D] H_d.
     """
-    m, n = profile.moments, profile.documents
+    m, n = profile.moments, profile.n_documents
     width = profile.scales[k + 1] - profile.scales[k - 1]
     sums = (profile.nats[k + 1] - profile.nats[k - 1]) / width
     squares = (m[k + 1, k + 1] - 2 * m[k + 1, k - 1] + m[k - 1, k - 1]) / width**2

@@ -85,8 +85,8 @@ def test_a_task_without_a_scored_token_has_the_common_c():
         full.scales,
         torch.nn.functional.pad(full.nats, (0, 1)),
         torch.nn.functional.pad(full.moments, (0, 1)),
-        torch.nn.functional.pad(full.documents, (0, 1)),
-        torch.nn.functional.pad(full.tokens, (0, 1)),
+        torch.nn.functional.pad(full.n_documents, (0, 1)),
+        torch.nn.functional.pad(full.n_tokens, (0, 1)),
     )
     found, without = shrink(empty), shrink(full)
     assert found.by_task.tolist() == [*without.by_task.tolist(), without.common]
