@@ -40,6 +40,7 @@ class Adapters(nn.Module, ABC):
         stored: [D, P], or None.
         layout: of a row.
         task_names: the D tasks; a document's task is an index into this list.
+        names: of every θ that there is: the tasks', and those of a new task of each unit, party=left.
         sparse: `stored` gets a sparse gradient, of the rows in the batch alone.
         levels: above the tasks; their units' deviations are rows of `stored` behind the tasks'.
 
@@ -61,6 +62,7 @@ class Adapters(nn.Module, ABC):
     ):
         super().__init__()
         self.layout, self.task_names, self.sparse, self.levels = layout, list(task_names), sparse, levels
+        self.names = self.task_names + ([] if levels is None else levels.names)
         self.mean = nn.Parameter(torch.zeros(layout.n_parameters))
         with torch.no_grad():
             for lora in layout.factors(self.mean).values():
@@ -121,11 +123,6 @@ class Adapters(nn.Module, ABC):
         self.start_at(*read_saved(state, list(self.layout.shapes)))
 
     @property
-    def names(self) -> list[str]:
-        """Name every θ that there is: the tasks', and those of a new task of each unit, party=left."""
-        return self.task_names + ([] if self.levels is None else self.levels.names)
-
-    @property
     def tasks(self) -> "TaskLoRAs":
         """Each task's LoRA by name, and each unit's."""
         return TaskLoRAs(self)
@@ -155,8 +152,7 @@ class _Matrix(Adapters, Form):
         """Return what is stored of tasks with this θ or δ [D, P]; [P], of a task at Θ, without either."""
 
     def _start(self, init_std: float) -> nn.Parameter:
-        n_units = 0 if self.levels is None else self.levels.n_units
-        shape = (len(self.task_names) + n_units, self.layout.n_parameters)
+        shape = (len(self.names), self.layout.n_parameters)
         stored = self._row(None, None).expand(shape).clone()
         if init_std:
             stored.add_(torch.randn(shape), alpha=init_std)
@@ -165,7 +161,12 @@ class _Matrix(Adapters, Form):
     @torch.no_grad()
     def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
         self.mean.copy_(mean)
-        self.stored.copy_(self._row(theta, offset))
+        rows = self._row(theta, offset)
+        if rows.dim() == 2 and len(rows) < len(self.stored):  # of a run without levels: the tasks alone
+            self.stored[len(rows) :] = 0
+            self.stored[: len(rows)] = rows
+        else:
+            self.stored.copy_(rows)
 
     def theta(self, task: int) -> Tensor:
         return self.theta_of(self.stored[task], self.mean)
@@ -236,14 +237,6 @@ class NonCentered(_Matrix):
             self.stored.grad = torch.sparse_coo_tensor(
                 index[own][None], gradient.values()[own], gradient.shape, is_coalesced=True, check_invariants=False
             )
-
-    @torch.no_grad()
-    def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
-        self.mean.copy_(mean)
-        self.stored.zero_()
-        if theta is not None or offset is not None:
-            rows = self._row(theta, offset)  # of another run they may be of the tasks alone
-            self.stored[: len(rows)].copy_(rows)
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         return mean + row

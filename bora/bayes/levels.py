@@ -10,8 +10,7 @@ however many there are. Where levels are nested (party → speaker) the optimum 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 OTHER = "(other)"  # a unit that a run did not have
 
@@ -35,14 +34,14 @@ class Levels:
     of_task: list[list[int]]
 
     @property
-    def n_units(self) -> int:
-        """Count the units of all levels."""
-        return len(self.documents)
+    def pairs(self) -> list[tuple[str, str]]:
+        """List the units of all levels, (column, unit), in the matrix's order."""
+        return [(column, unit) for column, units in zip(self.columns, self.units, strict=True) for unit in units]
 
     @property
     def names(self) -> list[str]:
         """Name the units of all levels, party=left, in the matrix's order."""
-        return [f"{column}={unit}" for column, units in zip(self.columns, self.units, strict=True) for unit in units]
+        return [f"{column}={unit}" for column, unit in self.pairs]
 
     def first_row(self, level: int, n_tasks: int) -> int:
         """Return the row of a level's first unit in the matrix."""
@@ -56,10 +55,6 @@ class Levels:
     def row_taus(self) -> list[float]:
         """List the τ of each unit, level after level."""
         return [tau for tau, units in zip(self.taus, self.units, strict=True) for _ in units]
-
-    def plain(self) -> dict[str, Any]:
-        """Return plain values, from which `Levels(**plain)` is the same again."""
-        return asdict(self)
 
 
 def describe_confounded(levels: Levels) -> list[str]:
@@ -97,12 +92,9 @@ def build_levels(
     Raises:
         ValueError: a level divides the documents as the tasks do, or as another level.
     """
-    n_tasks = max(tasks) + 1
-    units, documents, of_task = [], [], [[-1] * len(values) for _ in range(n_tasks)]
-    rows: list[list[int]] = [[] for _ in tasks]
+    units, documents, places = [], [], []
     partitions: dict[tuple[int, ...], str] = {_partition(tasks): "the tasks"}
-    first = n_tasks
-    for level, (column, cells) in enumerate(values.items()):
+    for column, cells in values.items():
         names = list(dict.fromkeys(cell or "(none)" for cell in cells))
         place = {name: i for i, name in enumerate(names)}
         mine = [place[cell or "(none)"] for cell in cells]
@@ -112,17 +104,12 @@ def build_levels(
         if len(names) == 1:
             raise ValueError(f"{column} has one value, {names[0]!r}, so it is no level")
         counts = [0] * len(names)
-        seen: dict[int, set[int]] = {}
-        for i, (unit, task, trained) in enumerate(zip(mine, tasks, training, strict=True)):
+        for unit, trained in zip(mine, training, strict=True):
             counts[unit] += trained
-            seen.setdefault(task, set()).add(unit)
-            rows[i].append(first + unit)
-        for task, found in seen.items():
-            if len(found) == 1:
-                of_task[task][level] = next(iter(found))
         units.append(names)
         documents += counts
-        first += len(names)
+        places.append(mine)
+    of_task, rows = _place(places, units, tasks)
     return Levels(list(values), units, list(taus), documents, of_task), rows
 
 
@@ -138,23 +125,41 @@ def place_new(
     Returns:
         The levels as the new tasks have them, each with one unit more, (other); and the documents' rows, [N, L].
     """
-    n_tasks = first = max(tasks) + 1
-    rows: list[list[int]] = [[] for _ in tasks]
     units = [[*own, OTHER] for own in levels.units]
-    of_task = [[-1] * len(units) for _ in range(n_tasks)]
-    for level, own in enumerate(units):
+    places = []
+    for column, own in zip(levels.columns, units, strict=True):
         place = {name: i for i, name in enumerate(own)}
-        mine = [place.get(cell, len(own) - 1) for cell in values[levels.columns[level]]]
-        seen: dict[int, set[int]] = {}
-        for i, (unit, task) in enumerate(zip(mine, tasks, strict=True)):
-            rows[i].append(first + unit)
-            seen.setdefault(task, set()).add(unit)
-        for task, found in seen.items():
-            if len(found) == 1:
-                of_task[task][level] = next(iter(found))
-        first += len(own)
+        places.append([place.get(cell, len(own) - 1) for cell in values[column]])
+    of_task, rows = _place(places, units, tasks)
     # Units are not fitted, so how many documents they have is of no account.
     return Levels(levels.columns, units, levels.taus, [1] * sum(map(len, units)), of_task), rows
+
+
+def _place(
+    places: Sequence[Sequence[int]], units: Sequence[Sequence[str]], tasks: Sequence[int]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Find the units of whole tasks, and the documents' rows.
+
+    Args:
+        places: [L, N] each document's unit, counted within its level.
+        units: [L] the names of each level's units.
+        tasks: [N] each document's task, 0 ≤ d < D.
+
+    Returns:
+        Levels.of_task, [D, L]; rows of the matrix, [N, L].
+    """
+    n_tasks = first = max(tasks) + 1
+    of_task: list[list[int]] = [[] for _ in range(n_tasks)]
+    rows: list[list[int]] = [[] for _ in tasks]
+    for mine, own in zip(places, units, strict=True):
+        seen: list[set[int]] = [set() for _ in range(n_tasks)]
+        for row, unit, task in zip(rows, mine, tasks, strict=True):
+            row.append(first + unit)
+            seen[task].add(unit)
+        for of_one, found in zip(of_task, seen, strict=True):
+            of_one.append(found.pop() if len(found) == 1 else -1)
+        first += len(own)
+    return of_task, rows
 
 
 def _partition(labels: Sequence[int]) -> tuple[int, ...]:

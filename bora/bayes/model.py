@@ -1,6 +1,7 @@
 """The hierarchical model: a frozen backbone, a LoRA θ_d a task, and the prior that ties them to Θ."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from bora.bayes.objective import (
 from bora.bayes.prior import FLAT, make_prior
 from bora.errors import UserError
 from bora.model.backbone import Backbone
-from bora.model.batch import Batch, Places, find_places
+from bora.model.batch import Batch, Places, document_rows, find_places
 from bora.model.likelihood import n_scored
 from bora.model.lora import LowRank
 
@@ -103,7 +104,7 @@ class HierarchicalLoRA(nn.Module):
             "task_names": self.adapters.task_names,
             "task_documents": self.task_documents.tolist(),
             "n_tokens": self.n_tokens,
-        } | ({} if self.adapters.levels is None else {"levels": self.adapters.levels.plain()})
+        } | ({} if self.adapters.levels is None else {"levels": asdict(self.adapters.levels)})
 
     @classmethod
     def from_hyperparameters(cls, model: Any, hyperparameters: Mapping[str, Any]) -> "HierarchicalLoRA":
@@ -149,9 +150,7 @@ class HierarchicalLoRA(nn.Module):
             return self.backbone.nll(batch, None)
         if under == "mean":
             return self.backbone.nll(batch, self.adapters.mean)
-        if (
-            self.adapters.levels is not None and "units" not in batch
-        ):  # documents of which nothing but the task is known
+        if self.adapters.levels is not None and "units" not in batch:  # of these documents the task alone is known
             theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype, 1.0)
         else:
             theta = self.adapters.rows(_places(batch), self.backbone.dtype)[0]
@@ -182,11 +181,10 @@ class HierarchicalLoRA(nn.Module):
             likelihood, unit = task_mean_likelihood(nll, scored, task, n_d), 1
         if dense:
             prior = self.prior_potential()
-        elif self.adapters.levels is None:
-            prior = prior_by_document(potentials, task, n_d, batches, batch.get("share"))
         else:
-            rows = torch.cat([task[:, None], batch["units"]], dim=1)
-            potentials = potentials * self.row_taus[rows]
+            rows = document_rows(task, batch.get("units"))
+            if self.adapters.levels is not None:
+                potentials = potentials * self.row_taus[rows]
             prior = prior_by_document(potentials, rows, self.row_documents, batches, batch.get("share"))
         return Objective(likelihood / unit, prior / unit, nll.detach(), scored)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 from rich.table import Table
 
-from bora.commands.common import add_device, run_parser
+from bora.commands.common import add_device, checked, run_parser
 from bora.commands.exits import cli_errors
+from bora.config import Count
 from bora.data.read import read_column, read_documents
 from bora.lib.console import plain_console, progress, tell
 from bora.lib.files import write_text_atomically
@@ -29,12 +30,12 @@ def parser() -> argparse.ArgumentParser:
     add(
         "-n",
         "--documents",
-        type=int,
+        type=checked(Count),
         default=MAX_DOCUMENTS,
         metavar="N",
         help=f"at most so many documents, drawn at random; pairs of them are compared ({MAX_DOCUMENTS})",
     )
-    add("--batch-size", type=int, default=16, metavar="N", help="documents in a backward (16)")
+    add("--batch-size", type=checked(Count), default=16, metavar="N", help="documents in a backward (16)")
     add("-o", "--out", type=Path, metavar="FILE", help="write the table as CSV too")
     add_device(parser)
     return parser

@@ -6,6 +6,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader
 
+from bora.bayes.levels import Levels
 from bora.data.batches import Batches, Documents, loader
 from bora.data.corpus import Corpus
 from bora.data.split import SPLITS
@@ -20,7 +21,7 @@ class TaskDataModule(L.LightningDataModule):
         eval_batch_size: the same in validation and test, where it changes speed alone.
         seed: of the training order.
         scored_padding: the token id of padding that is scored too (the published code); None: it is not scored.
-        units: [N, L] rows of the matrix of each of the corpus's documents; see bora.bayes.levels.
+        levels, units: above the tasks, and [N, L] rows of the matrix of the corpus's documents; see bora.bayes.levels.
         order: of training (see Batches): bucketed | shuffled | fixed (one shuffled order for every
             epoch, and for validation and test too, as in the published code).
     """
@@ -33,10 +34,11 @@ class TaskDataModule(L.LightningDataModule):
         seed: int,
         scored_padding: int | None = None,
         order: str = "bucketed",
+        levels: Levels | None = None,
         units: Sequence[Sequence[int]] | None = None,
     ):
         super().__init__()
-        self.corpus, self.seed, self.order = corpus, seed, order
+        self.corpus, self.seed, self.order, self.levels = corpus, seed, order, levels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         index = {name: i for i, name in enumerate(corpus.task_names)}
         self._splits: dict[str, Documents] = {}

@@ -39,8 +39,12 @@ class Places(NamedTuple):
 
 def find_places(task: Tensor, units: Tensor | None = None) -> Places:
     """Find the places of documents of these tasks, [R], and of their units, [R, L]. On a GPU this waits for it."""
-    rows = task if units is None else torch.cat([task[:, None], units], dim=1)
-    return Places(*rows.unique(return_inverse=True))
+    return Places(*document_rows(task, units).unique(return_inverse=True))
+
+
+def document_rows(task: Tensor, units: Tensor | None = None) -> Tensor:
+    """Return the matrix's rows of documents of these tasks, [R]; with units, [R, L], all of a document's: [R, 1 + L]."""
+    return task if units is None else torch.cat([task[:, None], units], dim=1)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

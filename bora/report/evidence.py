@@ -108,9 +108,9 @@ class Evidence:
 
     def learned_difference(self) -> Difference | None:
         """Compare the runs that learned τ with the best τ among those given, by validation; None without either."""
-        if not self.series.learned or self.series.runs == self.series.learned:
+        if not self.series.learned_beside:
             return None
-        columns = {run.seed: run.per_task[self._column("test")] for run in self.series.learned}
+        columns = {run.seed: run.per_task[self._column("test")] for run in self.series.learned_beside}
         return self._compare(math.nan, pd.DataFrame(columns), self.best_tau)
 
     def _compare(self, tau: float, perplexities: pd.DataFrame, other: float) -> Difference | None:

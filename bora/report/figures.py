@@ -111,8 +111,8 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
         ax.errorbar(x, y, half, fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3, label="95 %, over seeds")
     at, ring = taus.index(best), f"τ = {format_tau(best)}, by validation"
     ax.plot(x[at], y[at], "o", ms=12, mfc="none", mec=VERMILION, mew=1.8, label=ring)
-    if evidence.series.learned and evidence.series.learned != evidence.series.runs:
-        mean = np.mean([run.summary["test_perplexity"] for run in evidence.series.learned])
+    if learned := evidence.series.learned_beside:
+        mean = np.mean([run.summary["test_perplexity"] for run in learned])
         ax.axhline(mean, color=BLUE, linewidth=1.4, linestyle="--", label="τ learned")
     # Searches put τ anywhere: leave out ticks that would run into others, but never the ends'.
     ticks: list[int] = []
@@ -255,12 +255,8 @@ def effects(evidence: Evidence) -> Figure | None:
     ax.axvline(0, color=BLACK, linewidth=0.9)
     ax.hlines(place, effect - half, effect + half, color=BLUE, linewidth=1.6 if named else 0.6, alpha=0.6)
     ax.plot(effect, place, "o", color=BLUE, ms=4.5 if named else 1.8)
-    ax.set_yticks(place if named else [], [shorten(str(name)) for name in effect.index] if named else [], fontsize=8.5)
-    ax.set_ylim(-0.7, n - 0.3)
-    ax.grid(axis="y", visible=False)
+    set_task_axis(ax, effect.index)
     ax.set_xlabel("nats a token better than under Θ")
-    if not named:
-        ax.set_ylabel(f"{n} tasks")
     ax.set_title(f"What each task's own θ is worth at τ = {format_tau(tau)}")
     return figure
 
@@ -284,16 +280,24 @@ def pooling(evidence: Evidence) -> Figure | None:
         (between, BLACK, "o", f"τ = {format_tau(between)}"),
     ):
         ax.scatter(means.loc[order, tau], place, s=size, color=color, marker=marker, linewidth=0, label=words)
-    ax.set_yticks(place if named else [], [shorten(str(name)) for name in order] if named else [], fontsize=8.5)
-    ax.set_ylim(-0.7, len(order) - 0.3)
-    ax.grid(axis="y", visible=False)
+    set_task_axis(ax, order)
     set_logarithmic(ax, "x")
     ax.set_xlabel(evidence.measure.split(" as ")[0])
-    if not named:
-        ax.set_ylabel(f"{len(order)} tasks")
     ax.set_title("From separate models to one")
     put_legend_above(ax, columns=3)
     return figure
+
+
+def set_task_axis(ax: Axes, tasks: pd.Index) -> None:
+    """Put tasks along y, a row each: by name where there are not too many, else by their number."""
+    n = len(tasks)
+    if n <= MAX_AXIS_NAMES:
+        ax.set_yticks(np.arange(n), [shorten(str(name)) for name in tasks], fontsize=8.5)
+    else:
+        ax.set_yticks([])
+        ax.set_ylabel(f"{n} tasks")
+    ax.set_ylim(-0.7, n - 0.3)
+    ax.grid(axis="y", visible=False)
 
 
 def set_size_axis(ax: Axes, n: pd.Series) -> None:

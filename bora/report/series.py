@@ -126,6 +126,11 @@ class Series:
     learned: list[Run]
 
     @property
+    def learned_beside(self) -> list[Run]:
+        """List the runs that learned τ, where there are runs at given τ to compare them with."""
+        return [] if self.runs == self.learned else self.learned
+
+    @property
     def taus(self) -> list[float]:
         """List every τ, in order."""
         return sorted({run.tau for run in self.runs})

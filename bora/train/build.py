@@ -60,6 +60,7 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
     """Batch the corpus in the order and with the padding that the config asks for."""
+    levels, units = find_levels(cfg, corpus)
     return TaskDataModule(
         corpus,
         batch_size=cfg.data.batch_size,
@@ -67,7 +68,8 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
         seed=cfg.seed,
         scored_padding=pretrained.tokenizer.eos_token_id if cfg.data.score_padding else None,
         order=cfg.data.order,
-        units=find_levels(cfg, corpus)[1],
+        levels=levels,
+        units=units,
     )
 
 
@@ -87,7 +89,7 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
         cfg.task_tau,
         **cfg.prior.model_dump(),
         likelihood=cfg.likelihood,
-        levels=find_levels(cfg, data.corpus)[0],
+        levels=data.levels,
         init_std=lora.init_std,
         dropout=lora.dropout,
     )

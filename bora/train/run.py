@@ -223,8 +223,7 @@ def describe_units(adapters: Adapters) -> pd.DataFrame:
     assert levels is not None
     assert adapters.stored is not None
     deviations = adapters.stored.detach()[len(adapters.task_names) :]
-    names = [(column, unit) for column, units in zip(levels.columns, levels.units, strict=True) for unit in units]
-    table = pd.DataFrame(names, columns=["level", "unit"])
+    table = pd.DataFrame(levels.pairs, columns=["level", "unit"])
     return table.assign(n_train=levels.documents, distance=deviations.double().norm(dim=1).tolist())
 
 

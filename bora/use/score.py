@@ -14,6 +14,7 @@ from bora.train.authorship import Likelihoods, Progress, calibration_error, scor
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
+Z95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 # Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
@@ -131,7 +132,7 @@ def measure_sureness(
     return found
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion, 95 % by default."""
     p = successes / n
     centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

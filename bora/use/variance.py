@@ -11,7 +11,7 @@ and divided by the mean of ‖g_n‖² less the mean over pairs that share nothi
 between tasks only, so that party is not credited with what its speakers are.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +22,12 @@ from bora.data.batches import Documents
 from bora.errors import UserError
 from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
+from bora.train.authorship import Progress
 from bora.use.restore import Restored
+from bora.use.score import Z95
 
-Progress = Callable[[Sequence, str], Iterable]
 SKETCH = 2**14  # numbers that a gradient is folded to; an inner product is then off by 1/128 of the lengths, at random
 PERMUTATIONS = 200
-Z95 = 1.959963984540054
 
 
 def gradient_similarities(
