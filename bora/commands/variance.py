@@ -1,4 +1,4 @@
-"""The command `bora variance RUN --by COLUMN…`: which columns go with what the documents would have of Θ."""
+"""The command `bora variance RUN --by COLUMN… --tau`: how much tasks and columns differ, and τ for inference."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,9 @@ from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.read import read_column, read_documents
 from bora.lib.console import plain_console, progress, tell
-from bora.lib.files import write_text_atomically
+from bora.lib.files import make_output_folder, write_text_atomically
+from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE
+from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
 from bora.use.restore import restore
 from bora.use.variance import Share, gradient_similarities, variance_shares
 
@@ -23,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
     parser = run_parser(
         "variance",
         "Rank the task and columns of the table by their share of the variance of the documents' gradients at Θ: what is "
-        "worth a level of the model, and whether tasks differ at all. Reads the run's validation documents.",
+        "worth a level of the model, and whether tasks differ at all. Reads the run's validation documents. With --tau "
+        "the precision too that the trained deviations speak for, which is not the best for perplexity.",
     )
     add = parser.add_argument
     add("--by", nargs="+", default=[], metavar="COLUMN", help="columns of the table that the run was trained on")
@@ -36,7 +39,15 @@ def parser() -> argparse.ArgumentParser:
         help=f"at most so many documents, drawn at random; pairs of them are compared ({MAX_DOCUMENTS})",
     )
     add("--batch-size", type=checked(Count), default=16, metavar="N", help="documents in a backward (16)")
-    add("-o", "--out", type=Path, metavar="FILE", help="write the table as CSV too")
+    add(
+        "--tau",
+        action="store_true",
+        help=f"infer tau by the evidence too, from all training documents of at most {MAX_TASKS} tasks: about as long as "
+        "an epoch",
+    )
+    add(
+        "-o", "--out", type=Path, metavar="FOLDER", help="for the tables as CSV (RUN/variance, where bora report looks)"
+    )
     add_device(parser)
     return parser
 
@@ -47,17 +58,54 @@ def main() -> None:
     with cli_errors():
         tell(f"loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
-        documents = restored.directory.documents().query("split == 'validation'").drop_duplicates("row")
-        documents = documents.sample(min(arguments.documents, len(documents)), random_state=0).sort_index()
-        columns = {name: read_column(restored.cfg.data, name, documents["row"], "--by=") for name in arguments.by}
-        table = read_documents(restored.cfg.data).loc[documents["row"]]
-        table["task"] = documents["task"].to_numpy()
+        out = arguments.out or arguments.run / VARIANCE
+        make_output_folder(out)
+        documents = restored.directory.documents().drop_duplicates("row").set_index("row")
+        validation = documents.query("split == 'validation'")
+        validation = validation.sample(min(arguments.documents, len(validation)), random_state=0).sort_index()
+        columns = {name: read_column(restored.cfg.data, name, validation.index, "--by=") for name in arguments.by}
+        whole = read_documents(restored.cfg.data)
+        table = whole.loc[validation.index].assign(task=validation["task"])
         tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
         similarity = gradient_similarities(restored, table, arguments.batch_size, progress)
         shares = variance_shares(similarity, table["task"].tolist(), columns)
-        if arguments.out is not None:
-            write_text_atomically(arguments.out, pd.DataFrame(map(vars, shares)).to_csv(index=False))
-    show(shares)
+        write_text_atomically(out / SHARES, pd.DataFrame(map(vars, shares)).to_csv(index=False))
+        show(shares)
+        if arguments.tau:
+            training = choose_tasks(documents.query("split == 'train'"), restored.summary["n_tasks"])
+            table = whole.loc[training.index].assign(task=training["task"])
+            tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
+            found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size, progress))
+            write_text_atomically(out / INFERRED, found.to_csv(index=False))
+            write_text_atomically(out / EVIDENCE, profile.to_csv(index=False))
+            show_tau(found)
+
+
+def choose_tasks(documents: pd.DataFrame, n_tasks: int) -> pd.DataFrame:
+    """Keep the documents of MAX_TASKS tasks, drawn at random where there are more."""
+    if n_tasks <= MAX_TASKS:
+        return documents
+    chosen = documents["task"].drop_duplicates().sample(MAX_TASKS, random_state=0)
+    return documents[documents["task"].isin(chosen)]
+
+
+def show_tau(found: pd.DataFrame) -> None:
+    """Print τ for inference by group of parameters."""
+    table = Table(title="τ for inference, by the evidence [95 %, over tasks]", title_justify="left")
+    for column in ("factors", "τ, curvature by its diagonal", "by its eigenvalues"):
+        table.add_column(column, justify="left" if column == "factors" else "right")
+    for _, row in found.iterrows():
+        cells = (
+            f"{row[key]:,.3g} [{row[f'{key}_low']:,.3g}, {row[f'{key}_high']:,.3g}]".replace("inf", "∞")
+            for key in ("tau", "lower_tau")
+        )
+        table.add_row(row["group"], *cells)
+    console = plain_console()
+    console.print(table)
+    console.print(
+        "the diagonal counts too many parameters as determined by the data, the eigenvalues too few: τ lies between. It "
+        "is what the deviations speak for, not the best for perplexity (tau=learn, or a grid)"
+    )
 
 
 def show(shares: list[Share]) -> None:

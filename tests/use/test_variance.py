@@ -9,7 +9,8 @@ import bora.commands.variance
 from bora.data.batches import Documents
 from bora.data.read import read_documents
 from bora.errors import UserError
-from bora.use import variance
+from bora.use import curvature, variance
+from bora.use.curvature import draw_labels, measure_curvature
 from bora.use.restore import restore
 from bora.use.variance import gradient_similarities, variance_shares
 from tests.conftest import one_line
@@ -101,9 +102,75 @@ def test_gradients_are_those_of_single_documents(trained, monkeypatch):
     )
 
 
-def test_the_command_ranks_columns(trained, call, tmp_path):
+def test_the_command_ranks_columns_and_infers_tau(trained, call):
     run = trained("tau=10")
-    code, out, err = call(bora.commands.variance.main, run, "--out", tmp_path / "shares.csv")
-    assert (code, "documents of a task" in out) == (0, True), err
-    assert pd.read_csv(tmp_path / "shares.csv")["column"].tolist() == ["task"]
+    code, out, err = call(bora.commands.variance.main, run, "--tau")
+    assert (code, "documents of a task" in out, "τ for inference" in out) == (0, True, True), err
+    assert pd.read_csv(run / "variance/shares.csv")["column"].tolist() == ["task"]
+    found = pd.read_csv(run / "variance/tau.csv").set_index("group")
+    assert found.index.tolist() == ["A", "B", "all"]
+    assert (found["lower_tau"] <= found["tau"]).all()
+    evidence = pd.read_csv(run / "variance/evidence.csv").query("group == 'all'").set_index("tau")["evidence"]
+    assert evidence.max() == 0
+    assert evidence.idxmax() == pytest.approx(found["tau"]["all"], rel=0.1)
     one_line(call(bora.commands.variance.main, run, "--by", "nonsense"), "--by=nonsense", "there is no such column")
+
+
+def test_drawn_tokens_give_the_fisher_information(trained):
+    """The mean of ‖g̃‖² over draws is the trace of Σ_i J_iᵀ Wᵀ (diag p_i − p_i p_iᵀ) W J_i, J_i of the hidden state."""
+    run = restore(trained("tau=10"))
+    model = run.model
+    table = pd.DataFrame({"task": model.adapters.task_names[:1], "text": ["the house asks"]})
+    (piece,), _ = run.tokens.encode(table)
+    batch = Documents([piece], [0])[[0], 1]
+    theta = model.adapters.theta(0).detach().clone()[None].requires_grad_()
+    with model.backbone.routed(theta):
+        hidden = model.backbone.hidden(batch["input_ids"]).flatten(0, 1)[batch["scored"] - 1]
+    head, trace = model.backbone.head, 0.0
+    for h in hidden:
+        jacobian = torch.cat([torch.autograd.grad(x, theta, retain_graph=True)[0] for x in h])  # [H, P]
+        p = head.logits(h[None])[0].detach().softmax(dim=0)
+        mean = p @ head.weight
+        covariance = head.weight.T @ (p[:, None] * head.weight) - mean[:, None] * mean
+        trace += float(((jacobian @ jacobian.T) * covariance).sum())
+    generator = torch.Generator().manual_seed(0)
+    squares = []
+    for _ in range(150):
+        batch["labels"] = draw_labels(model.backbone, batch, theta, generator)
+        squares.append(float(torch.autograd.grad(model.backbone.nll(batch, theta).sum(), theta)[0].square().sum()))
+    assert abs(np.mean(squares) - trace) < 3 * np.std(squares) / 150**0.5
+    assert np.std(squares) / 150**0.5 < 0.1 * trace
+
+
+def test_the_evidence_is_taken_from_each_documents_gradients(trained, monkeypatch):
+    monkeypatch.setattr(curvature, "SKETCH", 2**22)  # hardly two numbers in one place
+    run = restore(trained("tau=10"))
+    model, names = run.model, run.model.adapters.task_names[:2]
+    own = {task: read_documents(run.cfg.data).query("task == @task").iloc[:4] for task in names}
+    tokens, _ = measure_curvature(run, pd.concat(own.values()), 3)
+    monkeypatch.setattr(curvature, "draw_labels", lambda backbone, batch, theta, generator: batch["labels"])
+    _, by_own_tokens = measure_curvature(run, pd.concat(own.values()), 3)
+    everything, of_task = [], []
+    for task, table in own.items():
+        encoded, _ = run.tokens.encode(table)
+        assert tokens[names.index(task)] == sum(piece.n_scored for piece in encoded)
+        d = model.adapters.task_names.index(task)
+        for piece in encoded:
+            theta = model.adapters.theta(d).detach().clone()[None].requires_grad_()
+            nll = model.backbone.nll(Documents([piece], [d])[[0], 1], theta)
+            everything.append(torch.autograd.grad(nll.sum(), theta)[0][0].double())
+            of_task.append(names.index(task))
+    g, whose = torch.stack(everything), torch.tensor(of_task)
+    in_b = torch.zeros(model.n_parameters)
+    for lora in model.backbone.layout.factors(in_b).values():
+        lora.B.fill_(1)
+    for group, measured in zip((in_b == 0, in_b == 1), by_own_tokens, strict=True):
+        h, c = (g[:, group] ** 2).sum(dim=0) / tokens.sum(), measured.curvature
+        torch.testing.assert_close((c.diagonal * c.counts).sum(), h.sum(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(c.eigenvalues.sum(), h.sum(), rtol=1e-3, atol=0)
+        sums = torch.stack([g[whose == i][:, group].sum(dim=0) for i in range(2)])
+        deviations = torch.stack([model.adapters.deviations()[i][group] for i in range(2)]).double()
+        b = tokens[:, None] * h * deviations - sums
+        torch.testing.assert_close(measured.squares.sum(dim=1), b.square().sum(dim=1), rtol=1e-3, atol=0)
+        within = sum(((g[whose == i][:, group] - sums[i] / 4) ** 2).sum() * 4 / 3 for i in range(2))
+        assert measured.dispersion == pytest.approx(float(within / (tokens.sum() * h.sum())), rel=1e-3)

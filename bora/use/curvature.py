@@ -1,0 +1,213 @@
+"""τ for inference of a finished run, from documents' gradients at θ_d: with their own tokens, and with drawn ones.
+
+Tokens drawn from the model's own prediction at each place, behind the document's real ones, give the Fisher information
+(Kunstner et al. 2019, https://arxiv.org/abs/1905.12558): the curvature of the NLL without the second derivatives of the
+network, which is never negative. A document's real tokens go the same way, and would count what tasks share as curvature.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bora.bayes.adapters import Adapters
+from bora.bayes.marginal_likelihood import TAUS, Curvature, bin_parameters, choose_tau, evidence_slopes, profile
+from bora.data.batches import Documents
+from bora.data.tokens import Encoded
+from bora.model.backbone import Backbone
+from bora.model.batch import Batch, Places, to_device
+from bora.model.likelihood import chunk_elements
+from bora.train.authorship import Progress
+from bora.use.restore import Restored
+
+MAX_TASKS = 128  # whose gradients are held at a time
+MAX_SAMPLED = 256  # documents of whose drawn tokens the gradients are compared
+SKETCH = 2**15  # numbers that a gradient is folded to for that; an inner product is then off by 1/181 of the lengths
+
+
+class Measured(NamedTuple):
+    """One group of parameters; see `bora.bayes.marginal_likelihood.evidence_slopes`.
+
+    Attributes:
+        name: A, B.
+        squares: [D, K].
+        dispersion: φ.
+    """
+
+    name: str
+    curvature: Curvature
+    squares: Tensor
+    dispersion: float
+
+
+class Gradients(NamedTuple):
+    """Sums over documents; P numbers of θ, D tasks, S of the documents with drawn tokens.
+
+    Attributes:
+        by_task: [D, P] of the NLL of all of a task's documents.
+        norms: [D, G] Σ_n ‖g_n‖², of each group of parameters.
+        tokens, documents: [D] scored tokens, documents.
+        squares: [P] Σ g̃_n², with drawn tokens.
+        folded: [S, G, SKETCH] g̃_n, folded so that inner products are nearly kept (CountSketch).
+        n_drawn: scored tokens of those documents.
+    """
+
+    by_task: Tensor
+    norms: Tensor
+    tokens: Tensor
+    documents: Tensor
+    squares: Tensor
+    folded: Tensor
+    n_drawn: float
+
+
+def infer_tau(tokens: Tensor, groups: Sequence[Measured]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Find the τ of the highest evidence, for each group of parameters and for all together.
+
+    Args:
+        tokens: [D] T_d.
+
+    Returns:
+        A row a group: group, dispersion, tau with its 95 % interval over tasks, tau_low and tau_high, by the diagonal,
+        and the same by the eigenvalues, which are less: lower_tau, lower_tau_low, lower_tau_high. And the diagonal's
+        evidence at a range of τ less its highest, nats: group, tau, evidence.
+    """
+    slopes = [evidence_slopes(group.curvature, tokens, group.squares, group.dispersion) for group in groups]
+    together = [torch.stack(both).sum(dim=0) for both in zip(*slopes, strict=True)]
+    rows, profiles = [], []
+    for name, dispersion, (diagonal, low_rank) in zip(
+        [*(group.name for group in groups), "all"],
+        [*(group.dispersion for group in groups), np.nan],
+        [*slopes, together],
+        strict=True,
+    ):
+        row: dict[str, Any] = {"group": name, "dispersion": dispersion}
+        for key, chosen in (("tau", choose_tau(diagonal)), ("lower_tau", choose_tau(low_rank))):
+            row |= {key: chosen.tau, f"{key}_low": chosen.low, f"{key}_high": chosen.high}
+        rows.append(row)
+        profiles.append(pd.DataFrame({"group": name, "tau": TAUS.numpy(), "evidence": profile(diagonal).numpy()}))
+    return pd.DataFrame(rows), pd.concat(profiles, ignore_index=True)
+
+
+def measure_curvature(
+    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
+) -> tuple[Tensor, list[Measured]]:
+    """Measure what the tasks' training documents say of τ, for the factors A and B apart.
+
+    Args:
+        table: training documents, columns task, text and what prompts take; all of a task's, of MAX_TASKS at most.
+        batch_size: documents in a backward.
+
+    Returns:
+        T_d, [D] scored tokens of the tasks in the table; and the two groups.
+    """
+    adapters = restored.model.adapters
+    is_b = torch.zeros(restored.model.n_parameters)
+    for lora in adapters.layout.factors(is_b).values():
+        lora.B.fill_(1)
+    groups = [is_b == 0, is_b == 1]
+    names = list(dict.fromkeys(table["task"]))
+    sums = _sum_gradients(restored, table, names, groups, batch_size, progress)
+    deviations = torch.stack([_deviation(adapters, name) for name in names])
+    n = sums.documents
+    several, found = n > 1, []
+    for g, (name, group) in enumerate(zip("AB", groups, strict=True)):
+        gradients, own = sums.by_task[:, group], deviations[:, group]
+        h = sums.squares[group] / sums.n_drawn
+        bins, values, counts = bin_parameters(h)
+        squares = torch.zeros(len(names), len(values), dtype=torch.float64)
+        squares.index_add_(1, bins, (sums.tokens[:, None] * h * own - gradients).double().square())
+        # Within tasks: Σ (g_n − ḡ_d)², made free of bias, against what tokens that stand alone would give.
+        within = (sums.norms[:, g] - gradients.square().sum(dim=1) / n) * n / (n - 1)
+        alone = (sums.tokens[several].sum() * h.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+        folded = sums.folded[:, g].double()
+        eigenvalues = torch.linalg.eigvalsh(folded @ folded.T / sums.n_drawn).clamp(min=0)
+        curvature = Curvature(values, counts, eigenvalues)
+        found.append(Measured(name, curvature, squares, float(within[several].sum() / alone)))
+    return sums.tokens.double(), found
+
+
+def _deviation(adapters: Adapters, task: str) -> Tensor:
+    """Return δ_d, [P], on the CPU; above it, in levels' units, nothing."""
+    d = adapters.task_names.index(task)
+    row = adapters.deviations(slice(d, d + 1))[0] if adapters.levels is None else adapters.stored[d]  # type: ignore[index]
+    return row.detach().float().cpu()
+
+
+def _sum_gradients(
+    restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int, progress: Progress
+) -> Gradients:
+    """Sum over all documents the gradients at their task's θ_d.
+
+    Args:
+        names: the D tasks.
+        groups: [P] each, which parameters are in it.
+    """
+    model, n_parameters = restored.model, restored.model.n_parameters
+    tasks = [model.adapters.task_names.index(name) for name in table["task"]]
+    pieces: list[list[Encoded]] = [[] for _ in range(len(table))]
+    for piece in restored.tokens.encode(table)[0]:
+        pieces[piece.document].append(piece)
+    place = torch.as_tensor(pd.Index(names).get_indexer(pd.Index(table["task"])))
+    scored = torch.tensor([float(sum(p.n_scored for p in own)) for own in pieces])
+    rng, generator = np.random.default_rng(0), torch.Generator(model.device).manual_seed(0)
+    drawn = torch.as_tensor(rng.permutation(len(table))[:MAX_SAMPLED].copy())
+    row_of = torch.full((len(table),), -1).index_copy(0, drawn, torch.arange(len(drawn)))
+    folds = [torch.as_tensor(rng.integers(SKETCH, size=int(group.sum()))) for group in groups]
+    signs = torch.as_tensor(rng.choice([-1.0, 1.0], size=n_parameters)).float()
+    by_task, norms = torch.zeros(len(names), n_parameters), torch.zeros(len(names), len(groups))
+    squares, folded = torch.zeros(n_parameters), torch.zeros(len(drawn), len(groups), SKETCH)
+    order = np.argsort([sum(len(p.ids) for p in own) for own in pieces], kind="stable")
+    for start in progress(range(0, len(order), batch_size), "gradients"):
+        some = torch.as_tensor(order[start : start + batch_size])
+        rows = [piece for i in some.tolist() for piece in pieces[i]]
+        whose = torch.tensor([k for k, i in enumerate(some.tolist()) for _ in pieces[i]])
+        documents = Documents(rows, [tasks[i] for i in some[whose].tolist()])
+        batch = to_device(documents[list(range(len(rows))), 1], model.device)
+        places = Places(batch["present"], batch["place"])
+        theta = model.adapters.shrunk_rows(places, torch.float32, 1.0).requires_grad_()
+        gradients = _gradients(model.backbone, batch, theta, whose)
+        by_task.index_add_(0, place[some], gradients)
+        norms.index_add_(0, place[some], torch.stack([gradients[:, g].square().sum(dim=1) for g in groups], dim=1))
+        if (row_of[some] >= 0).any():
+            batch["labels"] = draw_labels(model.backbone, batch, theta, generator)
+            gradients = _gradients(model.backbone, batch, theta, whose)[row_of[some] >= 0]
+            squares += gradients.square().sum(dim=0)
+            for g, (group, fold) in enumerate(zip(groups, folds, strict=True)):
+                own = torch.zeros(len(gradients), SKETCH).index_add_(1, fold, (gradients * signs)[:, group])
+                folded[row_of[some][row_of[some] >= 0], g] = own
+    tokens = torch.zeros(len(names)).index_add_(0, place, scored)
+    n_documents = torch.bincount(place, minlength=len(names)).float()
+    return Gradients(by_task, norms, tokens, n_documents, squares, folded, float(scored[drawn].sum()))
+
+
+def _gradients(backbone: Backbone, batch: Batch, theta: Tensor, whose: Tensor) -> Tensor:
+    """Compute the gradient of each document's NLL, [M, P] float32 on the CPU.
+
+    Args:
+        theta: [R, P] of the rows.
+        whose: [R] the document of each row, 0 ≤ m < M.
+    """
+    (gradient,) = torch.autograd.grad(backbone.nll(batch, theta).sum(), theta)  # a row's is of that row alone
+    return gradient.new_zeros(int(whose.max()) + 1, theta.shape[1]).index_add(0, whose.to(theta.device), gradient).cpu()
+
+
+@torch.no_grad()
+def draw_labels(backbone: Backbone, batch: Batch, theta: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a label for every scored place from the prediction that stands there; [R, T], the other labels as they are.
+
+    Args:
+        theta: [R, P] of the rows.
+        generator: on the model's device.
+    """
+    head, places = backbone.head, batch["scored"]
+    with backbone.routed(theta):
+        hidden = backbone.hidden(batch["input_ids"])
+    before = (
+        hidden.flatten(0, 1).index_select(0, places - 1).split(chunk_elements(hidden.device) // len(head.weight) + 1)
+    )
+    drawn = [head.logits(h).float().softmax(dim=1).multinomial(1, generator=generator)[:, 0] for h in before]
+    return batch["labels"].flatten().index_copy(0, places, torch.cat(drawn)).view_as(batch["labels"])
