@@ -31,10 +31,11 @@ def source_root() -> Path:
 
 
 def source_files(module: str, root: Path) -> list[Path]:
-    """List the source files of one top-level package or module, sorted, without test folders."""
-    single = root / f"{module}.py"
+    """List the source files of one package or module, such as asyncio or asyncio.events, sorted, without test folders."""
+    path = root.joinpath(*module.split("."))
+    single = path.with_name(f"{path.name}.py")
     files = [single] if single.is_file() else []
-    files += sorted((root / module).rglob("*.py"))
+    files += sorted(path.rglob("*.py"))
     return [f for f in files if not TEST_FOLDERS.intersection(f.relative_to(root).parts)]
 
 

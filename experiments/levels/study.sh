@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Does a level above the task help? Modules of Python packages × opt_mini; members of parliament with their parties and
+# Shakespeare's characters with their plays × SmolLM2-135M.
+# Run from the repository root after `make smollm2`; FOLKETING and SHAKESPEARE are the tables of speeches. Run it again to
+# resume. The runs without a level of folketing are experiments/folketing's in bfloat16.
+set -u
+FOLKETING=${FOLKETING:?give the table of speeches: FOLKETING=folketing.csv.xz SHAKESPEARE=shakespeare.csv.xz experiments/levels/study.sh}
+SHAKESPEARE=${SHAKESPEARE:?give the table of speeches}
+OUT=${OUT:-experiments/levels}
+BORA=${BORA:-.venv/bin/bora}
+SEEDS=${SEEDS:-0,1,2}
+sweep() { "$BORA" run -m sweep=joblib seed=$SEEDS "$@"; }
+
+MODULES=[asyncio.base_events,asyncio.events,asyncio.locks,asyncio.proactor_events,asyncio.selector_events,asyncio.sslproto,asyncio.streams,asyncio.tasks,asyncio.transports,asyncio.unix_events,asyncio.windows_events,email._header_value_parser,email.header,email.headerregistry,email.message,xml.dom.expatbuilder,xml.dom.minidom,xml.dom.pulldom,xml.dom.xmlbuilder,xml.etree.ElementTree,xml.sax.expatreader,xml.sax.saxutils,xml.sax.xmlreader,unittest.case,unittest.loader,unittest.mock,http.client,http.cookiejar,http.cookies,http.server,multiprocessing.connection,multiprocessing.context,multiprocessing.managers,multiprocessing.pool,multiprocessing.queues,multiprocessing.synchronize,urllib.parse,urllib.request]
+PACKAGES="name=packages data.modules=$MODULES data.documents_per_task=60 data.min_documents=20 data.min_characters=60
+  data.max_tokens=48 trainer.max_epochs=12 optim.patience=3 optim.lr=1e-3"
+sweep $PACKAGES hydra.sweep.dir=$OUT/packages/one tau=1,10,100
+sweep $PACKAGES hydra.sweep.dir=$OUT/packages/two data.levels=[package] 'tau=[10,1],[10,10],[100,10],[100,100]'
+
+SIZES=[60,57,51,48,30,30,29,27,23,22,21,20,20,19,18,18,18,17,16,16,16,16,15,14,14]
+PARTIES="name=parties data=table data.path=$FOLKETING model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3 data.n_tasks=25
+  data.min_documents=60 data.documents_per_task=$SIZES data.min_characters=40 data.max_tokens=48 data.batch_size=8
+  optim.patience=2 trainer.max_epochs=10"
+sweep $PARTIES hydra.sweep.dir=$OUT/parties/two data.levels=[party] 'tau=[10000,10000]'
+
+PLAYS="name=plays data=table data.path=$SHAKESPEARE data.name=shakespeare model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3
+  data.n_tasks=30 data.documents_per_task=24 data.min_characters=40 data.max_tokens=48 data.batch_size=8 optim.patience=2
+  trainer.max_epochs=6"
+sweep $PLAYS hydra.sweep.dir=$OUT/plays/one tau=10000
+sweep $PLAYS hydra.sweep.dir=$OUT/plays/two data.levels=[play] 'tau=[10000,10000]'
+
+"$BORA" report $OUT --archive $OUT/runs.csv.gz
