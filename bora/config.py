@@ -246,7 +246,7 @@ class Config(Group):
 
     @property
     def level_taus(self) -> list[float]:
-        """τ of each of data.levels."""
+        """τ of each of data.levels; none where it is learned."""
         if isinstance(self.tau, list):
             return self.tau[1:]
         return [] if self.tau == "learn" else [self.tau] * len(self.data.levels)
@@ -382,9 +382,7 @@ def _rules_of_levels(config: Config) -> Iterator[str]:
         if columns.count(column) > 1 or column in (getattr(config.data, "task", None), "task"):
             yield f"data.levels={columns}: {column} is there already; name each column once, and not the task's"
             break
-    if config.tau == "learn":
-        yield "tau=learn knows no levels yet; give a number for tau, or data.levels=[]"
-    elif not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
+    if config.tau != "learn" and not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
         yield f"tau={config.tau} with data.levels: each must be above 0 and finite; for one model leave the level out"
     for key, value, only in (
         ("prior.parameterization", prior.parameterization, "noncentered"),

@@ -288,14 +288,26 @@ class Staged(NonCentered):
 
     Attributes:
         deviates: whether it is the tasks' turn.
+        part: what `shrunk_rows` scales where there are levels: 0 the tasks' deviations, 1 … L those of a level's units;
+            None for all of them.
     """
 
     deviates = False
+    part: int | None = None
 
     def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
         if not self.deviates:
-            return self.mean.to(dtype), self.mean.new_zeros(len(places.place))
+            return self.mean.to(dtype), self.mean.new_zeros(places.place.shape)
         return super().rows(places, dtype, prior)
+
+    @torch.no_grad()
+    def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float) -> Tensor:
+        if places.place.dim() == 1:
+            return super().shrunk_rows(places, dtype, scale)
+        weights = self.mean.new_ones(places.place.shape[1], 1)
+        weights[slice(None) if self.part is None else self.part] = scale
+        deviations = self.stored.index_select(0, places.present)[places.place]  # [R, 1 + L, P]
+        return (self.mean + (weights * deviations).sum(dim=1)).to(dtype)
 
     def before_step(self) -> None:
         """Leave Θ without a gradient once it is held. (It must have had one: torch's DDP waits for it.)"""

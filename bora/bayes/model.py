@@ -19,13 +19,13 @@ from bora.bayes.objective import (
     task_mean_likelihood,
 )
 from bora.bayes.prior import FLAT, make_prior
+from bora.bayes.shrinkage import FREE_TAU
 from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, Places, document_rows, find_places
 from bora.model.likelihood import n_scored
 from bora.model.lora import LowRank
 
-FREE_TAU = 1.0  # of the prior while deviations are trained that are shrunk afterwards
 Under = Literal["task", "mean", "base"]  # θ_d of each document's task, Θ, or no LoRA
 
 
@@ -80,8 +80,10 @@ class HierarchicalLoRA(nn.Module):
         self.backbone = backbone
         self.register_buffer("task_documents", torch.tensor(list(task_documents)), persistent=False)
         form = choose_form(tau, parameterization)
-        if levels is not None and (form is not NonCentered or penalty != "gaussian"):
-            raise ValueError("levels are made for 0 < tau < inf, parameterization noncentered and penalty gaussian")
+        if levels is not None and (not issubclass(form, NonCentered) or penalty != "gaussian"):
+            raise ValueError(
+                "levels are made for 0 < tau < inf or learn, parameterization noncentered and penalty gaussian"
+            )
         self.adapters = form(backbone.layout, task_names, init_std, estimator == "by_document", levels)
         # With levels each row has a τ of its own, by which the potential at τ = 1 is multiplied.
         self.prior = make_prior(self.tau if levels is None else 1.0, penalty, backbone.layout.sizes)
@@ -140,9 +142,18 @@ class HierarchicalLoRA(nn.Module):
         """Where θ is."""
         return self.adapters.mean.device
 
-    def nll(self, batch: Batch, under: Under | float = "task") -> Tensor:
+    def nll(self, batch: Batch, under: Under | float = "task", without: int | None = None) -> Tensor:
         """Return −log p of each document, [R] nats: under its task's θ_d, under Θ, under the bare backbone; or under
-        Θ + c (θ_d − Θ) where c is given."""
+        Θ + c (θ_d − Θ) where c is given.
+
+        Args:
+            without: under θ_d less the deviation of the document's unit at this level.
+        """
+        if without is not None:
+            units = batch["units"]
+            kept = [level for level in range(units.shape[1]) if level != without]
+            places = find_places(batch["task"], units[:, kept] if kept else None)
+            return self.backbone.nll(batch, self.adapters.rows(places, self.backbone.dtype)[0])
         if isinstance(under, float):
             theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype, under)
             return self.backbone.nll(batch, theta)

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FREE_TAU = 1.0  # of the prior while deviations are trained that are shrunk afterwards
+
 
 class Profile(NamedTuple):
     """Held-out NLL of D tasks at S equally spaced values of c, the first 0; float64.

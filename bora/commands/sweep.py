@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from bora.errors import UserError
 from bora.lib.console import print_sweep, short_path
+from bora.lib.names import format_tau
 from bora.lib.stopping import stop_jobs_too
 from bora.runs.directory import CONFIG, SUMMARY, RunDirectory
 from bora.runs.replay import key_of, read_overrides
@@ -75,6 +76,9 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         if "adapted_from" not in summary:  # new tasks of one of the runs: nothing was held out
             row = {key: summary[key] for key in FIGURES} | ({"tau": math.nan} if "learned" in summary else {})
             rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
+            levels = summary.get("levels", {})
+            if levels:  # their τ stand behind the tasks' in the override
+                given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
             overrides.append(given)
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
     varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]

@@ -24,6 +24,7 @@ from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
 from bora.report.similarity import Similarity, compare_tasks, group_by
 from bora.report.tables import ReportTable, claims_table, learned_table, table1, table2
+from bora.report.variance import variance_table
 from bora.runs.archive import Run
 
 
@@ -51,6 +52,7 @@ class Section:
     claims: list[Claim]
     table1: ReportTable
     learned: ReportTable | None
+    variance: ReportTable | None
     table2: ReportTable
     pictures: list[Picture]
     answers: list[tuple[ReportTable, dict[str, str]]]
@@ -116,7 +118,7 @@ def _write_section(
 ) -> Section:
     evidence = Evidence(series)
     claims = judge_claims(evidence)
-    tables = table1(evidence), learned_table(evidence), table2(evidence)
+    tables = table1(evidence), learned_table(evidence), variance_table(evidence), table2(evidence)
     found = find_answers(evidence)
     answers = [(answers_table(name, own), _links(own, output)) for name, own in found.items()]
     for table in (*tables, claims_table(claims), *(table for table, _ in answers)):

@@ -177,6 +177,7 @@ def _setting(run: Run) -> dict[str, Any]:
     """Give what all runs of a series share."""
     return {k: v for k, v in run.config.items() if not k.startswith(FREE_KEYS)} | {
         "warm start": run.config["init_from"] is not None,
+        "tau of levels": run.summary.get("levels"),
         "model.dtype": run.summary.get("dtype"),  # the one that was taken, where auto was asked for
         "data_sha256": run.summary["data_sha256"],
     }

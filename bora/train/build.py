@@ -8,6 +8,7 @@ import pandas as pd
 from bora.bayes.adamw import learning_rate
 from bora.bayes.levels import Levels, build_levels
 from bora.bayes.model import HierarchicalLoRA
+from bora.bayes.shrinkage import FREE_TAU
 from bora.config import Config
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule
@@ -53,7 +54,8 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
     training = (documents["split"] == "train") & (documents["piece"] == 0)
     tasks = documents["task"].map(place).tolist()
     try:
-        return build_levels(corpus.levels, tasks, training.tolist(), cfg.level_taus)
+        taus = [FREE_TAU] * len(corpus.levels) if cfg.tau == "learn" else cfg.level_taus
+        return build_levels(corpus.levels, tasks, training.tolist(), taus)
     except ValueError as error:
         raise UserError(f"data.levels: {error}") from error
 

@@ -90,6 +90,10 @@ class TrainingModule(L.LightningModule):
             self.validates.append("val_by_batch")
         self.metrics = torch.nn.ModuleDict(perplexities)
         self.effects = PairedDifference(n_tasks)  # of θ_d against Θ, on test documents
+        levels = [] if model.adapters.levels is None else model.adapters.levels.units
+        self.level_effects = torch.nn.ModuleList(
+            PairedDifference(len(units)) for units in levels
+        )  # against θ_d without
         self.monitor = f"{self.validates[-1]}/nll"
         # Plain values only, so that a checkpoint can be read with weights_only=True.
         self.save_hyperparameters(model.hyperparameters, logger=False)
@@ -218,13 +222,18 @@ class TrainingModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.metric("test").reset()
         self.metric("base_test").reset()
-        self.effects.reset()
+        for effects in (self.effects, *self.level_effects):
+            cast(Metric, effects).reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         nll, scored = self.model.nll(batch), n_scored(batch["labels"])
         self.metric("test").update(nll, scored, batch["task"])
         under_mean = nll if isinstance(self.model.adapters, Shared) else self.model.nll(batch, "mean")
         self.effects.update(nll, under_mean, scored, batch["task"])
+        for level, effects in enumerate(self.level_effects):
+            first = self.model.adapters.levels.first_row(level, len(self.model.tasks))  # type: ignore[union-attr]
+            units = batch["units"][:, level] - first
+            cast(Metric, effects).update(nll, self.model.nll(batch, without=level), scored, units)
         self.metric("base_test").update(self.model.nll(batch, "base"), scored, batch["task"])
 
     def on_test_epoch_end(self) -> None:

@@ -63,7 +63,7 @@ class PairedDifference(Metric):
         self.sums.index_add_(1, task, torch.stack([torch.ones_like(d), d, t, d * d, d * t, t * t]))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `difference` and `error`, nats a token, [D]: a ratio of sums, and its error over documents.
+        """Return `difference` and `error`, nats a token, [D]: a ratio of sums, and its error over documents; `tokens`.
 
         A task with one document has no error: nan.
         """
@@ -71,7 +71,7 @@ class PairedDifference(Metric):
         ratio = d / t
         squares = (dd - 2 * ratio * dt + ratio**2 * tt).clamp(min=0)
         error = (n / (n - 1) * squares).sqrt() / t
-        return {"difference": ratio, "error": torch.where(n > 1, error, torch.nan)}
+        return {"tokens": t, "difference": ratio, "error": torch.where(n > 1, error, torch.nan)}
 
 
 class ShrunkPerplexity(Metric):

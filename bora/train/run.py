@@ -4,13 +4,12 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import pandas as pd
 import torch
 
-from bora.bayes.adapters import Adapters
 from bora.bayes.levels import describe_confounded
 from bora.config import Config
 from bora.data.corpus import Corpus
@@ -29,6 +28,7 @@ from bora.train.build import build_data, build_model, build_module, find_start, 
 from bora.train.dashboard import show_end
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
+from bora.train.perplexity import PairedDifference
 from bora.train.processes import claim_together
 from bora.train.temperature import FitTemperature
 from bora.train.trainer import build_fitter
@@ -135,6 +135,8 @@ def train(
             if learned is not None:
                 per_task["c"] = learned.pop("c_by_task")
                 summary |= {"tau": learned["tau"], "learned": learned}
+                if model.adapters.levels is not None:
+                    summary["levels"] = {name: level["tau"] for name, level in learned.get("levels", {}).items()}
             summary |= {
                 "temperature": temperature.temperature,
                 "temperature_note": temperature.note,
@@ -146,10 +148,11 @@ def train(
                 "seconds": round(progress.wall_seconds, 1),
             }
             summary = about | summary
+            units = None if model.adapters.levels is None else describe_units(module)
             if trainer.is_global_zero:
                 directory.write_per_task(per_task)
-                if model.adapters.levels is not None:
-                    directory.write_units(describe_units(model.adapters))
+                if units is not None:
+                    directory.write_units(units)
                 directory.write_summary(summary)
             if tracker is not None:
                 samples = None
@@ -217,14 +220,28 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
     return per_task, summary
 
 
-def describe_units(adapters: Adapters) -> pd.DataFrame:
-    """Tabulate the units of all levels: level, unit, n_train (documents), distance ‖Δ‖₂ in parameter units."""
+def describe_units(module: TrainingModule) -> pd.DataFrame:
+    """Tabulate the units of all levels.
+
+    Returns:
+        level, unit, n_train (documents), distance ‖Δ‖₂ in parameter units; test_tokens of its documents, effect, how many
+        nats a token higher their NLL is without Δ, and effect_error, its standard error over documents.
+    """
+    adapters = module.model.adapters
     levels = adapters.levels
     assert levels is not None
     assert adapters.stored is not None
     deviations = adapters.stored.detach()[len(adapters.task_names) :]
     table = pd.DataFrame(levels.pairs, columns=["level", "unit"])
-    return table.assign(n_train=levels.documents, distance=deviations.double().norm(dim=1).tolist())
+    found = [cast(PairedDifference, effects).compute() for effects in module.level_effects]
+    effects = {key: torch.cat([one[key] for one in found]).tolist() for key in ("tokens", "difference", "error")}
+    return table.assign(
+        n_train=levels.documents,
+        distance=deviations.double().norm(dim=1).tolist(),
+        test_tokens=list(map(int, effects["tokens"])),
+        effect=effects["difference"],
+        effect_error=effects["error"],
+    )
 
 
 def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:

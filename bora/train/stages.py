@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from bora.bayes.adapters import MEAN, Staged
-from bora.bayes.model import FREE_TAU
-from bora.bayes.shrinkage import Shrinkage, equivalent_tau, shrink
+from bora.bayes.shrinkage import FREE_TAU, Shrinkage, equivalent_tau, shrink
 from bora.lib.console import tell
 from bora.runs.checkpoints import load_own
 from bora.train.module import TrainingModule
@@ -27,6 +26,7 @@ SCALES = (0.25, 0.5, 1.0)  # c that a validation tries
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 Z95 = 1.96
+LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
 
 
@@ -95,58 +95,85 @@ class Stages(Callback):
             validate: runs validation at `module.scales`.
 
         Returns:
-            What was learned: see `_describe`.
+            What was learned: see `_shrink`.
         """
         adapters, checkpoint = _adapters(module), load_own(self.best)
         adapters.deviates = True
         if LEARNED not in checkpoint:  # else the run was interrupted behind this
             place = self.progress.history.index(self.progress.best) - (self.began or math.inf)
-            found = None if place < 0 else self._search(module, validate, self.tried[int(place)])
-            checkpoint[LEARNED] = _describe(found, module)
-            if found is not None:
-                adapters.stored.data.mul_(found.by_task.to(adapters.stored)[:, None])
-            state = module.state_dict()
-            if math.isinf(checkpoint[LEARNED]["tau"]):
+            learned = self._shrink(module, validate, None if place < 0 else self.tried[int(place)])
+            checkpoint[LEARNED], state, known = learned, module.state_dict(), checkpoint["hyper_parameters"]
+            known["tau"] = learned["tau"]
+            if math.isinf(learned["tau"]):
                 state = {name: values for name, values in state.items() if name.endswith(MEAN)}
+                known.pop("levels", None)
+            elif adapters.levels is not None:
+                known["levels"]["taus"] = [level["tau"] for level in learned["levels"].values()]
             checkpoint["state_dict"] = state
-            checkpoint["hyper_parameters"]["tau"] = checkpoint[LEARNED]["tau"]
             if trainer.is_global_zero:
                 trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, self.best)
             trainer.strategy.barrier()
         module.scales = ()
         return checkpoint[LEARNED]
 
-    def _search(self, module: TrainingModule, validate: Callable[[], None], near: float) -> Shrinkage:
-        """Choose c for each task on the validation documents.
+    def _shrink(self, module: TrainingModule, validate: Callable[[], None], near: float | None) -> dict[str, Any]:
+        """Shrink the deviations by validation: all alike; then each task's, and with levels each level's, and the tasks'.
 
         Args:
-            near: the best of SCALES.
+            near: the best of SCALES; None where validation prefers Θ.
+
+        Returns:
+            What was learned, in plain values: `tau`, the one that c amounts to, with its 95 % interval over tasks; the
+            same of `c`; `c_spread`, the standard deviation of the tasks' own c; `c_by_task`; with levels `levels`, the
+            tau and c of each. Where validation prefers Θ alone, c is 0.
         """
-        module.scales = torch.linspace(0, min(1, 2 * near), N_REFINED, dtype=torch.float64).tolist()
+        adapters = _adapters(module)
+        found = None if near is None else self._search(module, validate, min(1, 2 * near))
+        if found is None or found.common == 0:
+            adapters.stored.data.zero_()
+            return {"tau": math.inf, "c": 0.0, "c_spread": 0.0, "c_by_task": [0.0] * len(module.model.tasks)}
+        if adapters.levels is None:
+            learned = _describe(found, module, slice(None)) | {"c_by_task": found.by_task.tolist()}
+            adapters.stored.data.mul_(found.by_task.to(adapters.stored)[:, None])
+            return learned
+        c, parts = found.common, {}
+        adapters.stored.data.mul_(c)
+        n_tasks = len(module.model.tasks)
+        starts = [*(adapters.levels.first_row(level, n_tasks) for level in range(len(adapters.levels.units))), None]
+        rows = {0: slice(n_tasks)} | {i + 1: slice(*starts[i : i + 2]) for i in range(len(starts) - 1)}
+        for part in sorted(rows, reverse=True):
+            adapters.part = part
+            found = self._search(module, validate, min(2, 1 / c))
+            found = found._replace(common=max(found.common, LEAST / c))
+            parts[part] = _describe(found, module, rows[part], c)
+            adapters.stored.data[rows[part]] *= found.common
+        adapters.part = None
+        above = {name: parts[i + 1] for i, name in enumerate(adapters.levels.columns)}
+        return parts[0] | {"c_by_task": [parts[0]["c"]] * n_tasks, "levels": above}
+
+    def _search(self, module: TrainingModule, validate: Callable[[], None], largest: float) -> Shrinkage:
+        """Choose c on the validation documents, in common and for each task, from 0 to the largest."""
+        module.scales = torch.linspace(0, largest, N_REFINED, dtype=torch.float64).tolist()
         validate()
         return shrink(module.shrunk.profile(module.scales))
 
 
-def _describe(found: Shrinkage | None, module: TrainingModule) -> dict[str, Any]:
-    """Say what was learned, in plain values.
+def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: float = 1.0) -> dict[str, Any]:
+    """Say what c and τ were found for some rows of the matrix; see Stages._shrink.
 
-    Returns:
-        `tau`, the one that c amounts to, with its 95 % interval over tasks; the same of `c`; `c_spread`, the standard
-        deviation of the tasks' own c; `c_by_task`. Without a `found`, validation prefers Θ alone: c is 0.
+    Args:
+        before: c that the rows were multiplied by already.
     """
-    n_tasks = len(module.model.tasks)
-    if found is None or found.common == 0:
-        return {"tau": math.inf, "c": 0.0, "c_spread": 0.0, "c_by_task": [0.0] * n_tasks}
-    squares = float(module.model.adapters.distances().square().sum())
+    squares = float(_adapters(module).stored.data[rows].double().square().sum())
     h = found.curvature * module.model.n_tokens / squares
-    low, high = (min(1.0, max(0.0, found.common + sign * Z95 * found.error)) for sign in (-1, 1))
+    c = before * found.common
+    low, high = (min(1.0, max(0.0, before * (found.common + sign * Z95 * found.error))) for sign in (-1, 1))
     return {
-        "tau": equivalent_tau(found.common, FREE_TAU, h),
-        "tau_interval": [equivalent_tau(c, FREE_TAU, h) for c in (high, low)],
-        "c": found.common,
+        "tau": equivalent_tau(c, FREE_TAU, h),
+        "tau_interval": [equivalent_tau(end, FREE_TAU, h) for end in (high, low)],
+        "c": c,
         "c_interval": [low, high],
-        "c_spread": found.spread,
-        "c_by_task": found.by_task.tolist(),
+        "c_spread": before * found.spread,
     }
 
 

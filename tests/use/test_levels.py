@@ -8,12 +8,16 @@ import torch
 import bora.commands.adapt
 import bora.commands.export
 import bora.commands.generate
+from bora.bayes.levels import build_levels
 from bora.commands.overrides import compose_config
+from bora.data.batches import Documents
+from bora.model.batch import find_places
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use.adapt import adapt, encode_documents
 from bora.use.restore import restore
-from tests.conftest import one_line
+from bora.use.score import perplexities
+from tests.conftest import hierarchical, one_line, tiny_opt
 
 WORDS = "the house speaker minister asks for a vote on this law today and tomorrow".split()
 
@@ -53,6 +57,30 @@ def test_the_runs_files_name_the_levels_and_their_units(run):
     assert set(units["unit"]) == {"left", "right", "2000", "2001", "2002"}
     assert units.groupby("level")["n_train"].sum().tolist() == [60, 60]
     assert (units["distance"] > 0).all()
+    # A level's worth is what its deviations add to θ: of the units' tokens all together, those of the test.
+    per_task, (tokens,) = pd.read_csv(run / "per_task.csv"), set(units.groupby("level")["test_tokens"].sum())
+    assert tokens == per_task["test_tokens"].sum()
+    restored = restore(run)
+    model, levels = restored.model, restored.model.adapters.levels
+    documents = RunDirectory(run).documents().query("split == 'test'")
+    table = pd.read_csv(run.parent / "t.csv").loc[documents["row"]]
+    encoded, _ = restored.tokens.encode(table)
+    for level, column in enumerate(levels.columns):
+        for unit, rows in table.reset_index(drop=True).groupby(table[column].astype(str).to_numpy()):
+            nats = 0.0
+            for i in rows.index:
+                d = model.adapters.task_names.index(table["task"].iloc[i])
+                own = [levels.units[k].index(str(table[c].iloc[i])) for k, c in enumerate(levels.columns)]
+                own = [levels.first_row(k, len(model.tasks)) + u for k, u in enumerate(own)]
+                theta = [
+                    (model.adapters.mean + model.adapters.stored[[d, *kept]].sum(dim=0)).detach()
+                    for kept in (own, own[:level] + own[level + 1 :])
+                ]
+                batch = Documents([encoded[i]], [d])[[0], 1]
+                with_it, without = (float(model.backbone.nll(batch, t[None])) for t in theta)
+                nats += without - with_it
+            found = units[(units["level"] == column) & (units["unit"] == unit)].iloc[0]
+            assert found["effect"] * found["test_tokens"] == pytest.approx(nats, abs=1e-3)
     assert RunDirectory(run).summary()["levels"] == {"party": 100, "year": 50}
     assert RunDirectory(run).verify() == []
 
@@ -125,3 +153,45 @@ def test_levels_that_cannot_be_are_refused(command, tmp_path, settings, words):
     write_table(tmp_path / "t.csv", 3)
     arguments = f"data=table data.path=t.csv data.min_documents=5 logger=none {settings}".split()
     one_line(command(*arguments), *words)
+
+
+def test_a_tau_of_each_level_is_learned(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        (
+            f"t{t}",
+            party,
+            " ".join([*rng.choice(WORDS, 3), *["tax cut" if party == "left" else "old ship"] * 3, f"t{t} t{t}"]),
+        )
+        for t in range(6)
+        for party in [["left", "right"][t % 2]]
+        for _ in range(20)
+    ]
+    pd.DataFrame(rows, columns=["task", "party", "text"]).to_csv(tmp_path / "t.csv", index=False)
+    words = f"data=table data.path={tmp_path}/t.csv data.levels=[party] tau=learn data.max_tokens=20 logger=none"
+    config, _ = compose_config([*words.split(), "trainer.max_epochs=12", "optim.lr=0.005", "lora.rank=3"])
+    train(config, RunDirectory(tmp_path / "run"), group="g", name="r")
+    summary, run = RunDirectory(tmp_path / "run").summary(), restore(tmp_path / "run")
+    party = summary["learned"]["levels"]["party"]
+    assert 0 < summary["tau"] < np.inf
+    assert summary["levels"] == {"party": party["tau"]}
+    assert run.model.adapters.levels.taus == [party["tau"]]
+    assert run.model.tau == summary["tau"] == summary["learned"]["tau"]
+    # Scored again from the folder it has the summary's perplexity, which is below that of Θ.
+    documents = RunDirectory(tmp_path / "run").documents().query("split == 'test'")
+    _, again = perplexities(run, pd.read_csv(tmp_path / "t.csv").loc[documents["row"]], 8)
+    assert again["perplexity"] == pytest.approx(summary["test_perplexity"], rel=1e-5)
+    assert again["perplexity"] < again["mean_model_perplexity"]
+
+
+def test_a_part_is_scaled_alone():
+    levels, units = build_levels({"party": ["l", "l", "r"]}, [0, 1, 2], [True] * 3, [1.0])
+    model = hierarchical(tiny_opt(), ["a", "b", "c"], [4] * 3, 30, "learn", levels=levels)
+    adapters = model.adapters
+    with torch.no_grad():
+        adapters.stored.normal_()
+    places = find_places(torch.tensor([0, 2]), torch.tensor([units[0], units[2]]))
+    task, party = adapters.stored[[0, 2]], adapters.stored[[3, 4]]
+    for part, expected in ((None, 0.5 * (task + party)), (0, 0.5 * task + party), (1, task + 0.5 * party)):
+        adapters.part = part
+        torch.testing.assert_close(adapters.shrunk_rows(places, torch.float32, 0.5), adapters.mean + expected)

@@ -1,0 +1,119 @@
+"""How much tasks, and the units of levels above them, differ: what the prior allows, and what it is worth on test."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bora.lib.names import format_tau
+from bora.report.evidence import Evidence
+from bora.report.intervals import Interval, bootstrap, weighted_mean
+from bora.report.tables import ReportTable
+from bora.runs.archive import Run
+from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE
+
+
+def variance_table(evidence: Evidence) -> ReportTable | None:
+    """Build the table of variances at the best of 0 < τ < ∞, a row a level; None where no run has what it needs.
+
+    What `bora variance` found is added where the first of those runs has it in its folder.
+    """
+    tau = evidence.best_middle_tau
+    if tau is None or any("effect" not in run.per_task for run in evidence.series.at(tau)):
+        return None
+    runs = evidence.series.at(tau)
+    tasks = evidence.tasks()["test_tokens"].to_numpy(float)
+    effect, error = (evidence.by_task(tau, name).mean(axis=1) for name in ("effect", "effect_error"))
+    rows = [_row("task", tau, effect, error, tasks)]
+    for level, of_level in runs[0].summary.get("levels", {}).items():
+        units = [pd.read_csv(run.folder / UNITS) for run in runs if (run.folder / UNITS).is_file()]
+        if units:
+            own = [table[table["level"] == level].set_index("unit") for table in units]
+            effect, error = (pd.concat([t[n] for t in own], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
+            rows.append(_row(level, of_level, effect, error, own[0]["test_tokens"].to_numpy(float)))
+    data = _with_gradients(pd.DataFrame(rows), runs[0])
+    inferred = read_found(runs[0], INFERRED)
+    if inferred is not None:
+        both = inferred.set_index("group").loc["all"]
+        data.loc[0, ["inferred_lower_tau", "inferred_tau"]] = both[["lower_tau", "tau"]].to_numpy(float)
+    return ReportTable("variance", data, cells := _cells(data), cells == "", _caption(data, tau))
+
+
+def read_found(run: Run, name: str) -> pd.DataFrame | None:
+    """Read a table that `bora variance` left in a run's folder; None where there is none."""
+    file = run.folder / VARIANCE / name
+    return pd.read_csv(file) if file.is_file() else None
+
+
+def evidence_profile(evidence: Evidence) -> pd.DataFrame | None:
+    """Read the evidence by τ, all parameters together, of the best middle τ's first run: tau, evidence (nats)."""
+    tau = evidence.best_middle_tau
+    found = None if tau is None else read_found(evidence.series.at(tau)[0], EVIDENCE)
+    return None if found is None else found[found["group"] == "all"]
+
+
+def spread(effects: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Compute the standard deviation of true effects along the last axis: the seen one's square less the errors'."""
+    within = np.nanmean(np.where(np.isnan(errors), np.nanmean(errors), errors) ** 2, axis=-1)
+    return np.sqrt(np.clip(effects.var(axis=-1, ddof=1) - within, 0, None))
+
+
+def _row(level: str, tau: float, effect: pd.Series, error: pd.Series, tokens: np.ndarray) -> dict[str, Any]:
+    known = effect.notna().to_numpy()  # a unit without a test document says nothing
+    effects, errors, tokens = effect.to_numpy(float)[known], error.to_numpy(float)[known], tokens[known]
+    row: dict[str, Any] = {"level": level, "units": len(known), "tau": tau, "sigma": tau**-0.5}
+    few = len(effects) < 2 or np.isnan(errors).all()
+    for name, found in (
+        ("worth", bootstrap(weighted_mean, effects, tokens)),
+        ("spread", Interval(math.nan) if few else bootstrap(spread, effects, errors)),
+    ):
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row
+
+
+def _with_gradients(data: pd.DataFrame, run: Run) -> pd.DataFrame:
+    shares = read_found(run, SHARES)
+    if shares is None:
+        return data
+    shares = shares.rename(columns={"column": "level", "low": "share_low", "high": "share_high", "units": "n"})
+    data = data.merge(shares, on="level", how="outer", sort=False)
+    data["units"] = data["units"].fillna(data.pop("n")).astype(int)
+    return data.sort_values(
+        ["tau", "share"], ascending=[True, False], na_position="last", kind="stable", ignore_index=True
+    )
+
+
+def _cells(data: pd.DataFrame) -> pd.DataFrame:
+    def intervals(name: str, spec: str) -> list[str]:
+        values = data[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
+        return ["" if math.isnan(value) else format(Interval(value, *ends), spec) for value, *ends in values]
+
+    cells = pd.DataFrame({"level": data["level"], "units": data["units"].map("{:,}".format)})
+    cells["τ"] = ["" if math.isnan(tau) else format_tau(tau) for tau in data["tau"]]
+    cells["σ = 1/√τ"] = ["" if math.isnan(s) else f"{s:.2g}" for s in data["sigma"]]
+    cells["worth, nats a token [95 %]"] = intervals("worth", "+.4f")
+    cells["sd over units [95 %]"] = intervals("spread", ".4f")
+    if "share" in data:
+        cells["share of the gradients' variance [95 %]"] = intervals("share", ".1%")
+    if "inferred_tau" in data:
+        between = data[["inferred_lower_tau", "inferred_tau"]].to_numpy(float)
+        words = ["" if math.isnan(high) else f"{low:.2g} to {high:.2g}" for low, high in between]
+        cells["τ for inference"] = [text.replace("inf", "∞") for text in words]
+    return cells
+
+
+def _caption(data: pd.DataFrame, tau: float) -> str:
+    caption = (
+        f"At τ = {format_tau(tau)}: σ is the prior's standard deviation of a deviation's numbers. What a level is worth: "
+        "by how much the NLL of test documents is higher without its deviations (of the tasks: under Θ), nats a token, "
+        "with a 95 % bootstrap over its units; the standard deviation over units is less what chance adds."
+    )
+    if "share" in data:
+        caption += " The share is of the variance of validation documents' gradients at Θ (bora variance)."
+    if "inferred_tau" in data:
+        caption += (
+            " τ for inference is what the deviations speak for by the evidence, all of θ integrated over, between two "
+            "counts of the parameters that the data determine; it is not the best for perplexity."
+        )
+    return caption
