@@ -99,6 +99,11 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
             f"{c['high']:.3f}), mean over tasks {c['macro_accuracy']:.3f}; by chance {c['chance']:.3f}, always "
             f"the commonest {c['majority']:.3f}"
         )
+        for level, units in found.levels.items():
+            console.print(
+                f"likeliest {level}: accuracy {units['accuracy']:.3f} (95 %: {units['low']:.3f} to {units['high']:.3f}); "
+                f"by chance {units['chance']:.3f}, always the commonest {units['majority']:.3f}"
+            )
         at_1, with_t = (
             f"log loss {c[f'log_loss{s}']:.3f} nats, calibration error {c[f'calibration_error{s}']:.3f}"
             for s in ("_at_1", "")

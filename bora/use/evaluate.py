@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bora.bayes.levels import Levels
 from bora.data.corpus import hash_rows
 from bora.data.prompts import whole_texts
 from bora.errors import UserError
@@ -98,11 +99,13 @@ class Evaluation:
     Attributes:
         documents: a row a document: row, task (as labelled), best, posterior (of best), task_posterior (of its own
             task, where the run has it), n_scored, trained_on (whether the run was fitted to the text, or chosen by it;
-            empty where that is not known); best and posterior are empty without a token to score. The next four leave
-            rows out that were trained on, unless they are asked for.
+            empty where that is not known); best and posterior are empty without a token to score. With a level above
+            the tasks, party, the likeliest unit too, best_party, and its posterior, party_posterior: see
+            `level_posteriors`. The next five leave rows out that were trained on, unless they are asked for.
         per_task, overall: see `perplexities`; None where no row has a task of the run.
         classification: see `measure_accuracy` and `measure_sureness`; None where no row that can be scored has a task
             of the run.
+        levels: level → `measure_accuracy` of its units, of the same rows.
         mixture_perplexity: of all rows under Σ_d p(d) p(text | θ_d), a mixture that knows no document's task.
         likelihoods: log p(text | θ_d).
         counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
@@ -116,6 +119,7 @@ class Evaluation:
     per_task: pd.DataFrame | None
     overall: dict[str, float] | None
     classification: dict[str, float] | None
+    levels: dict[str, dict[str, float]]
     mixture_perplexity: float
     likelihoods: Likelihoods
     counts: dict[str, Any]
@@ -185,11 +189,19 @@ def evaluate(
             "trained_on": "" if seen is None else trained_on,
         }
     )
+    units = level_posteriors(restored.model.adapters.levels, np.exp(log_posterior))
+    for level, (of_task, posterior) in units.items():
+        documents[f"best_{level}"] = np.where(scorable, of_task.categories[posterior.argmax(axis=1)], "")
+        documents[f"{level}_posterior"] = np.where(scorable, posterior.max(axis=1), np.nan)
+    levels = {}
     per_task = overall = classification = answers = answer_scores = None
     if (rows := known & reported).any():
         per_task, overall = perplexities(restored, table[rows], batch_size, progress)
         found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
         classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
+        for level, (of_task, posterior) in units.items():
+            truth = np.asarray(of_task)[index[rows]]
+            levels[level] = measure_accuracy(documents[f"best_{level}"][rows], truth, posterior.shape[1])
         if ask is not None:
             answers = ask.answers(restored, table[rows], progress)
             answer_scores = score_answers(answers)
@@ -208,6 +220,7 @@ def evaluate(
         per_task,
         overall,
         classification,
+        levels,
         mixture,
         scores,
         counts,
@@ -215,6 +228,27 @@ def evaluate(
         answers,
         answer_scores,
     )
+
+
+def level_posteriors(levels: Levels | None, posterior: np.ndarray) -> dict[str, tuple[pd.Categorical, np.ndarray]]:
+    """Add up the posterior of the tasks of each unit, for levels that have one unit a task.
+
+    (Of a level that divides a task's documents, such as the year, a text's unit does not follow from its task.)
+
+    Args:
+        posterior: p(d | text), [N, D].
+
+    Returns:
+        Level → each task's unit, [D], and p(unit | text), [N, units].
+    """
+    found: dict[str, tuple[pd.Categorical, np.ndarray]] = {}
+    if levels is not None:
+        for level, column in enumerate(levels.columns):
+            of_task = [row[level] for row in levels.of_task]
+            if min(of_task) >= 0:
+                units = pd.Categorical.from_codes(of_task, pd.Index(levels.units[level]))
+                found[column] = units, posterior @ np.eye(len(units.categories))[of_task]
+    return found
 
 
 def _mean_scores(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
@@ -279,6 +313,7 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
             "perplexity": found.overall,
             "mixture_perplexity": found.mixture_perplexity,
             "classification": found.classification,
+            "levels": found.levels,
             "answers": None if found.answer_scores is None else _mean_scores(found.answer_scores),
         }
         write_json(new / SUMMARY, about | results | {"versions": versions()})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import bora.commands.adapt
+import bora.commands.evaluate
 import bora.commands.export
 import bora.commands.generate
 from bora.bayes.levels import build_levels
@@ -153,6 +154,19 @@ def test_levels_that_cannot_be_are_refused(command, tmp_path, settings, words):
     write_table(tmp_path / "t.csv", 3)
     arguments = f"data=table data.path=t.csv data.min_documents=5 logger=none {settings}".split()
     one_line(command(*arguments), *words)
+
+
+def test_a_party_is_as_likely_as_its_speakers(run, call, tmp_path):
+    columns = ("--likelihoods", "csv", "--include-trained", "--out", tmp_path / "e")
+    code, out, err = call(bora.commands.evaluate.main, run, "--data", run.parent / "t.csv", *columns)
+    assert (code, "likeliest party: accuracy" in out, "likeliest year" in out) == (0, True, False), err
+    documents = pd.read_csv(tmp_path / "e/documents.csv")
+    nats = pd.read_csv(tmp_path / "e/likelihoods.csv").pivot(index="row", columns="task", values="log_likelihood")
+    scaled = nats / restore(run).temperature
+    p = np.exp(scaled.sub(np.logaddexp.reduce(scaled.to_numpy(), axis=1), axis=0))
+    left = p[["t0", "t2", "t4"]].sum(axis=1)
+    np.testing.assert_allclose(documents["party_posterior"], np.maximum(left, 1 - left), rtol=1e-5)
+    assert (documents["best_party"] == np.where(left > 0.5, "left", "right")).all()
 
 
 def test_a_tau_of_each_level_is_learned(tmp_path):
