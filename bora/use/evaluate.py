@@ -190,8 +190,8 @@ def evaluate(
         }
     )
     units = level_posteriors(restored.model.adapters.levels, np.exp(log_posterior))
-    for level, (of_task, posterior) in units.items():
-        documents[f"best_{level}"] = np.where(scorable, of_task.categories[posterior.argmax(axis=1)], "")
+    for level, (unit_names, _, posterior) in units.items():
+        documents[f"best_{level}"] = np.where(scorable, unit_names[posterior.argmax(axis=1)], "")
         documents[f"{level}_posterior"] = np.where(scorable, posterior.max(axis=1), np.nan)
     levels = {}
     per_task = overall = classification = answers = answer_scores = None
@@ -199,9 +199,9 @@ def evaluate(
         per_task, overall = perplexities(restored, table[rows], batch_size, progress)
         found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
         classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
-        for level, (of_task, posterior) in units.items():
-            truth = np.asarray(of_task)[index[rows]]
-            levels[level] = measure_accuracy(documents[f"best_{level}"][rows], truth, posterior.shape[1])
+        for level, (unit_names, of_task, _) in units.items():
+            truth = unit_names[of_task[index[rows]]]
+            levels[level] = measure_accuracy(documents[f"best_{level}"][rows], truth, len(unit_names))
         if ask is not None:
             answers = ask.answers(restored, table[rows], progress)
             answer_scores = score_answers(answers)
@@ -230,7 +230,9 @@ def evaluate(
     )
 
 
-def level_posteriors(levels: Levels | None, posterior: np.ndarray) -> dict[str, tuple[pd.Categorical, np.ndarray]]:
+def level_posteriors(
+    levels: Levels | None, posterior: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Add up the posterior of the tasks of each unit, for levels that have one unit a task.
 
     (Of a level that divides a task's documents, such as the year, a text's unit does not follow from its task.)
@@ -239,15 +241,14 @@ def level_posteriors(levels: Levels | None, posterior: np.ndarray) -> dict[str, 
         posterior: p(d | text), [N, D].
 
     Returns:
-        Level → each task's unit, [D], and p(unit | text), [N, units].
+        Level → the units' names, [U]; the unit of each task, [D] < U; and p(unit | text), [N, U].
     """
-    found: dict[str, tuple[pd.Categorical, np.ndarray]] = {}
+    found = {}
     if levels is not None:
-        for level, column in enumerate(levels.columns):
-            of_task = [row[level] for row in levels.of_task]
-            if min(of_task) >= 0:
-                units = pd.Categorical.from_codes(of_task, pd.Index(levels.units[level]))
-                found[column] = units, posterior @ np.eye(len(units.categories))[of_task]
+        for level, (column, units) in enumerate(zip(levels.columns, levels.units, strict=True)):
+            of_task = np.array([row[level] for row in levels.of_task])
+            if of_task.min() >= 0:
+                found[column] = np.array(units, dtype=object), of_task, posterior @ np.eye(len(units))[of_task]
     return found
 
 
