@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_a_studys_commands_are_known(script, tmp_path):
     for name in ("bora", "python"):  # in place of the real ones: write down the arguments
         (tmp_path / name).write_text(f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "$LIST"; echo >> "$LIST"\n')
         (tmp_path / name).chmod(0o755)
-    given = {name: str(tmp_path / name.lower()) for name in ("BORA", "LIST", "OUT")} | {"DATA": "t.csv"}
+    given = {name: str(tmp_path / name.lower()) for name in ("BORA", "LIST", "OUT")}
+    given |= {"DATA": "t.csv", "PYTHON": sys.executable}
     subprocess.run([EXPERIMENTS / script], env=os.environ | given, cwd=REPOSITORY, check=True)
     commands = [shlex.split(line) for line in (tmp_path / "list").read_text().splitlines()]
     assert any("--archive" in command for command in commands)

@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
 # Does a level above the task help? Modules of Python packages × opt_mini; members of parliament with their parties and
 # Shakespeare's characters with their plays × SmolLM2-135M.
-# Run from the repository root after `make smollm2`; FOLKETING and SHAKESPEARE are the tables of speeches. Run it again to
-# resume. The runs without a level of folketing are experiments/folketing's in bfloat16.
+# Run from the repository root after `make smollm2`; DATA is the folder of the tables of speeches. Run it again to resume. The runs without a level of folketing are experiments/folketing's in bfloat16.
 set -u
-FOLKETING=${FOLKETING:?give the table of speeches: FOLKETING=folketing.csv.xz SHAKESPEARE=shakespeare.csv.xz experiments/levels/study.sh}
-SHAKESPEARE=${SHAKESPEARE:?give the table of speeches}
+DATA=${DATA:?give the folder of folketing.csv.xz and shakespeare.csv.xz: DATA=FOLDER experiments/levels/study.sh}
 OUT=${OUT:-experiments/levels}
 BORA=${BORA:-.venv/bin/bora}
 SEEDS=${SEEDS:-0,1,2}
@@ -18,12 +16,12 @@ sweep $PACKAGES hydra.sweep.dir=$OUT/packages/one tau=1,10,100
 sweep $PACKAGES hydra.sweep.dir=$OUT/packages/two data.levels=[package] 'tau=[10,1],[10,10],[100,10],[100,100]'
 
 SIZES=[60,57,51,48,30,30,29,27,23,22,21,20,20,19,18,18,18,17,16,16,16,16,15,14,14]
-PARTIES="name=parties data=table data.path=$FOLKETING model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3 data.n_tasks=25
+PARTIES="name=parties data=table data.path=$DATA/folketing.csv.xz model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3 data.n_tasks=25
   data.min_documents=60 data.documents_per_task=$SIZES data.min_characters=40 data.max_tokens=48 data.batch_size=8
   optim.patience=2 trainer.max_epochs=10"
 sweep $PARTIES hydra.sweep.dir=$OUT/parties/two data.levels=[party] 'tau=[10000,10000]'
 
-PLAYS="name=plays data=table data.path=$SHAKESPEARE data.name=shakespeare model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3
+PLAYS="name=plays data=table data.path=$DATA/shakespeare.csv.xz data.name=shakespeare model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3
   data.n_tasks=30 data.documents_per_task=24 data.min_characters=40 data.max_tokens=48 data.batch_size=8 optim.patience=2
   trainer.max_epochs=6"
 sweep $PLAYS hydra.sweep.dir=$OUT/plays/one tau=10000
