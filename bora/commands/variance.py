@@ -9,10 +9,10 @@ from rich.table import Table
 from bora.commands.common import add_device, checked, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count
-from bora.data.read import read_column, read_documents
+from bora.data.read import read_column
 from bora.lib.console import plain_console, progress, tell
 from bora.lib.files import write_text_atomically
-from bora.use.restore import restore
+from bora.use.restore import restore, validation_documents
 from bora.use.variance import Share, gradient_similarities, variance_shares
 
 MAX_DOCUMENTS = 1000
@@ -47,11 +47,9 @@ def main() -> None:
     with cli_errors():
         tell(f"loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
-        documents = restored.directory.documents().query("split == 'validation'").drop_duplicates("row")
-        documents = documents.sample(min(arguments.documents, len(documents)), random_state=0).sort_index()
-        columns = {name: read_column(restored.cfg.data, name, documents["row"], "--by=") for name in arguments.by}
-        table = read_documents(restored.cfg.data).loc[documents["row"]]
-        table["task"] = documents["task"].to_numpy()
+        table = validation_documents(restored.directory)
+        table = table.sample(min(arguments.documents, len(table)), random_state=0).sort_index()
+        columns = {name: read_column(restored.cfg.data, name, table.index, "--by=") for name in arguments.by}
         tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
         similarity = gradient_similarities(restored, table, arguments.batch_size, progress)
         shares = variance_shares(similarity, table["task"].tolist(), columns)
