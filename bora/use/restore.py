@@ -103,7 +103,10 @@ def validation_documents(directory: RunDirectory, table: pd.DataFrame | None = N
         UserError: the run kept no documents, its corpus is not there, or has changed.
     """
     documents = directory.documents().query("split == 'validation'").drop_duplicates("row")
-    table = read_documents(directory.config().data) if table is None else table
+    data = directory.config().data
+    if table is None and data.source == "frame":
+        raise UserError("the run was trained on a data frame, of which no file is left; run.voices(frame=…) takes it")
+    table = read_documents(data) if table is None else table
     found = table.reindex(documents["row"]).assign(task=documents["task"].to_numpy())
     known = directory.trained_on()
     if found["text"].isna().any() or not (known is None or known.issuperset(map(hash_text, whole_texts(found)))):
