@@ -86,6 +86,7 @@ def test_a_finished_run_is_used(tmp_path):
     shell(f"bora run {table} {SMALL} data.documents_per_task=20 hydra.run.dir=RUN", tmp_path)
     for name, result in (
         ("generate", None),
+        ("voices", "RUN/voices/summary.json"),
         ("evaluate", "RUN/evaluation/letters/summary.json"),
         ("adapt", "OUT/summary.json"),
         ("export", "OUT/hierarchical-mean/adapter_config.json"),

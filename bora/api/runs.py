@@ -28,9 +28,10 @@ from bora.use.evaluate import Ask, hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
 from bora.use.hub import push_to_hub
-from bora.use.restore import Restored, restore
+from bora.use.restore import Restored, find_tasks, restore, split_documents
 from bora.use.sampling import Sampling
 from bora.use.score import likelihoods, log_prior, perplexities
+from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,6 +153,38 @@ class Run:
         asked = self.tasks if tasks is None else _listed(tasks)
         answers = generate(self.restored, asked, prompts, mean=mean, base=base, **sampling.model_dump())
         return Voices.of(answers, [*map(show_prompt, prompts)], sampling.num_return_sequences)
+
+    def voices(
+        self,
+        prompt: Any = None,
+        tasks: str | Sequence[str] | None = None,
+        *,
+        frame: Any = None,
+        documents: int | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Find how tasks speak, as `bora voices` does: the tokens that are a task's own, and what all say to one prompt.
+
+        Args:
+            prompt: as `generate` takes one; None for the start of a validation document.
+            tasks: one or more names; None for all tasks.
+            frame: what a run of `bora.fit` was trained on.
+            documents: at most so many validation documents of each task; None for all.
+            max_new_tokens: after the prompt.
+
+        Returns:
+            The frames of `bora.use.voices.characteristic_tokens` and `bora.use.voices.continue_prompt`.
+
+        Raises:
+            UserError: all tasks are Θ; or see `generate`, and `bora.use.restore.split_documents`.
+        """
+        require_voices(self.summary)
+        table = split_documents(
+            self._directory, "validation", None if frame is None else self._documents(frame, None, None)
+        )
+        asked = self.tasks if tasks is None else find_tasks(_listed(tasks), self.tasks)
+        how: dict[str, Any] = {"documents": documents, "max_new_tokens": max_new_tokens}
+        return find_voices(self.restored, table, asked, prompt, **how)
 
     def score(self, frame: Any, *, task: str | None = None, text: str | None = None, batch_size: int = 32) -> Scores:
         """Measure the perplexity of new documents under their task's θ, under Θ and under the frozen backbone.

@@ -7,6 +7,7 @@ COMMANDS = {
     "report": "make tables, figures and a page from sweeps: bora report multirun/stdlib-opt_mini",
     "generate": "let tasks continue a prompt: bora generate RUN --task a --prompt b",
     "evaluate": "score new text, and find its likeliest task: bora evaluate RUN --data b.csv",
+    "voices": "how each task speaks: its own tokens, and a prompt continued by all: bora voices RUN",
     "variance": "rank columns by what they would explain: bora variance RUN --by party",
     "adapt": "fit new tasks from a run's prior: bora adapt RUN OUT --data new.csv",
     "export": "write PEFT adapters, or a merged model: bora export RUN OUT",

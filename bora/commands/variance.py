@@ -9,12 +9,12 @@ from rich.table import Table
 from bora.commands.common import add_device, checked, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count
-from bora.data.read import read_column, read_documents
+from bora.data.read import read_column
 from bora.lib.console import plain_console, progress, tell
 from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE
 from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
-from bora.use.restore import restore
+from bora.use.restore import restore, split_documents
 from bora.use.variance import Share, gradient_similarities, variance_shares
 
 MAX_DOCUMENTS = 1000
@@ -60,20 +60,16 @@ def main() -> None:
         restored = restore(arguments.run, arguments.device, arguments.dtype)
         out = arguments.out or arguments.run / VARIANCE
         make_output_folder(out)
-        documents = restored.directory.documents().drop_duplicates("row").set_index("row")
-        validation = documents.query("split == 'validation'")
-        validation = validation.sample(min(arguments.documents, len(validation)), random_state=0).sort_index()
-        columns = {name: read_column(restored.cfg.data, name, validation.index, "--by=") for name in arguments.by}
-        whole = read_documents(restored.cfg.data)
-        table = whole.loc[validation.index].assign(task=validation["task"])
+        table = split_documents(restored.directory, "validation")
+        table = table.sample(min(arguments.documents, len(table)), random_state=0).sort_index()
+        columns = {name: read_column(restored.cfg.data, name, table.index, "--by=") for name in arguments.by}
         tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
         similarity = gradient_similarities(restored, table, arguments.batch_size, progress)
         shares = variance_shares(similarity, table["task"].tolist(), columns)
         write_text_atomically(out / SHARES, pd.DataFrame(map(vars, shares)).to_csv(index=False))
         show(shares)
         if arguments.tau:
-            training = choose_tasks(documents.query("split == 'train'"), restored.summary["n_tasks"])
-            table = whole.loc[training.index].assign(task=training["task"])
+            table = choose_tasks(split_documents(restored.directory, "train"), restored.summary["n_tasks"])
             tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
             found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size, progress))
             write_text_atomically(out / INFERRED, found.to_csv(index=False))

@@ -20,13 +20,14 @@ from bora.config import Data
 from bora.data.chat import Message, encode_chat, find_question, write
 from bora.data.columns import to_text
 from bora.data.pieces import Cutter, Parts
-from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns
+from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns, show_prompt
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.lib.console import progress
 
 # These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
 MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
+MAX_EXAMPLE_CHARS = 40  # of a prompt
 # A row a piece: its document's place in the table, its ids and which of them are scored; and, at a document's first
 # piece, how many tokens of its text and of its prompt were cut off.
 TOKENS = pa.schema(
@@ -246,6 +247,13 @@ class Tokens:
             return [(c[:i], c[i]["content"] if i < len(c) else "") for c, i in zip(chats, last, strict=True)]
         prompts = [{name[1:-1]: cell for name, cell in cells.items()} for cells in prompt_cells(table)]
         return list(zip(prompts, table["text"], strict=True))
+
+    def example(self, document: pd.DataFrame) -> str:
+        """Take a short prompt, as `start` takes it, from a table of one document."""
+        (prompt, _), (text,) = self.ask(document)[0], document["text"]
+        if len(self.columns) > 1:
+            return show_prompt({name: cell[:MAX_EXAMPLE_CHARS] for name, cell in prompt.items()})
+        return " ".join((show_prompt(prompt) if self.answers else text).split()[:3])[:MAX_EXAMPLE_CHARS]
 
     def start(self, task: str | None, prompt: Any, room: int | None = None) -> list[int]:
         """Encode what a text begins with, for a model to go on.

@@ -3,7 +3,8 @@
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -78,6 +79,19 @@ def write_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"{out} cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replace_files(out: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a new folder for files of these names, which at the end replace those in `out`; the last name comes last."""
+    with tempfile.TemporaryDirectory(prefix=".bora.", dir=out) as folder:
+        new = Path(folder)
+        yield new
+        for name in reversed(names):
+            (out / name).unlink(missing_ok=True)
+        for name in names:
+            if (new / name).exists():
+                (new / name).replace(out / name)
 
 
 def require_regular_file(path: Path) -> Path:

@@ -19,6 +19,8 @@ _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
 _LATEX |= {c: f"{{{c}}}" for c in "[]*"}
 _LATEX |= {"τ": r"$\tau$", "∞": r"$\infty$", "Θ": r"$\Theta$", "−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
 _LATEX |= {c: f"$^{n}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+_LATEX |= {c: f"$_{n}$" for n, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+_LATEX |= {"␣": r"\textvisiblespace{}", "↵": r"$\hookleftarrow$", "⇥": r"$\mapsto$"}
 
 
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:

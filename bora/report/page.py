@@ -25,6 +25,7 @@ from bora.report.series import Series, series_of
 from bora.report.similarity import Similarity, compare_tasks, group_by
 from bora.report.tables import ReportTable, claims_table, learned_table, table1, table2
 from bora.report.variance import variance_table
+from bora.report.voices import voices_table
 from bora.runs.archive import Run
 
 
@@ -56,6 +57,7 @@ class Section:
     table2: ReportTable
     pictures: list[Picture]
     answers: list[tuple[ReportTable, dict[str, str]]]
+    voices: ReportTable | None
 
     @property
     def n_still_improving(self) -> int:
@@ -121,13 +123,14 @@ def _write_section(
     tables = table1(evidence), learned_table(evidence), variance_table(evidence), table2(evidence)
     found = find_answers(evidence)
     answers = [(answers_table(name, own), _links(own, output)) for name, own in found.items()]
-    for table in (*tables, claims_table(claims), *(table for table, _ in answers)):
+    voices = voices_table(evidence)
+    for table in (*tables, claims_table(claims), *(table for table, _ in answers), voices):
         if table is not None:
             table.write(folder)
     with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
         drawn = draw_figures(evidence, _compare_tasks(evidence, column, problems))
         pictures = [_save(folder, slug, *each) for each in drawn]
-    return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers)
+    return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers, voices)
 
 
 def _links(found: list[tuple[float, Path, dict]], output: Path) -> dict[str, str]:

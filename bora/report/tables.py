@@ -16,7 +16,7 @@ from bora.report.claims import Claim
 from bora.report.evidence import Evidence
 from bora.report.intervals import LEVEL, Interval
 
-TEXT_COLUMNS = ("task", "level", "claim", "verdict", "numbers", "who answers")  # aligned left
+TEXT_COLUMNS = ("task", "level", "claim", "verdict", "numbers", "who answers", "tokens", "says")  # aligned left
 MAX_PAGE_ROWS = 40  # of a table in LaTeX that does not break over pages
 
 

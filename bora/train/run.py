@@ -13,7 +13,7 @@ import torch
 from bora.bayes.levels import describe_confounded
 from bora.config import Config
 from bora.data.corpus import Corpus
-from bora.data.prompts import show_prompt, whole_texts
+from bora.data.prompts import whole_texts
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.lib.console import above_bars, tell
@@ -34,7 +34,6 @@ from bora.train.temperature import FitTemperature
 from bora.train.trainer import build_fitter
 
 log = logging.getLogger(__name__)
-MAX_PROMPT_CHARS = 40
 
 
 class Trained(NamedTuple):
@@ -160,17 +159,9 @@ def train(
                     model.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
                     samples = partial(write_samples, model, pretrained.tokenizer, cfg, directory, corpus.documents)
                 show_end(tracker, directory, getattr(cfg.logger, "artifact", False), samples)
-        prompt = _example_prompt(Tokens.of(cfg.data, *pretrained), corpus)
+        first = corpus.documents[corpus.documents["task"] == corpus.task_names[0]]
+        prompt = Tokens.of(cfg.data, *pretrained).example(first.head(1))
         return Trained(summary, tracker.where if tracker is not None else "", prompt)
-
-
-def _example_prompt(tokens: Tokens, corpus: Corpus) -> str:
-    """Take a short prompt from a document of the first task."""
-    first = corpus.documents[corpus.documents["task"] == corpus.task_names[0]].head(1)
-    (prompt, _), (text,) = tokens.ask(first)[0], first["text"]
-    if len(tokens.columns) > 1:
-        return show_prompt({name: cell[:MAX_PROMPT_CHARS] for name, cell in prompt.items()})
-    return " ".join((show_prompt(prompt) if tokens.answers else text).split()[:3])[:MAX_PROMPT_CHARS]
 
 
 def silence_warnings() -> None:

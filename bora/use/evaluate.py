@@ -5,7 +5,6 @@ gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), wit
 """
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from bora.bayes.levels import Levels
 from bora.data.corpus import hash_rows
 from bora.data.prompts import whole_texts
 from bora.errors import UserError
-from bora.lib.files import make_output_folder, write_text_atomically
+from bora.lib.files import make_output_folder, replace_files, write_text_atomically
 from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
 from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored
@@ -294,8 +293,7 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
         out: from `make_evaluation_folder`.
         form: of the table of likelihoods, csv or parquet; None for no such table.
     """
-    with tempfile.TemporaryDirectory(prefix=".bora.", dir=out) as folder:
-        new = Path(folder)
+    with replace_files(out, FILES) as new:
         write_text_atomically(new / DOCUMENTS, found.documents.to_csv(index=False))
         if found.per_task is not None:
             write_text_atomically(new / PER_TASK, found.per_task.to_csv(index=False))
@@ -318,11 +316,6 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
             "answers": None if found.answer_scores is None else _mean_scores(found.answer_scores),
         }
         write_json(new / SUMMARY, about | results | {"versions": versions()})
-        for name in reversed(FILES):  # the summary goes first and comes last
-            (out / name).unlink(missing_ok=True)
-        for name in FILES:
-            if (new / name).exists():
-                (new / name).replace(out / name)
 
 
 def tabulate_likelihoods(found: Evaluation, names: list[str]) -> pd.DataFrame:

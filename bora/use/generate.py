@@ -61,6 +61,7 @@ def generate(
     *,
     mean: bool = False,
     base: bool = False,
+    progress: Progress = lambda steps, what: steps,
     **options: Any,
 ) -> list[Answer]:
     """Continue each prompt by each task, in batches of mixed tasks.
@@ -74,6 +75,7 @@ def generate(
         tasks: names of its tasks, or their beginnings, see `Restored.find_tasks`.
         prompts: texts to continue, or what `Tokens.start` takes.
         mean, base: let Θ, and the frozen backbone, answer too.
+        progress: wraps the loop over batches.
         options: see Sampling.
 
     Returns:
@@ -97,7 +99,7 @@ def generate(
     rows = [(i, s, n) for i in range(len(prompts)) for s in speakers for n in range(sampling.num_return_sequences)]
     new = sampling.max_new_tokens
     starts = {(i, s): encode_start(restored, s.task, p, new) for i, p in enumerate(prompts) for s in speakers}
-    found = continue_all(restored, [starts[i, s] for i, s, _ in rows], [s for _, s, _ in rows], sampling)
+    found = continue_all(restored, [starts[i, s] for i, s, _ in rows], [s for _, s, _ in rows], sampling, progress)
     return [Answer(prompts[i], speaker, n, *one) for (i, speaker, n), one in zip(rows, found, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config, Dtype
+from bora.data.prompts import whole_texts
+from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
-from bora.runs.directory import RunDirectory
+from bora.runs.directory import RunDirectory, hash_text
 
 log = logging.getLogger(__name__)
 MAX_SHOWN = 30  # tasks named in an error
@@ -55,33 +57,62 @@ class Restored(NamedTuple):
         return self.summary.get("temperature") or 1.0
 
     def find_tasks(self, names: Iterable[str]) -> list[str]:
-        """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has; party=left is
-        a unit of a level above them.
+        """Find the tasks that are meant, see `find_tasks`; party=left is a unit of a level above them."""
+        return find_tasks(names, self.model.adapters.names)
 
-        Upper and lower case are told apart only where whole names differ in them.
 
-        Raises:
-            UserError: there is no such task, or several; lists those, or the names near to it.
-        """
-        return [self._find_task(name) for name in names]
+def find_tasks(wanted: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has.
 
-    def _find_task(self, wanted: str) -> str:
-        names = self.model.adapters.names
-        low = wanted.casefold()
-        for found in (
-            [name for name in names if name == wanted],
-            [name for name in names if name.casefold() == low],
-            [name for name in names if name.casefold().startswith(low)],
-        ):
-            if len(found) == 1:
-                return found[0]
-            if found:
-                more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""
-                raise UserError(f"{wanted!r} is the beginning of several tasks: {', '.join(found[:MAX_SHOWN])}{more}")
-        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-        more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
-        hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"
-        raise UserError(f"the run has no task {wanted}; {hint}")
+    Upper and lower case are told apart only where whole names differ in them.
+
+    Args:
+        names: of all tasks.
+
+    Raises:
+        UserError: there is no such task, or several; lists those, or the names near to it.
+    """
+    return [_find_task(name, names) for name in wanted]
+
+
+def _find_task(wanted: str, names: Sequence[str]) -> str:
+    low = wanted.casefold()
+    for found in (
+        [name for name in names if name == wanted],
+        [name for name in names if name.casefold() == low],
+        [name for name in names if name.casefold().startswith(low)],
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""
+            raise UserError(f"{wanted!r} is the beginning of several tasks: {', '.join(found[:MAX_SHOWN])}{more}")
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
+    hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"
+    raise UserError(f"the run has no task {wanted}; {hint}")
+
+
+def split_documents(directory: RunDirectory, split: str, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Read a run's documents of a split: columns task, text and what prompts take, on their rows.
+
+    Args:
+        split: train | validation.
+        table: the corpus, where the config cannot say where it is: that of a run on a frame.
+
+    Raises:
+        UserError: the run kept no documents, its corpus is not there, or has changed.
+    """
+    documents = directory.documents().query("split == @split").drop_duplicates("row")
+    data = directory.config().data
+    if table is None and data.source == "frame":
+        raise UserError("the run was trained on a data frame, of which no file is left; run.voices(frame=…) takes it")
+    table = read_documents(data) if table is None else table
+    found = table.reindex(documents["row"]).assign(task=documents["task"].to_numpy())
+    known = directory.trained_on()
+    if found["text"].isna().any() or not (known is None or known.issuperset(map(hash_text, whole_texts(found)))):
+        raise UserError(f"the run's {split} documents are no longer where they were in its corpus; put it back")
+    return found
 
 
 def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Restored:

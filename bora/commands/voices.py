@@ -1,0 +1,115 @@
+"""The command `bora voices RUN`: how each task speaks, by its own tokens and by what it says to one prompt."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from bora.commands.common import add_device, checked, run_parser
+from bora.commands.exits import cli_errors
+from bora.config import Count
+from bora.data.prompts import prompt_columns
+from bora.errors import UserError
+from bora.lib.console import plain_console, progress, short_path, tell
+from bora.lib.names import one_line
+from bora.report.voices import arrange_voices
+from bora.runs.directory import RunDirectory
+from bora.use.restore import find_tasks, restore, split_documents
+from bora.use.voices import MAX_NEW_TOKENS, Voices, find_voices, require_voices, write_voices
+
+MAX_SHOWN = 30  # tasks in the terminal
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command line's parser."""
+    parser = run_parser(
+        "voices",
+        "Show how each task speaks: the tokens that set it apart from Θ in the run's validation documents, and what it "
+        "says to one prompt.",
+    )
+    add = parser.add_argument
+    add(
+        "--prompt",
+        nargs="+",
+        metavar="TEXT|COLUMN=CELL",
+        help="a text, or the cells of each column that the run's prompt takes (the start of a validation document)",
+    )
+    add("--tasks", nargs="+", metavar="NAME", help="tasks, or the beginnings of their names (all)")
+    add(
+        "-n",
+        "--documents",
+        type=checked(Count),
+        metavar="N",
+        help="at most so many documents of each task, drawn at random (all)",
+    )
+    add("--max-new-tokens", type=checked(Count), default=MAX_NEW_TOKENS, metavar="N", help=f"({MAX_NEW_TOKENS})")
+    add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows in a forward (32)")
+    add_device(parser)
+    return parser
+
+
+def read_prompt(words: Sequence[str], columns: Sequence[str]) -> Any:
+    """Read --prompt: COLUMN=CELL for each of the columns, or one text.
+
+    Raises:
+        UserError: it is neither.
+    """
+    cells = dict(word.partition("=")[::2] for word in words)
+    if columns and cells.keys() == set(columns):
+        return cells
+    if len(words) > 1:
+        takes = f"give {' '.join(f'{name}=CELL' for name in columns)}" if columns else "give one text, in quotes"
+        raise UserError(f"--prompt: {takes}")
+    return words[0]
+
+
+def show(found: Voices) -> None:
+    """Print a row a speaker, Θ first, then the tasks that gain most."""
+    rows = arrange_voices(*found)
+    prompt = one_line(found.continuations["prompt"].iloc[0])
+    table = Table(
+        title=f"how each task speaks: its most characteristic tokens, and how it goes on from “{prompt}”",
+        title_justify="left",
+        caption="below a task its gain on Θ, in nats a token; below a token its part of that, in thousandths",
+        caption_justify="left",
+        show_header=False,
+        show_lines=True,
+    )
+    table.add_column(overflow="fold", max_width=20)
+    table.add_column(overflow="fold")
+    for row in rows.head(MAX_SHOWN + 1).to_dict("records"):
+        gain = "" if pd.isna(row["gain"]) else f"\n{row['gain']:+.3f}".replace("-", "−")
+        voice = Text.assemble((row["tokens"], "bold"), "\n" if row["tokens"] else "", row["says"])
+        table.add_row(row["task"] + gain, voice)
+    console = plain_console()
+    console.print(table)
+    if len(rows) > MAX_SHOWN + 1:
+        console.print(f"and {len(rows) - MAX_SHOWN - 1:,} more tasks, in the files; --tasks shows those that it names")
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = parser().parse_args()
+    with cli_errors():
+        directory = RunDirectory(arguments.run.expanduser())
+        require_voices(directory.summary())
+        names = directory.per_task()["task"].tolist()
+        tasks = names if arguments.tasks is None else [*dict.fromkeys(find_tasks(arguments.tasks, names))]
+        columns = prompt_columns(directory.config().data.prompt)
+        prompt = None if arguments.prompt is None else read_prompt(arguments.prompt, columns)
+        table = split_documents(directory, "validation")
+        tell(f"loading {arguments.run}")
+        restored = restore(arguments.run, arguments.device, arguments.dtype)
+        how = {name: getattr(arguments, name) for name in ("documents", "batch_size", "max_new_tokens")}
+        found = find_voices(restored, table, tasks, prompt, progress=progress, **how)
+        about = {"tau": restored.model.tau, "data_sha256": restored.summary["data_sha256"], "tasks": tasks, **how}
+        out = write_voices(found, directory.path, about)
+    show(found)
+    print(f"voices: {short_path(out)}")
+
+
+if __name__ == "__main__":
+    main()

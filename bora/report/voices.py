@@ -1,0 +1,64 @@
+"""How each task speaks: its most characteristic tokens and what it says to a prompt, as `bora voices` left them."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from bora.lib.names import format_tau, one_line
+from bora.report.evidence import Evidence
+from bora.report.tables import ReportTable, number
+from bora.runs.directory import SUMMARY, readable
+
+FOLDER, TOKENS, CONTINUATIONS = "voices", "tokens.csv", "continuations.csv"
+BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+N_BEST, MIN_COUNT, MIN_DOCUMENTS = 8, 3, 2  # tokens of a task that are shown, and how often they must be there
+
+
+def best_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Take the most characteristic tokens of each task: of those that several documents have, and not once only.
+
+    Args:
+        tokens: from `bora.use.voices.characteristic_tokens`.
+    """
+    often = (tokens["count"] >= MIN_COUNT) & (tokens["documents"] >= MIN_DOCUMENTS) & (tokens["contribution"] > 0)
+    return tokens[often].groupby("task", sort=False).head(N_BEST)
+
+
+def arrange_voices(tokens: pd.DataFrame, continuations: pd.DataFrame) -> pd.DataFrame:
+    """Arrange a row a speaker, Θ first, then the tasks that gain most: task, gain, tokens, says.
+
+    Below each token stands its contribution in thousandths of a nat.
+    """
+    best = best_tokens(tokens)
+    shown = best["token"] + best["contribution"].map(lambda x: f"{1000 * x:.0f}".translate(BELOW))
+    said = continuations.set_index("task")["text"].map(lambda text: one_line(text.replace("\n", " ↵ ")))
+    gain = tokens.groupby("task")["contribution"].sum().reindex(said.index)
+    table = pd.DataFrame({"gain": gain, "tokens": shown.groupby(best["task"]).agg("  ".join), "says": said}, said.index)
+    table = table.fillna({"tokens": ""}).sort_values("gain", ascending=False, na_position="first", kind="stable")
+    return table.rename_axis("task").reset_index()
+
+
+def voices_table(evidence: Evidence) -> ReportTable | None:
+    """Tabulate the voices of the first run at the best middle τ; None where `bora voices` left none.
+
+    Raises:
+        UserError: its files are not readable.
+    """
+    tau = evidence.best_middle_tau
+    folder = Path() if tau is None else evidence.series.at(tau)[0].folder / FOLDER
+    if tau is None or not (folder / SUMMARY).is_file():
+        return None
+    with readable(folder / TOKENS) as file:
+        tokens = pd.read_csv(file, dtype={"task": str, "token": str}, keep_default_na=False)
+    with readable(folder / CONTINUATIONS) as file:
+        continuations = pd.read_csv(file, dtype=str, keep_default_na=False)
+    data, prompt = arrange_voices(tokens, continuations), one_line(continuations["prompt"].iloc[0])
+    cells = data.assign(gain=data["gain"].map(lambda gain: number(gain, ".3f")))
+    caption = (
+        f"How each task speaks at τ = {format_tau(tau)}, and how it goes on from “{prompt}”. Gain: how much likelier its "
+        "validation documents are under its own θ than under Θ, in nats a token. Tokens: the most characteristic, which "
+        f"contribute most to the gain, of those that come {MIN_COUNT} times or more, in {MIN_DOCUMENTS} documents or "
+        "more; below each its contribution, in thousandths. ␣ is a space, ↵ the end of a line. What a task says is the "
+        "likeliest token each time, with repetitions made less likely."
+    )
+    return ReportTable("voices", data, cells, cells == "", caption)

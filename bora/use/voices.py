@@ -1,0 +1,191 @@
+"""How each task of a run speaks: the tokens that are its own, and what all tasks say to one prompt.
+
+The gain of a task is how many nats a token its own documents are likelier under θ_d than under Θ. An item w of the
+vocabulary contributes to it, with N_d the task's scored tokens::
+
+    contribution of w = 1/N_d Σ_{places of w} [log p(w | before, θ_d) − log p(w | before, Θ)]
+
+so all contributions of a task add up to its gain. An item is characteristic where it is frequent in the task and comes
+where the other tasks would not expect it: as in the keyness of corpus linguistics, but each place against its own
+context. One that is rare cannot have a large contribution by its log-ratio alone.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bora.data.batches import Documents
+from bora.data.prompts import show_prompt
+from bora.errors import UserError
+from bora.lib.files import make_output_folder, replace_files, write_text_atomically
+from bora.model.backbone import Backbone
+from bora.model.batch import Batch, find_places, to_device
+from bora.model.likelihood import token_nll
+from bora.report.voices import CONTINUATIONS, FOLDER, TOKENS
+from bora.runs.directory import SUMMARY, versions, write_json
+from bora.train.authorship import Progress
+from bora.use.generate import generate
+from bora.use.restore import Restored
+
+MAX_NEW_TOKENS, REPETITION_PENALTY = 32, 1.2  # without the latter small models go round in circles
+SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
+
+
+class Voices(NamedTuple):
+    """What was found.
+
+    Attributes:
+        tokens: see `characteristic_tokens`.
+        continuations: see `continue_prompt`.
+    """
+
+    tokens: pd.DataFrame
+    continuations: pd.DataFrame
+
+
+def require_voices(summary: dict[str, Any]) -> None:
+    """
+    Raises:
+        UserError: all tasks of the run are Θ.
+    """
+    if np.isinf(summary["tau"]):
+        raise UserError("at tau=inf all tasks are Θ, so none has a voice of its own; give a run with a finite tau")
+
+
+def find_voices(
+    restored: Restored,
+    table: pd.DataFrame,
+    tasks: Sequence[str],
+    prompt: Any = None,
+    documents: int | None = None,
+    batch_size: int = 32,
+    progress: Progress = lambda steps, what: steps,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Voices:
+    """Find the tokens of tasks, and let Θ and the tasks continue one prompt.
+
+    Args:
+        table: from `bora.use.restore.split_documents`.
+        tasks: names.
+        prompt: see `continue_prompt`; None for the start of the first task's first document.
+        documents: at most so many of each task, drawn at random; None for all.
+        batch_size: rows in a forward.
+
+    Raises:
+        UserError: see `bora.use.generate.generate`.
+    """
+    if prompt is None:
+        prompt = restored.tokens.example(table[table["task"] == restored.model.adapters.task_names[0]].head(1))
+    options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "repetition_penalty": REPETITION_PENALTY}
+    said = continue_prompt(restored, tasks, prompt, progress, **options)
+    table = table[table["task"].isin(tasks)]
+    if documents is not None:
+        drawn = table.sample(frac=1, random_state=0).groupby("task").head(documents)
+        table = table[table.index.isin(drawn.index)]
+    return Voices(characteristic_tokens(restored, table, batch_size, progress), said)
+
+
+@torch.no_grad()
+def characteristic_tokens(
+    restored: Restored, table: pd.DataFrame, batch_size: int = 32, progress: Progress = lambda steps, what: steps
+) -> pd.DataFrame:
+    """Compute what each item of the vocabulary contributes to the gain of each task.
+
+    Args:
+        table: documents, columns task, text and what prompts take.
+        batch_size: documents in a forward.
+
+    Returns:
+        A row a task and item: task, in the run's order; token, as `show_token` has it; id; count, places; documents, that
+        have it; log_ratio, the mean over its places, nats; contribution, nats a token, the largest first.
+    """
+    model, names = restored.model, restored.model.adapters.task_names
+    number = {name: d for d, name in enumerate(names)}
+    encoded, _ = restored.tokens.encode(table)
+    whose = np.array([piece.document for piece in encoded])
+    documents = Documents(encoded, [number[task] for task in table["task"].iloc[whose]])
+    order = np.argsort([len(piece.ids) for piece in encoded], kind="stable")
+    found = []
+    for start in progress(range(0, len(order), batch_size), "tokens"):
+        some = order[start : start + batch_size]
+        batch = to_device(documents[some.tolist(), 1], model.device)
+        theta = model.adapters.shrunk_rows(find_places(batch["task"]), model.backbone.dtype, 1.0)
+        ratio = _nll(model.backbone, batch, model.adapters.mean) - _nll(model.backbone, batch, theta)
+        row = (batch["scored"] // batch["labels"].shape[1]).cpu()
+        ids = batch["labels"].flatten()[batch["scored"]].cpu()
+        columns = {"task": batch["task"].cpu()[row], "id": ids, "document": whose[some][row], "ratio": ratio.cpu()}
+        found.append(pd.DataFrame({name: np.asarray(values) for name, values in columns.items()}))
+    places = pd.concat(found).astype({"ratio": float})
+    how = {"count": ("ratio", "size"), "documents": ("document", "nunique"), "log_ratio": ("ratio", "mean")}
+    items = places.groupby(["task", "id"]).agg(**how).reset_index()
+    items["contribution"] = items["log_ratio"] * items["count"] / items.groupby("task")["count"].transform("sum")
+    items = items.sort_values(["task", "contribution"], ascending=[True, False], kind="stable", ignore_index=True)
+    tokens = {i: show_token(restored, i) for i in items["id"].unique().tolist()}
+    items["task"] = items["task"].map(dict(enumerate(names)))
+    items.insert(1, "token", items["id"].map(tokens))
+    return items
+
+
+def _nll(backbone: Backbone, batch: Batch, theta: Tensor) -> Tensor:
+    """Return −log p of each scored token, [S] nats; θ is [R, P], or [P] for all rows."""
+    with backbone.routed(theta):
+        hidden = backbone.hidden(batch["input_ids"])
+    at = batch["scored"]
+    return token_nll(hidden.flatten(0, 1)[at - 1], batch["labels"].flatten()[at], backbone.head)
+
+
+def show_token(restored: Restored, token: int) -> str:
+    """Write a token with its white space to be seen: ␣the, ↵␣×8; whatever cannot be printed as Python escapes it."""
+    one, two = (str(restored.tokenizer.decode([token] * n, clean_up_tokenization_spaces=False)) for n in (1, 2))
+    text = two.removeprefix(one)  # alone, some tokenizers drop a word's space
+    signs = re.sub(r"([␣⇥])\1{2,}", lambda run: f"{run[1]}×{len(run[0])}", text.translate(SIGNS))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in signs)
+
+
+def continue_prompt(
+    restored: Restored,
+    tasks: Sequence[str],
+    prompt: Any,
+    progress: Progress = lambda steps, what: steps,
+    **options: Any,
+) -> pd.DataFrame:
+    """Let Θ and tasks continue one prompt; where data.prompt names the task, the tasks alone.
+
+    Args:
+        prompt: as `bora.use.generate.generate` takes it.
+        options: see `bora.use.sampling.Sampling`.
+
+    Returns:
+        A row a speaker: task, prompt, text; Θ is last.
+    """
+    mean = not restored.tokens.names_task
+    answers = generate(restored, tasks, [prompt], mean=mean, progress=progress, **options)
+    rows = [(str(answer.speaker), show_prompt(prompt), answer.text) for answer in answers]
+    return pd.DataFrame(rows, columns=["task", "prompt", "text"])
+
+
+def write_voices(found: Voices, run: Path, about: dict[str, Any]) -> Path:
+    """Write tokens.csv, continuations.csv and then summary.json to the run's folder `voices`, over earlier ones.
+
+    Args:
+        about: what was asked: the summary's first part.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    out = run / FOLDER
+    make_output_folder(out)
+    with replace_files(out, (TOKENS, CONTINUATIONS, SUMMARY)) as new:
+        write_text_atomically(new / TOKENS, found.tokens.to_csv(index=False))
+        write_text_atomically(new / CONTINUATIONS, found.continuations.to_csv(index=False))
+        write_json(new / SUMMARY, about | {"versions": versions()})
+    return out
