@@ -50,7 +50,8 @@ class Voices(NamedTuple):
 
 
 def require_voices(summary: dict[str, Any]) -> None:
-    """
+    """Refuse a run by its summary.
+
     Raises:
         UserError: all tasks of the run are Θ.
     """

@@ -1,4 +1,4 @@
-"""Print tau=learn against the grids: paired nats a token of test documents, mean over seeds, 95 % bootstrap over tasks."""
+"""Print tau=learn against the grids: paired nats a token on test, mean over seeds, 95 % bootstrap over tasks."""
 
 import sys
 from pathlib import Path
