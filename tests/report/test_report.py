@@ -49,7 +49,9 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
         group, name = key.split("__")
         settings[group] = settings[group] | {name: value}
     (folder / "config.yaml").write_text(to_yaml(settings))
-    (folder / "metrics.csv").touch()
+    rows = [(0, 9, val + 9), (1, 19, val + 3), (2, 29, val), (3, 39, val + 1), (4, 40, val)]  # the last: after training
+    metrics = pd.DataFrame(rows, columns=["epoch", "step", "val/perplexity"]).assign(**{"val/nll": 1.0})
+    metrics.to_csv(folder / "metrics.csv", index=False)
     per_task = pd.DataFrame(
         {
             "task": list(tasks),
@@ -139,7 +141,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert r"$\tau$ = $\infty$" in latex
     page = (tmp_path / "report/index.html").read_text()
     assert "<strong>13.60</strong>" in page
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert not re.search(r'(src|href)="(?!#)', page)  # nothing is fetched
     for number in range(1, 6):
         for ending in ("png", "pdf"):
@@ -196,6 +198,8 @@ def test_a_report_goes_into_the_folder_it_is_about_and_never_over_anothers(sweep
 
 
 def test_an_archive_gives_the_report_of_its_folders(sweep, report, tmp_path):
+    for file in sweep.glob("*/metrics.csv"):  # of which an archive has nothing
+        file.unlink()
     report("s", "-o", "folders")  # as the page names the runs' folders
     code, out, err = report("s", "--archive", "runs.csv.gz")
     assert (code, err) == (0, "")
@@ -349,7 +353,7 @@ def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
         write_run(tmp_path / f"s/{tau}", tau, known={tau: (lr, val, test, tasks)})
     assert report("s")[0] == 0
     assert len(pd.read_csv(tmp_path / "report/table2.csv")) == n_tasks
-    assert len(list((tmp_path / "report").glob("figure*.png"))) == 7
+    assert len(list((tmp_path / "report").glob("figure*.png"))) == 8
 
 
 def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
