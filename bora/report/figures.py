@@ -168,7 +168,8 @@ def improvement(evidence: Evidence) -> Figure | None:
         label = f"over {words}" + ("" if math.isnan(rho) else f", ρ = {Interval(rho):+.2f}")
         how: dict[str, Any] = {"color": color, "alpha": 0.85, "linewidth": 0, "label": label}
         ax.scatter(n, y, s=30, marker=marker, urls=hover_names(y.index), **how)
-        if len(y) <= MAX_AXIS_NAMES and (ends := difference.improvement_ends) is not None:
+        # Not among many tasks, nor of one size: the bars would be one.
+        if len(y) <= MAX_AXIS_NAMES and n.nunique() > 1 and (ends := difference.improvement_ends) is not None:
             bars.append((ends, color))
         points += [(str(task), n[task], y[task]) for task in y.index]
     if tau is None or not points:

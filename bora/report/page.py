@@ -232,20 +232,27 @@ def draw_figures(
     ]
     if guesses is not None:
         order = None if similar is None else [similar.tasks[i] for i in similar.order]
-        drawn.append(("figure10", figures.authorship(evidence, guesses, order), _about_guesses(guesses)))
+        drawn.append(("figure10", figures.authorship(evidence, guesses, order), _about_guesses(evidence, guesses)))
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
 
 
-def _about_guesses(guesses: Guesses) -> str:
-    found, at_1 = guesses.summary["classification"], guesses.summary["temperature"] != 1
-    low, high = 100 * found["low"], 100 * found["high"]
-    return (
+def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
+    found = guesses.summary["classification"]
+    accuracy, low, high, chance = (100 * found[name] for name in ("accuracy", "low", "high", "chance"))
+    caption = (
         f"{guesses.folder.name}: {found['n']:,} documents under {guesses.folder.parent.parent.name}. The likeliest task "
-        f"is the true one for {100 * found['accuracy']:.1f} % [{low:.1f}, {high:.1f}] (95 % Wilson interval), by chance "
-        f"for {100 * found['chance']:.2g} %. Below, documents by the probability of their likeliest task: how often it "
-        "is right, and n, their number; ECE is the expected calibration error"
-        + (f", {found['calibration_error_at_1']:.3f} by Bayes' rule without the run's temperature." if at_1 else ".")
+        f"is the true one for {accuracy:.1f} % [{low:.1f}, {high:.1f}] (95 % Wilson interval), by chance for "
+        f"{chance:.2g} %. "
     )
+    if not evidence.tasks().index.isin(guesses.truth).all():
+        caption += "A grey row is a task without documents. "
+    caption += (
+        "Below, documents by the probability of their likeliest task: how often it is right, and n, their number; ECE is "
+        "the expected calibration error"
+    )
+    if guesses.summary["temperature"] != 1:
+        caption += f", {found['calibration_error_at_1']:.3f} by Bayes' rule without the run's temperature"
+    return caption + "."
 
 
 def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:

@@ -381,7 +381,7 @@ def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, r
     assert report(sweep)[0] == 0
     page = (tmp_path / "report/index.html").read_text("utf-8")
     assert "new: 3 documents under tau=100,seed=1" in page
-    assert "66.7 % [20.8, 93.9] (95 % Wilson interval), by chance for 33 %" in page
+    assert "66.7 % [20.8, 93.9] (95 % Wilson interval), by chance for 33 %. A grey row is a task" in page
     ece = (abs(0.05 + 0.08) + 0.55) / 3  # both in the last bin, and one in the sixth
     figure = figures.authorship(evidence_of(sweep), guesses, None)
     assert figure.axes[1].get_title() == f"How sure and how right: ECE {ece:.3f}"
