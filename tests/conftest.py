@@ -164,8 +164,9 @@ def one_line(found: tuple[int, str, str], *words: str, code: int = 2) -> None:
 @pytest.fixture
 def figure_6_alone(monkeypatch):
     """Let a report draw figure 6 alone: the others take seconds."""
-    for name in ("sizes", "perplexity_by_tau", "improvement", "distances", "size_and_perplexity", "effects", "pooling"):
-        monkeypatch.setattr(f"bora.report.figures.{name}", lambda evidence: None)
+    others = "sizes perplexity_by_tau improvement distances size_and_perplexity effects pooling learning_curves"
+    for name in others.split():
+        monkeypatch.setattr(f"bora.report.figures.{name}", lambda *_: None)
 
 
 TASKS = {"a": 24, "a longer name": 40, "../b | <i>*x*": 30}

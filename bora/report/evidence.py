@@ -42,6 +42,16 @@ class Difference:
         """Give by how many percent each task's perplexity is lower."""
         return -100 * np.expm1(self.by_task)
 
+    @property
+    def improvement_ends(self) -> pd.DataFrame | None:
+        """Give the ends of the same, low and high, by a t interval over seeds; None with one seed."""
+        n = self.by_seed.shape[1]
+        if n < 2:
+            return None
+        half = stats.t.ppf(QUANTILES[1], n - 1) * self.by_seed.sem(axis=1)
+        lower, higher = self.by_task + half, self.by_task - half  # a higher NLL is a lower gain
+        return pd.DataFrame({"low": -100 * np.expm1(lower), "high": -100 * np.expm1(higher)})
+
 
 class Evidence:
     """The numbers of one series.

@@ -1,29 +1,36 @@
-"""The figures: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other; one visual language for all.
+"""The figures: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other, 9 of training, 10 of who wrote a text.
 
-Black is the whole corpus, grey a task; blue is against separate models, vermilion against one model (Okabe and Ito's
-colours, told apart by all kinds of sight; markers differ too). Draw within `mpl.rc_context(STYLE)`.
+One visual language for all: black is the whole corpus, grey a task; blue is against separate models, vermilion against
+one model (Okabe and Ito's colours, told apart by all kinds of sight; markers differ too). Draw within
+`mpl.rc_context(STYLE)`.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from bora.lib.names import format_tau, one_line
+from bora.report.authors import Guesses, reliability
 from bora.report.evidence import Evidence, place_taus, rank_correlation
 from bora.report.intervals import Interval
 from bora.report.similarity import Similarity
+from bora.runs.archive import Run
+from bora.train.authorship import N_BINS, calibration_error
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
 BLACK, GREY, LIGHT = "#1a1a1a", "#8c8c8c", "#d4d4d4"
 BLUE, VERMILION = "#0072B2", "#D55E00"
+BY_TAU = LinearSegmentedColormap.from_list("tau", [BLUE, "#7A5195", VERMILION])  # from separate models to one
 GROUPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#4D4D4D"]
 DIVERGING = "PuOr"  # the middle is white
 Z95 = 1.96
@@ -52,6 +59,8 @@ STYLE: "dict[RcKeyType, Any]" = {
 }
 WIDTH, HEIGHT = 6.8, 4.2  # inches
 MAX_AXIS_NAMES = 60  # tasks whose names fit on an axis
+MAX_HOVER_NAMES = 500  # tasks named where the pointer is; more would make the page slow
+MAX_LEGEND_TAUS = 9
 MAX_POINT_NAMES = 30  # names written beside points
 MAX_TICKS = 13
 # Where a point's name may stand, in points from it, best first.
@@ -103,6 +112,8 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
     few = len(by_task) <= MAX_AXIS_NAMES
     lines = ax.plot(x, by_task.T, color=GREY, linewidth=0.9 if few else 0.5, alpha=0.55 if few else 0.3)
     lines[0].set_label("a task")
+    for line, name in zip(lines, hover_names(evidence.task_means().index), strict=False):
+        line.set_url(name)
     overall = [evidence.over_seeds(tau) for tau in taus]
     y = np.array([o.value for o in overall])
     ax.plot(x, y, color=BLACK, linewidth=2.6, marker="o", markersize=5, label="all tasks")
@@ -147,6 +158,7 @@ def improvement(evidence: Evidence) -> Figure | None:
     figure, ax = canvas()
     limits = [(0.0, "separate models (τ = 0)", BLUE, "o"), (math.inf, "one model (τ = ∞)", VERMILION, "D")]
     points: list[tuple[str, float, float]] = []
+    bars: list[tuple[pd.DataFrame, str]] = []
     for other, words, color, marker in limits:
         difference = None if tau is None else evidence.difference(tau, other)
         if difference is None:
@@ -154,7 +166,11 @@ def improvement(evidence: Evidence) -> Figure | None:
         y = difference.improvement
         rho = rank_correlation(n, y).value
         label = f"over {words}" + ("" if math.isnan(rho) else f", ρ = {Interval(rho):+.2f}")
-        ax.scatter(n, y, s=30, color=color, marker=marker, alpha=0.85, linewidth=0, label=label)
+        how: dict[str, Any] = {"color": color, "alpha": 0.85, "linewidth": 0, "label": label}
+        ax.scatter(n, y, s=30, marker=marker, urls=hover_names(y.index), **how)
+        # Not among many tasks, nor of one size: the bars would be one.
+        if len(y) <= MAX_AXIS_NAMES and n.nunique() > 1 and (ends := difference.improvement_ends) is not None:
+            bars.append((ends, color))
         points += [(str(task), n[task], y[task]) for task in y.index]
     if tau is None or not points:
         return None
@@ -163,8 +179,20 @@ def improvement(evidence: Evidence) -> Figure | None:
     ax.set_ylabel("perplexity lower by, %")
     ax.set_title(f"What τ = {format_tau(tau)} gains for each task")
     put_legend_above(ax)
+    if bars:
+        _draw_bars(ax, n, bars)
     write_names(figure, ax, points)
     return figure
+
+
+def _draw_bars(ax: Axes, n: pd.Series, bars: list[tuple[pd.DataFrame, str]]) -> None:
+    """Draw intervals thin and light; few seeds' are long, so they take at most as much of the axis as the points."""
+    low, high = ax.get_ylim()
+    for ends, color in bars:
+        ax.vlines(n[ends.index], ends["low"], ends["high"], color=color, linewidth=0.8, alpha=0.4, zorder=1)
+    below, above, room = *ax.get_ylim(), (high - low) / 2
+    ax.set_ylim(max(below, low - room), min(above, high + room))
+    ax.set_title("bars: 95 % t intervals over seeds", loc="right", fontsize=9, pad=26)
 
 
 def distances(evidence: Evidence) -> Figure | None:
@@ -187,7 +215,7 @@ def size_and_perplexity(evidence: Evidence) -> Figure:
 
 def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
     figure, ax = canvas()
-    ax.scatter(n, y, s=30, color=BLUE, alpha=0.85, linewidth=0)
+    ax.scatter(n, y, s=30, color=BLUE, alpha=0.85, linewidth=0, urls=hover_names(y.index))
     set_size_axis(ax, n)
     ax.set_ylabel(label)
     ax.set_title(title)
@@ -253,8 +281,9 @@ def effects(evidence: Evidence) -> Figure | None:
     figure, ax = canvas(max(2.4, 1.0 + 0.2 * n) if named else 5.6)
     place = np.arange(n)
     ax.axvline(0, color=BLACK, linewidth=0.9)
-    ax.hlines(place, effect - half, effect + half, color=BLUE, linewidth=1.6 if named else 0.6, alpha=0.6)
-    ax.plot(effect, place, "o", color=BLUE, ms=4.5 if named else 1.8)
+    width, size, names = 1.6 if named else 0.6, 20 if named else 3, hover_names(effect.index)
+    ax.hlines(place, effect - half, effect + half, color=BLUE, linewidth=width, alpha=0.6, urls=names)
+    ax.scatter(effect, place, s=size, color=BLUE, linewidth=0, zorder=2, urls=names)
     set_task_axis(ax, effect.index)
     ax.set_xlabel("nats a token better than under Θ")
     ax.set_title(f"What each task's own θ is worth at τ = {format_tau(tau)}")
@@ -272,20 +301,108 @@ def pooling(evidence: Evidence) -> Figure | None:
     figure, ax = canvas(max(2.6, 1.2 + 0.2 * len(order)) if named else 5.6)
     place = np.arange(len(order))
     low, high = means.loc[order, [0.0, between, math.inf]].min(axis=1), means.loc[order].max(axis=1)
-    ax.hlines(place, low, high, color=LIGHT, linewidth=1.4 if named else 0.7, zorder=0)
+    names = hover_names(order)
+    ax.hlines(place, low, high, color=LIGHT, linewidth=1.4 if named else 0.7, zorder=0, urls=names)
     size = 16 + 64 * (n_train[order] / n_train.max()) if named else 5
     for tau, color, marker, words in (
         (0.0, BLUE, "o", "separate models (τ = 0)"),
         (math.inf, VERMILION, "D", "one model (τ = ∞)"),
         (between, BLACK, "o", f"τ = {format_tau(between)}"),
     ):
-        ax.scatter(means.loc[order, tau], place, s=size, color=color, marker=marker, linewidth=0, label=words)
+        how: dict[str, Any] = {"color": color, "marker": marker, "linewidth": 0, "label": words}
+        ax.scatter(means.loc[order, tau], place, s=size, urls=names, **how)
     set_task_axis(ax, order)
     set_logarithmic(ax, "x")
     ax.set_xlabel(evidence.measure.split(" as ")[0])
     ax.set_title("From separate models to one")
     put_legend_above(ax, columns=3)
     return figure
+
+
+def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
+    """Draw figure 9: each run's validation perplexity while training, by epoch, or by step if epochs have several.
+
+    Args:
+        curves: runs with their validations, see RunDirectory.validations.
+    """
+    curves = [(run, table) for run, table in curves if len(table)]
+    if not curves:
+        return None
+    by_step = curves[0][0].config["trainer.val_check_interval"] is not None
+    x, kept = ("step", "best_step") if by_step else ("epoch", "best_epoch")
+    y = "val_by_batch/perplexity" if evidence.by_batch else "val/perplexity"
+    taus = sorted({run.tau for run, _ in curves if run.learned is None})
+    order = sorted({0.0, *taus, math.inf})
+    shown = {taus[i] for i in np.linspace(0, len(taus) - 1, min(len(taus), MAX_LEGEND_TAUS)).astype(int)}
+    figure, ax = canvas()
+    for run, table in sorted(curves, key=lambda each: (each[0].learned is not None, each[0].tau)):
+        given = run.learned is None
+        color = BY_TAU(order.index(run.tau) / (len(order) - 1)) if given else BLACK
+        best = given and run.tau == evidence.best_tau
+        curve = table.set_index(x)[y]
+        (line,) = ax.plot(curve, color=color, linewidth=1.8 if best else 0.9, linestyle="-" if given else "--")
+        if run.tau in shown | {evidence.best_tau} or not given:
+            line.set_label(f"τ = {format_tau(run.tau)}" if given else "τ learned")
+        at = curve[curve.index == run.summary.get(kept)]
+        ax.plot(at, "o", color=color, markersize=5, markerfacecolor="white", markeredgewidth=1.2)
+    set_logarithmic(ax, "y")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    ax.set_xlabel(x)
+    ax.set_ylabel("validation perplexity")
+    ax.set_title("Learning curves")
+    ax.margins(x=0.03)
+    lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
+    put_legend_above(ax, columns=5, handles=list(lines.values()))
+    return figure
+
+
+def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) -> Figure:
+    """Draw figure 10: which task each task's documents are taken for, and how sure the model is against how right.
+
+    Args:
+        order: of the tasks; None for by size.
+    """
+    tasks = order or [str(task) for task in evidence.tasks().sort_values("n_train", ascending=False).index]
+    n = len(tasks)
+    named = n <= MAX_AXIS_NAMES
+    height = max(3.0, min(8.0, 0.9 + 0.17 * n)) if named else 5.2
+    figure = Figure(figsize=(WIDTH, height + 3.0))
+    above, below = figure.subplots(2, height_ratios=[height, 3.0])
+    image = above.imshow(guesses.confusion(tasks), cmap="Blues", vmin=0, interpolation="nearest")
+    figure.colorbar(image, ax=above, shrink=0.8, label="share of the row")
+    above.set_yticks(np.arange(n) if named else [], [shorten(t, 28) for t in tasks] if named else [], fontsize=7.5)
+    above.set_xticks([])
+    above.set_facecolor(LIGHT)
+    above.grid(visible=False)
+    above.spines[:].set_visible(False)
+    above.set_xlabel("likeliest task, in the same order")
+    above.set_ylabel("true task")
+    above.set_title("Who wrote it")
+    _draw_reliability(below, guesses)
+    return figure
+
+
+def _draw_reliability(ax: Axes, guesses: Guesses) -> None:
+    ax.plot([0, 1], [0, 1], color=LIGHT, linewidth=1.4)
+    if guesses.sureness_at_1 is not None:
+        at_1 = reliability(guesses.sureness_at_1)
+        ax.plot(
+            at_1["probability"], at_1["accuracy"], "s--", color=GREY, ms=4, linewidth=1.1, label="Bayes' rule alone"
+        )
+    bins = reliability(guesses.sureness)
+    words = f"with temperature {guesses.summary['temperature']:.3g}"
+    ax.plot(bins["probability"], bins["accuracy"], "o-", color=BLACK, ms=5, linewidth=1.6, label=words)
+    ax.text(-0.01, 1.06, "n =", ha="right", va="bottom", fontsize=7.5, color="#4d4d4d")
+    for i, count in zip(bins.index.to_numpy(int), bins["n"], strict=True):
+        ax.text((i - 0.5) / N_BINS, 1.06, f"{count:,}", ha="center", va="bottom", fontsize=7.5, color="#4d4d4d")
+    ax.set_xlim(0, 1)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xticks(np.linspace(0, 1, N_BINS + 1))
+    ax.set_xlabel("probability of the likeliest task")
+    ax.set_ylabel("how often it is right")
+    ax.set_title(f"How sure and how right: ECE {calibration_error(*guesses.sureness):.3f}", pad=18)
+    if guesses.sureness_at_1 is not None:
+        ax.legend(loc="lower right")
 
 
 def set_task_axis(ax: Axes, tasks: pd.Index) -> None:
@@ -311,10 +428,17 @@ def set_size_axis(ax: Axes, n: pd.Series) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def put_legend_above(ax: Axes, columns: int = 2) -> None:
+def put_legend_above(ax: Axes, columns: int = 2, **which: Any) -> None:
     """Put the legend between title and axes, where it hides no point."""
     ax.set_title(ax.get_title(loc="left"), pad=26)
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, columnspacing=1.2, borderaxespad=0.1)
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.1}
+    ax.legend(ncols=columns, columnspacing=1.2, **place, **which)
+
+
+def hover_names(tasks: Iterable[object]) -> Sequence[str | None]:
+    """Give the names that the page shows of points where the pointer is, as matplotlib's links; none of too many."""
+    names = [one_line(str(task)) for task in tasks]
+    return names if len(names) <= MAX_HOVER_NAMES else [None]
 
 
 def shorten(name: str, length: int = 34) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import matplotlib as mpl
+import pandas as pd
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
@@ -19,6 +20,7 @@ from bora.lib.files import write_text_atomically
 from bora.lib.names import format_tau, safe_names
 from bora.report import figures
 from bora.report.answers import answers_table, find_answers
+from bora.report.authors import Guesses, find_guesses
 from bora.report.claims import Claim, judge_claims
 from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
@@ -27,6 +29,7 @@ from bora.report.tables import ReportTable, claims_table, learned_table, table1,
 from bora.report.variance import variance_table
 from bora.report.voices import voices_table
 from bora.runs.archive import Run
+from bora.runs.directory import METRICS, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,10 @@ class Picture:
     title: str
     svg: str
     caption: str
+
+    @property
+    def number(self) -> str:
+        return self.name.removeprefix("figure")
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,8 @@ def _write_section(
         if table is not None:
             table.write(folder)
     with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
-        drawn = draw_figures(evidence, _compare_tasks(evidence, column, problems))
+        similar = _compare_tasks(evidence, column, problems)
+        drawn = draw_figures(evidence, similar, _read_curves(evidence, problems), _find_guesses(evidence, problems))
         pictures = [_save(folder, slug, *each) for each in drawn]
     return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers, voices)
 
@@ -152,8 +160,30 @@ def _compare_tasks(evidence: Evidence, column: str | None, problems: list[str]) 
         return found
 
 
-def draw_figures(evidence: Evidence, similar: Similarity | None) -> list[tuple[str, Figure, str]]:
-    """Draw figures 1 to 8, as far as the runs give them: name, figure, caption."""
+def _read_curves(evidence: Evidence, problems: list[str]) -> list[tuple[Run, pd.DataFrame]]:
+    """Read the validations of each run that has a metrics.csv, which an archive does not hold."""
+    curves = []
+    for run in (*evidence.series.runs, *evidence.series.learned_beside):
+        if (run.folder / METRICS).is_file():
+            try:
+                curves.append((run, RunDirectory(run.folder).validations()))
+            except UserError as error:
+                problems.append(f"figure 9 lacks a run: {error}")
+    return curves
+
+
+def _find_guesses(evidence: Evidence, problems: list[str]) -> Guesses | None:
+    try:
+        return find_guesses(evidence)
+    except UserError as error:
+        problems.append(f"figure 10 is left out: {error}")
+        return None
+
+
+def draw_figures(
+    evidence: Evidence, similar: Similarity | None, curves: list[tuple[Run, pd.DataFrame]], guesses: Guesses | None
+) -> list[tuple[str, Figure, str]]:
+    """Draw figures 1 to 10, as far as the runs give them: name, figure, caption."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
     beside = " The limits, τ = 0 and ∞, stand one decade outside the values between them."
@@ -199,8 +229,35 @@ def draw_figures(evidence: Evidence, similar: Similarity | None) -> list[tuple[s
             f"Each task alone, under one model, and at {at}, which borrows from both; larger points: more training "
             "documents.",
         ),
+        (
+            "figure9",
+            figures.learning_curves(evidence, curves),
+            "Validation while training, a line a run; the circle is what the run kept.",
+        ),
     ]
+    if guesses is not None:
+        order = None if similar is None else [similar.tasks[i] for i in similar.order]
+        drawn.append(("figure10", figures.authorship(evidence, guesses, order), _about_guesses(evidence, guesses)))
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
+
+
+def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
+    found = guesses.summary["classification"]
+    accuracy, low, high, chance = (100 * found[name] for name in ("accuracy", "low", "high", "chance"))
+    caption = (
+        f"{guesses.folder.name}: {found['n']:,} documents under {guesses.folder.parent.parent.name}. The likeliest task "
+        f"is the true one for {accuracy:.1f} % [{low:.1f}, {high:.1f}] (95 % Wilson interval), by chance for "
+        f"{chance:.2g} %. "
+    )
+    if not evidence.tasks().index.isin(guesses.truth).all():
+        caption += "A grey row is a task without documents. "
+    caption += (
+        "Below, documents by the probability of their likeliest task: how often it is right, and n, their number; ECE is "
+        "the expected calibration error"
+    )
+    if guesses.summary["temperature"] != 1:
+        caption += f", {found['calibration_error_at_1']:.3f} by Bayes' rule without the run's temperature"
+    return caption + "."
 
 
 def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:
@@ -211,7 +268,12 @@ def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> P
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
+    svg = name_on_hover(svg[svg.index("<svg") :])
     # Ids must differ from those of all other figures on the page.
-    prefix = f"{slug}-{name}-"
-    title = figure.axes[0].get_title(loc="left")
-    return Picture(name, title, re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :]), caption)
+    svg = re.sub(r'( id="|href="#|="url\(#)', rf"\g<1>{slug}-{name}-", svg)
+    return Picture(name, figure.axes[0].get_title(loc="left"), svg, caption)
+
+
+def name_on_hover(svg: str) -> str:
+    """Turn links, as which `figures.name_each` writes names, into titles. Matplotlib has escaped them."""
+    return re.sub(r'<a xlink:href="([^"]*)"[^>]*>', r"<g><title>\1</title>", svg).replace("</a>", "</g>")

@@ -195,6 +195,18 @@ class RunDirectory:
                 per_task[column] = pd.to_numeric(per_task[column])
             return per_task
 
+    def validations(self) -> pd.DataFrame:
+        """Read the validations while training from metrics.csv; epoch and step are counted from 1.
+
+        Raises:
+            UserError: it is not readable.
+        """
+        with readable(self.path / METRICS) as file:
+            rows = pd.read_csv(file)
+            # The last step's rows follow training: they are of the epoch that was kept.
+            rows = rows[rows["val/nll"].notna() & (rows["step"] < rows["step"].max())]
+            return rows.assign(epoch=rows["epoch"] + 1, step=rows["step"] + 1)
+
     def documents(self) -> pd.DataFrame:
         """Read documents.csv.
 

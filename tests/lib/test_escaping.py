@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -95,6 +96,8 @@ def test_the_html_page_shows_names_as_they_are(written):
     harmless(page)
     cells = [one_line(cell) for cell in page.cells]
     assert all(one_line(name) in cells for name in NASTY)
+    titles = re.findall("<g><title>([^<>]*)</title>", (written / "index.html").read_text("utf-8"))
+    assert {unescape(title) for title in titles} == {one_line(name) for name in NASTY}
     assert "<i>corpus</i>" in page.text
     assert "task '<script>2</script>' is left" in page.text
     assert "<u>other" in page.text

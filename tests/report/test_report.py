@@ -17,6 +17,7 @@ import bora.commands.report
 from bora.commands.overrides import compose_config
 from bora.lib.names import format_tau, latex
 from bora.report import figures, page, paper
+from bora.report.authors import find_guesses, reliability
 from bora.report.claims import judge_claims
 from bora.report.evidence import Evidence, rank_correlation
 from bora.report.intervals import Interval, bootstrap, weighted_mean
@@ -49,7 +50,9 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
         group, name = key.split("__")
         settings[group] = settings[group] | {name: value}
     (folder / "config.yaml").write_text(to_yaml(settings))
-    (folder / "metrics.csv").touch()
+    rows = [(0, 9, val + 9), (1, 19, val + 3), (2, 29, val), (3, 39, val + 1), (4, 40, val)]  # the last: after training
+    metrics = pd.DataFrame(rows, columns=["epoch", "step", "val/perplexity"]).assign(**{"val/nll": 1.0})
+    metrics.to_csv(folder / "metrics.csv", index=False)
     per_task = pd.DataFrame(
         {
             "task": list(tasks),
@@ -139,7 +142,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert r"$\tau$ = $\infty$" in latex
     page = (tmp_path / "report/index.html").read_text()
     assert "<strong>13.60</strong>" in page
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert not re.search(r'(src|href)="(?!#)', page)  # nothing is fetched
     for number in range(1, 6):
         for ending in ("png", "pdf"):
@@ -197,6 +200,8 @@ def test_a_report_goes_into_the_folder_it_is_about_and_never_over_anothers(sweep
 
 
 def test_an_archive_gives_the_report_of_its_folders(sweep, report, tmp_path):
+    for file in sweep.glob("*/metrics.csv"):  # of which an archive has nothing
+        file.unlink()
     report("s", "-o", "folders")  # as the page names the runs' folders
     code, out, err = report("s", "--archive", "runs.csv.gz")
     assert (code, err) == (0, "")
@@ -316,6 +321,86 @@ def test_broken_unfinished_and_failed_runs_are_named_and_the_rest_reported(sweep
     assert "training diverged" in (tmp_path / "report/index.html").read_text()
 
 
+def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_was_kept(sweep, tmp_path):
+    with_learned(sweep / "tau=learn,seed=0", 33.0, 0, shift=0.0)
+    series = evidence_of(sweep).series
+    curves = [(run, RunDirectory(run.folder).validations()) for run in (*series.runs, *series.learned_beside)]
+    figure = figures.learning_curves(Evidence(series), curves)
+    curve, kept = figure.axes[0].lines[:2]  # of τ = 0, seed 0
+    assert curve.get_xydata().tolist() == [[1, 29], [2, 23], [3, 20], [4, 21]]
+    assert kept.get_xydata().tolist() == [[3, 20]]
+    assert len(figure.axes[0].lines) == 2 * 9
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["τ = 0", "τ = 10", "τ = 100", "τ = ∞", "τ learned"]
+    assert figures.learning_curves(Evidence(series), []) is None
+
+
+def test_a_damaged_metrics_file_is_named_and_the_others_drawn(sweep, report, tmp_path):
+    (sweep / "tau=0,seed=0/metrics.csv").write_text("")
+    code, _, err = report(sweep)
+    assert (code, err.count("figure 9 lacks a run: ")) == (0, 1)
+    assert (tmp_path / "report/figure9.png").is_file()
+
+
+def test_the_gain_of_each_task_has_a_t_interval_over_seeds(sweep, tmp_path):
+    ends = evidence_of(sweep).difference(100.0, 0.0).improvement_ends
+    first, second = math.log(14.0 / 22.0), math.log(14.2 / 22.2)
+    half = 12.7062 * abs(first - second) / 2  # t of one degree of freedom; s/√2 is half the distance
+    expected = [-100 * math.expm1((first + second) / 2 + sign * half) for sign in (1, -1)]
+    assert ends.loc["ann"].tolist() == pytest.approx(expected, rel=1e-4)
+    alone = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    assert alone.difference(100.0, 0.0).improvement_ends is None
+
+
+def write_guesses(run: Path) -> None:
+    """Five documents of an evaluation, of which the run was trained on the last but one; the last is of no task."""
+    rows = [("ann", "ann", 0.95), ("ann", "bo", 0.55), ("bo", "bo", 0.92), ("cy", "cy", 0.9), ("", "cy", 0.9)]
+    documents = pd.DataFrame(rows, columns=["task", "best", "posterior"]).assign(n_scored=3, row=range(5))
+    folder = run / "evaluation/new"
+    folder.mkdir(parents=True)
+    documents.assign(trained_on=[False, False, False, True, False]).to_csv(folder / "documents.csv", index=False)
+    nats = np.log([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8]]).ravel()
+    table = pd.DataFrame({"row": np.repeat(range(5), 3), "task": ["ann", "bo", "cy"] * 5, "log_likelihood": nats})
+    table.to_csv(folder / "likelihoods.csv", index=False)
+    classification = {"n": 3, "accuracy": 2 / 3, "low": 0.208, "high": 0.939, "chance": 1 / 3}
+    classification["calibration_error_at_1"] = 0.25
+    about = {"prior": "uniform", "include_trained": False, "temperature": 0.5}
+    write_json(folder / "summary.json", about | {"classification": classification})
+
+
+def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, report, tmp_path):
+    write_guesses(sweep / "tau=100,seed=1")
+    guesses = find_guesses(evidence_of(sweep))
+    shares = guesses.confusion(["cy", "ann", "bo"])
+    np.testing.assert_array_equal(shares, [[math.nan] * 3, [0, 0.5, 0.5], [0, 0, 1]])
+    bins = reliability(guesses.sureness)
+    assert bins.index.tolist() == [6, 10]
+    assert bins["probability"].tolist() == pytest.approx([0.55, 0.935])
+    assert bins[["accuracy", "n"]].to_numpy().tolist() == [[0, 1], [1, 2]]
+    probability, right = guesses.sureness_at_1
+    assert (probability.tolist(), right.tolist()) == (pytest.approx([0.5, 0.6, 0.8]), [True, True, True])
+    assert report(sweep)[0] == 0
+    page = (tmp_path / "report/index.html").read_text("utf-8")
+    assert "new: 3 documents under tau=100,seed=1" in page
+    assert "66.7 % [20.8, 93.9] (95 % Wilson interval), by chance for 33 %. A grey row is a task" in page
+    ece = (abs(0.05 + 0.08) + 0.55) / 3  # both in the last bin, and one in the sixth
+    figure = figures.authorship(evidence_of(sweep), guesses, None)
+    assert figure.axes[1].get_title() == f"How sure and how right: ECE {ece:.3f}"
+
+
+def test_names_show_where_the_pointer_is_unless_there_are_too_many(sweep, report, tmp_path, monkeypatch):
+    assert report(sweep)[0] == 0
+    page = (tmp_path / "report/index.html").read_text("utf-8")
+    # A line in figure 2, two points in 3, one in 4 and in 5, a bar and a point in 7, a bar and three points in 8.
+    titles = re.findall("<g><title>(.*?)</title>", page)
+    assert {name: titles.count(name) for name in titles} == dict.fromkeys(["ann", "bo", "cy"], 11)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    monkeypatch.setattr(figures, "MAX_HOVER_NAMES", 2)
+    assert report(sweep)[0] == 0
+    assert "<g><title>" not in (tmp_path / "report/index.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize("make", [lambda f: None, lambda f: f.mkdir()], ids=["no folder", "an empty folder"])
 def test_nothing_to_report_is_bad_input(make, report, tmp_path):
     make(tmp_path / "x")
@@ -350,7 +435,7 @@ def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
         write_run(tmp_path / f"s/{tau}", tau, known={tau: (lr, val, test, tasks)})
     assert report("s")[0] == 0
     assert len(pd.read_csv(tmp_path / "report/table2.csv")) == n_tasks
-    assert len(list((tmp_path / "report").glob("figure*.png"))) == 7
+    assert len(list((tmp_path / "report").glob("figure*.png"))) == 8
 
 
 def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
