@@ -405,6 +405,42 @@ def _draw_reliability(ax: Axes, guesses: Guesses) -> None:
         ax.legend(loc="lower right")
 
 
+def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, float]) -> Figure:
+    """Draw figure 11: τ as validation sees it, and as the evidence does.
+
+    Args:
+        curve: tau, evidence; see bora.report.variance.
+        inferred: the two ends of τ for inference.
+    """
+    figure = Figure(figsize=(WIDTH, 5.6))
+    above, below = figure.subplots(2, 1, sharex=True)
+    given = {tau: math.log(evidence.over_seeds(tau, "val").value) for tau in evidence.series.taus if 0 < tau < math.inf}
+    least = min(math.log(evidence.over_seeds(tau, "val").value) for tau in evidence.series.taus)
+    above.plot([*given], [nll - least for nll in given.values()], color=BLACK, linewidth=2.6, marker="o", markersize=5)
+    for limit, words in ((0.0, "τ = 0"), (math.inf, "τ = ∞")):
+        if limit in evidence.series.taus:
+            y = math.log(evidence.over_seeds(limit, "val").value) - least
+            above.axhline(y, color=BLUE if limit == 0 else VERMILION, linewidth=1.2, label=words)
+    for run in evidence.series.learned:
+        above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label="τ learned" if run.seed == 0 else None)
+    above.set_ylabel("validation NLL,\nnats a token above the best")
+    above.set_title("What speaks for which τ")
+    if above.get_legend_handles_labels()[0]:
+        put_legend_above(above, columns=4)
+    below.plot(curve["tau"], curve["evidence"], color=BLACK, linewidth=1.8)
+    low, high = (min(max(tau, curve["tau"].min()), curve["tau"].max()) for tau in inferred)
+    below.axvspan(low, high, color=LIGHT, linewidth=0)
+    shown = min(low, *given) / 10, max(high, *given) * 10
+    below.set_xlim(shown)
+    least_seen = curve[curve["tau"].between(*shown)]["evidence"].min()
+    below.set_ylim(1.05 * least_seen, -0.05 * least_seen)
+    below.set_xscale("log")
+    below.set_xlabel("precision τ")
+    below.set_ylabel("evidence,\nnats from its highest")
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
 def set_task_axis(ax: Axes, tasks: pd.Index) -> None:
     """Put tasks along y, a row each: by name where there are not too many, else by their number."""
     n = len(tasks)

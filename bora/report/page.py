@@ -26,7 +26,7 @@ from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
 from bora.report.similarity import Similarity, compare_tasks, group_by
 from bora.report.tables import ReportTable, claims_table, learned_table, table1, table2
-from bora.report.variance import variance_table
+from bora.report.variance import evidence_profile, variance_table
 from bora.report.voices import voices_table
 from bora.runs.archive import Run
 from bora.runs.directory import METRICS, RunDirectory
@@ -183,7 +183,7 @@ def _find_guesses(evidence: Evidence, problems: list[str]) -> Guesses | None:
 def draw_figures(
     evidence: Evidence, similar: Similarity | None, curves: list[tuple[Run, pd.DataFrame]], guesses: Guesses | None
 ) -> list[tuple[str, Figure, str]]:
-    """Draw figures 1 to 10, as far as the runs give them: name, figure, caption."""
+    """Draw figures 1 to 11, as far as the runs give them: name, figure, caption."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
     beside = " The limits, τ = 0 and ∞, stand one decade outside the values between them."
@@ -238,6 +238,18 @@ def draw_figures(
     if guesses is not None:
         order = None if similar is None else [similar.tasks[i] for i in similar.order]
         drawn.append(("figure10", figures.authorship(evidence, guesses, order), _about_guesses(evidence, guesses)))
+    profile = evidence_profile(evidence)
+    if profile is not None:
+        drawn.append(
+            (
+                "figure11",
+                figures.profile(evidence, *profile),
+                "Above, how well held-out text is predicted at each τ of the runs: τ for perplexity. Below, the "
+                f"evidence, all of θ integrated over, by gradients of the run at τ = {format_tau(middle or 0)}: τ for "
+                "inference. "
+                "It lies in the grey range, between two counts of the parameters that the data determine.",
+            )
+        )
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
 
 

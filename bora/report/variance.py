@@ -33,10 +33,9 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
             effect, error = (pd.concat([t[n] for t in own], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
             rows.append(_row(level, of_level, effect, error, own[0]["test_tokens"].to_numpy(float)))
     data = _with_gradients(pd.DataFrame(rows), runs[0])
-    inferred = read_found(runs[0], INFERRED)
+    inferred = read_inferred(runs[0])
     if inferred is not None:
-        both = inferred.set_index("group").loc["all"]
-        data.loc[0, ["inferred_lower_tau", "inferred_tau"]] = both[["lower_tau", "tau"]].to_numpy(float)
+        data.loc[0, ["inferred_lower_tau", "inferred_tau"]] = inferred
     return ReportTable("variance", data, cells := _cells(data), cells == "", _caption(data, tau))
 
 
@@ -46,11 +45,21 @@ def read_found(run: Run, name: str) -> pd.DataFrame | None:
     return pd.read_csv(file) if file.is_file() else None
 
 
-def evidence_profile(evidence: Evidence) -> pd.DataFrame | None:
-    """Read the evidence by τ, all parameters together, of the best middle τ's first run: tau, evidence (nats)."""
+def read_inferred(run: Run) -> tuple[float, float] | None:
+    """Read τ for inference of a run, all parameters together: its two ends; None where there is none."""
+    found = read_found(run, INFERRED)
+    if found is None:
+        return None
+    low, high = found.loc[found["group"] == "all", ["lower_tau", "tau"]].to_numpy(float)[0]
+    return float(low), float(high)
+
+
+def evidence_profile(evidence: Evidence) -> tuple[pd.DataFrame, tuple[float, float]] | None:
+    """Read the evidence by τ of the first run at the best middle τ: tau, evidence (nats); and τ for inference."""
     tau = evidence.best_middle_tau
-    found = None if tau is None else read_found(evidence.series.at(tau)[0], EVIDENCE)
-    return None if found is None else found[found["group"] == "all"]
+    run = None if tau is None else evidence.series.at(tau)[0]
+    found, inferred = (None, None) if run is None else (read_found(run, EVIDENCE), read_inferred(run))
+    return None if found is None or inferred is None else (found[found["group"] == "all"], inferred)
 
 
 def spread(effects: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -76,12 +85,9 @@ def _with_gradients(data: pd.DataFrame, run: Run) -> pd.DataFrame:
     shares = read_found(run, SHARES)
     if shares is None:
         return data
-    shares = shares.rename(columns={"column": "level", "low": "share_low", "high": "share_high", "units": "n"})
-    data = data.merge(shares, on="level", how="outer", sort=False)
-    data["units"] = data["units"].fillna(data.pop("n")).astype(int)
-    return data.sort_values(
-        ["tau", "share"], ascending=[True, False], na_position="last", kind="stable", ignore_index=True
-    )
+    shares = shares.rename(columns={"column": "level", "low": "share_low", "high": "share_high"})
+    others = shares[~shares["level"].isin(data["level"])]  # columns that are no level of the run
+    return pd.concat([data.merge(shares.drop(columns="units"), on="level", how="left"), others], ignore_index=True)
 
 
 def _cells(data: pd.DataFrame) -> pd.DataFrame:
@@ -91,11 +97,11 @@ def _cells(data: pd.DataFrame) -> pd.DataFrame:
 
     cells = pd.DataFrame({"level": data["level"], "units": data["units"].map("{:,}".format)})
     cells["τ"] = ["" if math.isnan(tau) else format_tau(tau) for tau in data["tau"]]
-    cells["σ = 1/√τ"] = ["" if math.isnan(s) else f"{s:.2g}" for s in data["sigma"]]
-    cells["worth, nats a token [95 %]"] = intervals("worth", "+.4f")
+    cells["σ"] = ["" if math.isnan(s) else f"{s:.2g}" for s in data["sigma"]]
+    cells["worth [95 %]"] = intervals("worth", "+.4f")
     cells["sd over units [95 %]"] = intervals("spread", ".4f")
     if "share" in data:
-        cells["share of the gradients' variance [95 %]"] = intervals("share", ".1%")
+        cells["share of gradients [95 %]"] = intervals("share", ".1%")
     if "inferred_tau" in data:
         between = data[["inferred_lower_tau", "inferred_tau"]].to_numpy(float)
         words = ["" if math.isnan(high) else f"{low:.2g} to {high:.2g}" for low, high in between]
@@ -105,7 +111,7 @@ def _cells(data: pd.DataFrame) -> pd.DataFrame:
 
 def _caption(data: pd.DataFrame, tau: float) -> str:
     caption = (
-        f"At τ = {format_tau(tau)}: σ is the prior's standard deviation of a deviation's numbers. What a level is worth: "
+        f"At τ = {format_tau(tau)}: σ = 1/√τ is the prior's standard deviation. What a level is worth: "
         "by how much the NLL of test documents is higher without its deviations (of the tasks: under Θ), nats a token, "
         "with a 95 % bootstrap over its units; the standard deviation over units is less what chance adds."
     )

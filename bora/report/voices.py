@@ -53,7 +53,7 @@ def voices_table(evidence: Evidence) -> ReportTable | None:
     with readable(folder / CONTINUATIONS) as file:
         continuations = pd.read_csv(file, dtype=str, keep_default_na=False)
     data, prompt = arrange_voices(tokens, continuations), one_line(continuations["prompt"].iloc[0])
-    cells = data.assign(gain=data["gain"].map(lambda gain: number(gain, ".3f")))
+    cells = data.assign(gain=data["gain"].map(lambda gain: number(gain, "+.3f").replace("-", "−")))
     caption = (
         f"How each task speaks at τ = {format_tau(tau)}, and how it goes on from “{prompt}”. Gain: how much likelier its "
         "validation documents are under its own θ than under Θ, in nats a token. Tokens: the most characteristic, which "

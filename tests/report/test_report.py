@@ -553,3 +553,36 @@ def test_scores_of_answers_are_tabulated_by_tau_with_links_to_their_pages(tmp_pa
     links = [unquote(link) for link in re.findall(r'href="([^"]+/answers.html)"', page)]
     assert links == [f"../s/tau={tau:g},seed={seed}/evaluation/new/answers.html" for tau, seed in chrf]
     assert "<td>0.625</td>" in page
+
+
+def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tmp_path):
+    for seed in (0, 1):
+        run = sweep / f"tau=100,seed={seed}"
+        summary = json.loads((run / "summary.json").read_text()) | {"levels": {"party": 25.0}}
+        (run / "summary.json").write_text(json.dumps(summary))
+        units = {"level": "party", "unit": ["left", "right"], "test_tokens": [100, 50]}
+        units |= {"effect": [0.03 + 0.02 * seed, 0.01], "effect_error": [0.001, 0.001]}
+        pd.DataFrame(units).to_csv(run / "units.csv", index=False)
+    found = sweep / "tau=100,seed=0/variance"
+    found.mkdir()
+    shares = {"column": ["task", "party", "sex"], "units": [3, 2, 2], "share": [0.04, 0.02, 0.01], "p_value": 0.01}
+    pd.DataFrame(shares | {"low": 0.001, "high": 0.1}).to_csv(found / "shares.csv", index=False)
+    inferred = {"group": ["A", "B", "all"], "lower_tau": [1.0, 1, 2], "tau": [9.0, 9, 30]}
+    pd.DataFrame(inferred).to_csv(found / "tau.csv", index=False)
+    taus = np.logspace(-2, 9, 45)
+    curve = pd.DataFrame({"group": "all", "tau": taus, "evidence": -(np.log(taus / 30) ** 2)})
+    curve.to_csv(found / "evidence.csv", index=False)
+    assert report("s")[0] == 0
+    folders = [p.parent for p in (tmp_path / "report").rglob("variance.csv") if "party" in p.read_text()]
+    (folder,) = folders
+    table = pd.read_csv(folder / "variance.csv").set_index("level")
+    assert table.loc["task", ["tau", "sigma", "units", "share"]].tolist() == [100, 0.1, 3, 0.04]
+    assert table.loc["task", ["inferred_lower_tau", "inferred_tau"]].tolist() == [2, 30]
+    assert table.loc["party", ["tau", "sigma", "units"]].tolist() == [25, 0.2, 2]
+    assert table.loc["party", "worth"] == pytest.approx((0.04 * 100 + 0.01 * 50) / 150)  # of both seeds, by token
+    assert table.loc["party", "spread"] == pytest.approx(math.sqrt(np.var([0.04, 0.01], ddof=1) - 0.001**2))
+    assert math.isnan(table.loc["sex", "tau"])  # no level of the runs
+    assert (folder / "figure11.png").is_file()
+    page = (tmp_path / "report/index.html").read_text()
+    assert "How much tasks differ" in page
+    assert "2 to 30" in page
