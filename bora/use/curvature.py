@@ -122,11 +122,12 @@ def measure_curvature(
         squares.index_add_(1, bins, (sums.tokens[:, None] * h * own - gradients).double().square())
         # Within tasks: Σ (g_n − ḡ_d)², made free of bias, against what tokens that stand alone would give.
         within = (sums.norms[:, g] - gradients.square().sum(dim=1) / n) * n / (n - 1)
-        alone = (sums.tokens[several].sum() * h.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+        alone = sums.tokens[several].sum() * h.sum()
         folded = sums.folded[:, g].double()
         eigenvalues = torch.linalg.eigvalsh(folded @ folded.T / sums.n_drawn).clamp(min=0)
         curvature = Curvature(values, counts, eigenvalues)
-        found.append(Measured(name, curvature, squares, float(within[several].sum() / alone)))
+        dispersion = float(within[several].sum() / alone) if alone > 0 else 1.0  # one document a task tells nothing
+        found.append(Measured(name, curvature, squares, dispersion))
     return sums.tokens.double(), found
 
 
