@@ -2,8 +2,8 @@
 
 Each RUN has data.levels=[party] and a table of speeches. Members whom it has not heard are fitted with Θ and the
 parties held, once from Θ and their party's deviation, and once as if their party were not known: from Θ, with the wider
-prior. The number of epochs is chosen for each on other new members; 12 speeches each are the test, and read once. Prints the
-perplexities, and the paired difference in nats a token, averaged over runs, with a 95 % bootstrap over members.
+prior. The number of epochs is chosen for each on other new members; 12 speeches each are the test, and read once.
+Prints the perplexities, and the paired difference in nats a token, mean over runs, with a 95 % bootstrap over members.
 """
 
 import sys

@@ -1,0 +1,58 @@
+"""Print what a level brings against the best τ without it: paired nats a token, 95 % bootstrap over tasks."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from bora.lib.names import format_tau
+from bora.report.intervals import bootstrap, weighted_mean
+from bora.report.series import read_runs
+from bora.runs.archive import Run
+
+HERE = Path(__file__).parent
+
+
+def mean(runs: dict[int, Run], figure: str) -> float:
+    """Average a figure of the summaries."""
+    return sum(run.summary[figure] for run in runs.values()) / len(runs)
+
+
+def compare(corpus: str, runs: list[Run]) -> list[dict]:
+    """A row for each τ of the tasks and the level; the first is the best τ without the level, by validation."""
+    settings: dict[tuple, dict[int, Run]] = {}
+    for run in runs:
+        settings.setdefault((*run.summary.get("levels", {}).values(), run.tau), {})[run.seed] = run
+    without = min((k for k in settings if len(k) == 1), key=lambda k: mean(settings[k], "val_perplexity"))
+    rows = []
+    for setting, own in sorted(settings.items(), key=lambda each: (len(each[0]), each[0])):
+        seeds = sorted(own.keys() & settings[without].keys())
+        row = {"corpus": corpus, "τ": format_tau(setting[-1])}
+        row["τ of the level"] = format_tau(setting[0]) if len(setting) == 2 else "–"
+        row |= {"seeds": str(len(own)), "validation": f"{mean(own, 'val_perplexity'):.2f}"}
+        row["test"] = f"{mean(own, 'test_perplexity'):.2f}"
+        row["against the best without"] = ""
+        if setting != without and seeds:
+            nll = {s: own[s].per_task["test_nll"] - settings[without][s].per_task["test_nll"] for s in seeds}
+            tokens = own[seeds[0]].per_task["test_tokens"].to_numpy(float)
+            row["against the best without"] = (
+                f"{bootstrap(weighted_mean, pd.DataFrame(nll).mean(axis=1).to_numpy(), tokens):+.4f}"
+            )
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Print a row a corpus and setting."""
+    found, _ = read_runs([HERE / "runs.csv.gz", *map(Path, sys.argv[1:])])
+    rows = []
+    for name in sorted({run.config["name"] for run in found} & {"packages", "parties", "plays"}):
+        own = [run for run in found if run.config["name"] == name]
+        if name == "parties":  # those without the level are folketing's
+            own += [run for run in found if run.config["name"] == "folketing-bfloat16"]
+        rows += compare(name, own)
+    sys.stdout.write(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
