@@ -9,6 +9,7 @@ BORA=${BORA:-.venv/bin/bora}
 SEEDS=${SEEDS:-0,1,2}
 sweep() { "$BORA" run -m sweep=joblib seed=$SEEDS "$@"; }
 
+# The 25 largest of them are taken.
 MODULES=[asyncio.base_events,asyncio.events,asyncio.locks,asyncio.proactor_events,asyncio.selector_events,asyncio.sslproto,asyncio.streams,asyncio.tasks,asyncio.transports,asyncio.unix_events,asyncio.windows_events,email._header_value_parser,email.header,email.headerregistry,email.message,xml.dom.expatbuilder,xml.dom.minidom,xml.dom.pulldom,xml.dom.xmlbuilder,xml.etree.ElementTree,xml.sax.expatreader,xml.sax.saxutils,xml.sax.xmlreader,unittest.case,unittest.loader,unittest.mock,http.client,http.cookiejar,http.cookies,http.server,multiprocessing.connection,multiprocessing.context,multiprocessing.managers,multiprocessing.pool,multiprocessing.queues,multiprocessing.synchronize,urllib.parse,urllib.request]
 PACKAGES="name=packages data.modules=$MODULES data.documents_per_task=60 data.min_documents=20 data.min_characters=60
   data.max_tokens=48 trainer.max_epochs=12 optim.patience=3 optim.lr=1e-3"
