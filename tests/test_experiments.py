@@ -33,6 +33,7 @@ def test_imports_exist(script):
             exec(ast.unparse(node), {})
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.glob("*/[!g]*.sh")))
 def test_a_studys_commands_are_known(script, tmp_path):
     for name in ("bora", "python"):  # in place of the real ones: write down the arguments

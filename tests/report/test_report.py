@@ -90,6 +90,13 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Draw the figures of those tests alone that look at them; they take most of the time."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr(page, "draw_figures", lambda *_: [])
+
+
 @pytest.fixture
 def sweep(tmp_path):
     for tau in KNOWN:
@@ -111,6 +118,7 @@ def evidence_of(*folders: Path) -> Evidence:
     return Evidence(series)
 
 
+@pytest.mark.figures
 def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     code, out, err = report(sweep)
     assert (code, err.count("figure 6 is left out: ")) == (0, 1)  # no checkpoints here
@@ -163,6 +171,7 @@ def with_learned(folder: Path, tau: float, seed: int, shift: float) -> Path:
     return folder
 
 
+@pytest.mark.figures
 def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choice(sweep, report, tmp_path):
     for seed, tau in ((0, 33.0), (1, math.inf)):
         with_learned(sweep / f"tau=learn,seed={seed}", tau, seed, shift=-1.0 + 0.2 * seed)
@@ -189,7 +198,6 @@ def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid
 
 def test_a_report_goes_into_the_folder_it_is_about_and_never_over_anothers(sweep, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(page, "draw_figures", lambda *_: [])  # which take most of the time
     run = next(sweep.glob("tau=0,seed=1"))
     for words, place in (((sweep,), "s/report"), ((run,), "s/tau=0,seed=1/report"), ((run, sweep), "s/report")):
         code, out, err = call(bora.commands.report.main, *words)
@@ -335,6 +343,7 @@ def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_
     assert figures.learning_curves(Evidence(series), []) is None
 
 
+@pytest.mark.figures
 def test_a_damaged_metrics_file_is_named_and_the_others_drawn(sweep, report, tmp_path):
     (sweep / "tau=0,seed=0/metrics.csv").write_text("")
     code, _, err = report(sweep)
@@ -368,6 +377,7 @@ def write_guesses(run: Path) -> None:
     write_json(folder / "summary.json", about | {"classification": classification})
 
 
+@pytest.mark.figures
 def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, report, tmp_path):
     write_guesses(sweep / "tau=100,seed=1")
     guesses = find_guesses(evidence_of(sweep))
@@ -388,6 +398,7 @@ def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, r
     assert figure.axes[1].get_title() == f"How sure and how right: ECE {ece:.3f}"
 
 
+@pytest.mark.figures
 def test_names_show_where_the_pointer_is_unless_there_are_too_many(sweep, report, tmp_path, monkeypatch):
     assert report(sweep)[0] == 0
     page = (tmp_path / "report/index.html").read_text("utf-8")
@@ -426,6 +437,7 @@ def test_verify_names_the_files_that_were_changed(report, tmp_path):
     assert report("s", "--archive", "runs.csv.gz")[0] == 0  # unless asked, nothing is refused for that
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("n_tasks", [1, figures.MAX_AXIS_NAMES + 1])
 def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
     rng = np.random.default_rng(0)
@@ -479,6 +491,7 @@ def test_the_share_that_a_column_explains_is_the_between_group_sum_of_squares(tm
     assert p_value < 0.02
 
 
+@pytest.mark.figures
 def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report, figure_6_alone):
     rows = [("ann", "left"), ("bo", "right"), ("cy", "left")]
     table = pd.DataFrame(
@@ -555,6 +568,7 @@ def test_scores_of_answers_are_tabulated_by_tau_with_links_to_their_pages(tmp_pa
     assert "<td>0.625</td>" in page
 
 
+@pytest.mark.figures
 def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tmp_path):
     for seed in (0, 1):
         run = sweep / f"tau=100,seed={seed}"
