@@ -19,8 +19,8 @@ GRIDS = {
 
 
 def compare(corpus: str, learned: list[Run], grid: list[Run]) -> list[dict]:
-    """A row a τ of the grid: means over the seeds that it shares with the learned runs."""
-    mine, rows = {run.seed: run for run in learned}, []
+    """A row a τ of the grid: means over the seeds that both have; in bold the τ that validation chooses."""
+    mine, rows, validation = {run.seed: run for run in learned}, [], []
     for tau in sorted({run.tau for run in grid}):
         theirs = {run.seed: run for run in grid if run.tau == tau and run.seed in mine}
         if not theirs:
@@ -31,11 +31,12 @@ def compare(corpus: str, learned: list[Run], grid: list[Run]) -> list[dict]:
         def mean(runs: dict[int, Run], figure: str, seeds=theirs) -> float:
             return sum(runs[s].summary[figure] for s in seeds) / len(seeds)
 
+        validation.append(mean(theirs, "val_perplexity"))
         rows.append(
             {
                 "corpus": corpus,
                 "τ": format_tau(tau),
-                "seeds": len(theirs),
+                "seeds": str(len(theirs)),
                 "validation": f"{mean(theirs, 'val_perplexity'):.2f}",
                 "test": f"{mean(theirs, 'test_perplexity'):.2f}",
                 "learned, test": f"{mean(mine, 'test_perplexity'):.2f}",
@@ -43,6 +44,9 @@ def compare(corpus: str, learned: list[Run], grid: list[Run]) -> list[dict]:
                 "epochs, learned and τ": f"{mean(mine, 'epochs'):.1f}, {mean(theirs, 'epochs'):.1f}",
             }
         )
+    if rows:
+        best = rows[validation.index(min(validation))]
+        best |= {name: f"**{cell}**" for name, cell in best.items() if name != "corpus"}
     return rows
 
 
