@@ -49,7 +49,8 @@ class Gradients(NamedTuple):
     Attributes:
         by_task: [D, P] of the NLL of all of a task's documents.
         norms: [D, G] Σ_n ‖g_n‖², of each group of parameters.
-        tokens, documents: [D] scored tokens, documents.
+        tokens: [D] scored.
+        documents: [D] how many.
         squares: [P] Σ g̃_n², with drawn tokens.
         folded: [S, G, SKETCH] g̃_n, folded so that inner products are nearly kept (CountSketch).
         n_drawn: scored tokens of those documents.
