@@ -72,7 +72,7 @@ def test_a_sweep_becomes_a_report(tmp_path):
     shell(command, tmp_path)
     assert (tmp_path / "multirun/stdlib-opt_mini/report/index.html").is_file()
     (media,) = tmp_path.glob("multirun/stdlib-opt_mini/report/wandb/offline-run-*/files/media")
-    assert len(list(media.glob("images/*.png"))) == 6  # a figure each; without three tasks, and τ = ∞
+    assert len(list(media.glob("images/*.png"))) == 7  # a figure each; without three tasks, and τ = ∞
     # Tables 1 and 2, the runs' tasks, and three charts.
     assert len(list(media.rglob("table/**/*.json"))) == 6
 
