@@ -398,6 +398,7 @@ def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, r
     assert figure.axes[1].get_title() == f"How sure and how right: ECE {ece:.3f}"
 
 
+@pytest.mark.processes  # many tasks take long to draw
 @pytest.mark.figures
 def test_names_show_where_the_pointer_is_unless_there_are_too_many(sweep, report, tmp_path, monkeypatch):
     assert report(sweep)[0] == 0
@@ -437,6 +438,7 @@ def test_verify_names_the_files_that_were_changed(report, tmp_path):
     assert report("s", "--archive", "runs.csv.gz")[0] == 0  # unless asked, nothing is refused for that
 
 
+@pytest.mark.processes  # many tasks take long to draw
 @pytest.mark.figures
 @pytest.mark.parametrize("n_tasks", [1, figures.MAX_AXIS_NAMES + 1])
 def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
