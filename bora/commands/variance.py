@@ -69,7 +69,7 @@ def main() -> None:
         write_text_atomically(out / SHARES, pd.DataFrame(map(vars, shares)).to_csv(index=False))
         show(shares)
         if arguments.tau:
-            table = choose_tasks(split_documents(restored.directory, "train"), restored.summary["n_tasks"])
+            table = choose_tasks(split_documents(restored.directory, "train"))
             tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
             found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size, progress))
             write_text_atomically(out / INFERRED, found.to_csv(index=False))
@@ -77,11 +77,10 @@ def main() -> None:
             show_tau(found)
 
 
-def choose_tasks(documents: pd.DataFrame, n_tasks: int) -> pd.DataFrame:
+def choose_tasks(documents: pd.DataFrame) -> pd.DataFrame:
     """Keep the documents of MAX_TASKS tasks, drawn at random where there are more."""
-    if n_tasks <= MAX_TASKS:
-        return documents
-    chosen = documents["task"].drop_duplicates().sample(MAX_TASKS, random_state=0)
+    names = documents["task"].drop_duplicates()
+    chosen = names.sample(min(MAX_TASKS, len(names)), random_state=0)
     return documents[documents["task"].isin(chosen)]
 
 

@@ -246,8 +246,7 @@ def draw_figures(
                 figures.profile(evidence, *profile),
                 "Above, how well held-out text is predicted at each τ of the runs: τ for perplexity. Below, the "
                 f"evidence, all of θ integrated over, by gradients of the run at τ = {format_tau(middle or 0)}: τ for "
-                "inference. "
-                "It lies in the grey range, between two counts of the parameters that the data determine.",
+                "inference. It lies in the grey range, between two counts of the parameters that the data determine.",
             )
         )
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]

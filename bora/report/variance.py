@@ -26,8 +26,8 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
     tasks = evidence.tasks()["test_tokens"].to_numpy(float)
     effect, error = (evidence.by_task(tau, name).mean(axis=1) for name in ("effect", "effect_error"))
     rows = [_row("task", tau, effect, error, tasks)]
+    units = [pd.read_csv(run.folder / UNITS) for run in runs if (run.folder / UNITS).is_file()]
     for level, of_level in runs[0].summary.get("levels", {}).items():
-        units = [pd.read_csv(run.folder / UNITS) for run in runs if (run.folder / UNITS).is_file()]
         if units:
             own = [table[table["level"] == level].set_index("unit") for table in units]
             effect, error = (pd.concat([t[n] for t in own], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
