@@ -1,6 +1,7 @@
 """How much tasks, and the units of levels above them, differ: what the prior allows, and what it is worth on test."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from bora.report.evidence import Evidence
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.tables import ReportTable
 from bora.runs.archive import Run
-from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE
+from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE, readable
 
 
 def variance_table(evidence: Evidence) -> ReportTable | None:
@@ -26,7 +27,7 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
     tasks = evidence.tasks()["test_tokens"].to_numpy(float)
     effect, error = (evidence.by_task(tau, name).mean(axis=1) for name in ("effect", "effect_error"))
     rows = [_row("task", tau, effect, error, tasks)]
-    units = [pd.read_csv(run.folder / UNITS) for run in runs if (run.folder / UNITS).is_file()]
+    units = [table for run in runs if (table := _read(run.folder / UNITS)) is not None]
     for level, of_level in runs[0].summary.get("levels", {}).items():
         if units:
             own = [table[table["level"] == level].set_index("unit") for table in units]
@@ -41,8 +42,15 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
 
 def read_found(run: Run, name: str) -> pd.DataFrame | None:
     """Read a table that `bora variance` left in a run's folder; None where there is none."""
-    file = run.folder / VARIANCE / name
-    return pd.read_csv(file) if file.is_file() else None
+    return _read(run.folder / VARIANCE / name)
+
+
+def _read(file: Path) -> pd.DataFrame | None:
+    """Read a run's table; None where there is none."""
+    if not file.is_file():
+        return None
+    with readable(file):
+        return pd.read_csv(file)
 
 
 def read_inferred(run: Run) -> tuple[float, float] | None:
