@@ -26,6 +26,7 @@ from bora.data.module import TaskDataModule
 from bora.data.tokens import Encoded, Truncation
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
+from bora.report import page
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 
@@ -110,6 +111,16 @@ def silent_trainer(**options) -> L.Trainer:
         num_sanity_val_steps=0,
         **options,
     )
+
+
+@pytest.fixture(autouse=True)
+def quick_reports(request, monkeypatch):
+    """Draw the figures of those tests alone that look at them; they take most of the time."""
+    marker = request.node.get_closest_marker("figures")
+    if marker is None:
+        monkeypatch.setattr(page, "draw_figures", lambda *_: [])
+    elif "pdf" not in marker.args:
+        monkeypatch.setattr(page, "FORMATS", {"png": {}})
 
 
 @pytest.fixture

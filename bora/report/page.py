@@ -31,6 +31,8 @@ from bora.report.voices import voices_table
 from bora.runs.archive import Run
 from bora.runs.directory import METRICS, RunDirectory
 
+FORMATS: dict[str, dict] = {"png": {}, "pdf": {"CreationDate": None}}  # of a figure's files → metadata
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -274,8 +276,8 @@ def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
 def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is found once, not for each format again
-    figure.savefig(folder / f"{name}.png")
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    for file_format, metadata in FORMATS.items():
+        figure.savefig(folder / f"{name}.{file_format}", metadata=metadata)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     svg = out.getvalue()

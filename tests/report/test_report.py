@@ -16,7 +16,7 @@ from scipy import stats
 import bora.commands.report
 from bora.commands.overrides import compose_config
 from bora.lib.names import format_tau, latex
-from bora.report import figures, page, paper
+from bora.report import figures, paper
 from bora.report.authors import find_guesses, reliability
 from bora.report.claims import judge_claims
 from bora.report.evidence import Evidence, rank_correlation
@@ -90,13 +90,6 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
     return folder
 
 
-@pytest.fixture(autouse=True)
-def quick(request, monkeypatch):
-    """Draw the figures of those tests alone that look at them; they take most of the time."""
-    if "figures" not in request.keywords:
-        monkeypatch.setattr(page, "draw_figures", lambda *_: [])
-
-
 @pytest.fixture
 def sweep(tmp_path):
     for tau in KNOWN:
@@ -118,10 +111,12 @@ def evidence_of(*folders: Path) -> Evidence:
     return Evidence(series)
 
 
-@pytest.mark.figures
+@pytest.mark.figures("pdf")
 def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     code, out, err = report(sweep)
     assert (code, err.count("figure 6 is left out: ")) == (0, 1)  # no checkpoints here
+    for file in (tmp_path / "report").glob("figure*.png"):
+        assert file.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     table1 = pd.read_csv(tmp_path / "report/table1.csv")
     assert table1["tau"].tolist() == [0, 10, 100, math.inf]
     assert table1["learning_rate"].tolist() == [1e-4, 1e-3, 1e-3, 1e-3]
