@@ -284,7 +284,7 @@ class Shared(Adapters):
 
 
 class Staged(NonCentered):
-    """First all tasks share Θ, as in Shared; then each has its δ_d too.
+    """First all tasks share Θ, as in Shared; then each has its δ_d, and Θ is held.
 
     Attributes:
         deviates: whether it is the tasks' turn.
@@ -308,6 +308,11 @@ class Staged(NonCentered):
         weights[slice(None) if self.part is None else self.part] = scale
         deviations = self.stored.index_select(0, places.present)[places.place]  # [R, 1 + L, P]
         return (self.mean + (weights * deviations).sum(dim=1)).to(dtype)
+
+    def before_step(self) -> None:
+        """Leave Θ without a gradient once it is held. (It must have had one: torch's DDP waits for it.)"""
+        if self.deviates:
+            self.mean.grad = None
 
 
 PARAMETERIZATIONS = {form.name: form for form in (Centered, NonCentered)}

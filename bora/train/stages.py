@@ -1,8 +1,8 @@
-"""`tau=learn`: train Θ until validation stops gaining, then the tasks' deviations too, and shrink them by validation.
+"""`tau=learn`: train Θ until validation stops gaining, then the tasks' deviations, then shrink them by validation.
 
-The deviations are trained nearly without a prior, and each validation tries Θ + c δ_d at a few c. The epoch whose best c
-validation prefers is kept; at the end c is refined and drawn out by task (bora.bayes.shrinkage). What is kept is an
-ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
+The deviations are trained nearly without a prior, with Θ held, and each validation tries Θ + c δ_d at a few c. The epoch
+whose best c validation prefers is kept; at the end c is refined and drawn out by task (bora.bayes.shrinkage). What is
+kept is an ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
 """
 
 import math
@@ -24,7 +24,7 @@ from bora.train.progress import Progress
 
 SCALES = (0.25, 0.5, 1.0)  # c that a validation tries
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
-SHARE_OF_TASKS = 1 / 2  # of a run's steps, kept for the deviations where Θ goes on gaining
+SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 Z95 = 1.96
 LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
