@@ -94,6 +94,7 @@ def test_a_keyword_is_one_setting_of_conf():
         list(to_overrides({"max_epoch": 3}))
 
 
+@pytest.mark.processes
 def test_a_sweep_is_the_commands(frame, command, tmp_path):
     frame.to_csv("again.csv", index=False)
     settings = ["tau=0,inf", "seed=0,1", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1"]
