@@ -15,6 +15,7 @@ PACKAGES="name=packages data.modules=$MODULES data.documents_per_task=60 data.mi
   data.max_tokens=48 trainer.max_epochs=12 optim.patience=3 optim.lr=1e-3"
 sweep $PACKAGES hydra.sweep.dir=$OUT/packages/one tau=1,10,100
 sweep $PACKAGES hydra.sweep.dir=$OUT/packages/two data.levels=[package] 'tau=[10,1],[10,10],[100,10],[100,100]'
+sweep $PACKAGES hydra.sweep.dir=$OUT/packages/learned data.levels=[package] tau=learn
 
 SIZES=[60,57,51,48,30,30,29,27,23,22,21,20,20,19,18,18,18,17,16,16,16,16,15,14,14]
 PARTIES="name=parties data=table data.path=$DATA/folketing.csv.xz model=smollm2_135m model.dtype=bfloat16 optim.lr=1e-3 data.n_tasks=25

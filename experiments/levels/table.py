@@ -22,13 +22,14 @@ def compare(corpus: str, runs: list[Run]) -> list[dict]:
     """A row for each τ of the tasks and the level; the first is the best τ without the level, by validation."""
     settings: dict[tuple, dict[int, Run]] = {}
     for run in runs:
-        settings.setdefault((*run.summary.get("levels", {}).values(), run.tau), {})[run.seed] = run
+        taus = (*run.summary.get("levels", {}).values(), run.tau)
+        settings.setdefault(taus if run.learned is None else ("learned",) * len(taus), {})[run.seed] = run
     without = min((k for k in settings if len(k) == 1), key=lambda k: mean(settings[k], "val_perplexity"))
     rows = []
-    for setting, own in sorted(settings.items(), key=lambda each: (len(each[0]), each[0])):
+    for setting, own in sorted(settings.items(), key=lambda each: (len(each[0]), *map(str, each[0]))):
         seeds = sorted(own.keys() & settings[without].keys())
-        row = {"corpus": corpus, "τ": format_tau(setting[-1])}
-        row["τ of the level"] = format_tau(setting[0]) if len(setting) == 2 else "–"
+        names = [tau if tau == "learned" else format_tau(tau) for tau in setting]
+        row = {"corpus": corpus, "τ": names[-1], "τ of the level": names[0] if len(names) == 2 else "–"}
         row |= {"seeds": str(len(own)), "validation": f"{mean(own, 'val_perplexity'):.2f}"}
         row["test"] = f"{mean(own, 'test_perplexity'):.2f}"
         row["against the best without"] = ""
