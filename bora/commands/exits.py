@@ -83,8 +83,9 @@ def exit_for(error: Exception, resume: str = "") -> None:
 
 def _is_lost(error: Exception) -> bool:
     """Tell whether a run's other processes could not be reached: torch.distributed says so, or gloo in a backward."""
-    where = raised_in(error).startswith("torch.distributed.")
-    return isinstance(error, RuntimeError) and (where or "/gloo/" in first_line(error))
+    return isinstance(error, RuntimeError) and (
+        raised_in(error).startswith("torch.distributed.") or "/gloo/" in first_line(error)
+    )
 
 
 def describe_error(error: Exception) -> tuple[str, int] | None:

@@ -19,14 +19,14 @@ def mean(runs: dict[int, Run], figure: str) -> float:
 
 
 def compare(corpus: str, runs: list[Run]) -> list[dict]:
-    """A row for each τ of the tasks and the level; the first is the best τ without the level, by validation."""
+    """A row for each τ of the tasks and the level, beside the τ without the level that validation chooses."""
     settings: dict[tuple, dict[int, Run]] = {}
     for run in runs:
         taus = (*run.summary.get("levels", {}).values(), run.tau)
         settings.setdefault(taus if run.learned is None else ("learned",) * len(taus), {})[run.seed] = run
     without = min((k for k in settings if len(k) == 1), key=lambda k: mean(settings[k], "val_perplexity"))
     rows = []
-    for setting, own in sorted(settings.items(), key=lambda each: (len(each[0]), *map(str, each[0]))):
+    for setting, own in sorted(settings.items(), key=lambda each: (len(each[0]), "learned" in each[0], each[0])):
         seeds = sorted(own.keys() & settings[without].keys())
         names = [tau if tau == "learned" else format_tau(tau) for tau in setting]
         row = {"corpus": corpus, "τ": names[-1], "τ of the level": names[0] if len(names) == 2 else "–"}

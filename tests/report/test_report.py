@@ -115,7 +115,9 @@ def evidence_of(*folders: Path) -> Evidence:
 def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     code, out, err = report(sweep)
     assert (code, err.count("figure 6 is left out: ")) == (0, 1)  # no checkpoints here
-    for file in (tmp_path / "report").glob("figure*.png"):
+    drawn = list((tmp_path / "report").glob("figure*.png"))
+    assert len(drawn) == 8
+    for file in drawn:
         assert file.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     table1 = pd.read_csv(tmp_path / "report/table1.csv")
     assert table1["tau"].tolist() == [0, 10, 100, math.inf]
