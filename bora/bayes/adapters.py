@@ -284,15 +284,16 @@ class Shared(Adapters):
 
 
 class Staged(NonCentered):
-    """First all tasks share Θ, as in Shared; then each has its δ_d, and Θ is held.
+    """First all tasks share Θ, as in Shared; then each has its δ_d, beside Θ held or learning.
 
     Attributes:
         deviates: whether it is the tasks' turn.
+        holds_mean: whether Θ is held while it is.
         part: what `shrunk_rows` scales where there are levels: 0 the tasks' deviations, 1 … L those of a level's units;
             None for all of them.
     """
 
-    deviates = False
+    deviates, holds_mean = False, True
     part: int | None = None
 
     def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
@@ -311,7 +312,7 @@ class Staged(NonCentered):
 
     def before_step(self) -> None:
         """Leave Θ without a gradient once it is held. (It must have had one: torch's DDP waits for it.)"""
-        if self.deviates:
+        if self.deviates and self.holds_mean:
             self.mean.grad = None
 
 

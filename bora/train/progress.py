@@ -231,8 +231,12 @@ class Bar(Callback):
 
 def name_epoch(trainer: L.Trainer) -> str:
     """Name the epoch that is trained, and the last one that there may be: epoch 2/4."""
-    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return f"epoch {trainer.current_epoch + 1}/{math.ceil(trainer.estimated_stepping_batches / steps_per_epoch)}"
+    return f"epoch {trainer.current_epoch + 1}/{math.ceil(trainer.estimated_stepping_batches / steps_an_epoch(trainer))}"
+
+
+def steps_an_epoch(trainer: L.Trainer) -> int:
+    """Count an epoch's optimiser steps."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:

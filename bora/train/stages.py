@@ -1,8 +1,9 @@
-"""`tau=learn`: train Θ until validation stops gaining, then the tasks' deviations, then shrink them by validation.
+"""`tau=learn`: train Θ until validation hardly gains, then the tasks' deviations, then shrink them by validation.
 
-The deviations are trained nearly without a prior, with Θ held, and each validation tries Θ + c δ_d at a few c. The epoch
-whose best c validation prefers is kept; at the end c is refined and drawn out by task (bora.bayes.shrinkage). What is
-kept is an ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
+The deviations are trained nearly without a prior, and each validation tries Θ + c δ_d at a few c. Θ is held beside
+them unless validation prefers them whole, c = 1: deviations that overfit would spoil it. The epoch whose best c
+validation prefers is kept; at the end c is refined and drawn out by task (bora.bayes.shrinkage). What is kept is an
+ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
 """
 
 import math
@@ -20,11 +21,13 @@ from bora.bayes.shrinkage import FREE_TAU, Shrinkage, equivalent_tau, shrink
 from bora.lib.console import tell
 from bora.runs.checkpoints import load_own
 from bora.train.module import TrainingModule
-from bora.train.progress import Progress
+from bora.train.progress import Progress, steps_an_epoch
 
 SCALES = (0.25, 0.5, 1.0)  # c that a validation tries
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
+LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
+LEAST_STEPS = 50  # in the place of an epoch, where that is shorter: a few steps gain little anywhere
 Z95 = 1.96
 LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
@@ -58,7 +61,7 @@ class Stages(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module) -> None:
         if self.began is not None:
-            _adapters(module).deviates, module.scales = True, SCALES
+            self._deviate(module)
             trainer.should_stop |= self._waited() >= self.patience
 
     def on_validation_end(self, trainer: L.Trainer, module) -> None:
@@ -69,18 +72,32 @@ class Stages(Callback):
             self.mean = adapters.mean.detach().cpu().clone()
         if self.began is not None:
             self.tried.append(trainer.callback_metrics["val/c"].item())
+            self._deviate(module)
             trainer.should_stop |= self._waited() >= self.patience
-        elif self._waited() >= self.patience or self._must_begin(trainer):
+        elif self._waited() >= self.patience or self._slows(trainer) or self._must_begin(trainer):
             assert self.mean is not None
             self.began = len(history)
             adapters.start_at(self.mean.to(adapters.mean.device))
-            adapters.deviates, module.scales = True, SCALES
+            self._deviate(module)
             tell(f"Θ is kept as of epoch {self.progress.best.epoch}; now the tasks' deviations from it")
+
+    def _deviate(self, module: TrainingModule) -> None:
+        """Train the deviations, and Θ beside them while validation prefers them whole."""
+        adapters = _adapters(module)
+        adapters.deviates, adapters.holds_mean = True, self.tried[-1:] != [SCALES[-1]]
+        module.scales = SCALES
 
     def _waited(self) -> int:
         """Count the validations of this stage since the best one."""
         history = self.progress.history
         return len(history) - max(history.index(self.progress.best) + 1, self.began or 0)
+
+    def _slows(self, trainer: L.Trainer) -> bool:
+        """Tell whether the last epoch brought less than LEAST_GAIN."""
+        history = self.progress.history
+        since = history[-1].step - max(LEAST_STEPS, steps_an_epoch(trainer))
+        before = [validation.nll for validation in history if validation.step <= since]
+        return bool(before) and min(before) - self.progress.best.nll < LEAST_GAIN
 
     def _must_begin(self, trainer: L.Trainer) -> bool:
         """Tell whether the deviations would else have less than their share of steps, or no validation."""

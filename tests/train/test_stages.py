@@ -11,6 +11,7 @@ from bora.data.batches import Documents
 from bora.data.read import read_documents
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
+from bora.train import stages
 from bora.train.stages import SCALES
 from bora.use.restore import restore
 from bora.use.score import perplexities
@@ -25,18 +26,35 @@ def validations(run) -> pd.DataFrame:
     return rows[: RunDirectory(run).summary()["epochs"]].reset_index(drop=True)
 
 
-def test_theta_is_trained_as_for_one_model_and_held_then(trained):
+def test_theta_is_trained_as_for_one_model_first(trained):
     learned, pooled = trained("tau=learn", *LONG), trained("tau=inf", *LONG)
     mine, theirs = validations(learned), validations(pooled)
     first = mine["val/c"].isna()
     assert 2 <= first.sum() <= 6  # of 9 epochs the deviations have a third at least
     pd.testing.assert_series_equal(mine["val/nll"][first], theirs["val/nll"][: first.sum()])
-    # Θ is that of the best epoch until then; where that was the pooled run's best too, the very same numbers.
-    state = load_checkpoint(RunDirectory(learned).best)["state_dict"]
-    last = torch.load(learned / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    means = [name for name in state if name.endswith("_mean")]
-    assert means
-    assert all(torch.equal(state[name], last[name]) for name in means)
+
+
+@pytest.mark.parametrize("rate", ["optim.lr=0.02", "optim.lr=0.001"])  # too much of the deviations, and too little
+def test_theta_learns_beside_the_deviations_while_validation_takes_them_whole(trained, rate):
+    folder = trained("tau=learn", *LONG, rate, "trainer.log_every_n_steps=1")
+    scale = validations(folder)["val/c"]
+    norms = pd.read_csv(folder / "metrics.csv").dropna(subset="train/loss").groupby("epoch")["grad_norm/mean"].count()
+    learns = norms > 0  # in the epoch; the validation before it has said so
+    before = scale.shift()
+    assert learns[scale.isna()].all()
+    assert (learns == (before == 1))[scale.notna()].all()
+    assert learns[scale.notna()].any() == (rate == "optim.lr=0.001")
+
+
+@pytest.mark.parametrize(("gain", "steps", "epochs"), [(0.0, 1, 6), (0.2, 1, 5), (0.2, 50, 6)])
+def test_deviations_begin_where_an_epoch_of_theta_brings_little(trained, monkeypatch, gain, steps, epochs):
+    monkeypatch.setattr(stages, "LEAST_GAIN", gain)
+    monkeypatch.setattr(stages, "LEAST_STEPS", steps)  # an epoch has 6
+    rows = validations(trained("tau=learn", *LONG, "optim.lr=0.001", f"name=gain-{gain}-{steps}"))
+    gains = -rows["val/nll"][rows["val/c"].isna()].diff().dropna()
+    assert len(gains) + 1 == epochs
+    assert (gains.iloc[-1] < gain) == (gain > 0)
+    assert (gains[:-1] >= gain).all() == (steps < 6)
 
 
 def test_the_best_c_of_a_validation_is_the_lowest_of_those_tried(trained):
