@@ -1,9 +1,10 @@
-"""New speakers of known parties, at 0, 1, 4 and 16 speeches each: python experiments/levels/newcomers.py RUN…
+"""New speakers of known parties, at 0, 1, 4 and 16 speeches each: python experiments/levels/newcomers.py [RUN…]
 
 Each RUN has data.levels=[party] and a table of speeches. Members whom it has not heard are fitted with Θ and the
 parties held, once from Θ and their party's deviation, and once as if their party were not known: from Θ, with the wider
 prior. The number of epochs is chosen for each on other new members; 12 speeches each are the test, and read once.
-Prints the perplexities, and the paired difference in nats a token, mean over runs, with a 95 % bootstrap over members.
+Adds the scores to newcomers.csv beside this file. Prints from there the perplexities, and the paired difference in nats
+a token, mean over runs, with a 95 % bootstrap over members.
 """
 
 import sys
@@ -23,6 +24,7 @@ from bora.use.adapt import fit, new_tasks
 from bora.use.restore import Restored, restore
 
 N_VALIDATION, N_TEST, TEST_SPEECHES = 6, 14, 12
+SCORES = Path(__file__).with_suffix(".csv")
 SIZES, EPOCHS, LR, BATCH = (0, 1, 4, 16), 8, 1e-3, 8
 
 
@@ -79,13 +81,15 @@ def study(run: Path) -> pd.DataFrame:
             if size:
                 fit(model, training, EPOCHS, LR, BATCH, after_epoch=keep_score)
             best = min(by_epoch, key=lambda one: one["nats"].iloc[:N_VALIDATION].sum())
-            found.append(best.iloc[N_VALIDATION:].reset_index().assign(size=size, way=way, run=str(run)))
+            found.append(best.iloc[N_VALIDATION:].reset_index().assign(size=size, way=way, run=run.name))
     return pd.concat(found)
 
 
 def main() -> None:
-    """Study each run, and print the means."""
-    scores = pd.concat([study(Path(run)) for run in sys.argv[1:]])
+    """Study each run, and print the means of all that were studied."""
+    for run in map(Path, sys.argv[1:]):
+        study(run).to_csv(SCORES, mode="a", header=not SCORES.exists(), index=False, lineterminator="\n")
+    scores = pd.read_csv(SCORES)
     lines = []
     for size, own in scores.groupby("size"):
         nats = own.pivot_table(index="member", columns="way", values="nats")
