@@ -9,7 +9,7 @@ from bora.data.columns import Columns, finish, text_table
 from bora.data.errors import input_errors
 from bora.errors import UserError
 
-ARGUMENTS = {name: f"{name}=" for name in ("task", "text", "date", "messages", "prompt")}  # in messages
+ARGUMENTS = {name: f"{name}=" for name in ("task", "text", "date", "messages", "prompt", "levels")}  # in messages
 
 
 def documents(frame: Any, columns: Columns) -> pd.DataFrame:

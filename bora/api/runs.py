@@ -304,7 +304,7 @@ class Run:
         options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
         with write_folder(Path(output)) as folder:
             new = encode_documents(self.restored, found)
-            model = adapt(self.restored, new.encoded, new.tasks, tau, **options)
+            model = adapt(self.restored, new, tau, **options)
             write_adapted(model, self.restored, new, options | {"data_sha256": hash_texts(found)}, folder)
         return Run(output, self._device, self._dtype)
 
@@ -381,7 +381,8 @@ class Run:
         own = self.config.data.model_dump()  # of a corpus that is no table, it names no columns
         messages = own.get("messages")
         text, chat = text or own.get("text", "text"), messages and (text or messages)
-        return documents(frame, Columns(task or own.get("task"), text, None, chat, prompt_columns(own["prompt"])))
+        task, prompt = task or own.get("task"), prompt_columns(own["prompt"])
+        return documents(frame, Columns(task, text, None, chat, prompt, own["levels"], need_levels=False))
 
     def _title(self) -> str:
         """Say what a run is in a line."""

@@ -8,7 +8,8 @@ from bora.commands.overrides import quote
 from bora.config import conf_folder
 from bora.errors import UserError
 
-OWN = ["task", "text", "date", "model", "tau", "seeds", "output", "overrides"]  # keywords that are no Settings
+# Keywords that are no Settings.
+OWN = "task text date prompt messages levels model tau seeds output overrides".split()
 
 
 class Settings(TypedDict, total=False):
@@ -44,9 +45,11 @@ def to_overrides(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def to_word(value: Any) -> str:
-    """Write a value as Hydra reads it: None as null, True as true, a text in quotes."""
+    """Write a value as Hydra reads it: None as null, True as true, a text in quotes, a list in brackets."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(to_word, value))}]"
     return quote(value) if isinstance(value, str) else f"{value}"
 
 

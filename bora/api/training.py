@@ -40,8 +40,9 @@ def fit(
     date: str | None = None,
     prompt: str | None = None,
     messages: str | None = None,
+    levels: Sequence[str] = (),
     model: str = "opt_mini",
-    tau: float | Literal["learn"] = 100,
+    tau: float | Literal["learn"] | Sequence[float] = 100,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     **settings: Unpack[Settings],
@@ -55,8 +56,10 @@ def fit(
         date: column with the date; None for `date` where there is one.
         prompt: unscored text before each document, with {column} for a cell: "Article: {article}\\nHeadline: ".
         messages: column that holds a chat, instead of `text`.
+        levels: columns above the task, or across it, whose values have deviations of their own: ["party"].
         model: a config of conf/model, or the hub name or folder of any causal language model.
-        tau: precision of the prior, 0 to infinity; or "learn", which finds it on validation documents.
+        tau: precision of the prior, 0 to infinity; or "learn", which finds it on validation documents. With levels also
+            a list, the task's first.
         output: the run's folder; None for outputs/<date>/<time>. A run that is finished there already, of the same
             frame and settings, is not done again; an interrupted one is resumed.
         overrides: anything else that can be set, in the command line's words: ["optim.patience=3", "logger=wandb"].
@@ -70,7 +73,7 @@ def fit(
         UserError: a column, setting or document that cannot be used, or training diverged.
         KeyboardInterrupt: interrupted; the same call resumes the run if `output` is given.
     """
-    own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages}
+    own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages, "levels": levels}
     table, (job,) = _read(frame, [_configure(own, model, {**settings, "tau": tau}, overrides)])
     now = datetime.now()
     folder = _folder(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output)
@@ -79,7 +82,7 @@ def fit(
 
 def sweep(
     frame: Any,
-    tau: Sequence[float | Literal["learn"]],
+    tau: Sequence[float | Literal["learn"] | Sequence[float]],
     seeds: Sequence[int] = (0,),
     *,
     task: str | None = None,
@@ -87,6 +90,7 @@ def sweep(
     date: str | None = None,
     prompt: str | None = None,
     messages: str | None = None,
+    levels: Sequence[str] = (),
     model: str = "opt_mini",
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -98,10 +102,10 @@ def sweep(
     same call continues a sweep. A run that fails does not stop the others.
 
     Args:
-        tau: precisions of the prior, 0 to infinity, or "learn".
+        tau: what `fit` takes as tau, each.
         seeds: of the LoRAs' start and the training order; the split is the same for all.
         output: the sweep's folder; None for multirun/<data>-<model>.
-        frame, task, text, date, prompt, messages, model, overrides, settings: see `fit`.
+        frame, task, text, date, prompt, messages, levels, model, overrides, settings: see `fit`.
 
     Returns:
         The finished runs, and a line for each that failed.
@@ -113,7 +117,7 @@ def sweep(
     """
     if "seed" in settings:
         raise UserError("bora.sweep takes seeds=[…], not seed=")
-    own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages}
+    own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages, "levels": levels}
     values = [{"tau": t, "seed": s} for t in tau for s in seeds]
     if not values:
         raise UserError("bora.sweep needs at least one τ and one seed")
@@ -137,11 +141,13 @@ def sweep(
     return Sweep(folder, runs, failures)
 
 
-def _configure(own: dict[str, str | None], model: str, settings: dict[str, Any], overrides: Sequence[str]) -> Job:
+def _configure(
+    own: dict[str, str | Sequence[str] | None], model: str, settings: dict[str, Any], overrides: Sequence[str]
+) -> Job:
     """Compose and check a run's config.
 
     Args:
-        own: the frame's columns and the prompt, as `fit` takes them.
+        own: the frame's columns and the prompt, as `fit` takes them; what is None or empty is not given.
         settings: tau, and keywords of Settings.
 
     Raises:
@@ -150,7 +156,7 @@ def _configure(own: dict[str, str | None], model: str, settings: dict[str, Any],
     if isinstance(overrides, str):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
     tau = f"tau={to_word(settings.pop('tau'))}"
-    data = [f"data.{name}={to_word(value)}" for name, value in own.items() if value is not None]
+    data = [f"data.{name}={to_word(value)}" for name, value in own.items() if value is not None and value != ()]
     words = ["data=frame", *model_overrides(model), tau, "logger=none", *data, *to_overrides(settings), *overrides]
     try:
         return Job(compose_config(words)[0], words)

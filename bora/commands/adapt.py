@@ -6,9 +6,6 @@ from pathlib import Path
 from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count, Positive, Seed
-from bora.data.columns import Columns
-from bora.data.errors import ReadError
-from bora.data.table import read
 from bora.lib.console import progress, tell
 from bora.lib.files import write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted
@@ -28,20 +25,6 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_levels(path: Path, columns: list[str], rows: list[int]) -> dict[str, list[str]]:
-    """Read a run's levels from the new tasks' table; a column that it lacks is not known of any document."""
-    values = {}
-    for column in columns:
-        try:
-            values[column] = read(path, Columns(text=column, need_task=False))["text"].loc[rows].tolist()
-        except ReadError as error:
-            if error.argument != "text":
-                raise
-            tell(f"{path} has no column {column}: the tasks are taken to be of new units of it")
-            values[column] = [""] * len(rows)
-    return values
-
-
 def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
@@ -55,11 +38,7 @@ def main() -> None:
             documents = encode_documents(restored, table)
             tell(documents.describe())
             tell(f"fitting the new tasks in {arguments.epochs} epochs")
-            levels = restored.model.adapters.levels
-            values = {} if levels is None else _read_levels(arguments.data, levels.columns, documents.rows)
-            model = adapt(
-                restored, documents.encoded, documents.tasks, tau, **options, progress=progress, values=values
-            )
+            model = adapt(restored, documents, tau, **options, progress=progress)
             write_adapted(model, restored, documents, options | {"data_sha256": hash_texts(table)}, folder)
     for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
         print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")

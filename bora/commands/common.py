@@ -76,15 +76,18 @@ def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Column
     prompt, messages = prompt_columns(own["prompt"]), own.get("messages")
     if messages is not None:
         messages = arguments.text or messages
-    return Columns(arguments.task, arguments.text, None, messages, prompt, need_task, tasks, texts)
+    needs = {"need_task": need_task, "need_levels": False}
+    return Columns(
+        arguments.task, arguments.text, None, messages, prompt, own["levels"], **needs, tasks=tasks, texts=texts
+    )
 
 
 def read_texts(path: Path, columns: Columns) -> pd.DataFrame:
     """Read a table of texts and, where it has such a column, their tasks.
 
     Returns:
-        Columns `task` ('' where it is unknown), `text` and what the run's prompt takes; the index counts the table's rows
-        from 0.
+        Columns `task` ('' where it is unknown), `text`, what the run's prompt takes and those of its levels that the
+        table has; the index counts the table's rows from 0.
 
     Raises:
         UserError: see `bora.data.table.read`; it names the flag at fault.

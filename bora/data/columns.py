@@ -1,4 +1,4 @@
-"""The columns task, text and date of any table, those that a prompt takes, and their cells as text.
+"""The columns task, text and date of any table, those of levels and that a prompt takes, and their cells as text.
 
 Everything is text: a speaker may be called "NA", a task "007".
 """
@@ -19,6 +19,7 @@ from bora.errors import UserError, first_line, printable
 
 # The column of tasks where none is named: the first of these that the table has.
 TASK_COLUMNS = ("task", "rep_name")
+LEVEL = "level:"  # before the name of a level's column
 MAX_LIST_CHARS = 300  # of a table's columns in a message
 
 
@@ -32,7 +33,9 @@ class Columns:
         date: None for `date` where there is one.
         messages: holds a chat, see bora.data.chat; then there is no text beside it.
         prompt: columns that the prompt takes.
+        levels: columns above the task.
         need_task: False if a table without a column of tasks will do where none is named.
+        need_levels: False if a table without columns of levels will do.
     """
 
     task: str | None = None
@@ -40,7 +43,9 @@ class Columns:
     date: str | None = None
     messages: str | None = None
     prompt: Sequence[str] = ()
+    levels: Sequence[str] = ()
     need_task: bool = True
+    need_levels: bool = True
     tasks: Sequence[str] = TASK_COLUMNS
     texts: Sequence[str] = ("text",)
 
@@ -48,8 +53,8 @@ class Columns:
         """Find the columns in a table.
 
         Returns:
-            task, text (or messages), date and each of the prompt's placeholders → the table's name for it, without those
-            it lacks.
+            task, text (or messages), date, each of the prompt's placeholders and each of the levels → the table's name
+            for it, without those it lacks.
 
         Raises:
             ReadError: a column is missing, or there twice.
@@ -62,6 +67,8 @@ class Columns:
         date = self.date or ("date" if "date" in available else None)
         document = {"text": text} if self.messages is None else {"messages": self.messages}
         named = {"task": task, **document, "date": date} | {f"{{{name}}}": name for name in self.prompt}
+        levels = [name for name in self.levels if self.need_levels or name in available]
+        named |= {f"{LEVEL}{name}": name for name in levels}
         found = {ours: name for ours, name in named.items() if name is not None}
         if text in self.prompt and self.messages is None:
             raise ReadError(
@@ -70,7 +77,8 @@ class Columns:
                 f"that is the text, which the prompt would give away; name others of {listed}",
             )
         for ours, name in found.items():
-            argument, value = (ours, name) if ours[0] != "{" else ("prompt", f"… {ours} …")
+            argument = "prompt" if ours[0] == "{" else "levels" if ours.startswith(LEVEL) else ours
+            value = f"… {ours} …" if argument == "prompt" else name
             if name not in available:
                 braces = "; a brace itself is written {{" if argument == "prompt" else ""
                 raise ReadError(argument, value, f"there is no such column; the table has {listed}{braces}")
@@ -141,7 +149,7 @@ def to_text(value: Any) -> str:
 
 
 def finish(table: pa.Table) -> pd.DataFrame:
-    """Complete a table: columns task, text, date and the prompt's, '' where there is none; tasks' names in one spelling.
+    """Complete a table: task, text and date, '' where there is none, and the others; tasks' names in one spelling.
 
     Raises:
         UserError: a task's name holds a control character.
@@ -151,4 +159,10 @@ def finish(table: pa.Table) -> pd.DataFrame:
         if ours not in frame:
             frame[ours] = ""
     frame["task"] = normalise_names(frame["task"])
-    return frame[["task", "text", "date", *placeholders(frame)]]
+    others = [column for column in frame if column.startswith(LEVEL)]
+    return frame[["task", "text", "date", *placeholders(frame), *others]]
+
+
+def level_cells(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
+    """List each level's cells; '' for a level that the table does not have."""
+    return {column: table.get(f"{LEVEL}{column}", pd.Series("", table.index)).tolist() for column in columns}

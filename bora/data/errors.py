@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from bora.errors import UserError, first_line
 
 # The settings of a run's config, by the readers' arguments.
-ARGUMENTS = ("path", "task", "text", "date", "messages", "prompt", "split_name", "modules")
+ARGUMENTS = ("path", "task", "text", "date", "messages", "prompt", "levels", "split_name", "modules")
 SETTINGS = {name: f"data.{name}=" for name in ARGUMENTS}
 # What libraries raise at a file that is not what its ending says. Arrow's and json's parsing errors are ValueErrors;
 # zipfile raises RuntimeError at an encrypted member, json RecursionError at a thousand open brackets.

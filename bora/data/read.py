@@ -15,7 +15,7 @@ from bora.errors import UserError
 
 def columns_of(data: ColumnSettings) -> Columns:
     """Return which columns a config's `data` means."""
-    return Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt))
+    return Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt), data.levels)
 
 
 def read_column(data: AnyData, column: str, rows: Iterable[int], argument: str) -> list[str]:
@@ -40,8 +40,8 @@ def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.Dat
         names: what the user calls each argument of a reader, for messages.
 
     Returns:
-        Columns `task`, `text` and `date`, and one for each placeholder of the prompt, all text; the index counts the
-        source's rows from 0.
+        Columns `task`, `text` and `date`, one for each placeholder of the prompt and one for each level, all text; the
+        index counts the source's rows from 0.
 
     Raises:
         UserError: the input cannot be used; names the setting at fault.
@@ -50,7 +50,9 @@ def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.Dat
         raise UserError("data=frame is for bora.fit in Python; here give data=table data.path=FILE")
     if data.source == "stdlib":
         with input_errors(None, names):
-            return stdlib.read(data.modules, Columns(text=data.text, prompt=prompt_columns(data.prompt)))
+            return stdlib.read(
+                data.modules, Columns(text=data.text, prompt=prompt_columns(data.prompt), levels=data.levels)
+            )
     columns = columns_of(data)
     with input_errors(data.path, names):
         if data.source == "table":

@@ -96,7 +96,7 @@ def _read_parquet(file: Path, columns: Columns) -> pd.DataFrame:
     # Checksums, where the file has them, are verified only if asked for.
     with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
         found = columns.find(parquet.schema_arrow.names)
-        return finish(text_table(parquet.iter_batches(columns=[*found.values()]), found))
+        return finish(text_table(parquet.iter_batches(columns=[*dict.fromkeys(found.values())]), found))
 
 
 READERS: dict[str, Callable[[Path, Columns], pd.DataFrame]] = {

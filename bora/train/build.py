@@ -10,9 +10,10 @@ from bora.bayes.levels import Levels, build_levels
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.shrinkage import FREE_TAU
 from bora.config import Config
+from bora.data.columns import level_cells
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule
-from bora.data.read import read_column, read_documents
+from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.backbone import Backbone
@@ -34,12 +35,8 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
     if positions is not None and data.max_tokens > positions:
         raise UserError(f"data.max_tokens={data.max_tokens}: the model has {positions} positions; choose at most that")
     tokens = Tokens.of(data, *pretrained)
-    if data.levels and table is not None:
-        raise UserError("data.levels needs a table in a file; a data frame has the task and the text alone")
     corpus = build_corpus(read_documents(data) if table is None else table, tokens, data)
-    rows = corpus.documents["row"]
-    levels = {column: read_column(data, column, rows, "data.levels=") for column in data.levels}
-    return replace(corpus, levels=levels)
+    return replace(corpus, levels=level_cells(corpus.documents, data.levels))
 
 
 def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] | tuple[None, None]:

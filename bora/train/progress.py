@@ -231,7 +231,9 @@ class Bar(Callback):
 
 def name_epoch(trainer: L.Trainer) -> str:
     """Name the epoch that is trained, and the last one that there may be: epoch 2/4."""
-    return f"epoch {trainer.current_epoch + 1}/{math.ceil(trainer.estimated_stepping_batches / steps_an_epoch(trainer))}"
+    return (
+        f"epoch {trainer.current_epoch + 1}/{math.ceil(trainer.estimated_stepping_batches / steps_an_epoch(trainer))}"
+    )
 
 
 def steps_an_epoch(trainer: L.Trainer) -> int:

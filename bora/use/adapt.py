@@ -6,7 +6,7 @@ independent and AdamW goes by rows, so fitting many at once is fitting each alon
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +18,7 @@ from bora.bayes.adapters import NonCentered
 from bora.bayes.levels import Levels, place_new
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
+from bora.data.columns import level_cells
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
 from bora.data.tokens import Encoded, Truncation
@@ -36,7 +37,7 @@ class NewDocuments(NamedTuple):
         encoded: each document's tokens, or those of each of its pieces.
         tasks: each one's task, by name.
         texts: each one's text, with what its prompt takes.
-        rows: each one's row in the table.
+        levels: each one's cell in the column of each of the run's levels, '' where it is not known.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
@@ -44,7 +45,7 @@ class NewDocuments(NamedTuple):
     encoded: list[Encoded]
     tasks: list[str]
     texts: list[str]
-    rows: list[int]
+    levels: dict[str, list[str]]
     truncation: Truncation
     dropped: dict[str, int]
 
@@ -52,11 +53,16 @@ class NewDocuments(NamedTuple):
         """Describe the documents as a run describes its own."""
         whose = {e.document: task for e, task in zip(self.encoded, self.tasks, strict=True)}
         counts, scored = pd.Series(whose).value_counts(), sum(e.n_scored for e in self.encoded)
+        unknown = "".join(
+            f"\n{column}: not known of any document, so the tasks are taken to be of new units of it"
+            for column, cells in self.levels.items()
+            if not any(cells)
+        )
         return (
             f"{len(counts)} tasks, {len(whose):,} documents "
             f"({counts.min()} to {counts.max()} a task, {scored:,} scored tokens)\n"
             f"dropped: {describe_dropped(self.dropped)}\n"
-            f"truncated: {self.truncation.describe(sum(len(e.ids) for e in self.encoded))}"
+            f"truncated: {self.truncation.describe(sum(len(e.ids) for e in self.encoded))}{unknown}"
         )
 
 
@@ -64,7 +70,7 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     """Encode a table as the run encoded its own; leave out rows without a task or without a token to score.
 
     Args:
-        table: columns task, '' where there is none, text and what prompts take.
+        table: columns task, '' where there is none, text, what prompts take and the levels that are known.
 
     Raises:
         UserError: a task, or the whole table, has no document left.
@@ -72,16 +78,18 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     named = table[table["task"] != ""]
     encoded, truncation = restored.tokens.encode(named)
     tasks, texts = named["task"].tolist(), whole_texts(named).tolist()
-    places = named.index.tolist()
-    kept = [(e, tasks[e.document], texts[e.document], places[e.document]) for e in encoded if e.n_scored > 0]
+    kept = [(e, tasks[e.document], texts[e.document]) for e in encoded if e.n_scored > 0]
     if not kept:
         raise UserError("no document has a task and a token to score")
     if lost := sorted(set(named["task"]) - {name for _, name, *_ in kept}):
         raise UserError(f"task {lost[0]!r} has no document with a token to score; remove its rows")
     n_kept = len({e.document for e, *_ in kept})
     dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - n_kept}
-    documents, names, own, rows = (list(column) for column in zip(*kept, strict=True))
-    return NewDocuments(documents, names, own, rows, truncation, dropped)
+    documents, names, own = (list(column) for column in zip(*kept, strict=True))
+    known = restored.model.adapters.levels
+    cells = {} if known is None else level_cells(named, known.columns)
+    levels = {column: [own[e.document] for e in documents] for column, own in cells.items()}
+    return NewDocuments(documents, names, own, levels, truncation, dropped)
 
 
 def new_tasks(
@@ -173,38 +181,34 @@ def fit(
 
 def adapt(
     restored: Restored,
-    encoded: Sequence[Encoded],
-    tasks: Sequence[str],
+    new: NewDocuments,
     tau: float,
     epochs: int = 10,
     lr: float = 1e-3,
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress = lambda steps, what: steps,
-    values: Mapping[str, Sequence[str]] | None = None,
 ) -> HierarchicalLoRA:
     """Fit the MAP estimate of each new task.
 
     Args:
         restored: the run whose Θ is the prior's mean.
-        encoded, tasks: see NewDocuments.
+        new: the new tasks' documents.
         tau: precision of the prior, 0 < τ < ∞.
         epochs, lr, batch_size, seed, progress: see `fit`.
-        values: column → each document's cell, for each of the run's levels; '' where it is not known.
 
     Raises:
         UserError: τ is out of range, or training diverged.
     """
-    names = list(dict.fromkeys(tasks))
-    index = [names.index(t) for t in tasks]
-    whose = {e.document: d for e, d in zip(encoded, index, strict=True)}
+    names = list(dict.fromkeys(new.tasks))
+    index = [names.index(t) for t in new.tasks]
+    whose = {e.document: d for e, d in zip(new.encoded, index, strict=True)}
     counts = np.bincount([*whose.values()], minlength=len(names)).tolist()
     known, levels, units = restored.model.adapters.levels, None, None
     if known is not None:
-        given = values or dict.fromkeys(known.columns, [""] * len(encoded))
-        levels, units = place_new(known, given, index)
-    model = new_tasks(restored, names, counts, sum(e.n_scored for e in encoded), tau, levels)
-    fit(model, Documents(encoded, index, units=units), epochs, lr, batch_size, seed, progress=progress)
+        levels, units = place_new(known, new.levels, index)
+    model = new_tasks(restored, names, counts, sum(e.n_scored for e in new.encoded), tau, levels)
+    fit(model, Documents(new.encoded, index, units=units), epochs, lr, batch_size, seed, progress=progress)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")

@@ -9,7 +9,6 @@ import torch
 
 from bora.data.batches import Documents
 from bora.data.read import read_documents
-from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
 from bora.train import stages
 from bora.train.stages import SCALES

@@ -12,10 +12,10 @@ import torch
 from bora.commands import adapt as command_line
 from bora.commands import evaluate, export
 from bora.data.batches import Documents
-from bora.data.tokens import Encoded
+from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
 from bora.runs.directory import RunDirectory
-from bora.use.adapt import adapt, fit, new_tasks
+from bora.use.adapt import NewDocuments, adapt, fit, new_tasks
 from bora.use.restore import restore
 from tests.conftest import VOCABULARY, encoded_of, hierarchical, random_factors, table, tiny_opt
 
@@ -37,7 +37,8 @@ def documents(n: int, seed: int) -> list[Encoded]:
 
 
 def fitted(restored, encoded, tasks, tau=50.0):
-    model = adapt(restored, encoded, tasks, tau, epochs=30, lr=1e-2)
+    new = NewDocuments(encoded, tasks, [""] * len(tasks), {}, Truncation(0, 0), {})
+    model = adapt(restored, new, tau, epochs=30, lr=1e-2)
     return {name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora]) for name in model.tasks}
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import bora
 import bora.commands.adapt
 import bora.commands.evaluate
 import bora.commands.export
@@ -12,6 +13,7 @@ import bora.commands.generate
 from bora.bayes.levels import build_levels
 from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
+from bora.errors import UserError
 from bora.model.batch import find_places
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
@@ -113,15 +115,15 @@ def test_a_new_speaker_of_a_known_party_starts_from_it(run):
     restored = restore(run)
     old = restored.model.adapters
     table = pd.DataFrame({"task": ["new"] * 3 + ["other"] * 3, "text": ["the house asks for a vote"] * 6})
+    table = table.assign(**{"level:party": ["left"] * 3 + ["green"] * 3, "level:year": "2000"})
     documents = encode_documents(restored, table)
-    values = {"party": ["left"] * 3 + ["green"] * 3, "year": ["2000"] * 3 + ["2000"] * 3}
-    model = adapt(restored, documents.encoded, documents.tasks, 10.0, epochs=1, lr=1e-12, values=values)
+    model = adapt(restored, documents, 10.0, epochs=1, lr=1e-12)
     left, year = (old.stored[old.names.index(name)] for name in ("party=left", "year=2000"))
     torch.testing.assert_close(model.adapters.theta(0), old.mean + left + year, atol=1e-6, rtol=0)
     # Of a party that is new nothing is known but how much parties differ.
     torch.testing.assert_close(model.adapters.theta(1), old.mean + year, atol=1e-6, rtol=0)
     assert model.row_taus[:2].tolist() == pytest.approx([10, 1 / (1 / 10 + 1 / 100)])
-    trained = adapt(restored, documents.encoded, documents.tasks, 10.0, epochs=3, lr=0.05, values=values)
+    trained = adapt(restored, documents, 10.0, epochs=3, lr=0.05)
     names = trained.adapters.names
     assert torch.equal(trained.adapters.stored[names.index("party=left")], left)  # held
     assert (trained.adapters.stored[:2] != 0).any()
@@ -130,13 +132,28 @@ def test_a_new_speaker_of_a_known_party_starts_from_it(run):
 def test_the_command_reads_the_levels_of_new_tasks(run, call, tmp_path):
     write_table(tmp_path / "new.csv", 2, first=10, n=4)
     code, out, err = call(bora.commands.adapt.main, run, tmp_path / "a", "--data", tmp_path / "new.csv", "--epochs", 1)
-    assert (code, "has no column" in out) == (0, False), err
+    assert (code, "new units" in out) == (0, False), err
     restored = restore(tmp_path / "a")
     assert restored.model.adapters.levels.of_task == [[0, -1], [1, -1]]
     write_table(tmp_path / "old.csv", 2, first=10, n=4)
     pd.read_csv(tmp_path / "old.csv").drop(columns="party").to_csv(tmp_path / "old.csv", index=False)
     code, out, _ = call(bora.commands.adapt.main, run, tmp_path / "b", "--data", tmp_path / "old.csv", "--epochs", 1)
-    assert (code, "has no column party" in out) == (0, True)
+    assert (code, "party: not known of any document" in out) == (0, True)
+
+
+def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frame = pd.read_csv(run.parent / "t.csv")
+    how = {"levels": ["party", "year"], "tau": [10, 100, 50], "max_tokens": 20, "max_epochs": 2, "lr": 0.02, "rank": 3}
+    found = bora.fit(frame, **how, output="frame")
+    for name in ("per_task.csv", "units.csv"):
+        assert (tmp_path / "frame" / name).read_text() == (run / name).read_text()
+    new = write_table(tmp_path / "new.csv", 2, first=10, n=4)
+    assert found.adapt(new, "new", epochs=1).model.adapters.levels.of_task == [[0, -1], [1, -1]]
+    with pytest.raises(
+        UserError, match=r"^levels=nope: there is no such column; the table has task, party, year, text$"
+    ):
+        bora.fit(frame, levels=["nope"])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +163,7 @@ def test_the_command_reads_the_levels_of_new_tasks(run, call, tmp_path):
         ("data.levels=[party] tau=inf", ["above 0 and finite"]),
         ("data.levels=[party,party]", ["party is there already"]),
         ("data.levels=[party] prior.penalty=norm", ["prior.penalty=gaussian"]),
-        ("data.levels=[nope]", ["data.levels=nope", "no such column"]),
+        ("data.levels=[nope]", ["data.levels=nope: there is no such column; the table has task, party, year"]),
         ("data.levels=[task]", ["task is there already"]),
     ],
 )
