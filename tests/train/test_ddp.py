@@ -26,6 +26,7 @@ CASES = [
     (100, "float32", "trainer.strategy=ddp", 1e-4),
     (100, "bfloat16", "trainer=ddp", 1e-2),
     ("learn", "float32", "trainer=ddp", 1e-4),
+    ("[10,100] data.levels=[party]", "float32", "trainer=ddp", 1e-4),
     (100, "float32", "trainer=fsdp", 1e-4),
     (100, "float32", "trainer=fsdp model.gradient_checkpointing=true", 1e-4),
 ]
@@ -44,17 +45,18 @@ def run(folder: Path, name: str, *overrides: str) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    table(folder / "t.csv", {"a": 17, "b/c": 30, "d": 13})
+    path = table(folder / "t.csv", {"a": 17, "b/c": 30, "d": 13})
+    frame = pd.read_csv(path)
+    frame.assign(party=frame["task"].map({"a": "left", "b/c": "right", "d": "left"})).to_csv(path, index=False)
     return folder
 
 
 @pytest.mark.parametrize(("tau", "dtype", "trainer", "rtol"), CASES)
 def test_two_processes_reach_the_numbers_of_one(folder, tau, dtype, trainer, rtol):
-    what = [f"tau={tau}", f"model.dtype={dtype}"]
-    alone = run(folder, f"one-{tau}-{dtype}", *what)
-    pair = run(
-        folder, f"{trainer}-{tau}-{dtype}", *what, *trainer.split(), "trainer.devices=2", "trainer.accelerator=cpu"
-    )
+    what = [*f"tau={tau}".split(), f"model.dtype={dtype}"]
+    name = f"{re.sub('[^0-9a-z]+', '-', str(tau))}-{dtype}"
+    alone = run(folder, f"one-{name}", *what)
+    pair = run(folder, f"{trainer}-{name}", *what, *trainer.split(), "trainer.devices=2", "trainer.accelerator=cpu")
     one, two = (pd.read_csv(run / "per_task.csv") for run in (alone, pair))
     pd.testing.assert_frame_equal(one[EXACT], two[EXACT])
     pd.testing.assert_frame_equal(one.drop(columns=EXACT), two.drop(columns=EXACT), rtol=rtol)

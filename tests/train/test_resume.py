@@ -84,6 +84,8 @@ CASES = {
     "learning tau, validations within an epoch": Case(
         f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 46
     ),
+    "levels": Case(f"data.levels=[summary] tau=[10,20] {EACH_STEP}", "training_step", 6, 5),
+    "learning tau of levels": Case(f"{LEARN} data.levels=[summary] {EACH_STEP}", "training_step", 24, 23),
     "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),
     "dense prior": Case(f"prior.estimator=dense {EACH_STEP}", "training_step", 5, 4),
     "accumulated batches": Case(f"{ACCUMULATED} {EACH_STEP}", "training_step", 6, 1),
