@@ -28,6 +28,7 @@ sizes() { "$BORA" run -m sweep=joblib tau=learn,10,100,1000,inf optim.lr=1e-3 da
 sizes 3x500 data.modules=[asyncio,email,unittest] data.documents_per_task=500 seed=0,1
 sizes 3x12 data.modules=[asyncio,email,unittest] data.documents_per_task=12 data.min_documents=3 seed=0,1,2
 sizes 25x2 data.modules=[$FILES] data.documents_per_task=6 data.min_documents=5 data.min_characters=60 seed=0
-sizes 460x2 data.n_tasks=null data.modules=[$FILES] data.documents_per_task=6 data.min_documents=5 data.min_characters=60 seed=0
+PYTHONPATH=. $PYTHON experiments/learned/thousand.py $OUT/thousand.csv
+sizes 1000x3 data=table data.path=$OUT/thousand.csv data.n_tasks=null data.documents_per_task=6 data.min_documents=5 seed=0
 
 "$BORA" report $OUT --archive $OUT/runs.csv.gz
