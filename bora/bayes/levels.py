@@ -9,7 +9,7 @@ however many there are. Where levels are nested (party → speaker) the optimum 
     Σ_u Δ_1[u] = 0,     Δ_party[p] = (τ_speaker / τ_party) Σ_{speakers of p} δ[s]
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 OTHER = "(other)"  # a unit that a run did not have
@@ -57,22 +57,43 @@ class Levels:
         return [tau for tau, units in zip(self.taus, self.units, strict=True) for _ in units]
 
 
-def describe_confounded(levels: Levels) -> list[str]:
-    """Say in a line each where a level cannot be told from the tasks: units of one task, and levels of few units."""
+def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Sequence[int]]) -> list[str]:
+    """Say in a line each where a level cannot be told from the tasks.
+
+    Those are units of one task; levels across the tasks that fall apart, as where some speakers spoke in some years only
+    and the others in others; and levels of few units.
+
+    Args:
+        tasks, rows: of the documents, see `build_levels`.
+    """
     lines = []
     for level, (column, units) in enumerate(zip(levels.columns, levels.units, strict=True)):
-        tasks = [row[level] for row in levels.of_task]
-        crossed = tasks.count(-1)
-        alone = [units[u] for u in range(len(units)) if tasks.count(u) == 1]
+        of_task = [row[level] for row in levels.of_task]
+        crossed = of_task.count(-1)
+        alone = [units[u] for u in range(len(units)) if of_task.count(u) == 1]
         if alone and not crossed:
             named = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             lines.append(
                 f"{column}: {len(alone)} of {len(units)} units have one task ({named}); there only the sum of the two "
                 "deviations is known, and 1/τ divides it"
             )
+        if crossed and (groups := _count_groups(zip(tasks, (row[level] for row in rows), strict=True))) > 1:
+            lines.append(
+                f"{column}: the tasks fall into {groups} groups that share none of its units; between the groups only "
+                "the sum of the two deviations is known, and 1/τ divides it"
+            )
         if len(units) < 5:
             lines.append(f"{column} has {len(units)} units: too few to say how much they differ")
     return lines
+
+
+def _count_groups(pairs: Iterable[tuple[int, int]]) -> int:
+    """Count the connected groups of a graph, from its edges."""
+    groups: list[set[int]] = []
+    for pair in set(pairs):
+        joined = set(pair).union(*(group for group in groups if not group.isdisjoint(pair)))
+        groups = [group for group in groups if group.isdisjoint(pair)] + [joined]
+    return len(groups)
 
 
 def build_levels(

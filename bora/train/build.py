@@ -1,12 +1,13 @@
 """From a config to its parts: the corpus, the batches, the model, the training."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from bora.bayes.adamw import learning_rate
-from bora.bayes.levels import Levels, build_levels
+from bora.bayes.levels import Levels, build_levels, describe_confounded
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.shrinkage import FREE_TAU
 from bora.config import Config
@@ -22,6 +23,8 @@ from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
 from bora.runs.peft import has_adapters, start_from_adapters
 from bora.train.module import TrainingModule
+
+log = logging.getLogger(__name__)
 
 
 def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
@@ -40,7 +43,7 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
 
 
 def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] | tuple[None, None]:
-    """Sort the corpus's documents into the units of each level; see `build_levels`.
+    """Sort the corpus's documents into the units of each level, see `build_levels`; warn where they are confounded.
 
     Raises:
         UserError: a level divides the documents as the tasks do, or as another level.
@@ -52,9 +55,12 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
     tasks = documents["task"].map(place).tolist()
     try:
         taus = [FREE_TAU] * len(corpus.levels) if cfg.tau == "learn" else cfg.level_taus
-        return build_levels(corpus.levels, tasks, training.tolist(), taus)
+        levels, units = build_levels(corpus.levels, tasks, training.tolist(), taus)
     except ValueError as error:
         raise UserError(f"data.levels: {error}") from error
+    for line in describe_confounded(levels, tasks, units):
+        log.warning("data.levels: %s", line)
+    return levels, units
 
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:

@@ -10,7 +10,6 @@ import lightning as L
 import pandas as pd
 import torch
 
-from bora.bayes.levels import describe_confounded
 from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.data.prompts import whole_texts
@@ -94,9 +93,6 @@ def train(
         form = model.adapters.name
         if form != cfg.prior.parameterization:
             log.info("at tau=%s the %s form is trained (not %s)", cfg.task_tau, form, cfg.prior.parameterization)
-        if model.adapters.levels is not None:
-            for line in describe_confounded(model.adapters.levels):
-                log.warning("data.levels: %s", line)
         module = build_module(cfg, model)
         about = describe_run(cfg, module, corpus) | {"backbone_sha256": backbone}
         fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}

@@ -80,7 +80,15 @@ def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents()
     assert units[6] == [4 + 1, 4 + 2 + 3]
     assert levels.rows_of_task(2, 4) == [5]
     assert levels.row_taus() == [30, 30, 7, 7, 7, 7]
-    assert [line.split()[0] for line in describe_confounded(levels)] == ["party", "year"]
+    assert [line.split()[0] for line in describe_confounded(levels, TASKS, units)] == ["party", "year"]
+
+
+@pytest.mark.parametrize(("years", "groups"), [("1212343456", 2), ("1222334445", 1), ("1212343478", 3)])
+def test_a_level_across_tasks_that_falls_apart_is_told(years, groups):
+    tasks = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] if groups == 3 else TASKS
+    levels, units = build_levels({"year": list(years)}, tasks, [True] * 10, [7.0])
+    told = [line for line in describe_confounded(levels, tasks, units) if "groups" in line]
+    assert (len(told), f"{groups} groups" in "".join(told)) == (groups > 1, groups > 1)
 
 
 def test_a_tasks_theta_is_the_mean_and_all_of_its_deviations():
