@@ -23,7 +23,7 @@ from bora.runs.checkpoints import load_own
 from bora.train.module import TrainingModule
 from bora.train.progress import Progress, steps_an_epoch
 
-SCALES = (0.25, 0.5, 1.0)  # c that a validation tries
+SCALES = (0.25, 0.5, 0.75, 1.0)  # c that a validation tries
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
