@@ -23,11 +23,11 @@ from bora.runs.checkpoints import load_own
 from bora.train.module import TrainingModule
 from bora.train.progress import Progress, steps_an_epoch
 
-SCALES = (0.25, 0.5, 0.75, 1.0)  # c that a validation tries
+SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # c that validations try, each those around the last one's best
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
-LEAST_STEPS = 50  # in the place of an epoch, where that is shorter: a few steps gain little anywhere
+LEAST_STEPS = 20  # in the place of an epoch, where that is shorter: a few steps gain little anywhere
 Z95 = 1.96
 LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
@@ -85,7 +85,9 @@ class Stages(Callback):
         """Train the deviations, and Θ beside them while validation prefers them whole."""
         adapters = _adapters(module)
         adapters.deviates, adapters.holds_mean = True, self.tried[-1:] != [SCALES[-1]]
-        module.scales = SCALES
+        # c falls while the deviations overfit, by more than a step at times, and seldom rises.
+        last = SCALES.index(self.tried[-1]) if self.tried else None
+        module.scales = SCALES if last is None else SCALES[max(0, last - 2) : last + 2]
 
     def _waited(self) -> int:
         """Count the validations of this stage since the best one."""

@@ -42,7 +42,7 @@ def test_theta_learns_beside_the_deviations_while_validation_takes_them_whole(tr
     before = scale.shift()
     assert learns[scale.isna()].all()
     assert (learns == (before == 1))[scale.notna()].all()
-    assert learns[scale.notna()].any() == (rate == "optim.lr=0.001")
+    assert learns[scale.notna()].any() == (rate == "optim.lr=10")
 
 
 @pytest.mark.parametrize(("gain", "steps", "epochs"), [(0.0, 1, 6), (0.2, 1, 5), (0.2, 50, 6)])
@@ -100,8 +100,14 @@ def test_it_ends_no_worse_on_validation_than_theta_alone(trained):
         assert math.log(summary["val_perplexity"]) <= alone + 1e-6
 
 
-def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained):
-    folder = trained("tau=learn", *LONG, "optim.lr=0.5")
+def test_a_small_c_is_found(trained):
+    learned = RunDirectory(trained("tau=learn", *LONG, "optim.lr=0.5")).summary()["learned"]
+    assert 0 < learned["c"] < 0.25
+
+
+def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained, monkeypatch):
+    monkeypatch.setattr(stages, "SCALES", (0.5, 1.0))  # too much of them
+    folder = trained("tau=learn", *LONG, "optim.lr=0.5", "name=too-much")
     summary = RunDirectory(folder).summary()
     assert (float(summary["tau"]), summary["learned"]["c"]) == (math.inf, 0)
     assert RunDirectory(folder).per_task()["distance"].eq(0).all()
