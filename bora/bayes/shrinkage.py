@@ -47,13 +47,15 @@ class Shrinkage(NamedTuple):
         common: c̄, for all tasks together.
         by_task: [D] c_d.
         spread: ω, the standard deviation of the tasks' c around c̄.
-        error: of c̄, from how the tasks differ.
+        lowest: where the parabola is lowest, which may be beyond the ends that c̄ is held to.
+        error: of that, from how the tasks differ.
         curvature: of the NLL in c at c̄, nats a scored token.
     """
 
     common: float
     by_task: Tensor
     spread: float
+    lowest: float
     error: float
     curvature: float
 
@@ -62,7 +64,8 @@ def shrink(profile: Profile) -> Shrinkage:
     """Choose c for each task.
 
     Where the NLL is no parabola at its lowest, all tasks have the c that is lowest. Where each task has one document, the
-    tasks' own c cannot be told from noise: all have the common one.
+    tasks' own c cannot be told from noise: all have the common one. So has a task for whose documents its own would be
+    worse, since its parabola is narrower than the others'.
     """
     c, nats = profile.scales, profile.nats
     total, step, largest = nats.sum(dim=1), float(c[1]), float(c[-1])
@@ -70,18 +73,30 @@ def shrink(profile: Profile) -> Shrinkage:
     bend = float(total[k + 1] - 2 * total[k] + total[k - 1]) / step**2
     if bend <= 0:
         lowest = float(c[total.argmin()])
-        return Shrinkage(lowest, torch.full_like(profile.n_tokens, lowest), 0.0, math.nan, 0.0)
+        return Shrinkage(lowest, torch.full_like(profile.n_tokens, lowest), 0.0, lowest, math.nan, 0.0)
     curvature = bend / float(profile.n_tokens.sum())
     hessian = curvature * profile.n_tokens
     score = (nats[k - 1] - nats[k + 1]) / (2 * step)  # at c[k]
-    common = min(max(0.0, float(c[k] + score.sum() / bend)), largest)
-    score = score - hessian * (common - c[k])
+    lowest = float(c[k] + score.sum() / bend)
+    common = min(max(0.0, lowest), largest)
+    score = score - hessian * (lowest - c[k])
     error = float(score.norm()) / bend
     known = hessian > 0  # a task without a scored token says nothing
     by_task = torch.full_like(hessian, common)
     own = Profile(c, nats[:, known], profile.moments[:, :, known], profile.n_documents[known], profile.n_tokens[known])
-    spread, by_task[known] = _by_task(own, k, common + score[known] / hessian[known], hessian[known], common)
-    return Shrinkage(common, by_task.clamp(0, largest), spread, error, curvature)
+    spread, by_task[known] = _by_task(own, k, lowest + score[known] / hessian[known], hessian[known], common)
+    by_task = by_task.clamp(0, largest)
+    worse = _nats_at(profile, by_task) > _nats_at(profile, torch.full_like(by_task, common))
+    return Shrinkage(common, by_task.where(~worse, common), spread, lowest, error, curvature)
+
+
+def _nats_at(profile: Profile, c: Tensor) -> Tensor:
+    """Interpolate each task's NLL at its c, [D], by the parabola through the three nearest of the profile."""
+    x = c / profile.scales[1]
+    k = x.round().long().clamp(1, len(profile.scales) - 2)
+    below, here, above = (profile.nats.gather(0, (k + i)[None])[0] for i in (-1, 0, 1))
+    x = x - k
+    return here + x * (above - below) / 2 + x**2 * (above - 2 * here + below) / 2
 
 
 def _by_task(profile: Profile, k: int, effect: Tensor, hessian: Tensor, common: float) -> tuple[float, Tensor]:

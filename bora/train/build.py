@@ -24,6 +24,8 @@ from bora.runs.directory import RunDirectory
 from bora.runs.peft import has_adapters, start_from_adapters
 from bora.train.module import TrainingModule
 
+MIN_UNITS = 3  # of a level whose τ is learned
+
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +60,12 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
         levels, units = build_levels(corpus.levels, tasks, training.tolist(), taus)
     except ValueError as error:
         raise UserError(f"data.levels: {error}") from error
+    for column, own in zip(levels.columns, levels.units, strict=True):
+        if cfg.tau == "learn" and len(own) < MIN_UNITS:
+            raise UserError(
+                f"data.levels={column}: {len(own)} units are too few to learn its τ from; give it: tau=[100,1000], the "
+                "task's first"
+            )
     for line in describe_confounded(levels, tasks, units):
         log.warning("data.levels: %s", line)
     return levels, units

@@ -89,7 +89,11 @@ def show_end(
     summary = directory.summary()
     best = {"best/epoch": summary["best_epoch"], "best/val_perplexity": summary["val_perplexity"]}
     learned = summary.get("learned", {})
-    best |= {f"learned/{name}": learned[name] for name in ("tau", "c", "c_spread") if name in learned}
+    parts = {"learned": learned} | {f"learned/{name}": part for name, part in learned.get("levels", {}).items()}
+    for of, part in parts.items():
+        for name in ("tau", "c"):
+            ends = zip(("", "_low", "_high"), (part.get(name), *part.get(f"{name}_interval", ())), strict=False)
+            best |= {f"{of}/{name}{end}": value for end, value in ends if value is not None}
     tracker.summarize(best, summary["steps"])
     tracker.table("tasks", directory.per_task())
     if samples is not None:

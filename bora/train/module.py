@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
-from bora.bayes.adapters import Shared
+from bora.bayes.adapters import Shared, Staged
 from bora.bayes.model import HierarchicalLoRA
 from bora.model.batch import Batch
 from bora.model.likelihood import n_scored
@@ -190,11 +190,24 @@ class TrainingModule(L.LightningModule):
         """Return one of the perplexities that are kept: val, test, base_test, val_by_batch."""
         return cast(Metric, self.metrics[name])
 
+    def _scaled_level(self) -> int | None:
+        """Return the level whose units alone are scaled while validating, so that they are told apart."""
+        part = cast(Staged, self.model.adapters).part
+        return part - 1 if part else None
+
+    def _units(self, batch: Batch, level: int) -> Tensor:
+        """Return the documents' units of a level, [R], counted within it."""
+        first = self.model.adapters.levels.first_row(level, len(self.model.tasks))  # type: ignore[union-attr]
+        return batch["units"][:, level] - first
+
     def on_validation_epoch_start(self) -> None:
         for name in self.validates:
             self.metric(name).reset()
         if self.scales:
             self.shrunk = ShrunkPerplexity(len(self.model.tasks), len(self.scales)).to(self.device)
+            if (level := self._scaled_level()) is not None:
+                units = self.model.adapters.levels.units[level]  # type: ignore[union-attr]
+                self.shrunk_level = ShrunkPerplexity(len(units), len(self.scales)).to(self.device)
         self.model.adapters.before_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -202,6 +215,8 @@ class TrainingModule(L.LightningModule):
         if self.scales:
             nll = torch.stack([self.model.nll(batch, c) for c in self.scales])
             self.shrunk.update(nll, scored, batch["task"])
+            if (level := self._scaled_level()) is not None:
+                self.shrunk_level.update(nll, scored, self._units(batch, level))
             return
         nll = self.model.nll(batch)
         for name in self.validates:
@@ -231,8 +246,7 @@ class TrainingModule(L.LightningModule):
         under_mean = nll if isinstance(self.model.adapters, Shared) else self.model.nll(batch, "mean")
         self.effects.update(nll, under_mean, scored, batch["task"])
         for level, effects in enumerate(self.level_effects):
-            first = self.model.adapters.levels.first_row(level, len(self.model.tasks))  # type: ignore[union-attr]
-            units = batch["units"][:, level] - first
+            units = self._units(batch, level)
             cast(Metric, effects).update(nll, self.model.nll(batch, without=level), scored, units)
         self.metric("base_test").update(self.model.nll(batch, "base"), scored, batch["task"])
 

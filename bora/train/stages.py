@@ -6,6 +6,7 @@ validation prefers is kept; at the end c is refined and drawn out by task (bora.
 ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ LEAST_STEPS = 20  # in the place of an epoch, where that is shorter: a few steps
 Z95 = 1.96
 LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
+
+log = logging.getLogger(__name__)
 
 
 class Stages(Callback):
@@ -118,6 +121,10 @@ class Stages(Callback):
         """
         adapters, checkpoint = _adapters(module), load_own(self.best)
         adapters.deviates = True
+        if not self.tried:
+            log.warning(
+                "tau=learn: no validation came after the tasks' deviations began, so Θ alone is kept; train longer"
+            )
         if LEARNED not in checkpoint:  # else the run was interrupted behind this
             place = self.progress.history.index(self.progress.best) - (self.began or math.inf)
             learned = self._shrink(module, validate, None if place < 0 else self.tried[int(place)])
@@ -142,9 +149,10 @@ class Stages(Callback):
             near: the best of SCALES; None where validation prefers Θ.
 
         Returns:
-            What was learned, in plain values: `tau`, the one that c amounts to, with its 95 % interval over tasks; the
-            same of `c`; `c_spread`, the standard deviation of the tasks' own c; `c_by_task`; with levels `levels`, the
-            tau and c of each. Where validation prefers Θ alone, c is 0.
+            What was learned, in plain values: `tau`, the one that c amounts to, and, where the NLL is a parabola,
+            `tau_interval`, 95 % over tasks (a level's over its units); the same of `c`; `c_spread`, the standard
+            deviation of the tasks' own c; `c_by_task`; with levels `levels`, the same of each. Where validation prefers Θ
+            alone, c is 0.
         """
         adapters = _adapters(module)
         found = None if near is None else self._search(module, validate, min(1, 2 * near))
@@ -163,6 +171,8 @@ class Stages(Callback):
         for part in sorted(rows, reverse=True):
             adapters.part = part
             found = self._search(module, validate, min(2, 1 / c))
+            if part and found.common == 0:
+                tell(f"{adapters.levels.columns[part - 1]}: validation would do without it; its c is {LEAST}")
             found = found._replace(common=max(found.common, LEAST / c))
             parts[part] = _describe(found, module, rows[part], c)
             adapters.stored.data[rows[part]] *= found.common
@@ -174,7 +184,8 @@ class Stages(Callback):
         """Choose c on the validation documents, in common and for each task, from 0 to the largest."""
         module.scales = torch.linspace(0, largest, N_REFINED, dtype=torch.float64).tolist()
         validate()
-        return shrink(module.shrunk.profile(module.scales))
+        found = module.shrunk_level if _adapters(module).part else module.shrunk
+        return shrink(found.profile(module.scales))
 
 
 def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: float = 1.0) -> dict[str, Any]:
@@ -186,14 +197,11 @@ def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: flo
     squares = float(_adapters(module).stored.data[rows].double().square().sum())
     h = found.curvature * module.model.n_tokens / squares
     c = before * found.common
-    low, high = (min(1.0, max(0.0, before * (found.common + sign * Z95 * found.error))) for sign in (-1, 1))
-    return {
-        "tau": equivalent_tau(c, FREE_TAU, h),
-        "tau_interval": [equivalent_tau(end, FREE_TAU, h) for end in (high, low)],
-        "c": c,
-        "c_interval": [low, high],
-        "c_spread": before * found.spread,
-    }
+    said: dict[str, Any] = {"tau": equivalent_tau(c, FREE_TAU, h), "c": c, "c_spread": before * found.spread}
+    if math.isfinite(found.error):
+        low, high = (min(1.0, max(0.0, before * (found.lowest + sign * Z95 * found.error))) for sign in (-1, 1))
+        said |= {"c_interval": [low, high], "tau_interval": [equivalent_tau(end, FREE_TAU, h) for end in (high, low)]}
+    return said
 
 
 def _adapters(module: TrainingModule) -> Staged:

@@ -14,13 +14,13 @@ from bora.bayes.shrinkage import Profile, equivalent_tau, shrink
 SCALES = np.linspace(0, 1, 7)
 
 
-def profile_of(optimum: np.ndarray, documents: np.ndarray, noise: float, seed: int = 0, bend: float = 30.0) -> Profile:
-    """The NLL of tasks whose documents are parabolas in c of one curvature, each with its own lowest point."""
+def profile_of(optimum: np.ndarray, documents: np.ndarray, noise: float, seed: int = 0, bend=30.0) -> Profile:
+    """The NLL of tasks whose documents are parabolas in c, of one curvature a task, each with its own lowest point."""
     rng = np.random.default_rng(seed)
     nats, moments = [], []
-    for c, n in zip(optimum, documents, strict=True):
+    for c, n, own in zip(optimum, documents, np.broadcast_to(bend, optimum.shape), strict=True):
         lowest = c + noise * rng.standard_normal(n)
-        nll = 0.5 * bend * (SCALES[:, None] - lowest) ** 2 + 100
+        nll = 0.5 * own * (SCALES[:, None] - lowest) ** 2 + 100
         nats.append(nll.sum(axis=1))
         gain = nll - nll[0]
         moments.append(gain @ gain.T)
@@ -100,6 +100,23 @@ def test_the_error_of_the_common_c_is_that_over_draws_of_tasks():
         optimum = 0.5 + 0.1 * rng.standard_normal(25)
         found.append(shrink(profile_of(optimum, np.full(25, 5), noise=0.2, seed=seed + 1000)))
     assert np.mean([f.error for f in found]) == pytest.approx(np.std([f.common for f in found]), rel=0.1)
+
+
+def test_a_task_of_a_narrower_parabola_is_not_shrunk_past_its_own_lowest_point():
+    optimum, bend = np.full(25, 0.8), np.full(25, 3.0)
+    optimum[7], bend[7] = 0.55, 60.0
+    profile = profile_of(optimum, np.full(25, 20), noise=0.1, bend=bend)
+    found = shrink(profile)
+    lost = 10 * bend * ((found.by_task.numpy() - optimum) ** 2 - (found.common - optimum) ** 2)  # nats
+    assert lost[7] <= 0
+    assert lost.sum() < 1
+
+
+def test_the_error_is_that_of_the_lowest_point_also_beyond_the_ends():
+    found = shrink(profile_of(np.full(25, 2.0), np.full(25, 6), noise=0.0))
+    assert found.common == 1
+    assert found.lowest == pytest.approx(2)
+    assert found.error == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1, 0), (0, 2, 3, 4, 3, 2, 1)])

@@ -42,7 +42,7 @@ def test_theta_learns_beside_the_deviations_while_validation_takes_them_whole(tr
     before = scale.shift()
     assert learns[scale.isna()].all()
     assert (learns == (before == 1))[scale.notna()].all()
-    assert learns[scale.notna()].any() == (rate == "optim.lr=10")
+    assert learns[scale.notna()].any() == (rate == "optim.lr=0.001")
 
 
 @pytest.mark.parametrize(("gain", "steps", "epochs"), [(0.0, 1, 6), (0.2, 1, 5), (0.2, 50, 6)])

@@ -173,6 +173,12 @@ def test_levels_that_cannot_be_are_refused(command, tmp_path, settings, words):
     one_line(command(*arguments), *words)
 
 
+def test_two_units_are_too_few_to_learn_from(command, tmp_path):
+    write_table(tmp_path / "t.csv", 4)
+    words = "data=table data.path=t.csv data.min_documents=5 logger=none tau=learn data.levels=[party]".split()
+    one_line(command(*words), "data.levels=party: 2 units are too few", "tau=[100,1000]")
+
+
 def test_a_party_is_as_likely_as_its_speakers(run, call, tmp_path):
     columns = ("--likelihoods", "csv", "--include-trained", "--out", tmp_path / "e")
     code, out, err = call(bora.commands.evaluate.main, run, "--data", run.parent / "t.csv", *columns)
@@ -192,10 +198,12 @@ def test_a_tau_of_each_level_is_learned(tmp_path):
         (
             f"t{t}",
             party,
-            " ".join([*rng.choice(WORDS, 3), *["tax cut" if party == "left" else "old ship"] * 3, f"t{t} t{t}"]),
+            " ".join(
+                [*rng.choice(WORDS, 3), *[{"left": "tax cut", "right": "old ship"}.get(party, "sea")] * 3, f"t{t}"]
+            ),
         )
-        for t in range(6)
-        for party in [["left", "right"][t % 2]]
+        for t in range(9)
+        for party in [["left", "right", "centre"][t % 3]]
         for _ in range(20)
     ]
     pd.DataFrame(rows, columns=["task", "party", "text"]).to_csv(tmp_path / "t.csv", index=False)
@@ -205,6 +213,7 @@ def test_a_tau_of_each_level_is_learned(tmp_path):
     summary, run = RunDirectory(tmp_path / "run").summary(), restore(tmp_path / "run")
     party = summary["learned"]["levels"]["party"]
     assert 0 < summary["tau"] < np.inf
+    assert party["tau_interval"][0] <= party["tau"] <= party["tau_interval"][1]
     assert summary["levels"] == {"party": party["tau"]}
     assert run.model.adapters.levels.taus == [party["tau"]]
     assert run.model.tau == summary["tau"] == summary["learned"]["tau"]
