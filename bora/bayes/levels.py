@@ -9,9 +9,11 @@ however many there are. Where levels are nested (party → speaker) the optimum 
     Σ_u Δ_1[u] = 0,     Δ_party[p] = (τ_speaker / τ_party) Σ_{speakers of p} δ[s]
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+NONE = "(none)"  # the unit of an empty cell
 OTHER = "(other)"  # a unit that a run did not have
 
 
@@ -60,7 +62,7 @@ class Levels:
 def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Sequence[int]]) -> list[str]:
     """Say in a line each where a level cannot be told from the tasks.
 
-    Those are units of one task; levels across the tasks that fall apart, as where some speakers spoke in some years only
+    Those are units of one task; levels across most tasks that fall apart, as where some speakers spoke in some years only
     and the others in others; and levels of few units.
 
     Args:
@@ -69,15 +71,17 @@ def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Seq
     lines = []
     for level, (column, units) in enumerate(zip(levels.columns, levels.units, strict=True)):
         of_task = [row[level] for row in levels.of_task]
-        crossed = of_task.count(-1)
-        alone = [units[u] for u in range(len(units)) if of_task.count(u) == 1]
-        if alone and not crossed:
+        crossed, first = of_task.count(-1), levels.first_row(level, len(of_task))
+        pairs = {(row[level] - first, task - first) for row, task in zip(rows, tasks, strict=True)}  # tasks below 0
+        n_tasks = Counter(unit for unit, _ in pairs)
+        alone = [name for u, name in enumerate(units) if n_tasks[u] == 1 and u in of_task]
+        if alone:
             named = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             lines.append(
                 f"{column}: {len(alone)} of {len(units)} units have one task ({named}); there only the sum of the two "
                 "deviations is known, and 1/τ divides it"
             )
-        if crossed and (groups := _count_groups(zip(tasks, (row[level] for row in rows), strict=True))) > 1:
+        if 2 * crossed > len(of_task) and (groups := _count_groups(pairs)) > 1:
             lines.append(
                 f"{column}: the tasks fall into {groups} groups that share none of its units; between the groups only "
                 "the sum of the two deviations is known, and 1/τ divides it"
@@ -90,7 +94,7 @@ def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Seq
 def _count_groups(pairs: Iterable[tuple[int, int]]) -> int:
     """Count the connected groups of a graph, from its edges."""
     groups: list[set[int]] = []
-    for pair in set(pairs):
+    for pair in pairs:
         joined = set(pair).union(*(group for group in groups if not group.isdisjoint(pair)))
         groups = [group for group in groups if group.isdisjoint(pair)] + [joined]
     return len(groups)
@@ -102,7 +106,7 @@ def build_levels(
     """Sort documents into the units of each level.
 
     Args:
-        values: column → each document's cell; an empty one is a unit of its own, (none).
+        values: column → each document's cell; an empty one is a unit of its own.
         tasks: each document's task, 0 ≤ d < D.
         training: whether it is trained on.
         taus: of each column.
@@ -116,9 +120,9 @@ def build_levels(
     units, documents, places = [], [], []
     partitions: dict[tuple[int, ...], str] = {_partition(tasks): "the tasks"}
     for column, cells in values.items():
-        names = list(dict.fromkeys(cell or "(none)" for cell in cells))
+        names = list(dict.fromkeys(cell or NONE for cell in cells))
         place = {name: i for i, name in enumerate(names)}
-        mine = [place[cell or "(none)"] for cell in cells]
+        mine = [place[cell or NONE] for cell in cells]
         same = partitions.setdefault(_partition(mine), column)
         if same != column:
             raise ValueError(f"{column} divides the documents exactly as {same} does, so the two cannot be told apart")
@@ -140,7 +144,7 @@ def place_new(
     """Sort documents of new tasks into units that are known; in a unit that is not, Δ is 0, the mean of such units.
 
     Args:
-        values: column → each document's cell, for each of the levels' columns; '' where it is not known.
+        values: column → each document's cell, for those of the levels' columns that are known.
         tasks: each document's task, 0 ≤ d < D.
 
     Returns:
@@ -150,7 +154,8 @@ def place_new(
     places = []
     for column, own in zip(levels.columns, units, strict=True):
         place = {name: i for i, name in enumerate(own)}
-        places.append([place.get(cell, len(own) - 1) for cell in values[column]])
+        cells = values.get(column, [OTHER] * len(tasks))
+        places.append([place.get(cell or NONE, len(own) - 1) for cell in cells])
     of_task, rows = _place(places, units, tasks)
     # Units are not fitted, so how many documents they have is of no account.
     return Levels(levels.columns, units, levels.taus, [1] * sum(map(len, units)), of_task), rows

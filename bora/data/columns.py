@@ -164,5 +164,5 @@ def finish(table: pa.Table) -> pd.DataFrame:
 
 
 def level_cells(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
-    """List each level's cells; '' for a level that the table does not have."""
-    return {column: table.get(f"{LEVEL}{column}", pd.Series("", table.index)).tolist() for column in columns}
+    """List the cells of those levels that the table has."""
+    return {column: table[f"{LEVEL}{column}"].tolist() for column in columns if f"{LEVEL}{column}" in table}

@@ -37,7 +37,8 @@ class NewDocuments(NamedTuple):
         encoded: each document's tokens, or those of each of its pieces.
         tasks: each one's task, by name.
         texts: each one's text, with what its prompt takes.
-        levels: each one's cell in the column of each of the run's levels, '' where it is not known.
+        levels: column → each one's cell, for those of the run's levels that the table has.
+        unknown: the others.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
@@ -46,6 +47,7 @@ class NewDocuments(NamedTuple):
     tasks: list[str]
     texts: list[str]
     levels: dict[str, list[str]]
+    unknown: list[str]
     truncation: Truncation
     dropped: dict[str, int]
 
@@ -54,9 +56,7 @@ class NewDocuments(NamedTuple):
         whose = {e.document: task for e, task in zip(self.encoded, self.tasks, strict=True)}
         counts, scored = pd.Series(whose).value_counts(), sum(e.n_scored for e in self.encoded)
         unknown = "".join(
-            f"\n{column}: not known of any document, so the tasks are taken to be of new units of it"
-            for column, cells in self.levels.items()
-            if not any(cells)
+            f"\n{column}: not in the table, so the tasks are taken to be of new units of it" for column in self.unknown
         )
         return (
             f"{len(counts)} tasks, {len(whose):,} documents "
@@ -87,9 +87,10 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - n_kept}
     documents, names, own = (list(column) for column in zip(*kept, strict=True))
     known = restored.model.adapters.levels
-    cells = {} if known is None else level_cells(named, known.columns)
-    levels = {column: [own[e.document] for e in documents] for column, own in cells.items()}
-    return NewDocuments(documents, names, own, levels, truncation, dropped)
+    columns = [] if known is None else known.columns
+    levels = {c: [cells[e.document] for e in documents] for c, cells in level_cells(named, columns).items()}
+    unknown = [column for column in columns if column not in levels]
+    return NewDocuments(documents, names, own, levels, unknown, truncation, dropped)
 
 
 def new_tasks(

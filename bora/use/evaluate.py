@@ -35,6 +35,7 @@ from bora.use.score import (
 log = logging.getLogger(__name__)
 ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
 FILES = (DOCUMENTS, PER_TASK, ANSWERS, ANSWER_SCORES, ANSWERS_PAGE, "likelihoods.csv", "likelihoods.parquet", SUMMARY)
+SEVERAL = "(several)"  # in the place of the unit of a task whose documents have several
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def level_posteriors(
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Add up the posterior of the tasks of each unit, for levels that have one unit a task.
 
-    (Of a level that divides a task's documents, such as the year, a text's unit does not follow from its task.)
+    Of a level that divides a task's documents, such as the year, a text's unit does not follow from its task. Where it
+    divides those of a few tasks only, a speaker who changed parties, these tasks count as one more unit, (several).
 
     Args:
         posterior: p(d | text), [N, D].
@@ -246,8 +248,11 @@ def level_posteriors(
     if levels is not None:
         for level, (column, units) in enumerate(zip(levels.columns, levels.units, strict=True)):
             of_task = np.array([row[level] for row in levels.of_task])
-            if of_task.min() >= 0:
-                found[column] = np.array(units, dtype=object), of_task, posterior @ np.eye(len(units))[of_task]
+            several = of_task < 0
+            if several.mean() < 0.5:
+                names = [*units, SEVERAL] if several.any() else units
+                of_task = np.where(several, len(units), of_task)
+                found[column] = np.array(names, dtype=object), of_task, posterior @ np.eye(len(names))[of_task]
     return found
 
 

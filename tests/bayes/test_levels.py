@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import bora.bayes.rows
-from bora.bayes.levels import build_levels, describe_confounded
+from bora.bayes.levels import build_levels, describe_confounded, place_new
 from tests.conftest import hierarchical, random_factors, tiny_opt
 
 TASKS = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
@@ -81,6 +81,31 @@ def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents()
     assert levels.rows_of_task(2, 4) == [5]
     assert levels.row_taus() == [30, 30, 7, 7, 7, 7]
     assert [line.split()[0] for line in describe_confounded(levels, TASKS, units)] == ["party", "year"]
+
+
+def test_units_of_one_task_are_told_also_where_a_task_has_several():
+    parties = ["left", "left", "right", "right", "green", "blue", "left"]
+    tasks = [0, 1, 0, 2, 3, 4, 1]  # the first changed parties; green and blue have one task each
+    levels, rows = build_levels({"party": parties}, tasks, [True] * 7, [7.0])
+    told = describe_confounded(levels, tasks, rows)
+    assert told[0].startswith("party: 2 of 4 units have one task (green, blue)")
+    assert not any("groups" in line for line in told)
+    # The only task of a unit, but with documents elsewhere: there the two can be told apart.
+    assert not any("have one task" in line for line in describe_confounded(*year_of_its_own()))
+
+
+def year_of_its_own():
+    tasks = [0, 0, 1, 1]
+    levels, rows = build_levels({"year": ["1", "2", "2", "2"]}, tasks, [True] * 4, [7.0])
+    return levels, tasks, rows
+
+
+def test_an_empty_cell_of_a_new_task_is_the_unit_none():
+    levels, _ = levels_of("year")
+    new, _ = place_new(levels, {"year": ["", "1", "7"]}, [0, 1, 2])
+    assert new.of_task == [[levels.units[0].index("(none)")], [levels.units[0].index("1")], [4]]
+    unknown, _ = place_new(levels, {}, [0, 1, 2])
+    assert unknown.of_task == [[4]] * 3
 
 
 @pytest.mark.parametrize(("years", "groups"), [("1212343456", 2), ("1222334445", 1), ("1212343478", 3)])

@@ -37,7 +37,7 @@ def documents(n: int, seed: int) -> list[Encoded]:
 
 
 def fitted(restored, encoded, tasks, tau=50.0):
-    new = NewDocuments(encoded, tasks, [""] * len(tasks), {}, Truncation(0, 0), {})
+    new = NewDocuments(encoded, tasks, [""] * len(tasks), {}, [], Truncation(0, 0), {})
     model = adapt(restored, new, tau, epochs=30, lr=1e-2)
     return {name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora]) for name in model.tasks}
 

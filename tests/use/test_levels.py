@@ -18,6 +18,7 @@ from bora.model.batch import find_places
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use.adapt import adapt, encode_documents
+from bora.use.evaluate import level_posteriors
 from bora.use.restore import restore
 from bora.use.score import perplexities
 from tests.conftest import hierarchical, one_line, tiny_opt
@@ -120,6 +121,10 @@ def test_a_new_speaker_of_a_known_party_starts_from_it(run):
     model = adapt(restored, documents, 10.0, epochs=1, lr=1e-12)
     left, year = (old.stored[old.names.index(name)] for name in ("party=left", "year=2000"))
     torch.testing.assert_close(model.adapters.theta(0), old.mean + left + year, atol=1e-6, rtol=0)
+    empty = encode_documents(restored, table.assign(**{"level:party": ""}))
+    assert (
+        adapt(restored, empty, 10.0, epochs=1, lr=1e-12).adapters.levels.of_task[0][0] == 2
+    )  # (other): no (none) there
     # Of a party that is new nothing is known but how much parties differ.
     torch.testing.assert_close(model.adapters.theta(1), old.mean + year, atol=1e-6, rtol=0)
     assert model.row_taus[:2].tolist() == pytest.approx([10, 1 / (1 / 10 + 1 / 100)])
@@ -138,7 +143,7 @@ def test_the_command_reads_the_levels_of_new_tasks(run, call, tmp_path):
     write_table(tmp_path / "old.csv", 2, first=10, n=4)
     pd.read_csv(tmp_path / "old.csv").drop(columns="party").to_csv(tmp_path / "old.csv", index=False)
     code, out, _ = call(bora.commands.adapt.main, run, tmp_path / "b", "--data", tmp_path / "old.csv", "--epochs", 1)
-    assert (code, "party: not known of any document" in out) == (0, True)
+    assert (code, "party: not in the table" in out) == (0, True)
 
 
 def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
@@ -171,6 +176,16 @@ def test_levels_that_cannot_be_are_refused(command, tmp_path, settings, words):
     write_table(tmp_path / "t.csv", 3)
     arguments = f"data=table data.path=t.csv data.min_documents=5 logger=none {settings}".split()
     one_line(command(*arguments), *words)
+
+
+def test_a_speaker_who_changed_parties_leaves_the_others_theirs():
+    tasks = [0, 0, 1, 2, 2, 3]
+    levels, _ = build_levels({"party": ["a", "b", "a", "b", "b", "c"]}, tasks, [True] * 6, [1.0])
+    posterior = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
+    names, of_task, found = level_posteriors(levels, posterior)["party"]
+    assert names.tolist() == ["a", "b", "c", "(several)"]
+    assert of_task.tolist() == [3, 0, 1, 2]
+    np.testing.assert_allclose(found, [[0.2, 0.3, 0.4, 0.1], [0.1, 0.1, 0.1, 0.7]])
 
 
 def test_two_units_are_too_few_to_learn_from(command, tmp_path):
