@@ -84,7 +84,8 @@ class Section:
         """Say in one sentence which τ is best, how good it is, and how it compares with the limits."""
         evidence, best = self.evidence, self.evidence.best_tau
         perplexity = f"{evidence.measure} {evidence.over_seeds(best).value:.2f}"
-        parts = [f"τ = {format_tau(best)} is best on validation; {perplexity}"]
+        chosen = "was learned, the median over seeds" if evidence.series.only_learned else "is best on validation"
+        parts = [f"τ = {format_tau(best)} {chosen}; {perplexity}"]
         for other, words in ((0.0, "separate models"), (math.inf, "one model")):
             difference = evidence.difference(best, other)
             if difference is not None:

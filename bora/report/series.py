@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from bora.errors import UserError
@@ -29,6 +30,8 @@ FREE_KEYS = (
     "trainer.log_every_n_steps",
 )
 FIGURES = "tau seed model data lr val_perplexity test_perplexity base_test_perplexity best_epoch data_sha256".split()
+# What tells the runs of two series apart at 0 < τ < ∞ only, and at given τ only.
+OF_MIDDLE, OF_LEVELS = ("prior.parameterization", "warm start"), ("tau of levels",)
 MAX_VALUE_CHARS = 24  # of a setting in a label
 
 
@@ -117,7 +120,7 @@ class Series:
     """Runs that differ in τ and seed alone, and the words that tell them from the other series.
 
     Attributes:
-        runs: at given τ; where there are none, those of `learned`.
+        runs: at given τ; where there are none, those of `learned`, all at the median of their τ.
         learned: with tau=learn.
     """
 
@@ -126,9 +129,14 @@ class Series:
     learned: list[Run]
 
     @property
+    def only_learned(self) -> bool:
+        """Tell whether no run was given its τ."""
+        return all(run.learned is not None for run in self.runs)
+
+    @property
     def learned_beside(self) -> list[Run]:
         """List the runs that learned τ, where there are runs at given τ to compare them with."""
-        return [] if self.runs == self.learned else self.learned
+        return [] if self.only_learned else self.learned
 
     @property
     def taus(self) -> list[float]:
@@ -151,42 +159,63 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
     settings, and are a series of their own where there is none.
     """
     learned = [run for run in runs if run.learned is not None]
-    given = {_key(run) for run in runs if run.learned is None}
+    given = [run for run in runs if run.learned is None]
     # Learned runs are a series of their own only where there is none at given τ.
-    runs = [run for run in runs if run.learned is None or _key(run) not in given]
-    with_middle = {_key(run, of_limits=True) for run in runs if not run.is_limit}
+    runs = given + _at_their_median(learned, {_key(run, *OF_LEVELS) for run in given})
+    with_middle = {_key(run, *OF_MIDDLE) for run in runs if not run.is_limit}
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if not run.is_limit or _key(run, of_limits=True) not in with_middle:
-            groups.setdefault(_key(run, of_limits=run.is_limit), []).append(run)
+        if not run.is_limit or _key(run, *OF_MIDDLE) not in with_middle:
+            groups.setdefault(_key(run, *(OF_MIDDLE if run.is_limit else ())), []).append(run)
     series, problems = [], []
     for (key, group), label in zip(groups.items(), _labels([group[0] for group in groups.values()]), strict=True):
-        wanted = _key(group[0], of_limits=True)
-        limits = [run for run in runs if run.is_limit and run not in group and _key(run, of_limits=True) == wanted]
+        wanted = _key(group[0], *OF_MIDDLE)
+        limits = [run for run in runs if run.is_limit and run not in group and _key(run, *OF_MIDDLE) == wanted]
         chosen: dict[tuple[float, int], Run] = {}
         for run in [*group, *sorted(limits, key=lambda run: _key(run) != key)]:  # those of its own form first
             first = chosen.setdefault((run.tau, run.seed), run)
             if first is not run and _key(first) == _key(run):
                 problems.append(f"{run.folder} is left out: {first.folder} has the same settings, τ and seed")
-        beside = sorted((run for run in learned if _key(run) == key), key=lambda run: run.seed)
+        same = _key(group[0], *OF_LEVELS)
+        beside = sorted((run for run in learned if _key(run, *OF_LEVELS) == same), key=lambda run: run.seed)
         series.append(Series(label, sorted(chosen.values(), key=lambda run: (run.tau, run.seed)), beside))
     return series, list(dict.fromkeys(problems))
+
+
+def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
+    """Put the learned runs of each series without runs at given τ at one τ, the median of theirs, so that seeds average.
+
+    Args:
+        given: the keys of the series that have such runs.
+    """
+    series: dict[str, list[Run]] = {}
+    for run in learned:
+        if _key(run, *OF_LEVELS) not in given:
+            series.setdefault(_key(run), []).append(run)
+    found = []
+    for own in series.values():
+        tau = float(f"{median_low(run.tau for run in own):.3g}")
+        found += [replace(run, summary=run.summary | {"tau": tau}) for run in own]
+    return found
 
 
 def _setting(run: Run) -> dict[str, Any]:
     """Give what all runs of a series share."""
     return {k: v for k, v in run.config.items() if not k.startswith(FREE_KEYS)} | {
         "warm start": run.config["init_from"] is not None,
-        "tau of levels": run.summary.get("levels"),
+        "tau of levels": run.summary.get("levels") if run.learned is None else "learned",
         "model.dtype": run.summary.get("dtype"),  # the one that was taken, where auto was asked for
         "data_sha256": run.summary["data_sha256"],
     }
 
 
-def _key(run: Run, of_limits: bool = False) -> str:
-    """Write a run's setting as text, equal for runs of one series."""
-    irrelevant = ("prior.parameterization", "warm start") if of_limits else ()
-    return json.dumps({k: v for k, v in _setting(run).items() if k not in irrelevant}, sort_keys=True)
+def _key(run: Run, *without: str) -> str:
+    """Write a run's setting as text, equal for runs of one series.
+
+    Args:
+        without: what does not count.
+    """
+    return json.dumps({k: v for k, v in _setting(run).items() if k not in without}, sort_keys=True)
 
 
 def _labels(firsts: list[Run]) -> list[str]:

@@ -108,14 +108,17 @@ def table1(evidence: Evidence) -> ReportTable:
     cells["validation perplexity"] = data["val_perplexity"].map(number)
     caption = f"{evidence.measure.capitalize()} over all tasks by τ. Bold: the τ that validation chooses, "
     caption += f"{format_tau(best)}; test has no say in it."
+    if series.only_learned:
+        caption = f"{evidence.measure.capitalize()} over all tasks; τ was learned, this is the median over seeds."
     if not evidence.by_batch:
         cells["test perplexity"] = data["perplexity"].map(number)
     if len(series.seeds) > 1:
         cells["± (95 %, seeds)"] = ((data["perplexity_high"] - data["perplexity_low"]) / 2).map(number)
         cells["seeds"] = data["seeds"].map(str)
         caption += " Perplexities are means over seeds, ± half a 95 % t interval over seeds."
-    cells["nats a token above the best τ [95 %, tasks]"] = above_best
-    caption += " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."
+    if len(series.taus) > 1:
+        cells["nats a token above the best τ [95 %, tasks]"] = above_best
+        caption += " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."
     bold = pd.DataFrame(dict.fromkeys(cells, data["tau"] == best))
     if is_talk_of_norway(evidence):
         data["paper_perplexity"] = data["tau"].map(paper.table1().set_index("tau")["perplexity"])
@@ -132,21 +135,26 @@ def learned_table(evidence: Evidence) -> ReportTable | None:
         return None
     rows = []
     for run in runs:
-        found = run.learned or {}
-        tau, c = (Interval(*map(float, (found[name], *found.get(f"{name}_interval", ())))) for name in ("tau", "c"))
-        of_run = {"seed": run.seed, "tau": tau.value, "tau_low": tau.low, "tau_high": tau.high, "c": c.value}
-        of_run |= {"c_low": c.low, "c_high": c.high, "c_spread": found["c_spread"]}
-        of_run |= {f"{split}_perplexity": run.summary[f"{split}_perplexity"] for split in ("val", "test")}
-        rows.append(of_run | {"τ": f"{tau:.3g}".replace("inf", "∞"), "shown": f"{c:.2f}"})
+        learned = run.learned or {}
+        figures = {f"{split}_perplexity": run.summary[f"{split}_perplexity"] for split in ("val", "test")}
+        for level, found in ({"tasks": learned} | learned.get("levels", {})).items():
+            tau, c = (Interval(*map(float, (found[name], *found.get(f"{name}_interval", ())))) for name in ("tau", "c"))
+            of_run = {"seed": run.seed, "level": level, "tau": tau.value, "tau_low": tau.low, "tau_high": tau.high}
+            of_run |= {"c": c.value, "c_low": c.low, "c_high": c.high, "c_spread": found["c_spread"]}
+            rows.append(of_run | figures | {"τ": f"{tau:.3g}".replace("inf", "∞"), "shown": f"{c:.2f}"})
     data = pd.DataFrame(rows)
-    cells = pd.DataFrame({"seed": data["seed"].map(str), "τ [95 %, tasks]": data.pop("τ")})
-    cells["c [95 %, tasks]"] = data.pop("shown")
+    cells = pd.DataFrame({"seed": data["seed"].map(str), "level": data["level"]})
+    cells["τ [95 %, tasks]"], cells["c [95 %, tasks]"] = data.pop("τ"), data.pop("shown")
+    if (data["level"] == "tasks").all():
+        cells = cells.drop(columns="level")
     cells["sd of the tasks' c"] = data["c_spread"].map(number)
     cells["validation perplexity"] = data["val_perplexity"].map(number)
     cells["test perplexity"] = data["test_perplexity"].map(number)
     caption = (
         "tau=learn: the tasks' deviations from Θ, trained nearly without a prior, are shrunk to c times what they were; "
         "c is chosen on validation documents, and τ is the precision that it amounts to."
+        + " A level's interval is over its units."
+        * ("level" in cells)
     )
     difference = evidence.learned_difference()
     if difference is not None:

@@ -188,9 +188,44 @@ def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choi
 
 
 def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid(report, tmp_path):
-    with_learned(tmp_path / "s/one", 33.0, 0, shift=0.0)
+    for seed, tau in enumerate((33.0, 20.0, 50.0)):
+        with_learned(tmp_path / f"s/{seed}", tau, seed, shift=0.0)
     code, out, _ = report("s")
     assert (code, "33 [16.5, 66]" in out) == (0, True)
+    table1 = pd.read_csv(tmp_path / "report/table1.csv")  # one setting, and no τ of a seed's own against another
+    assert table1[["tau", "seeds"]].to_numpy().tolist() == [[33, 3]]
+    page = (tmp_path / "report/index.html").read_text()
+    assert ("τ = 33 was learned" in page, "against it" in page) == (True, False)
+
+
+def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, tmp_path):
+    for seed, level in enumerate((19.0, 22.0)):
+        folder = with_learned(tmp_path / f"s/learn{seed}", 33.0, seed, shift=-1.0)
+        of_level(folder, level)
+        write_summary(folder, learned={"levels": {"party": {"tau": level, "c": 0.5, "c_spread": 0.0}}})
+        for tau in (10.0, 100.0):
+            write_run(tmp_path / f"s/{tau},{seed}", tau, seed)
+            of_level(tmp_path / f"s/{tau},{seed}", 10 * tau)
+    found, _ = series_of(read_runs([tmp_path / "s"])[0])
+    assert [[run.tau for run in series.runs] for series in found] == [[10, 10], [100, 100]]
+    assert [len(series.learned_beside) for series in found] == [2, 2]
+    code, _, _ = report("s")
+    table = pd.concat([pd.read_csv(file) for file in (tmp_path / "report").rglob("learned.csv")])
+    assert (code, table["level"].tolist()) == (0, ["tasks", "party"] * 4)
+
+
+def of_level(folder: Path, tau: float) -> None:
+    """Give a run a level, party, of that τ."""
+    config = RunDirectory(folder).config().model_dump()
+    (folder / "config.yaml").write_text(to_yaml(config | {"data": config["data"] | {"levels": ["party"]}}))
+    write_summary(folder, levels={"party": tau})
+
+
+def write_summary(folder: Path, **more) -> None:
+    """Add to a run's summary, also within what was learned."""
+    summary = json.loads((folder / "summary.json").read_text())
+    more = {k: summary.get(k, {}) | v if isinstance(v, dict) else v for k, v in more.items()}
+    write_json(folder / "summary.json", summary | more)
 
 
 def test_a_report_goes_into_the_folder_it_is_about_and_never_over_anothers(sweep, call, tmp_path, monkeypatch):
