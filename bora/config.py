@@ -382,6 +382,8 @@ def _rules_of_levels(config: Config) -> Iterator[str]:
         if columns.count(column) > 1 or column in (getattr(config.data, "task", None), "task"):
             yield f"data.levels={columns}: {column} is there already; name each column once, and not the task's"
             break
+        if column in (getattr(config.data, "text", None), getattr(config.data, "messages", None)):
+            yield f"data.levels={columns}: {column} is the document itself"
     if config.tau != "learn" and not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
         yield f"tau={config.tau} with data.levels: each must be above 0 and finite; for one model leave the level out"
     for key, value, only in (

@@ -104,6 +104,8 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
     with pytest.raises(UserError, match="tau=-1"):
         bora.sweep(frame, [0, -1], **options)
     assert not (tmp_path / "python").exists()  # all settings are checked first
+    with pytest.raises(UserError, match=r"a list: tau=\['learn'\]"):
+        bora.sweep(frame, "learn", **options)
     found = bora.sweep(frame, [0, math.inf], **options)
     loaded = bora.load("command")
     assert [run.folder.name for run in found.runs] == [run.folder.name for run in loaded.runs]

@@ -127,6 +127,7 @@ def test_values_that_hydra_cannot_read_are_taken_as_they_are():
 
 
 def test_values_in_folder_names():
+    assert format_value([100, 1000]) == format_value([100.0, 1e3])
     values = 100.0, 1e5, 0.001, float("inf"), None, True, "sdpa"
     assert [format_value(v) for v in values] == ["100", "100000", "0.001", "inf", "null", "true", "sdpa"]
 

@@ -48,6 +48,8 @@ def to_word(value: Any) -> str:
     """Write a value as Hydra reads it: None as null, True as true, a text in quotes, a list in brackets."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if hasattr(value, "tolist"):  # NumPy's
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(to_word, value))}]"
     return quote(value) if isinstance(value, str) else f"{value}"

@@ -118,6 +118,8 @@ def sweep(
     if "seed" in settings:
         raise UserError("bora.sweep takes seeds=[…], not seed=")
     own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages, "levels": levels}
+    if isinstance(tau, str):
+        raise UserError(f"bora.sweep takes a list: tau=[{tau!r}]")
     values = [{"tau": t, "seed": s} for t in tau for s in seeds]
     if not values:
         raise UserError("bora.sweep needs at least one τ and one seed")

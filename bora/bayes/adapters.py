@@ -118,9 +118,20 @@ class Adapters(nn.Module, ABC):
             state |= zip(names, (value for lora in factors for value in lora), strict=True)
         return state
 
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what any form saved, as far as this one can hold it; see `read_saved`."""
-        self.start_at(*read_saved(state, list(self.layout.shapes)))
+    def start_from(self, state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> None:
+        """Take over what any form saved, as far as this one can hold it; see `read_saved`.
+
+        Args:
+            names: of its rows, by which they find their place here, one that is not there at Θ; None for those of here.
+        """
+        saved = read_saved(state, list(self.layout.shapes))
+        if names is not None and saved.deviations is not None:
+            place = {name: row for row, name in enumerate(names)}
+            rows = [place.get(name, len(names)) for name in self.names]
+            deviations = torch.cat([saved.deviations, saved.mean.new_zeros(1, len(saved.mean))])[rows]
+            theta = None if saved.theta is None else torch.cat([saved.theta, saved.mean[None]])[rows]
+            saved = Saved(saved.mean, theta, deviations if theta is None else None)
+        self.start_at(*saved)
 
     @property
     def tasks(self) -> "TaskLoRAs":

@@ -86,6 +86,9 @@ def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Seq
                 f"{column}: the tasks fall into {groups} groups that share none of its units; between the groups only "
                 "the sum of the two deviations is known, and 1/τ divides it"
             )
+        documents = levels.documents[first - len(of_task) :][: len(units)]
+        if unseen := [name for name, n in zip(units, documents, strict=True) if not n]:
+            lines.append(f"{column}: {len(unseen)} of {len(units)} units have no training document ({unseen[0]}, …)")
         if len(units) < 5:
             lines.append(f"{column} has {len(units)} units: too few to say how much they differ")
     return lines
@@ -115,7 +118,7 @@ def build_levels(
         The levels, and each document's row in the matrix for each level, [N, L].
 
     Raises:
-        ValueError: a level divides the documents as the tasks do, or as another level.
+        ValueError: a level divides the documents as the tasks do, or as another level, or has one unit.
     """
     units, documents, places = [], [], []
     partitions: dict[tuple[int, ...], str] = {_partition(tasks): "the tasks"}
@@ -159,6 +162,19 @@ def place_new(
     of_task, rows = _place(places, units, tasks)
     # Units are not fitted, so how many documents they have is of no account.
     return Levels(levels.columns, units, levels.taus, [1] * sum(map(len, units)), of_task), rows
+
+
+def describe_unknown(levels: Levels, values: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say in a line for each level what units new tasks have that are not known; see `place_new`."""
+    lines = []
+    for column, units in zip(levels.columns, levels.units, strict=True):
+        new = [cell or NONE for cell in dict.fromkeys(values.get(column, ())) if (cell or NONE) not in units]
+        if column not in values:
+            lines.append(f"{column}: not in the table, so the tasks are taken to be of new units of it")
+        elif new:
+            named = ", ".join(new[:3]) + (", …" if len(new) > 3 else "")
+            lines.append(f"{column}: {len(new)} units are new, so nothing is known of them ({named})")
+    return lines
 
 
 def _place(

@@ -224,14 +224,20 @@ class HierarchicalLoRA(nn.Module):
             checkpoint: its `hyper_parameters` and `state_dict`.
 
         Raises:
-            UserError: it is of other tasks, layers, rank or α.
+            UserError: it is of other tasks, layers, rank or α, or has levels that this one has not.
         """
-        ours = self.hyperparameters
-        for key in ("task_names", "layers", "rank", "alpha"):
-            theirs = checkpoint["hyper_parameters"][key]
-            if theirs != ours[key]:
-                raise UserError(f"that run's {key} is not this one's ({theirs}, not {ours[key]})")
-        self.adapters.start_from(checkpoint["state_dict"])
+        ours, theirs = self.hyperparameters, checkpoint["hyper_parameters"]
+        for key in ("layers", "rank", "alpha"):
+            if theirs[key] != ours[key]:
+                raise UserError(f"that run's {key} is not this one's ({theirs[key]}, not {ours[key]})")
+        if other := set(theirs["task_names"]) ^ set(ours["task_names"]):
+            raise UserError(f"that run's tasks are not this one's: one of the two has no {sorted(other)[0]!r}")
+        levels = Levels(**theirs["levels"]) if "levels" in theirs else None
+        own = [] if self.adapters.levels is None else self.adapters.levels.columns
+        if levels is not None and not set(levels.columns) <= set(own):
+            raise UserError(f"that run has data.levels={levels.columns}, this one {own}; give the same")
+        names = theirs["task_names"] + ([] if levels is None else levels.names)
+        self.adapters.start_from(checkpoint["state_dict"], names)
 
 
 def _places(batch: Batch) -> Places:

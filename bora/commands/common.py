@@ -1,6 +1,7 @@
 """Flags and input that several commands share."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,7 @@ READER_FLAGS = {
     "text": "--text ",
     "messages": "--text ",
     "prompt": "the run's data.prompt=",
+    "levels": "the run's data.levels=",
 }  # by the reader's arguments
 
 
@@ -44,6 +46,14 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     run = "the run's own, if the table has it, else"
     parser.add_argument("--text", metavar="COLUMN", help=f"column with the document, or chat ({run} text)")
     parser.add_argument("--task", metavar="COLUMN", help=f"column with the task ({run} task or rep_name, if any)")
+
+
+def utf8(word: str) -> str:
+    """Read a word of the command line as UTF-8, whatever the locale says; for argparse."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{word!a} is not UTF-8") from error
 
 
 def checked(kind: Any) -> Callable[[str], Any]:

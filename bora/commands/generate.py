@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated
 
-from bora.commands.common import add_device, checked, run_parser
+from bora.commands.common import add_device, checked, run_parser, utf8
 from bora.commands.exits import cli_errors
 from bora.use.generate import Answer, generate
 from bora.use.restore import restore
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
+        type=utf8,
         help="a task, or the beginning of its name; again for more",
     )
     parser.add_argument("--mean", action="store_true", help="let Θ answer too")
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TEXT",
+        type=utf8,
         help="a text, a question, or JSON of what the run's prompt takes; again for more",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object a line for each answer")

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bora.config import Config, Trainer, conf_folder, find_secret, flatten, parse
 from bora.errors import UserError
@@ -55,6 +55,8 @@ def format_value(value: Any) -> str:
         short = f"{value:.12g}"
         return short if float(short) == value else repr(value)
     text = str(value)
+    if isinstance(value, (list, ListConfig)) and all(isinstance(item, (int, float)) for item in value):
+        text = f"[{', '.join(map(format_value, value))}]"
     plain = re.sub(r"[^\w.+\-@]+", "-", Path(text).name if "/" in text else text).strip("-")[:MAX_NAME_CHARS]
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 

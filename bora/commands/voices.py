@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from bora.commands.common import add_device, checked, run_parser
+from bora.commands.common import add_device, checked, run_parser, utf8
 from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.prompts import prompt_columns
@@ -35,9 +35,10 @@ def parser() -> argparse.ArgumentParser:
         "--prompt",
         nargs="+",
         metavar="TEXT|COLUMN=CELL",
+        type=utf8,
         help="a text, or the cells of each column that the run's prompt takes (the start of a validation document)",
     )
-    add("--tasks", nargs="+", metavar="NAME", help="tasks, or the beginnings of their names (all)")
+    add("--tasks", nargs="+", type=utf8, metavar="NAME", help="tasks, or the beginnings of their names (all)")
     add(
         "-n",
         "--documents",

@@ -149,7 +149,7 @@ def to_text(value: Any) -> str:
 
 
 def finish(table: pa.Table) -> pd.DataFrame:
-    """Complete a table: task, text and date, '' where there is none, and the others; tasks' names in one spelling.
+    """Complete a table: task, text and date, '' where there is none, and the others; names in one spelling.
 
     Raises:
         UserError: a task's name holds a control character.
@@ -160,6 +160,8 @@ def finish(table: pa.Table) -> pd.DataFrame:
             frame[ours] = ""
     frame["task"] = normalise_names(frame["task"])
     others = [column for column in frame if column.startswith(LEVEL)]
+    for column in others:
+        frame[column] = normalise_names(frame[column])
     return frame[["task", "text", "date", *placeholders(frame), *others]]
 
 

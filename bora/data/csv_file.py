@@ -33,6 +33,11 @@ def read_csv(file: Path, columns: Columns, separator: str = ",", missing: str | 
     """
     rows = _rows(file, separator)
     header = next(rows, [])
+    if len(header) == 1 and (others := [s for s in ";|\t," if s in header[0] and s != separator]):
+        raise UserError(
+            f"the header has one column, {header[0]!r}; its columns seem to be separated by {others[0]!r}: save it with "
+            "commas (.csv) or tabs (.tsv)"
+        )
     found = columns.find(header)
     places = {name: header.index(name) for name in found.values()}
 

@@ -31,15 +31,15 @@ def normalise_names(tasks: pd.Series) -> pd.Series:
         if any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in name):
             row = tasks.index[tasks == raw][0]
             raise UserError(
-                f"the task's name {name[:MAX_SHOWN_CHARS]!r} in row {row} (counted from 0) holds a control "
+                f"the name {name[:MAX_SHOWN_CHARS]!r} in row {row} (counted from 0) holds a control "
                 "character; remove it"
             )
         spellings.setdefault(name, []).append(raw)
     merged = [raws for name, raws in spellings.items() if name and len(raws) > 1]
     if merged:
         log.warning(
-            "%d task(s) are spelled in more than one way, in white space or in Unicode's forms of a letter; each is "
-            "taken as one task: %s",
+            "%d name(s) are spelled in more than one way, in white space or in Unicode's forms of a letter; each is "
+            "taken as one: %s",
             len(merged),
             " and ".join(ascii(raw) for raw in merged[0][:2]),
         )

@@ -203,10 +203,18 @@ def _setting(run: Run) -> dict[str, Any]:
     """Give what all runs of a series share."""
     return {k: v for k, v in run.config.items() if not k.startswith(FREE_KEYS)} | {
         "warm start": run.config["init_from"] is not None,
-        "tau of levels": run.summary.get("levels") if run.learned is None else "learned",
+        "tau of levels": _tau_of_levels(run),
         "model.dtype": run.summary.get("dtype"),  # the one that was taken, where auto was asked for
         "data_sha256": run.summary["data_sha256"],
     }
+
+
+def _tau_of_levels(run: Run) -> Any:
+    """Give the τ of each level; a word where they are the tasks', or learned, since then they change with it."""
+    taus = run.summary.get("levels")
+    if run.learned is not None:
+        return "learned"
+    return "the tasks'" if taus and set(taus.values()) == {run.tau} else taus
 
 
 def _key(run: Run, *without: str) -> str:

@@ -66,6 +66,8 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
                 f"data.levels={column}: {len(own)} units are too few to learn its τ from; give it: tau=[100,1000], the "
                 "task's first"
             )
+    if twice := set(corpus.task_names) & set(levels.names):
+        raise UserError(f"data.levels: {min(twice)} is the name of a task and of a unit; rename the task")
     for line in describe_confounded(levels, tasks, units):
         log.warning("data.levels: %s", line)
     return levels, units

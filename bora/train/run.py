@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import lightning as L
@@ -20,7 +21,7 @@ from bora.lib.machine import is_first_process, require_gpus
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, on_gpu
 from bora.runs.checkpoints import check_same_run, load_own
-from bora.runs.directory import METRICS, RunDirectory, json_safe, settings, versions
+from bora.runs.directory import METRICS, SUMMARY, RunDirectory, json_safe, settings, versions
 from bora.runs.metrics import MetricsFile
 from bora.runs.trackers import TRACKED_RUN, Start, log10_tau, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
@@ -76,6 +77,8 @@ def train(
     with stopping() as stop, claim_together(directory, cfg, overrides) as (directory, finished):
         if finished:
             log.info("this run is finished already")
+            _warn_of_later_data(cfg, directory)
+            _warn_of_later_data(cfg, directory)
             return Trained(directory.summary())
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
@@ -205,6 +208,14 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
         per_task["val_perplexity_by_batch"] = by_batch["task_perplexity"].tolist()
         summary["val_perplexity_by_batch"] = by_batch["perplexity"].item()
     return per_task, summary
+
+
+def _warn_of_later_data(cfg: Config, directory: RunDirectory) -> None:
+    """Warn where the table was written after the run had finished: a sweep that is repeated keeps such a run."""
+    path = getattr(cfg.data, "path", None)
+    file = None if path is None else Path(path).expanduser()
+    if file is not None and file.is_file() and file.stat().st_mtime > (directory.path / SUMMARY).stat().st_mtime:
+        log.warning("%s was changed after this run had finished; to train on it give another folder", file)
 
 
 def describe_units(module: TrainingModule) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from bora.bayes.adapters import NonCentered
-from bora.bayes.levels import Levels, place_new
+from bora.bayes.levels import Levels, describe_unknown, place_new
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
 from bora.data.columns import level_cells
@@ -38,7 +38,7 @@ class NewDocuments(NamedTuple):
         tasks: each one's task, by name.
         texts: each one's text, with what its prompt takes.
         levels: column → each one's cell, for those of the run's levels that the table has.
-        unknown: the others.
+        unknown: a line for each level of which units are not known.
         truncation: what data.max_tokens cut off.
         dropped: reason → documents left out.
     """
@@ -55,14 +55,12 @@ class NewDocuments(NamedTuple):
         """Describe the documents as a run describes its own."""
         whose = {e.document: task for e, task in zip(self.encoded, self.tasks, strict=True)}
         counts, scored = pd.Series(whose).value_counts(), sum(e.n_scored for e in self.encoded)
-        unknown = "".join(
-            f"\n{column}: not in the table, so the tasks are taken to be of new units of it" for column in self.unknown
-        )
         return (
             f"{len(counts)} tasks, {len(whose):,} documents "
             f"({counts.min()} to {counts.max()} a task, {scored:,} scored tokens)\n"
             f"dropped: {describe_dropped(self.dropped)}\n"
-            f"truncated: {self.truncation.describe(sum(len(e.ids) for e in self.encoded))}{unknown}"
+            f"truncated: {self.truncation.describe(sum(len(e.ids) for e in self.encoded))}"
+            + "".join(f"\n{line}" for line in self.unknown)
         )
 
 
@@ -86,10 +84,11 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     n_kept = len({e.document for e, *_ in kept})
     dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - n_kept}
     documents, names, own = (list(column) for column in zip(*kept, strict=True))
-    known = restored.model.adapters.levels
-    columns = [] if known is None else known.columns
-    levels = {c: [cells[e.document] for e in documents] for c, cells in level_cells(named, columns).items()}
-    unknown = [column for column in columns if column not in levels]
+    levels, unknown = {}, []
+    if (known := restored.model.adapters.levels) is not None:
+        cells = level_cells(named, known.columns)
+        levels = {column: [own[e.document] for e in documents] for column, own in cells.items()}
+        unknown = describe_unknown(known, levels)
     return NewDocuments(documents, names, own, levels, unknown, truncation, dropped)
 
 

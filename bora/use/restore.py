@@ -103,11 +103,19 @@ def split_documents(directory: RunDirectory, split: str, table: pd.DataFrame | N
     Raises:
         UserError: the run kept no documents, its corpus is not there, or has changed.
     """
+    if "adapted_from" in directory.summary():
+        raise UserError(f"{directory.path} is from bora adapt, which holds no documents out; take a run of bora run")
     documents = directory.documents().query("split == @split").drop_duplicates("row")
     data = directory.config().data
     if table is None and data.source == "frame":
         raise UserError("the run was trained on a data frame, of which no file is left; run.voices(frame=…) takes it")
-    table = read_documents(data) if table is None else table
+    if table is None:
+        try:
+            table = read_documents(data)
+        except UserError as error:
+            if (path := getattr(data, "path", None)) is None or Path(path).expanduser().is_absolute():
+                raise
+            raise UserError(f"{error}; the run names it from where it was trained: go to that folder") from error
     found = table.reindex(documents["row"]).assign(task=documents["task"].to_numpy())
     known = directory.trained_on()
     if found["text"].isna().any() or not (known is None or known.issuperset(map(hash_text, whole_texts(found)))):

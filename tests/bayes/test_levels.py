@@ -6,6 +6,7 @@ import torch
 
 import bora.bayes.rows
 from bora.bayes.levels import build_levels, describe_confounded, place_new
+from bora.errors import UserError
 from tests.conftest import hierarchical, random_factors, tiny_opt
 
 TASKS = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
@@ -106,6 +107,24 @@ def test_an_empty_cell_of_a_new_task_is_the_unit_none():
     assert new.of_task == [[levels.units[0].index("(none)")], [levels.units[0].index("1")], [4]]
     unknown, _ = place_new(levels, {}, [0, 1, 2])
     assert unknown.of_task == [[4]] * 3
+
+
+def test_a_run_starts_from_anothers_units_by_their_names():
+    old, _ = build_levels({"party": ["left", "right", "left", "green"]}, [0, 1, 2, 3], [True] * 4, [5.0])
+    new, _ = build_levels({"party": ["right", "blue", "left", "left"]}, [0, 1, 2, 3], [True] * 4, [5.0])
+    theirs = hierarchical(tiny_opt(), list("abcd"), [1] * 4, 30, 9.0, levels=old)
+    ours = hierarchical(tiny_opt(), list("dcba"), [1] * 4, 30, 9.0, levels=new)
+    random_factors(theirs)
+    checkpoint = {"hyper_parameters": theirs.hyperparameters, "state_dict": theirs.trained_state()}
+    ours.start_from(checkpoint)
+    names = theirs.adapters.names
+    for row, name in enumerate(ours.adapters.names):
+        expected = theirs.adapters.stored[names.index(name)] if name in names else torch.zeros(1)
+        assert torch.equal(ours.adapters.stored[row], expected.expand_as(ours.adapters.stored[row]))
+    torch.testing.assert_close(ours.adapters.theta(3), theirs.adapters.theta(0))  # a, of the same party in both
+    plain = hierarchical(tiny_opt(), list("abcd"), [1] * 4, 30, 9.0)
+    with pytest.raises(UserError, match=r"data.levels=\['party'\], this one \[\]"):
+        plain.start_from(checkpoint)
 
 
 @pytest.mark.parametrize(("years", "groups"), [("1212343456", 2), ("1222334445", 1), ("1212343478", 3)])

@@ -134,10 +134,13 @@ def test_a_run_starts_from_another_of_the_same_kind_only():
     ours.start_from(checkpoint)
     for d in range(3):
         torch.testing.assert_close(ours.adapters.theta(d), theirs.adapters.theta(d))
-    for key in ("task_names", "layers", "rank", "alpha"):
+    for key in ("layers", "rank", "alpha"):
         other = checkpoint | {"hyper_parameters": theirs.hyperparameters | {key: "another"}}
         with pytest.raises(UserError, match=f"that run's {key} is not this one's"):
             ours.start_from(other)
+    other = checkpoint | {"hyper_parameters": theirs.hyperparameters | {"task_names": ["a", "b", "x"]}}
+    with pytest.raises(UserError, match="that run's tasks are not this one's: one of the two has no 'c.d'"):
+        ours.start_from(other)
 
 
 def test_unknown_choices_are_refused():

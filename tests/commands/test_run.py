@@ -264,5 +264,5 @@ def test_a_run_starts_from_another(command, tmp_path):
     one, two = (json.loads((tmp_path / f"{name}/summary.json").read_text()) for name in ("one", "two"))
     assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
     assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
-    for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "task_names")):
+    for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "tasks are not this one's")):
         one_line(command(*still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"), message)

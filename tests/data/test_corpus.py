@@ -90,7 +90,7 @@ def test_leakage_is_counted_within_a_task_and_across(build):
 def test_names_that_a_person_may_take_for_one_are_reported(build, caplog):
     nfd = "Jose\u0301"
     build([*docs("Ann"), *docs("ann"), *docs("Ann\u200b"), *docs("José"), *((nfd, text) for _, text in docs("x"))])
-    assert r"1 task(s) are spelled in more than one way" in caplog.text
+    assert r"1 name(s) are spelled in more than one way" in caplog.text
     assert "stay different tasks: 'Ann' and 'ann' and 'Ann\\u200b'; if one task is meant" in caplog.text
     caplog.clear()
     build([*docs("Ann"), *docs("Bo")], n_tasks=2)

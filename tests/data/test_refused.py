@@ -59,7 +59,7 @@ READING = {
     "a quote too many twice": ("t.csv", b'task,text\na,"one\nb,"two\nc,three\n', "begins in line 2: text after"),
     "a row with more cells": ("t.csv", to_csv() + b"a,b,c\n", "line 10 has 3 cells and the header 2; put a cell that"),
     "a row with fewer cells": ("t.csv", to_csv(wider("x"), ("task", "text", "n")) + b"a,b", "line 10 has 2 cells"),
-    "semicolons": ("t.csv", to_csv(separator=";"), "^data.task=COLUMN: name the column .*; the table has task;text$"),
+    "semicolons": ("t.csv", to_csv(separator=";"), "'task;text'; .* separated by ';': save it with commas"),
     "no column of texts": ("t.csv", to_csv(header=("task", "said")), "^data.text=text: there is no .* has task, said$"),
     "two columns of texts": (
         "t.csv",

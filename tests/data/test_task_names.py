@@ -12,7 +12,7 @@ def test_a_name_has_one_spelling(caplog):
     found = normalise_names(names)
     assert found.tolist() == ["Jos\u00e9", "Jos\u00e9", "A B", "A B", "", "", "ann", "Ann"]
     assert found.index.equals(names.index)
-    assert "2 task(s) are spelled in more than one way" in caplog.text
+    assert "2 name(s) are spelled in more than one way" in caplog.text
     assert r"'Jose\u0301' and ' Jos\xe9\n'" in caplog.text
 
 
@@ -23,7 +23,7 @@ def test_one_spelling_each_is_not_reported(caplog):
 
 @pytest.mark.parametrize("name", ["a\0", "\x1b[31m", "a\x7f", "\x9b"])
 def test_a_control_character_is_no_part_of_a_name(name):
-    with pytest.raises(UserError, match=r"^the task's name '.*\\x.*' in row 1 \(counted from 0\)") as told:
+    with pytest.raises(UserError, match=r"^the name '.*\\x.*' in row 1 \(counted from 0\)") as told:
         normalise_names(pd.Series(["fine", name]))
     assert str(told.value).isprintable()
 

@@ -214,6 +214,13 @@ def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, t
     assert (code, table["level"].tolist()) == (0, ["tasks", "party"] * 4)
 
 
+def test_one_tau_for_all_levels_is_a_grid(tmp_path):
+    for tau in (10.0, 100.0):
+        of_level(write_run(tmp_path / f"s/{tau}", tau, 0), tau)
+    found, _ = series_of(read_runs([tmp_path / "s"])[0])
+    assert [series.taus for series in found] == [[10, 100]]
+
+
 def of_level(folder: Path, tau: float) -> None:
     """Give a run a level, party, of that τ."""
     config = RunDirectory(folder).config().model_dump()
