@@ -73,6 +73,22 @@ def test_the_objective_and_its_gradient_are_those_of_a_loop(columns, estimator, 
     torch.testing.assert_close(found[1], of_stored)
 
 
+def test_a_level_whose_units_are_at_zero_is_none():
+    levels, units = levels_of("party", "year")
+    with_levels, without = model_of(levels), model_of(None)
+    with torch.no_grad():
+        with_levels.adapters.stored[4:] = 0
+        without.adapters.stored.copy_(with_levels.adapters.stored[:4])
+        without.adapters.mean.copy_(with_levels.adapters.mean)
+    losses = [model.objective(batch_of(own)).loss for model, own in ((with_levels, units), (without, None))]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(with_levels.adapters.mean.grad, without.adapters.mean.grad, rtol=1e-10, atol=1e-15)
+    own = with_levels.adapters.stored.grad.to_dense()[:4]
+    torch.testing.assert_close(own, without.adapters.stored.grad.to_dense(), rtol=1e-10, atol=1e-15)
+
+
 def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents():
     levels, units = levels_of("party", "year")
     assert levels.units == [["left", "right"], ["1", "2", "3", "(none)"]]
