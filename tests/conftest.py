@@ -209,7 +209,7 @@ def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:
 
 def same_files(a: Path, b: Path) -> None:
     """The two run directories hold the same results."""
-    for name in ("per_task.csv", "documents.csv"):
+    for name in ("per_task.csv", "documents.csv", "validation_by_task.csv"):
         assert (a / name).read_text() == (b / name).read_text()
     timeless = [c for c in pd.read_csv(a / "metrics.csv") if c != "tokens/s"]
     pd.testing.assert_frame_equal(pd.read_csv(a / "metrics.csv")[timeless], pd.read_csv(b / "metrics.csv")[timeless])

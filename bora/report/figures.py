@@ -1,4 +1,5 @@
-"""The figures: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other, 9 of training, 10 of who wrote a text.
+"""The figures: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other, 9 and 12 of training, 10 of who wrote a
+text, 11 of τ for inference.
 
 One visual language for all: black is the whole corpus, grey a task; blue is against separate models, vermilion against
 one model (Okabe and Ito's colours, told apart by all kinds of sight; markers differ too). Draw within
@@ -63,6 +64,9 @@ MAX_HOVER_NAMES = 500  # tasks named where the pointer is; more would make the p
 MAX_LEGEND_TAUS = 9
 MAX_POINT_NAMES = 30  # names written beside points
 MAX_TICKS = 13
+LEARNED = math.nan  # in the place of a τ
+MAX_PANELS = 25  # tasks with learning curves of their own
+MAX_RATIO = 1.25  # of a task's perplexity to its first, on the axis
 # Where a point's name may stand, in points from it, best first.
 ASIDE = [(4, 0), (-4, 0), (0, 4), (0, -4), (3, 3), (3, -3), (-3, 3), (-3, -3)]
 HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
@@ -357,6 +361,47 @@ def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) 
     ax.margins(x=0.03)
     lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
     put_legend_above(ax, columns=5, handles=list(lines.values()))
+    return figure
+
+
+def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
+    """Draw figure 12: each task's validation perplexity while training, a panel a task, the largest ones.
+
+    Args:
+        by_task: runs with their validations by task, see RunDirectory.by_task.
+    """
+    first: dict[float, pd.DataFrame] = {}  # of the lowest seed at each τ, and of those that learned it (nan)
+    for run, table in sorted(by_task, key=lambda each: each[0].seed):
+        if table["validation"].nunique() > 1:
+            first.setdefault(run.tau if run.learned is None else LEARNED, table)
+    if not first:
+        return None
+    names = evidence.tasks().sort_values("n_train", ascending=False).index[:MAX_PANELS]
+    order = sorted({0.0, *(tau for tau in first if tau is not LEARNED), math.inf})
+    n_columns = min(5, len(names))
+    n_rows = math.ceil(len(names) / n_columns)
+    figure = Figure(figsize=(WIDTH, 1.1 + 1.15 * n_rows))
+    axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    figure.suptitle("Learning curves by task", x=0.02, horizontalalignment="left", fontsize=11)
+    for ax, name in zip(axes.flat, names, strict=False):
+        for tau, table in first.items():
+            curve = table[table["task"] == str(name)].set_index("validation")["val_perplexity"]
+            curve = curve / curve.iloc[0]
+            color = BLACK if tau is LEARNED else BY_TAU(order.index(tau) / (len(order) - 1))
+            label = "τ learned" if tau is LEARNED else f"τ = {format_tau(tau)}"
+            ax.plot(curve, color=color, linewidth=1, linestyle="--" if tau is LEARNED else "-", label=label)
+            ax.plot(curve.idxmin(), curve.min(), "o", color=color, markersize=3.5, markerfacecolor="white")
+        ax.set_title(shorten(str(name), 18), fontsize=8)
+        ax.tick_params(labelsize=7, labelbottom=name in names[-n_columns:])  # the lowest of its column
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    ratios = [t.groupby("task")["val_perplexity"].transform(lambda own: own / own.iloc[0]) for t in first.values()]
+    axes[0, 0].set_ylim(pd.concat(ratios).min() * 0.98, min(pd.concat(ratios).max() * 1.02, MAX_RATIO))
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    figure.supxlabel("validation", fontsize=9)
+    figure.supylabel("perplexity ÷ that of validation 1", fontsize=9)
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper right", ncols=min(6, len(labels)), frameon=False, fontsize=8)
     return figure
 
 

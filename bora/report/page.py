@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,7 +30,7 @@ from bora.report.tables import ReportTable, claims_table, learned_table, table1,
 from bora.report.variance import evidence_profile, variance_table
 from bora.report.voices import voices_table
 from bora.runs.archive import Run
-from bora.runs.directory import METRICS, RunDirectory
+from bora.runs.directory import BY_TASK, METRICS, RunDirectory
 
 FORMATS: dict[str, dict] = {"png": {}, "pdf": {"CreationDate": None}}  # of a figure's files → metadata
 
@@ -139,7 +140,11 @@ def _write_section(
             table.write(folder)
     with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
         similar = _compare_tasks(evidence, column, problems)
-        drawn = draw_figures(evidence, similar, _read_curves(evidence, problems), _find_guesses(evidence, problems))
+        curves, by_task = (
+            _read_curves(evidence, problems, METRICS, RunDirectory.validations),
+            _read_curves(evidence, problems, BY_TASK, RunDirectory.by_task),
+        )
+        drawn = draw_figures(evidence, similar, curves, by_task, _find_guesses(evidence, problems))
         pictures = [_save(folder, slug, *each) for each in drawn]
     return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers, voices)
 
@@ -163,15 +168,17 @@ def _compare_tasks(evidence: Evidence, column: str | None, problems: list[str]) 
         return found
 
 
-def _read_curves(evidence: Evidence, problems: list[str]) -> list[tuple[Run, pd.DataFrame]]:
-    """Read the validations of each run that has a metrics.csv, which an archive does not hold."""
+def _read_curves(
+    evidence: Evidence, problems: list[str], file: str, read: Callable[[RunDirectory], pd.DataFrame]
+) -> list[tuple[Run, pd.DataFrame]]:
+    """Read the validations of each run that has the file, which an archive does not hold."""
     curves = []
     for run in (*evidence.series.runs, *evidence.series.learned_beside):
-        if (run.folder / METRICS).is_file():
+        if (run.folder / file).is_file():
             try:
-                curves.append((run, RunDirectory(run.folder).validations()))
+                curves.append((run, read(RunDirectory(run.folder))))
             except UserError as error:
-                problems.append(f"figure 9 lacks a run: {error}")
+                problems.append(f"the learning curves lack a run: {error}")
     return curves
 
 
@@ -184,9 +191,13 @@ def _find_guesses(evidence: Evidence, problems: list[str]) -> Guesses | None:
 
 
 def draw_figures(
-    evidence: Evidence, similar: Similarity | None, curves: list[tuple[Run, pd.DataFrame]], guesses: Guesses | None
+    evidence: Evidence,
+    similar: Similarity | None,
+    curves: list[tuple[Run, pd.DataFrame]],
+    by_task: list[tuple[Run, pd.DataFrame]],
+    guesses: Guesses | None,
 ) -> list[tuple[str, Figure, str]]:
-    """Draw figures 1 to 11, as far as the runs give them: name, figure, caption."""
+    """Draw figures 1 to 12, as far as the runs give them: name, figure, caption."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
     beside = " The limits, τ = 0 and ∞, stand one decade outside the values between them."
@@ -237,6 +248,12 @@ def draw_figures(
             figures.learning_curves(evidence, curves),
             "Validation while training, a line a run; the circle is what the run kept.",
         ),
+        (
+            "figure12",
+            figures.curves_by_task(evidence, by_task),
+            "Validation perplexity of each task while training, against that of its first validation, a line a τ (one "
+            "seed); the circle is where the task itself was best.",
+        ),
     ]
     if guesses is not None:
         order = None if similar is None else [similar.tasks[i] for i in similar.order]
@@ -285,7 +302,7 @@ def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> P
     svg = name_on_hover(svg[svg.index("<svg") :])
     # Ids must differ from those of all other figures on the page.
     svg = re.sub(r'( id="|href="#|="url\(#)', rf"\g<1>{slug}-{name}-", svg)
-    return Picture(name, figure.axes[0].get_title(loc="left"), svg, caption)
+    return Picture(name, figure.get_suptitle() or figure.axes[0].get_title(loc="left"), svg, caption)
 
 
 def name_on_hover(svg: str) -> str:

@@ -46,7 +46,7 @@ DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
-UNITS = "units.csv"
+UNITS, BY_TASK = "units.csv", "validation_by_task.csv"
 VARIANCE = "variance"  # the folder of what bora variance found, and its files
 SHARES, INFERRED, EVIDENCE = "shares.csv", "tau.csv", "evidence.csv"
 TRAINED_ON = "trained_on.txt"
@@ -251,6 +251,21 @@ class RunDirectory:
         """Write units.csv: one row a unit of each level above the task."""
         write_text_atomically(self.path / UNITS, units.to_csv(index=False))
 
+    def write_by_task(self, validations: pd.DataFrame) -> None:
+        """Write validation_by_task.csv: one row a validation and task."""
+        write_text_atomically(self.path / BY_TASK, validations.to_csv(index=False))
+
+    def by_task(self) -> pd.DataFrame:
+        """Read validation_by_task.csv; without rows where a run has none.
+
+        Raises:
+            UserError: it is not readable.
+        """
+        if not (self.path / BY_TASK).exists():
+            return pd.DataFrame(columns=["validation", "epoch", "task", "val_perplexity"])
+        with readable(self.path / BY_TASK) as file:
+            return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
         files = [
@@ -260,6 +275,7 @@ class RunDirectory:
             METRICS,
             PER_TASK,
             UNITS,
+            BY_TASK,
             *(f"checkpoints/{c.name}" for c in (self.best, self.last)),
         ]
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]

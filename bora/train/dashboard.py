@@ -23,7 +23,7 @@ ARTIFACT = [CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMS, SUMMARY, "checkpoints/be
 
 
 class Dashboard(Callback):
-    """Chart the tasks' validation perplexity after each epoch; log lines of single tasks if asked for.
+    """Keep the tasks' validation perplexity of each validation and chart it; log lines of single tasks if asked for.
 
     The lines' names are val_perplexity/<task>, test_perplexity/<task> and distance/<task>. W&B takes a task's name as
     it is; the other trackers drop or replace characters, which could merge two tasks, so they get `safe_names`.
@@ -35,7 +35,7 @@ class Dashboard(Callback):
 
     def __init__(self, logger: RunLogger, n_lines: int) -> None:
         self.logger, self.tracker, self.n_lines = logger, logger.tracker, n_lines
-        # For each validation: the epoch, counted from 1, and the charted tasks' perplexities.
+        # For each validation: the epoch, counted from 1, and the tasks' perplexities.
         self.history: list[tuple[int, list[float]]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,12 +49,23 @@ class Dashboard(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module) -> None:
         perplexities = self._log(trainer, module, "val")
-        if self.tracker is None or self.logger.ended:
+        if self.logger.ended:
             return
-        self.history.append((trainer.current_epoch + 1, perplexities[:MAX_CHART_LINES]))
-        epochs, values = zip(*self.history, strict=True)
-        lines = dict(zip(module.model.adapters.task_names, map(list, zip(*values, strict=True)), strict=False))
-        self.tracker.lines(CHART, list(epochs), lines, "epoch")
+        self.history.append((trainer.current_epoch + 1, perplexities))
+        if self.tracker is not None:
+            epochs, values = zip(*self.history, strict=True)
+            charted = module.model.adapters.task_names[:MAX_CHART_LINES]
+            lines = dict(zip(charted, map(list, zip(*values, strict=True)), strict=False))
+            self.tracker.lines(CHART, list(epochs), lines, "epoch")
+
+    def by_task(self, task_names: list[str]) -> pd.DataFrame:
+        """Tabulate the validations, a row each and a task: validation, from 1, epoch, task, val_perplexity."""
+        rows = [
+            (number, epoch, *each)
+            for number, (epoch, perplexities) in enumerate(self.history, start=1)
+            for each in zip(task_names, perplexities, strict=False)
+        ]
+        return pd.DataFrame(rows, columns=["validation", "epoch", "task", "val_perplexity"])
 
     def on_test_epoch_end(self, trainer: L.Trainer, module) -> None:
         self._log(trainer, module, "test")

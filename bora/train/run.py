@@ -149,6 +149,7 @@ def train(
             units = None if model.adapters.levels is None else describe_units(module)
             if trainer.is_global_zero:
                 directory.write_per_task(per_task)
+                directory.write_by_task(fitter.dashboard.by_task(corpus.task_names))
                 if units is not None:
                     directory.write_units(units)
                 directory.write_summary(summary)

@@ -47,6 +47,7 @@ class Fitter:
     best: BestCheckpoint
     last: LastCheckpoint
     stages: Stages | None  # with tau=learn
+    dashboard: Dashboard
 
     def fit(
         self, module: TrainingModule, data: L.LightningDataModule, resume_from: Path | None
@@ -173,4 +174,4 @@ def build_fitter(
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
-    return Fitter(trainer, progress, best, last, stages)
+    return Fitter(trainer, progress, best, last, stages, dashboard)

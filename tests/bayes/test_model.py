@@ -139,7 +139,7 @@ def test_a_run_starts_from_another_of_the_same_kind_only():
         with pytest.raises(UserError, match=f"that run's {key} is not this one's"):
             ours.start_from(other)
     other = checkpoint | {"hyper_parameters": theirs.hyperparameters | {"task_names": ["a", "b", "x"]}}
-    with pytest.raises(UserError, match="that run's tasks are not this one's: one of the two has no 'c.d'"):
+    with pytest.raises(UserError, match=r"that run's tasks are not this one's: one of the two has no 'c\.d'"):
         ours.start_from(other)
 
 

@@ -386,8 +386,25 @@ def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_
 def test_a_damaged_metrics_file_is_named_and_the_others_drawn(sweep, report, tmp_path):
     (sweep / "tau=0,seed=0/metrics.csv").write_text("")
     code, _, err = report(sweep)
-    assert (code, err.count("figure 9 lacks a run: ")) == (0, 1)
+    assert (code, err.count("the learning curves lack a run: ")) == (0, 1)
     assert (tmp_path / "report/figure9.png").is_file()
+
+
+def test_each_tasks_curve_is_its_validations_against_the_first(sweep):
+    rows = [
+        (v, v, task, p)
+        for task, ps in {"ann": (20, 10, 15), "bo": (8, 12, 16), "cy": (1, 1, 1)}.items()
+        for v, p in enumerate(ps, 1)
+    ]
+    runs = {run.tau: run for run in evidence_of(sweep).series.runs if run.seed == 0}
+    by_task = pd.DataFrame(rows, columns=["validation", "epoch", "task", "val_perplexity"])
+    RunDirectory(runs[10].folder).write_by_task(by_task)
+    figure = figures.curves_by_task(evidence_of(sweep), [(runs[10], RunDirectory(runs[10].folder).by_task())])
+    shown = {ax.get_title("left"): ax.lines for ax in figure.axes}
+    assert shown["ann"][0].get_xydata().tolist() == [[1, 1], [2, 0.5], [3, 0.75]]
+    assert shown["bo"][0].get_xydata().tolist() == [[1, 1], [2, 1.5], [3, 2]]
+    assert shown["ann"][1].get_xydata().tolist() == [[2, 0.5]]
+    assert figures.curves_by_task(evidence_of(sweep), []) is None
 
 
 def test_the_gain_of_each_task_has_a_t_interval_over_seeds(sweep, tmp_path):
