@@ -391,7 +391,7 @@ def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) 
             label = "τ learned" if tau is LEARNED else f"τ = {format_tau(tau)}"
             ax.plot(curve, color=color, linewidth=1, linestyle="--" if tau is LEARNED else "-", label=label)
             ax.plot(curve.idxmin(), curve.min(), "o", color=color, markersize=3.5, markerfacecolor="white")
-        ax.set_title(shorten(str(name), 18), fontsize=8)
+        ax.set_title(shorten(str(name), 18), loc="left", fontsize=8)
         ax.tick_params(labelsize=7, labelbottom=name in names[-n_columns:])  # the lowest of its column
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
