@@ -155,7 +155,7 @@ class Stages(Callback):
             alone, c is 0.
         """
         adapters = _adapters(module)
-        found = None if near is None else self._search(module, validate, min(1, 2 * near))
+        found = None if near is None else self._search(module, validate, min(1, 2 * near), 1)
         if found is None or found.common == 0:
             adapters.stored.data.zero_()
             return {"tau": math.inf, "c": 0.0, "c_spread": 0.0, "c_by_task": [0.0] * len(module.model.tasks)}
@@ -170,7 +170,7 @@ class Stages(Callback):
         rows = {0: slice(n_tasks)} | {i + 1: slice(*starts[i : i + 2]) for i in range(len(starts) - 1)}
         for part in sorted(rows, reverse=True):
             adapters.part = part
-            found = self._search(module, validate, min(2, 1 / c))
+            found = self._search(module, validate, min(2, 1 / c), 1 / c)
             if part and found.common == 0:
                 tell(f"{adapters.levels.columns[part - 1]}: validation would do without it; its c is {LEAST}")
             found = found._replace(common=max(found.common, LEAST / c))
@@ -180,12 +180,13 @@ class Stages(Callback):
         above = {name: parts[i + 1] for i, name in enumerate(adapters.levels.columns)}
         return parts[0] | {"c_by_task": [parts[0]["c"]] * n_tasks, "levels": above}
 
-    def _search(self, module: TrainingModule, validate: Callable[[], None], largest: float) -> Shrinkage:
-        """Choose c on the validation documents, in common and for each task, from 0 to the largest."""
+    def _search(self, module: TrainingModule, validate: Callable[[], None], largest: float, limit: float) -> Shrinkage:
+        """Choose c on the validation documents, in common and by task, from 0 to the largest; if it is that, to the limit."""
         module.scales = torch.linspace(0, largest, N_REFINED, dtype=torch.float64).tolist()
         validate()
         found = module.shrunk_level if _adapters(module).part else module.shrunk
-        return shrink(found.profile(module.scales))
+        shrunk = shrink(found.profile(module.scales))
+        return self._search(module, validate, limit, limit) if shrunk.common == largest < limit else shrunk
 
 
 def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: float = 1.0) -> dict[str, Any]:

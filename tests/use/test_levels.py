@@ -246,6 +246,7 @@ def test_a_tau_of_each_level_is_learned(tmp_path):
     party = summary["learned"]["levels"]["party"]
     assert 0 < summary["tau"] < np.inf
     assert party["tau_interval"][0] <= party["tau"] <= party["tau_interval"][1]
+    assert party["c_interval"][0] <= party["c"] <= party["c_interval"][1]
     assert summary["levels"] == {"party": party["tau"]}
     assert run.model.adapters.levels.taus == [party["tau"]]
     assert run.model.tau == summary["tau"] == summary["learned"]["tau"]
