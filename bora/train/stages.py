@@ -181,7 +181,7 @@ class Stages(Callback):
         return parts[0] | {"c_by_task": [parts[0]["c"]] * n_tasks, "levels": above}
 
     def _search(self, module: TrainingModule, validate: Callable[[], None], largest: float, limit: float) -> Shrinkage:
-        """Choose c on the validation documents, in common and by task, from 0 to the largest; if it is that, to the limit."""
+        """Choose c on validation documents, in common and by task, up to the largest; if it is that, up to the limit."""
         module.scales = torch.linspace(0, largest, N_REFINED, dtype=torch.float64).tolist()
         validate()
         found = module.shrunk_level if _adapters(module).part else module.shrunk
