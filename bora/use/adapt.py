@@ -86,8 +86,8 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     documents, names, own = (list(column) for column in zip(*kept, strict=True))
     levels, unknown = {}, []
     if (known := restored.model.adapters.levels) is not None:
-        cells = level_cells(named, known.columns)
-        levels = {column: [own[e.document] for e in documents] for column, own in cells.items()}
+        for column, cells in level_cells(named, known.columns).items():
+            levels[column] = [cells[e.document] for e in documents]
         unknown = describe_unknown(known, levels)
     return NewDocuments(documents, names, own, levels, unknown, truncation, dropped)
 

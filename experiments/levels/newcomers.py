@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bora.bayes.levels import place_new
+from bora.bayes.levels import OTHER, place_new
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
 from bora.data.read import read_column, read_documents
@@ -59,7 +59,7 @@ def study(run: Path) -> pd.DataFrame:
     place, turn = table["task"].map(names.index), table.groupby("task").cumcount()
     found = []
     for way in ("party known", "not known"):
-        party = table["party"] if way == "party known" else table["party"].map(lambda _: "")
+        party = table["party"] if way == "party known" else table["party"].map(lambda _: OTHER)
         levels, units = place_new(restored.model.adapters.levels, {"party": party.tolist()}, place.tolist())
 
         def documents(rows: pd.Series, units=units) -> Documents:
