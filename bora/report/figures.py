@@ -370,33 +370,36 @@ def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) 
     Args:
         by_task: runs with their validations by task, see RunDirectory.by_task.
     """
-    first: dict[float, pd.DataFrame] = {}  # of the lowest seed at each τ, and of those that learned it (nan)
+    # Of the lowest seed at both limits and the best τ, and of those that learned it: [validations, D].
+    relative: dict[float, pd.DataFrame] = {}
     for run, table in sorted(by_task, key=lambda each: each[0].seed):
-        if table["validation"].nunique() > 1:
-            first.setdefault(run.tau if run.learned is None else LEARNED, table)
-    if not first:
+        perplexity = table.pivot(index="validation", columns="task", values="val_perplexity")
+        shown = run.learned is not None or run.tau in (0, evidence.best_tau, math.inf)
+        if shown and len(perplexity) > 1:
+            own = (perplexity / perplexity.iloc[0]).replace(math.inf, math.nan)
+            relative.setdefault(run.tau if run.learned is None else LEARNED, own)
+    if not relative:
         return None
     names = evidence.tasks().sort_values("n_train", ascending=False).index[:MAX_PANELS]
-    order = sorted({0.0, *(tau for tau in first if tau is not LEARNED), math.inf})
+    order = sorted({0.0, *(tau for tau in relative if tau is not LEARNED), math.inf})
     n_columns = min(5, len(names))
     n_rows = math.ceil(len(names) / n_columns)
     figure = Figure(figsize=(WIDTH, 1.1 + 1.15 * n_rows))
     axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     figure.suptitle("Learning curves by task", x=0.02, horizontalalignment="left", fontsize=11)
     for ax, name in zip(axes.flat, names, strict=False):
-        for tau, table in first.items():
-            curve = table[table["task"] == str(name)].set_index("validation")["val_perplexity"]
-            curve = curve / curve.iloc[0]
+        for tau in relative:
+            curve = relative[tau][str(name)].dropna()
             color = BLACK if tau is LEARNED else BY_TAU(order.index(tau) / (len(order) - 1))
             label = "τ learned" if tau is LEARNED else f"τ = {format_tau(tau)}"
             ax.plot(curve, color=color, linewidth=1, linestyle="--" if tau is LEARNED else "-", label=label)
-            ax.plot(curve.idxmin(), curve.min(), "o", color=color, markersize=3.5, markerfacecolor="white")
-        ax.set_title(shorten(str(name), 18), loc="left", fontsize=8)
+            ax.plot(curve[curve == curve.min()].head(1), "o", color=color, markersize=3.5, markerfacecolor="white")
+        ax.set_title(shorten(str(name), 15), loc="left", fontsize=8)
         ax.tick_params(labelsize=7, labelbottom=name in names[-n_columns:])  # the lowest of its column
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
-    ratios = [t.groupby("task")["val_perplexity"].transform(lambda own: own / own.iloc[0]) for t in first.values()]
-    axes[0, 0].set_ylim(pd.concat(ratios).min() * 0.98, min(pd.concat(ratios).max() * 1.02, MAX_RATIO))
+    every = np.concatenate([own.to_numpy().ravel() for own in relative.values()])
+    axes[0, 0].set_ylim(0.98 * np.nanmin(every), min(1.02 * np.nanmax(every), MAX_RATIO))
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     figure.supxlabel("validation", fontsize=9)
     figure.supylabel("perplexity ÷ that of validation 1", fontsize=9)

@@ -251,8 +251,8 @@ def draw_figures(
         (
             "figure12",
             figures.curves_by_task(evidence, by_task),
-            "Validation perplexity of each task while training, against that of its first validation, a line a τ (one "
-            "seed); the circle is where the task itself was best.",
+            "Validation perplexity of each task while training, against that of its first validation, at the best τ and "
+            "the limits (one seed); the circle is where the task itself was best.",
         ),
     ]
     if guesses is not None:

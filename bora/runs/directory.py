@@ -264,7 +264,7 @@ class RunDirectory:
         if not (self.path / BY_TASK).exists():
             return pd.DataFrame(columns=["validation", "epoch", "task", "val_perplexity"])
         with readable(self.path / BY_TASK) as file:
-            return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
+            return pd.read_csv(file, dtype={"task": str}, keep_default_na=False, na_values={"val_perplexity": ""})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""

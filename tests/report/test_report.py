@@ -398,8 +398,8 @@ def test_each_tasks_curve_is_its_validations_against_the_first(sweep):
     ]
     runs = {run.tau: run for run in evidence_of(sweep).series.runs if run.seed == 0}
     by_task = pd.DataFrame(rows, columns=["validation", "epoch", "task", "val_perplexity"])
-    RunDirectory(runs[10].folder).write_by_task(by_task)
-    figure = figures.curves_by_task(evidence_of(sweep), [(runs[10], RunDirectory(runs[10].folder).by_task())])
+    RunDirectory(runs[100].folder).write_by_task(by_task)
+    figure = figures.curves_by_task(evidence_of(sweep), [(runs[100], RunDirectory(runs[100].folder).by_task())])
     shown = {ax.get_title("left"): ax.lines for ax in figure.axes}
     assert shown["ann"][0].get_xydata().tolist() == [[1, 1], [2, 0.5], [3, 0.75]]
     assert shown["bo"][0].get_xydata().tolist() == [[1, 1], [2, 1.5], [3, 2]]
