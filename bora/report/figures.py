@@ -349,7 +349,7 @@ def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) 
             line.set_label(f"τ = {format_tau(run.tau)}" if given else "τ learned")
         at = curve[curve.index == run.summary.get(kept)]
         ax.plot(at, "o", color=color, markersize=5, markerfacecolor="white", markeredgewidth=1.2)
-        if "val/c" in table and run.seed == min(run.seed for run, _ in curves if run.learned is not None):
+        if not given and run.seed == min(run.seed for run, _ in curves if run.learned is not None):
             changed = table.assign(before=table["val/c"].shift()).query("`val/c`.notna() and `val/c` != before")
             for where, perplexity, c in changed[[x, y, "val/c"]].itertuples(index=False):
                 ax.annotate(f"c = {c:g}", (where, perplexity), (0, 7), textcoords="offset points", fontsize=8)

@@ -51,7 +51,9 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
         settings[group] = settings[group] | {name: value}
     (folder / "config.yaml").write_text(to_yaml(settings))
     rows = [(0, 9, val + 9), (1, 19, val + 3), (2, 29, val), (3, 39, val + 1), (4, 40, val)]  # the last: after training
-    metrics = pd.DataFrame(rows, columns=["epoch", "step", "val/perplexity"]).assign(**{"val/nll": 1.0})
+    metrics = pd.DataFrame(rows, columns=["epoch", "step", "val/perplexity"]).assign(
+        **{"val/nll": 1.0, "val/c": math.nan}
+    )
     metrics.to_csv(folder / "metrics.csv", index=False)
     per_task = pd.DataFrame(
         {
@@ -379,6 +381,11 @@ def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_
     assert len(figure.axes[0].lines) == 2 * 9
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["τ = 0", "τ = 10", "τ = 100", "τ = ∞", "τ learned"]
+    given = [(run, table) for run, table in curves if run.learned is None]
+    assert not figures.learning_curves(Evidence(series), given).axes[0].texts
+    with_c = [(run, table.assign(**{"val/c": [math.nan, 1, 0.5, 0.5][: len(table)]})) for run, table in curves]
+    shown = figures.learning_curves(Evidence(series), with_c).axes[0].texts
+    assert [text.get_text() for text in shown] == ["c = 1", "c = 0.5"]
     assert figures.learning_curves(Evidence(series), []) is None
 
 
