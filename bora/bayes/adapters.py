@@ -125,12 +125,13 @@ class Adapters(nn.Module, ABC):
             names: of its rows, by which they find their place here, one that is not there at Θ; None for those of here.
         """
         saved = read_saved(state, list(self.layout.shapes))
-        if names is not None and saved.deviations is not None:
+        if names is not None:
             place = {name: row for row, name in enumerate(names)}
             rows = [place.get(name, len(names)) for name in self.names]
-            deviations = torch.cat([saved.deviations, saved.mean.new_zeros(1, len(saved.mean))])[rows]
-            theta = None if saved.theta is None else torch.cat([saved.theta, saved.mean[None]])[rows]
-            saved = Saved(saved.mean, theta, deviations if theta is None else None)
+            at_mean = {"theta": saved.mean, "offset": torch.zeros_like(saved.mean)}
+            kept = {kind: getattr(saved, kind) for kind in at_mean}
+            arranged = {k: torch.cat([m, at_mean[k][None]])[rows] for k, m in kept.items() if m is not None}
+            saved = saved._replace(**arranged)
         self.start_at(*saved)
 
     @property

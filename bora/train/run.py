@@ -78,7 +78,6 @@ def train(
         if finished:
             log.info("this run is finished already")
             _warn_of_later_data(cfg, directory)
-            _warn_of_later_data(cfg, directory)
             return Trained(directory.summary())
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +127,18 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(command, stopped, tmp_p
     same_files(tmp_path / "whole", tmp_path / "moved")
     assert epochs_told(tmp_path / "whole") == epochs_told(tmp_path / "moved")
     assert not (tmp_path / "stopped").exists()
+
+
+def test_a_table_that_was_written_since_is_told(command, tmp_path):
+    path = table(tmp_path / "t.csv", {"a": 12, "b": 12})
+    words = "logger=none data=table data.path=t.csv data.min_documents=5 data.max_tokens=9 trainer.max_steps=1".split()
+    told = []
+    for later in (-60, -60, 60):
+        os.utime(path, (path.stat().st_atime, time.time() + later))
+        code, out, err = command(*words, "hydra.run.dir=run")
+        assert code == 0
+        told.append((out + err).count("was changed after this run had finished"))
+    assert told == [0, 0, 1]
 
 
 def test_validations_are_counted(command, tmp_path):
