@@ -1,8 +1,10 @@
 """Levels above the task: gradients against autograd, both ways of gathering, and what must hold at the optimum."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from statsmodels.regression.mixed_linear_model import MixedLM
 
 import bora.bayes.rows
 from bora.bayes.levels import build_levels, describe_confounded, place_new
@@ -179,6 +181,47 @@ def test_what_must_hold_at_the_optimum():
     torch.testing.assert_close(adapters.mean.grad, likelihood[4:].sum(0))
     torch.testing.assert_close(likelihood[4], likelihood[:2].sum(0))
     torch.testing.assert_close(likelihood[5], likelihood[2:4].sum(0))
+
+
+@pytest.mark.parametrize("years", ["crossed", "nested"])
+def test_the_mode_is_that_of_a_linear_mixed_model(years, monkeypatch):
+    """y = θ_n + noise: statsmodels' predicted effects at its own variances are where the objective's gradient is 0."""
+    rng = np.random.default_rng(2)
+    table = pd.DataFrame({"speaker": np.repeat(np.arange(24), 5)})
+    table["party"] = table["speaker"] // 4
+    table["year"] = rng.integers(0, 7, len(table)) if years == "crossed" else table["party"] // 2
+    columns = ["speaker", "party", "year"]
+    sizes = {column: rng.normal(0, size, 24)[table[column]] for column, size in zip(columns, (2, 3, 4), strict=True)}
+    table["y"] = 5 + sum(sizes.values()) + rng.normal(0, 1, len(table))
+    fitted = MixedLM.from_formula(
+        "y ~ 1", table, groups=np.ones(len(table)), vc_formula={column: f"0 + C({column})" for column in columns}
+    ).fit()
+    variances = dict(zip(fitted.model.exog_vc.names, fitted.vcomp, strict=True))
+    assert min(variances.values()) > 0.01
+
+    tasks = table["speaker"].tolist()
+    values = {column: table[column].astype(str).tolist() for column in columns[1:]}
+    taus = [1 / variances[column] for column in columns]
+    levels, units = build_levels(values, tasks, [True] * len(tasks), taus[1:])
+    names = [str(name) for name in range(24)]
+    model = hierarchical(tiny_opt(dtype=torch.float64), names, [5] * 24, 1, taus[0], levels=levels).double()
+    adapters, effects = model.adapters, fitted.random_effects[1]
+    with torch.no_grad():
+        adapters.mean[0] = fitted.fe_params["Intercept"]
+        rows = [("speaker", name) for name in names] + levels.pairs
+        adapters.stored[:, 0] = torch.tensor([effects[f"{column}[C({column})[{unit}]]"] for column, unit in rows])
+
+    def gaussian(batch, theta, dropout):
+        return (batch["y"] - theta[:, 0]).square() / (2 * fitted.scale)
+
+    monkeypatch.setattr(model.backbone, "nll", gaussian)
+    for half in np.array_split(rng.permutation(len(table)), 2):
+        batch = {"task": tasks, "units": units, "labels": [[0, 0]] * len(tasks), "y": table["y"].tolist()}
+        batch = {key: torch.tensor(np.array(value)[half]) for key, value in batch.items()} | {"batches": 2}
+        (model.objective(batch).loss / 2).backward()
+    assert adapters.mean.grad[0].abs() < 1e-6
+    assert adapters.stored.grad.to_dense()[:, 0].abs().max() < 1e-6
+    assert adapters.stored[:, 0].abs().min() > 1e-3
 
 
 def test_a_saved_model_with_levels_is_the_same_again():
