@@ -366,7 +366,8 @@ class Run:
         import matplotlib as mpl
         import matplotlib.pyplot  # with it a notebook shows figures
 
-        from bora.report.figures import STYLE, similarity
+        from bora.report.drawing import STYLE
+        from bora.report.figures import similarity
         from bora.report.similarity import compare_tasks
 
         found = compare_tasks(read_run(self.folder))

@@ -1,82 +1,44 @@
-"""The figures: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other, 9 and 12 of training, 10 of who wrote a
-text, 11 of τ for inference.
-
-One visual language for all: black is the whole corpus, grey a task; blue is against separate models, vermilion against
-one model (Okabe and Ito's colours, told apart by all kinds of sight; markers differ too). Draw within
-`mpl.rc_context(STYLE)`.
+"""The figures 1 to 8, 10 and 11: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other, 10 of who wrote a text,
+11 of τ for inference. Those of training, 9 and 12, are in bora.report.curves.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import MaxNLocator
 
-from bora.lib.names import format_tau, one_line
+from bora.lib.names import format_tau
 from bora.report.authors import Guesses, reliability
+from bora.report.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    GROUPS,
+    LIGHT,
+    MAX_AXIS_NAMES,
+    VERMILION,
+    WIDTH,
+    canvas,
+    hover_names,
+    put_legend_above,
+    set_logarithmic,
+    set_size_axis,
+    set_task_axis,
+    shorten,
+    write_names,
+)
 from bora.report.evidence import Evidence, place_taus, rank_correlation
 from bora.report.intervals import Interval
 from bora.report.similarity import Similarity
-from bora.runs.archive import Run
 from bora.train.authorship import N_BINS, calibration_error
 
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
-
-BLACK, GREY, LIGHT = "#1a1a1a", "#8c8c8c", "#d4d4d4"
-BLUE, VERMILION = "#0072B2", "#D55E00"
-BY_TAU = LinearSegmentedColormap.from_list("tau", [BLUE, "#7A5195", VERMILION])  # from separate models to one
-GROUPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#4D4D4D"]
 DIVERGING = "PuOr"  # the middle is white
 Z95 = 1.96
-STYLE: "dict[RcKeyType, Any]" = {
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.1,
-    "figure.constrained_layout.h_pad": 0.1,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#4d4d4d",
-    "xtick.color": "#4d4d4d",
-    "ytick.color": "#4d4d4d",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#ececec",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.hashsalt": "bora",
-    "pdf.fonttype": 42,
-}
-WIDTH, HEIGHT = 6.8, 4.2  # inches
-MAX_AXIS_NAMES = 60  # tasks whose names fit on an axis
-MAX_HOVER_NAMES = 500  # tasks named where the pointer is; more would make the page slow
-MAX_LEGEND_TAUS = 9
-MAX_POINT_NAMES = 30  # names written beside points
 MAX_TICKS = 13
-LEARNED = math.nan  # in the place of a τ
-MAX_PANELS = 25  # tasks with learning curves of their own
-MAX_RATIO = 1.25  # of a task's perplexity to its first, on the axis
-# Where a point's name may stand, in points from it, best first.
-ASIDE = [(4, 0), (-4, 0), (0, 4), (0, -4), (3, 3), (3, -3), (-3, 3), (-3, -3)]
-HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
-VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
-
-
-def canvas(height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """Make a figure of one panel."""
-    figure = Figure(figsize=(WIDTH, height))
-    return figure, figure.add_subplot()
 
 
 def sizes(evidence: Evidence) -> Figure:
@@ -141,19 +103,6 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
     ax.set_title("Perplexity by τ")
     put_legend_above(ax, columns=4)
     return figure
-
-
-def set_logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, with plain numbers."""
-    ax.set(**{f"{which}scale": "log"})
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    low, high = axis.get_view_interval()
-    ticks = [m * 10.0**e for e in range(-3, 12) for m in (1, 2, 5)]
-    if high / low <= 8:
-        ticks = list(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    axis.set_ticks(ticks, [f"{tick:,.10g}" for tick in ticks])
-    axis.set_minor_locator(NullLocator())
 
 
 def improvement(evidence: Evidence) -> Figure | None:
@@ -323,91 +272,6 @@ def pooling(evidence: Evidence) -> Figure | None:
     return figure
 
 
-def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
-    """Draw figure 9: each run's validation perplexity while training, by epoch, or by step if epochs have several.
-
-    Args:
-        curves: runs with their validations, see RunDirectory.validations.
-    """
-    curves = [(run, table) for run, table in curves if len(table)]
-    if not curves:
-        return None
-    by_step = curves[0][0].config["trainer.val_check_interval"] is not None
-    x, kept = ("step", "best_step") if by_step else ("epoch", "best_epoch")
-    y = "val_by_batch/perplexity" if evidence.by_batch else "val/perplexity"
-    taus = sorted({run.tau for run, _ in curves if run.learned is None})
-    order = sorted({0.0, *taus, math.inf})
-    shown = {taus[i] for i in np.linspace(0, len(taus) - 1, min(len(taus), MAX_LEGEND_TAUS)).astype(int)}
-    figure, ax = canvas()
-    for run, table in sorted(curves, key=lambda each: (each[0].learned is not None, each[0].tau)):
-        given = run.learned is None
-        color = BY_TAU(order.index(run.tau) / (len(order) - 1)) if given else BLACK
-        best = given and run.tau == evidence.best_tau
-        curve = table.set_index(x)[y]
-        (line,) = ax.plot(curve, color=color, linewidth=1.8 if best else 0.9, linestyle="-" if given else "--")
-        if run.tau in shown | {evidence.best_tau} or not given:
-            line.set_label(f"τ = {format_tau(run.tau)}" if given else "τ learned")
-        at = curve[curve.index == run.summary.get(kept)]
-        ax.plot(at, "o", color=color, markersize=5, markerfacecolor="white", markeredgewidth=1.2)
-        if not given and run.seed == min(run.seed for run, _ in curves if run.learned is not None):
-            changed = table.assign(before=table["val/c"].shift()).query("`val/c`.notna() and `val/c` != before")
-            for where, perplexity, c in changed[[x, y, "val/c"]].itertuples(index=False):
-                ax.annotate(f"c = {c:g}", (where, perplexity), (0, 7), textcoords="offset points", fontsize=8)
-    set_logarithmic(ax, "y")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    ax.set_xlabel(x)
-    ax.set_ylabel("validation perplexity")
-    ax.set_title("Learning curves")
-    ax.margins(x=0.03)
-    lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
-    put_legend_above(ax, columns=5, handles=list(lines.values()))
-    return figure
-
-
-def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
-    """Draw figure 12: each task's validation perplexity while training, a panel a task, the largest ones.
-
-    Args:
-        by_task: runs with their validations by task, see RunDirectory.by_task.
-    """
-    # Of the lowest seed at both limits and the best τ, and of those that learned it: [validations, D].
-    relative: dict[float, pd.DataFrame] = {}
-    for run, table in sorted(by_task, key=lambda each: each[0].seed):
-        perplexity = table.pivot(index="validation", columns="task", values="val_perplexity")
-        shown = run.learned is not None or run.tau in (0, evidence.best_tau, math.inf)
-        if shown and len(perplexity) > 1:
-            own = (perplexity / perplexity.iloc[0]).replace(math.inf, math.nan)
-            relative.setdefault(run.tau if run.learned is None else LEARNED, own)
-    if not relative:
-        return None
-    names = evidence.tasks().sort_values("n_train", ascending=False).index[:MAX_PANELS]
-    order = sorted({0.0, *(tau for tau in relative if tau is not LEARNED), math.inf})
-    n_columns = min(5, len(names))
-    n_rows = math.ceil(len(names) / n_columns)
-    figure = Figure(figsize=(WIDTH, 1.1 + 1.15 * n_rows))
-    axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    figure.suptitle("Learning curves by task", x=0.02, horizontalalignment="left", fontsize=11)
-    for ax, name in zip(axes.flat, names, strict=False):
-        for tau in relative:
-            curve = relative[tau][str(name)].dropna()
-            color = BLACK if tau is LEARNED else BY_TAU(order.index(tau) / (len(order) - 1))
-            label = "τ learned" if tau is LEARNED else f"τ = {format_tau(tau)}"
-            ax.plot(curve, color=color, linewidth=1, linestyle="--" if tau is LEARNED else "-", label=label)
-            ax.plot(curve[curve == curve.min()].head(1), "o", color=color, markersize=3.5, markerfacecolor="white")
-        ax.set_title(shorten(str(name), 15), loc="left", fontsize=8)
-        ax.tick_params(labelsize=7, labelbottom=name in names[-n_columns:])  # the lowest of its column
-    for ax in axes.flat[len(names) :]:
-        ax.set_axis_off()
-    every = np.concatenate([own.to_numpy().ravel() for own in relative.values()])
-    axes[0, 0].set_ylim(0.98 * np.nanmin(every), min(1.02 * np.nanmax(every), MAX_RATIO))
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    figure.supxlabel("validation", fontsize=9)
-    figure.supylabel("perplexity ÷ that of validation 1", fontsize=9)
-    lines, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper right", ncols=min(6, len(labels)), frameon=False, fontsize=8)
-    return figure
-
-
 def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) -> Figure:
     """Draw figure 10: which task each task's documents are taken for, and how sure the model is against how right.
 
@@ -491,75 +355,3 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
     below.set_ylabel("evidence,\nnats from its highest")
     below.yaxis.set_major_formatter("{x:,.0f}")
     return figure
-
-
-def set_task_axis(ax: Axes, tasks: pd.Index) -> None:
-    """Put tasks along y, a row each: by name where there are not too many, else by their number."""
-    n = len(tasks)
-    if n <= MAX_AXIS_NAMES:
-        ax.set_yticks(np.arange(n), [shorten(str(name)) for name in tasks], fontsize=8.5)
-    else:
-        ax.set_yticks([])
-        ax.set_ylabel(f"{n} tasks")
-    ax.set_ylim(-0.7, n - 0.3)
-    ax.grid(axis="y", visible=False)
-
-
-def set_size_axis(ax: Axes, n: pd.Series) -> None:
-    """Put training documents along x; logarithmic where they spread over more than a decade."""
-    ax.set_xlabel("training documents")
-    if n.min() > 0 and n.max() / n.min() > 10:
-        set_logarithmic(ax, "x")
-    else:
-        if n.min() == n.max():
-            ax.set_xlim(n.min() - 2, n.min() + 2)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-
-
-def put_legend_above(ax: Axes, columns: int = 2, **which: Any) -> None:
-    """Put the legend between title and axes, where it hides no point."""
-    ax.set_title(ax.get_title(loc="left"), pad=26)
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.1}
-    ax.legend(ncols=columns, columnspacing=1.2, **place, **which)
-
-
-def hover_names(tasks: Iterable[object]) -> Sequence[str | None]:
-    """Give the names that the page shows of points where the pointer is, as matplotlib's links; none of too many."""
-    names = [one_line(str(task)) for task in tasks]
-    return names if len(names) <= MAX_HOVER_NAMES else [None]
-
-
-def shorten(name: str, length: int = 34) -> str:
-    """Cut a name to a length by leaving out its middle, and escape it for matplotlib."""
-    name = one_line(str(name))
-    name = name if len(name) <= length else f"{name[: length - 10]}…{name[-8:]}"
-    return name.replace("$", r"\$")  # or it would be read as mathematics
-
-
-def write_names(figure: Figure, ax: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Write names beside points, the outermost first, where they run into no point and no other name.
-
-    Each name stands once, also if its task has several points.
-    """
-    figure.draw_without_rendering()  # fixes the layout, and with it the points' places
-    places = ax.transData.transform([(x, y) for _, x, y in points])
-    spread = np.maximum(places.std(axis=0), 1e-9)
-    outermost = np.argsort(-np.abs((places - np.median(places, axis=0)) / spread).max(axis=1), kind="stable")
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places]
-    written: set[str] = set()
-    for i in outermost:
-        name, *point = points[i]
-        if name in written or len(written) == MAX_POINT_NAMES:
-            continue
-        text = ax.annotate(
-            shorten(name, 24), point, ASIDE[0], textcoords="offset points", fontsize=7.5, color="#4d4d4d"
-        )
-        for dx, dy in ASIDE:
-            text.set(position=(dx, dy), ha=HORIZONTAL[np.sign(dx)], va=VERTICAL[np.sign(dy)])
-            box = text.get_window_extent()
-            if ax.bbox.count_contains(box.corners()) == 4 and not box.count_overlaps(taken):
-                taken.append(box)
-                written.add(name)
-                break
-        else:
-            text.remove()

@@ -23,6 +23,8 @@ from bora.report import figures
 from bora.report.answers import answers_table, find_answers
 from bora.report.authors import Guesses, find_guesses
 from bora.report.claims import Claim, judge_claims
+from bora.report.curves import curves_by_task, learning_curves
+from bora.report.drawing import STYLE
 from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
 from bora.report.similarity import Similarity, compare_tasks, group_by
@@ -138,7 +140,7 @@ def _write_section(
     for table in (*tables, claims_table(claims), *(table for table, _ in answers), voices):
         if table is not None:
             table.write(folder)
-    with mpl.rc_context({**mpl.rcParamsDefault, **figures.STYLE}):
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
         similar = _compare_tasks(evidence, column, problems)
         curves, by_task = (
             _read_curves(evidence, problems, METRICS, RunDirectory.validations),
@@ -245,12 +247,12 @@ def draw_figures(
         ),
         (
             "figure9",
-            figures.learning_curves(evidence, curves),
+            learning_curves(evidence, curves),
             "Validation while training, a line a run; the circle is what the run kept.",
         ),
         (
             "figure12",
-            figures.curves_by_task(evidence, by_task),
+            curves_by_task(evidence, by_task),
             "Validation perplexity of each task while training, against that of its first validation, at the best τ and "
             "the limits (one seed); the circle is where the task itself was best.",
         ),
@@ -306,5 +308,5 @@ def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> P
 
 
 def name_on_hover(svg: str) -> str:
-    """Turn links, as which `figures.name_each` writes names, into titles. Matplotlib has escaped them."""
+    """Turn links, as which `drawing.hover_names` gives names, into titles. Matplotlib has escaped them."""
     return re.sub(r'<a xlink:href="([^"]*)"[^>]*>', r"<g><title>\1</title>", svg).replace("</a>", "</g>")

@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bora.lib.names import format_tau
-from bora.report.figures import GROUPS, STYLE
+from bora.report.drawing import GROUPS, STYLE
 from bora.runs.archive import Run, read_archive
 
 MARKERS = "osD^vPX*"

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from bora.commands import export, report
 from bora.lib.names import latex, markdown, one_line
-from bora.report.figures import shorten
+from bora.report.drawing import shorten
 from bora.report.tables import ReportTable
 from tests.conftest import table
 from tests.report.test_report import KNOWN, write_run

@@ -19,6 +19,8 @@ from bora.lib.names import format_tau, latex
 from bora.report import figures, paper
 from bora.report.authors import find_guesses, reliability
 from bora.report.claims import judge_claims
+from bora.report.curves import curves_by_task, learning_curves
+from bora.report.drawing import MAX_AXIS_NAMES
 from bora.report.evidence import Evidence, rank_correlation
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
@@ -374,7 +376,7 @@ def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_
     with_learned(sweep / "tau=learn,seed=0", 33.0, 0, shift=0.0)
     series = evidence_of(sweep).series
     curves = [(run, RunDirectory(run.folder).validations()) for run in (*series.runs, *series.learned_beside)]
-    figure = figures.learning_curves(Evidence(series), curves)
+    figure = learning_curves(Evidence(series), curves)
     curve, kept = figure.axes[0].lines[:2]  # of τ = 0, seed 0
     assert curve.get_xydata().tolist() == [[1, 29], [2, 23], [3, 20], [4, 21]]
     assert kept.get_xydata().tolist() == [[3, 20]]
@@ -382,11 +384,11 @@ def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["τ = 0", "τ = 10", "τ = 100", "τ = ∞", "τ learned"]
     given = [(run, table) for run, table in curves if run.learned is None]
-    assert not figures.learning_curves(Evidence(series), given).axes[0].texts
+    assert not learning_curves(Evidence(series), given).axes[0].texts
     with_c = [(run, table.assign(**{"val/c": [math.nan, 1, 0.5, 0.5][: len(table)]})) for run, table in curves]
-    shown = figures.learning_curves(Evidence(series), with_c).axes[0].texts
+    shown = learning_curves(Evidence(series), with_c).axes[0].texts
     assert [text.get_text() for text in shown] == ["c = 1", "c = 0.5"]
-    assert figures.learning_curves(Evidence(series), []) is None
+    assert learning_curves(Evidence(series), []) is None
 
 
 @pytest.mark.figures
@@ -406,12 +408,12 @@ def test_each_tasks_curve_is_its_validations_against_the_first(sweep):
     runs = {run.tau: run for run in evidence_of(sweep).series.runs if run.seed == 0}
     by_task = pd.DataFrame(rows, columns=["validation", "epoch", "task", "val_perplexity"])
     RunDirectory(runs[100].folder).write_by_task(by_task)
-    figure = figures.curves_by_task(evidence_of(sweep), [(runs[100], RunDirectory(runs[100].folder).by_task())])
+    figure = curves_by_task(evidence_of(sweep), [(runs[100], RunDirectory(runs[100].folder).by_task())])
     shown = {ax.get_title("left"): ax.lines for ax in figure.axes}
     assert shown["ann"][0].get_xydata().tolist() == [[1, 1], [2, 0.5], [3, 0.75]]
     assert shown["bo"][0].get_xydata().tolist() == [[1, 1], [2, 1.5], [3, 2]]
     assert shown["ann"][1].get_xydata().tolist() == [[2, 0.5]]
-    assert figures.curves_by_task(evidence_of(sweep), []) is None
+    assert curves_by_task(evidence_of(sweep), []) is None
 
 
 def test_the_gain_of_each_task_has_a_t_interval_over_seeds(sweep, tmp_path):
@@ -471,7 +473,7 @@ def test_names_show_where_the_pointer_is_unless_there_are_too_many(sweep, report
     assert {name: titles.count(name) for name in titles} == dict.fromkeys(["ann", "bo", "cy"], 11)
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    monkeypatch.setattr(figures, "MAX_HOVER_NAMES", 2)
+    monkeypatch.setattr("bora.report.drawing.MAX_HOVER_NAMES", 2)
     assert report(sweep)[0] == 0
     assert "<g><title>" not in (tmp_path / "report/index.html").read_text("utf-8")
 
@@ -503,7 +505,7 @@ def test_verify_names_the_files_that_were_changed(report, tmp_path):
 
 @pytest.mark.processes  # many tasks take long to draw
 @pytest.mark.figures
-@pytest.mark.parametrize("n_tasks", [1, figures.MAX_AXIS_NAMES + 1])
+@pytest.mark.parametrize("n_tasks", [1, MAX_AXIS_NAMES + 1])
 def test_any_number_of_tasks_can_be_drawn(n_tasks, tmp_path, report):
     rng = np.random.default_rng(0)
     names = [f"a task with quite a long name, number {i} & $x_{i}$" for i in range(n_tasks)]
