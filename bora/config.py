@@ -6,8 +6,6 @@ Hydra composed, or that a run's config.yaml holds, into typed groups. Nothing af
 
 import difflib
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -371,8 +369,6 @@ def rules(config: Config) -> Iterator[str]:
         yield "trainer=fsdp runs the backbone uncompiled; set model.compile=false"
     if config.model.gradient_checkpointing and config.model.compile:
         yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
-    if config.model.compile and not _has_compiler():
-        yield "model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one"
 
 
 def _rules_of_levels(config: Config) -> Iterator[str]:
@@ -520,7 +516,3 @@ def _known_keys(values: dict[str, Any]) -> list[str]:
                     yield prefix + name
 
     return list(dict.fromkeys(walk(Config, "")))
-
-
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"))

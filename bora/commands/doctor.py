@@ -15,12 +15,11 @@ from typing import Any
 from rich.table import Table
 
 from bora.commands.exits import cli_errors
-from bora.commands.overrides import compose_config
+from bora.commands.overrides import compose_config, format_value
 from bora.config import Config
 from bora.errors import UserError
 from bora.lib.cache import cache_root
 from bora.lib.console import duration, plain_console, size
-from bora.lib.names import format_tau
 
 FULL = 0.9  # share of the free memory above which a step may not fit
 # Parts of a step's memory (bora.train.cost), in words.
@@ -99,7 +98,7 @@ def show(report: dict[str, Any]) -> None:
     """Print what `examine` collected."""
     r, taken = report, report["measured"]
     table = Table(
-        title=f"{r['data']}, {r['model']}, τ = {format_tau(r['tau'])}", title_justify="left", show_header=False
+        title=f"{r['data']}, {r['model']}, τ = {format_value(r['tau']).replace('inf', '∞')}", title_justify="left", show_header=False
     )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -61,7 +61,7 @@ def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list
     try:
         from bora.report.page import write_report
     except ModuleNotFoundError as error:
-        packages = "matplotlib scipy tabulate"
+        packages = "matplotlib tabulate"
         raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
     runs, problems = read_runs(folders)
     claim_output(output, folders)

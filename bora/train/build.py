@@ -1,6 +1,8 @@
 """From a config to its parts: the corpus, the batches, the model, the training."""
 
 import logging
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from bora.data.module import TaskDataModule
 from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
+from bora.lib.machine import require_gpus
 from bora.model.backbone import Backbone
+from bora.model.loading import on_gpu
 from bora.model.pretrained import Pretrained, max_positions
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
@@ -71,6 +75,20 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
     for line in describe_confounded(levels, tasks, units):
         log.warning("data.levels: %s", line)
     return levels, units
+
+
+def require_hardware(cfg: Config) -> None:
+    """Check that this machine has what the config needs.
+
+    Raises:
+        UserError: it lacks GPUs, or a compiler.
+    """
+    require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
+    if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
+        raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
+    compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"
+    if cfg.model.compile and not any(map(shutil.which, compilers)):
+        raise UserError("model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one")
 
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:

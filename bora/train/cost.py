@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bora.bayes.adapters import choose_form
+from bora.bayes.adapters import Staged, choose_form
 from bora.config import Config
 from bora.data.batches import Batches
 from bora.data.corpus import Corpus
 from bora.data.split import SPLITS
-from bora.errors import UserError
 from bora.lib.machine import peak_memory, reset_peak_memory, wait
 from bora.model.batch import to_device
 from bora.model.likelihood import chunk_elements
@@ -28,7 +27,8 @@ from bora.model.lora import Layout, linear_shape
 from bora.model.pretrained import Pretrained
 from bora.model.quantization import BLOCK, plain_layers
 from bora.model.targets import named_targets
-from bora.train.build import build_data, build_model, build_module
+from bora.train.build import build_data, build_model, build_module, require_hardware
+from bora.train.stages import MAX_SCALES, N_REFINED
 
 FLOAT_BYTES = 4  # float32: θ, Θ, their gradients and moments, for any dtype of the backbone
 WARMUP_STEPS = {"cpu": 2, "cuda": 20}  # on a GPU a shape is recorded when it comes for the second time
@@ -81,11 +81,12 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     layers = named_targets(model, cfg.lora.target_modules)
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     form = choose_form(cfg.task_tau, cfg.prior.parameterization)
-    rows = len(corpus.task_names) if "stored" in form.suffixes else 0  # of the [D, P] matrix
+    units = sum(len(set(cells)) for cells in corpus.levels.values())
+    rows = len(corpus.task_names) + units if "stored" in form.suffixes else 0  # of the matrix
     trained = (rows + 1) * layout.n_parameters
     train = corpus.documents[corpus.documents["split"] == "train"]
     accumulate = cfg.trainer.accumulate_grad_batches
-    n_processes = 1 if cfg.trainer.devices == "auto" else cfg.trainer.devices * cfg.trainer.num_nodes
+    n_processes = (1 if cfg.trainer.devices == "auto" else cfg.trainer.devices) * cfg.trainer.num_nodes
     sampler = Batches(train["n_tokens"].tolist(), cfg.data.batch_size, accumulate=accumulate, n_processes=n_processes)
     sampler.check_trainable()
     batches = min(len(sampler), cfg.trainer.limit_train_batches or len(sampler))
@@ -116,11 +117,11 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
 
     Args:
         P: length of θ_d.
-        rows: of the [D, P] matrix.
+        rows: of the matrix.
     """
     documents = cfg.data.batch_size
     # The dense estimator of the prior gives every task a gradient in every step.
-    with_gradient = rows if cfg.prior.estimator == "dense" else min(documents, rows)
+    with_gradient = rows if cfg.prior.estimator == "dense" else min(documents * (1 + len(cfg.data.levels)), rows)
     vocabulary = model.config.get_text_config().vocab_size
     gpu = on_gpu(cfg.trainer.accelerator) and torch.cuda.is_available()
     chunk = chunk_elements(torch.device("cuda" if gpu else "cpu"))
@@ -176,15 +177,16 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         cost: from `count_cost`.
 
     Raises:
-        UserError: trainer.accelerator asks for a GPU and there is none; or the model cannot be loaded.
+        UserError: this machine lacks what the run needs, or the model cannot be loaded.
     """
+    require_hardware(cfg)
     device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={cfg.trainer.accelerator}: torch sees no GPU to measure on")
     torch.manual_seed(cfg.seed)
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
     data = build_data(cfg, pretrained, corpus)
     model = build_model(cfg, pretrained, corpus.task_names, data).to(device)
+    if isinstance(model.adapters, Staged):  # its second stage takes longer, and more memory
+        model.adapters.deviates, model.adapters.holds_mean = True, False
     module = build_module(cfg, model)
     optimizer = model.optimizer(module.lr, module.betas, module.eps)
     reset_peak_memory()  # loading may need more than training
@@ -217,9 +219,15 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         for i in few:
             model.nll(to_device(loader.dataset[validation[i]], device)).sum().item()
     validation_seconds = (time.perf_counter() - start) / len(few) * len(validation)
-    # At the end the best epoch is validated again, and tested with and without its adapters.
+    # At the end the best epoch is validated again, and tested: as it is, under Θ, without a LoRA, and without each level.
     validations = _count_validations(cfg, cost) + 1
-    tests = 2 * cost.documents["test"] / cost.documents["validation"]
+    levels = len(cfg.data.levels)
+    if cfg.tau == "learn":
+        searches = 1 + (levels + 1 if levels else 0)
+        validations = MAX_SCALES * validations + N_REFINED * searches
+    tests = (3 + levels if cost.trained_parameters > cost.parameters_per_task else 2) * (
+        cost.documents["test"] / cost.documents["validation"]
+    )
     return Measured(
         step_seconds=step_seconds,
         tokens_per_second=tokens / seconds,

@@ -15,16 +15,15 @@ from bora.config import Config
 from bora.data.corpus import Corpus
 from bora.data.prompts import whole_texts
 from bora.data.tokens import Tokens
-from bora.errors import UserError
 from bora.lib.console import above_bars, tell
-from bora.lib.machine import is_first_process, require_gpus
+from bora.lib.machine import is_first_process
 from bora.lib.stopping import stopping
-from bora.model.loading import backbone_sha256, load_backbone, on_gpu
+from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import METRICS, SUMMARY, RunDirectory, json_safe, settings, versions
 from bora.runs.metrics import MetricsFile
 from bora.runs.trackers import TRACKED_RUN, Start, log10_tau, open_tracker
-from bora.train.build import build_data, build_model, build_module, find_start, load_corpus
+from bora.train.build import build_data, build_model, build_module, find_start, load_corpus, require_hardware
 from bora.train.dashboard import show_end
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
@@ -80,11 +79,9 @@ def train(
             _warn_of_later_data(cfg, directory)
             return Trained(directory.summary())
         L.seed_everything(cfg.seed, workers=True, verbose=False)
-        require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
+        require_hardware(cfg)
         if cfg.init_from is not None:
             find_start(cfg.init_from)  # fails early, before the model and the documents are read
-        if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
-            raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
         tell(f"loading the model {cfg.model.name} and the documents of {cfg.data.name}")
         pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
         backbone = backbone_sha256(pretrained.model)

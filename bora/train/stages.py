@@ -25,6 +25,7 @@ from bora.train.module import TrainingModule
 from bora.train.progress import Progress, steps_an_epoch
 
 SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # c that validations try, each those around the last one's best
+MAX_SCALES = 4  # that one validation tries, but for the first
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
@@ -90,7 +91,7 @@ class Stages(Callback):
         adapters.deviates, adapters.holds_mean = True, self.tried[-1:] != [SCALES[-1]]
         # c falls while the deviations overfit, by more than a step at times, and seldom rises.
         last = SCALES.index(self.tried[-1]) if self.tried else None
-        module.scales = SCALES if last is None else SCALES[max(0, last - 2) : last + 2]
+        module.scales = SCALES if last is None else SCALES[max(0, last - 2) : last + MAX_SCALES - 2]
 
     def _waited(self) -> int:
         """Count the validations of this stage since the best one."""

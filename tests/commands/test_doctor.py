@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -39,6 +40,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     table(tmp_path / "t.csv", {"Zoë": 30, "b": 24, "a task with a long name": 24})
+    rows = pd.read_csv("t.csv")
+    rows.assign(party=[f"{n % 4}" for n in range(len(rows))]).to_csv("t.csv", index=False)
 
 
 @pytest.fixture
@@ -59,6 +62,7 @@ def report(call):
         ["tau=100"],
         ["tau=0", "prior.estimator=dense", "lora.rank=2", "lora.target_modules=all-linear"],
         ["tau=inf", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "trainer.limit_train_batches=3"],
+        ["tau=[10,100]", "data.levels=[party]", "lora.rank=1"],
         ["tau=1", "prior.parameterization=centered", "trainer.max_steps=3", "model.dtype=bfloat16", "lora.rank=1"],
     ],
     ids=lambda settings: settings[0],
@@ -117,9 +121,17 @@ def test_memory_is_that_of_a_step(name, estimator):
     assert memory["backbone"] == sum(t.nbytes for t in weights)
 
 
-@pytest.mark.parametrize(("interval", "validations"), [("null", 2), ("0.2", 2 * 5), ("7", 2 * 10 // 7)])
-def test_measuring_gives_times_and_a_peak(report, interval, validations):
-    settings = "trainer.accumulate_grad_batches=2", "data.batch_size=4", f"trainer.val_check_interval={interval}"
+@pytest.mark.parametrize(
+    ("interval", "validations", "tau"),
+    [("null", 2, 100), ("0.2", 2 * 5, 100), ("7", 2 * 10 // 7, 100), ("null", 2, "learn")],
+)
+def test_measuring_gives_times_and_a_peak(report, interval, validations, tau):
+    settings = (
+        "trainer.accumulate_grad_batches=2",
+        "data.batch_size=4",
+        f"trainer.val_check_interval={interval}",
+        f"tau={tau}",
+    )
     found = report(*SMALL, "--measure", *settings)
     assert found["batches"] == 10
     taken = found["measured"]
@@ -127,9 +139,10 @@ def test_measuring_gives_times_and_a_peak(report, interval, validations):
     assert 0 < taken["validation_seconds"] < 10
     epoch = found["steps"] * taken["step_seconds"] + taken["validation_seconds"]
     assert taken["epoch_seconds"] == pytest.approx(epoch)
-    # One more validation at the end, and as many test documents twice.
+    # One more validation at the end, and as many test documents three times.
+    passes = validations + 1 + 3 if tau == 100 else 4 * (validations + 1) + 7 + 3
     training = 2 * found["steps"] * taken["step_seconds"]
-    assert taken["run_seconds"] == pytest.approx(training + (validations + 3) * taken["validation_seconds"])
+    assert taken["run_seconds"] == pytest.approx(training + passes * taken["validation_seconds"])
     tokens_a_step = found["scored_tokens"] / found["steps"]
     assert taken["tokens_per_second"] == pytest.approx(tokens_a_step / taken["step_seconds"], rel=0.2)
     held = sum(found["memory"].values()) - found["memory"]["logits_of_a_chunk"]
