@@ -22,7 +22,7 @@ from bora.lib.files import write_folder
 from bora.lib.names import format_tau
 from bora.model.lora import LowRank
 from bora.runs.archive import read_run
-from bora.runs.directory import METRICS, RunDirectory, readable
+from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import Ask, hash_texts
 from bora.use.export import export
@@ -89,12 +89,7 @@ class Run:
 
         train/nll is the mean over the epoch's logged steps, where there are any.
         """
-        with readable(self.folder / METRICS) as file:
-            rows = pd.read_csv(file)
-        # The last is of the best epoch once more, before the test.
-        found = rows[rows["val/nll"].notna()].iloc[:-1]
-        found = found.assign(**{"train/nll": found["epoch"].map(rows.groupby("epoch")["train/nll"].mean())})
-        return found.assign(epoch=found["epoch"] + 1).dropna(axis=1, how="all").reset_index(drop=True)
+        return self._directory.validations().dropna(axis=1, how="all").reset_index(drop=True)
 
     @cached_property
     def restored(self) -> Restored:

@@ -13,6 +13,7 @@ from bora.errors import UserError
 from bora.lib.names import format_tau
 from bora.report.series import series_of
 from bora.runs.archive import read_run
+from bora.runs.directory import choosing_perplexity
 
 
 class Sweep:
@@ -48,7 +49,7 @@ class Sweep:
         if len(series) > 1:
             labels = "; ".join(one.label for one in series)
             raise UserError(f"{self.folder} holds several experiments ({labels}); its report has each by itself")
-        values = [(_given_tau(run), _validation(run), run.summary["test_perplexity"]) for run in self.runs]
+        values = [(_given_tau(r), choosing_perplexity(r.summary), r.summary["test_perplexity"]) for r in self.runs]
         groups = pd.DataFrame(values, columns=["tau", "val_perplexity", "test_perplexity"]).groupby("tau", sort=False)
         return groups.mean().assign(runs=groups.size()).reset_index()
 
@@ -70,7 +71,7 @@ class Sweep:
             UserError: see `by_tau`.
         """
         tau = self.best_tau
-        return min((run for run in self.runs if _given_tau(run) == tau), key=_validation)
+        return min((r for r in self.runs if _given_tau(r) == tau), key=lambda r: choosing_perplexity(r.summary))
 
     def report(self, output: str | Path | None = None) -> Report:
         """Write the tables, figures and page of all runs in the folder, as `bora report` does; a notebook shows the page.
@@ -106,11 +107,6 @@ class Sweep:
 
 def _given_tau(run: Run) -> float | str:
     return "learn" if "learned" in run.summary else run.tau
-
-
-def _validation(run: Run) -> float:
-    """Return the perplexity that chooses τ; with the published code's likelihood it has its own."""
-    return run.summary.get("val_perplexity_by_batch", run.summary["val_perplexity"])
 
 
 def load(folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Run | Sweep:

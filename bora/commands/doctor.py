@@ -97,9 +97,8 @@ def warnings_for(report: dict[str, Any]) -> list[str]:
 def show(report: dict[str, Any]) -> None:
     """Print what `examine` collected."""
     r, taken = report, report["measured"]
-    table = Table(
-        title=f"{r['data']}, {r['model']}, τ = {format_value(r['tau']).replace('inf', '∞')}", title_justify="left", show_header=False
-    )
+    tau = format_value(r["tau"]).replace("inf", "∞")
+    table = Table(title=f"{r['data']}, {r['model']}, τ = {tau}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     split = ", ".join(f"{r['documents'][s]:,} {s}" for s in ("train", "validation", "test"))

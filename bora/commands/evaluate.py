@@ -147,7 +147,7 @@ def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Itera
     if counts["without_a_token_to_score"]:
         yield f"{counts['without_a_token_to_score']:,} rows have no token to score"
     if counts["trained_on"] is None:
-        yield f"the run has no {TRAINED_ON}, so rows that it was trained on may be among these"
+        yield f"a run has no {TRAINED_ON}, so rows that it was trained on may be among these"
     elif counts["trained_on"]:
         reported = "the figures are of them too" if included else f"the figures leave them out; {DOCUMENTS} has them"
         yield f"the run was trained on the text of {counts['trained_on']:,} rows of {counts['rows']:,}: {reported}"

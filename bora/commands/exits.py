@@ -18,8 +18,8 @@ from bora.lib.stopping import Stopped, signal_sent_on
 
 BAD_INPUT, DEFECT = 2, 1
 # Errors of the file system: another folder helps, or room on the disk.
-PLACE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+PATH_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # What conf/sweep asks Hydra for → the package that brings it.
 PLUGINS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher",
@@ -92,11 +92,11 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
     """Describe an error that the user can mend, with its exit code; None for a defect."""
     if isinstance(error, UserError):
         return str(error), BAD_INPUT
-    if isinstance(error, OSError) and error.errno in PLACE | FULL:
+    if isinstance(error, OSError) and error.errno in PATH_ERRNOS | DISK_ERRNOS:
         where = f" ({error.filename})" if error.filename else ""
-        if error.errno in PLACE:
+        if error.errno in PATH_ERRNOS:
             return f"{error.strerror}{where}; choose a folder that can be written to", BAD_INPUT
-        return f"{error.strerror}{where}; make room", DEFECT
+        return f"{error.strerror}{where}; {'check' if error.errno == errno.EIO else 'make room on'} the disk", DEFECT
     if _is_lost(error):
         why = first_line(error).rpartition("] ")[2].partition(". ")[0]
         return f"another process of the run is gone, or does not answer ({why}); its own output says more", DEFECT

@@ -25,7 +25,7 @@ from bora.commands.overrides import (
 from bora.config import conf_folder
 from bora.lib.console import print_tasks, short_path
 from bora.lib.machine import find_launch, is_first_process
-from bora.runs.directory import FAILED, FolderInUse, RunDirectory
+from bora.runs.directory import FAILED, FolderInUse, RunDirectory, choosing_perplexity
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
 
 register_resolvers()
@@ -70,7 +70,7 @@ def job(composed: DictConfig) -> float | None:
         if is_first_process():
             record_failure(error, folder)
         return None
-    return trained.summary["val_perplexity"]
+    return choosing_perplexity(trained.summary)
 
 
 def print_results(directory: RunDirectory) -> None:

@@ -14,7 +14,7 @@ from bora.errors import UserError
 from bora.lib.console import print_sweep, short_path
 from bora.lib.names import format_tau
 from bora.lib.stopping import stop_jobs_too
-from bora.runs.directory import CONFIG, SUMMARY, RunDirectory
+from bora.runs.directory import CONFIG, SUMMARY, RunDirectory, choosing_perplexity
 from bora.runs.replay import key_of, read_overrides
 
 FIGURES = ("tau", "seed", "val_perplexity", "test_perplexity", "best_epoch")
@@ -74,7 +74,8 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             unreadable.append(str(error))
             continue
         if "adapted_from" not in summary:  # new tasks of one of the runs: nothing was held out
-            row = {key: summary[key] for key in FIGURES} | ({"tau": math.nan} if "learned" in summary else {})
+            row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
+            row |= {"tau": math.nan} if "learned" in summary else {}
             rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
             levels = summary.get("levels", {})
             if levels:  # their τ stand behind the tasks' in the override

@@ -58,7 +58,7 @@ def main() -> None:
     with cli_errors():
         tell(f"loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
-        out = arguments.out or arguments.run / VARIANCE
+        out = arguments.out or restored.directory.path / VARIANCE
         make_output_folder(out)
         table = split_documents(restored.directory, "validation")
         table = table.sample(min(arguments.documents, len(table)), random_state=0).sort_index()

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 from huggingface_hub.file_download import http_get
 
 from bora.data.columns import Columns
@@ -56,7 +57,14 @@ def download(url: str) -> Path:
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    archive, partial = folder / "archive.tar.gz", folder / "archive.tar.gz.partial"
+    with FileLock(folder.with_suffix(".lock")):
+        if not target.is_file():  # else another process was faster
+            _fetch(url, folder / "archive.tar.gz", target)
+    return target
+
+
+def _fetch(url: str, archive: Path, target: Path) -> None:
+    partial = archive.with_name("archive.tar.gz.partial")
     if not archive.is_file():
         try:
             with partial.open("ab") as out:
@@ -70,7 +78,6 @@ def download(url: str) -> Path:
         partial.replace(archive)
     _extract(archive, target)
     archive.unlink()
-    return target
 
 
 def _extract(archive: Path, target: Path) -> None:

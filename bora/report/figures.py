@@ -337,8 +337,8 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
         if limit in evidence.series.taus:
             y = math.log(evidence.over_seeds(limit, "val").value) - least
             above.axhline(y, color=BLUE if limit == 0 else VERMILION, linewidth=1.2, label=words)
-    for run in evidence.series.learned:
-        above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label="τ learned" if run.seed == 0 else None)
+    for i, run in enumerate(evidence.series.learned):
+        above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label=None if i else "τ learned")
     above.set_ylabel("validation NLL,\nnats a token above the best")
     above.set_title("What speaks for which τ")
     if above.get_legend_handles_labels()[0]:

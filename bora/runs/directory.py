@@ -198,14 +198,18 @@ class RunDirectory:
     def validations(self) -> pd.DataFrame:
         """Read the validations while training from metrics.csv; epoch and step are counted from 1.
 
+        train/nll is the mean over the epoch's logged steps, where there are any.
+
         Raises:
             UserError: it is not readable.
         """
         with readable(self.path / METRICS) as file:
             rows = pd.read_csv(file)
             # The last step's rows follow training: they are of the epoch that was kept.
-            rows = rows[rows["val/nll"].notna() & (rows["step"] < rows["step"].max())]
-            return rows.assign(epoch=rows["epoch"] + 1, step=rows["step"] + 1)
+            found = rows[rows["val/nll"].notna() & (rows["step"] < rows["step"].max())]
+            if "train/nll" in rows:
+                found = found.assign(**{"train/nll": found["epoch"].map(rows.groupby("epoch")["train/nll"].mean())})
+            return found.assign(epoch=found["epoch"] + 1, step=found["step"] + 1)
 
     def documents(self) -> pd.DataFrame:
         """Read documents.csv.
@@ -301,6 +305,11 @@ class RunDirectory:
         """Read failed.json: error, a text; and exit_code."""
         found = read_json(self.path / name)
         return {"error": printable(str(found.get("error"))), "exit_code": 2 if found.get("exit_code") == 2 else 1}
+
+
+def choosing_perplexity(summary: dict[str, Any]) -> float:
+    """Return the validation perplexity that chooses τ; with the published code's likelihood it has its own."""
+    return summary.get("val_perplexity_by_batch", summary["val_perplexity"])
 
 
 def settings(config: Config) -> dict[str, Any]:

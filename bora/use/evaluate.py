@@ -161,12 +161,13 @@ def evaluate(
             f"no row is of a task that the run has: the table has {unknown.index[0][:40]!r}, the run {names[0]!r} and "
             "so on; name the column of tasks with --task"
         )
-    seen = restored.directory.trained_on()
+    lists = [restored.directory.trained_on()]
     if ask is not None:
         ask.check(restored, table["task"][known])
-        for other in ask.beside.values():  # whose answers to what it was trained on would be no answers either
-            seen = (seen or set()) | (other.directory.trained_on() or set())
-    trained_on = np.array([hash_text(text) in (seen or ()) for text in whole_texts(table)])
+        # Their answers to what they were trained on would be no answers either.
+        lists += [other.directory.trained_on() for other in ask.beside.values()]
+    seen, all_known = set().union(*(texts for texts in lists if texts is not None)), None not in lists
+    trained_on = np.array([hash_text(text) in seen for text in whole_texts(table)])
     if trained_on.all() and not include_trained:
         raise UserError("the run was trained on every one of these texts; give others, or --include-trained")
     scores = likelihoods(restored, table, batch_size, progress)
@@ -186,7 +187,7 @@ def evaluate(
             "posterior": np.where(scorable, np.exp(log_posterior.max(axis=1)), np.nan),
             "task_posterior": np.where(known & scorable, np.exp(log_posterior[np.arange(len(table)), index]), np.nan),
             "n_scored": scores.n_scored,
-            "trained_on": "" if seen is None else trained_on,
+            "trained_on": trained_on if all_known else np.where(trained_on, "True", ""),
         }
     )
     units = level_posteriors(restored.model.adapters.levels, np.exp(log_posterior))
@@ -210,7 +211,7 @@ def evaluate(
         "of_the_runs_tasks": int(known.sum()),
         "unlabelled": int((~labelled).sum()),
         "without_a_token_to_score": int((~scorable).sum()),
-        "trained_on": None if seen is None else int(trained_on.sum()),
+        "trained_on": int(trained_on.sum()) if all_known else None,
         "unknown_tasks": {str(task): int(n) for task, n in unknown.items()},
     }
     evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
