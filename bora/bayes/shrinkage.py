@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-9  # of a sum of squares
 FREE_TAU = 1.0  # of the prior while deviations are trained that are shrunk afterwards
 
 
@@ -48,8 +49,9 @@ class Shrinkage(NamedTuple):
         by_task: [D] c_d.
         spread: ω, the standard deviation of the tasks' c around c̄.
         lowest: where the parabola is lowest, which may be beyond the ends that c̄ is held to.
-        error: of that, from how the tasks differ.
+        error: its standard error, from how the tasks differ; nan for one task, or where the NLL is no parabola.
         curvature: of the NLL in c at c̄, nats a scored token.
+        n_tasks: with a scored token.
     """
 
     common: float
@@ -58,6 +60,7 @@ class Shrinkage(NamedTuple):
     lowest: float
     error: float
     curvature: float
+    n_tasks: int
 
 
 def shrink(profile: Profile) -> Shrinkage:
@@ -71,23 +74,24 @@ def shrink(profile: Profile) -> Shrinkage:
     total, step, largest = nats.sum(dim=1), float(c[1]), float(c[-1])
     k = min(max(int(total.argmin()), 1), len(c) - 2)
     bend = float(total[k + 1] - 2 * total[k] + total[k - 1]) / step**2
+    known = profile.n_tokens > 0  # a task without a scored token says nothing
+    n_tasks = int(known.sum())
     if bend <= 0:
         lowest = float(c[total.argmin()])
-        return Shrinkage(lowest, torch.full_like(profile.n_tokens, lowest), 0.0, lowest, math.nan, 0.0)
+        return Shrinkage(lowest, torch.full_like(profile.n_tokens, lowest), 0.0, lowest, math.nan, 0.0, n_tasks)
     curvature = bend / float(profile.n_tokens.sum())
     hessian = curvature * profile.n_tokens
     score = (nats[k - 1] - nats[k + 1]) / (2 * step)  # at c[k]
     lowest = float(c[k] + score.sum() / bend)
     common = min(max(0.0, lowest), largest)
     score = score - hessian * (lowest - c[k])
-    error = float(score.norm()) / bend
-    known = hessian > 0  # a task without a scored token says nothing
+    error = float(score.norm()) / bend * math.sqrt(n_tasks / (n_tasks - 1)) if n_tasks > 1 else math.nan
     by_task = torch.full_like(hessian, common)
     own = Profile(c, nats[:, known], profile.moments[:, :, known], profile.n_documents[known], profile.n_tokens[known])
     spread, by_task[known] = _by_task(own, k, lowest + score[known] / hessian[known], hessian[known], common)
     by_task = by_task.clamp(0, largest)
     worse = _nats_at(profile, by_task) > _nats_at(profile, torch.full_like(by_task, common))
-    return Shrinkage(common, by_task.where(~worse, common), spread, lowest, error, curvature)
+    return Shrinkage(common, by_task.where(~worse, common), spread, lowest, error, curvature, n_tasks)
 
 
 def _nats_at(profile: Profile, c: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ def _by_task(profile: Profile, k: int, effect: Tensor, hessian: Tensor, common: 
     sums = (profile.nats[k + 1] - profile.nats[k - 1]) / width
     squares = (m[k + 1, k + 1] - 2 * m[k + 1, k - 1] + m[k - 1, k - 1]) / width**2
     within = (squares - sums**2 / n).sum() / max(1.0, float(n.sum()) - len(n))
-    if within <= 0 or len(n) == 1:
+    if len(n) == 1 or n.sum() == len(n) or within <= ROUNDING * squares.sum():
         return 0.0, torch.full_like(effect, common)
     variance = n * within / hessian**2
     weight = 1 / variance

@@ -15,6 +15,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from bora.bayes.adapters import MEAN, Staged
@@ -30,7 +31,6 @@ N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
 LEAST_STEPS = 20  # in the place of an epoch, where that is shorter: a few steps gain little anywhere
-Z95 = 1.96
 LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
 
@@ -151,9 +151,9 @@ class Stages(Callback):
 
         Returns:
             What was learned, in plain values: `tau`, the one that c amounts to, and, where the NLL is a parabola,
-            `tau_interval`, 95 % over tasks (a level's over its units); the same of `c`; `c_spread`, the standard
-            deviation of the tasks' own c; `c_by_task`; with levels `levels`, the same of each. Where validation prefers Θ
-            alone, c is 0.
+            `tau_interval`, 95 % over tasks (a level's over its units), unless all of it is beyond c = 1; the same of `c`;
+            `c_spread`, the standard deviation of the tasks' own c; `c_by_task`; with levels `levels`, the same of each.
+            Where validation prefers Θ alone, c is 0.
         """
         adapters = _adapters(module)
         found = None if near is None else self._search(module, validate, min(1, 2 * near), 1)
@@ -200,8 +200,9 @@ def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: flo
     h = found.curvature * module.model.n_tokens / squares
     c = before * found.common
     said: dict[str, Any] = {"tau": equivalent_tau(c, FREE_TAU, h), "c": c, "c_spread": before * found.spread}
-    if math.isfinite(found.error):
-        low, high = (min(1.0, max(0.0, before * (found.lowest + sign * Z95 * found.error))) for sign in (-1, 1))
+    half = float(student_t.ppf(0.975, found.n_tasks - 1)) * found.error if found.n_tasks > 1 else math.nan
+    low, high = (min(1.0, max(0.0, before * (found.lowest + sign * half))) for sign in (-1, 1))
+    if math.isfinite(half) and low < high:  # else there is no parabola, or all of the interval is beyond an end
         said |= {"c_interval": [low, high], "tau_interval": [equivalent_tau(end, FREE_TAU, h) for end in (high, low)]}
     return said
 
