@@ -54,6 +54,18 @@ class Levels:
         found = enumerate(self.of_task[task])
         return [self.first_row(level, n_tasks) + unit for level, unit in found if unit >= 0]
 
+    def rows_of_cells(self, values: Mapping[str, Sequence[str]], n_tasks: int) -> list[list[int]]:
+        """List the rows of the units of documents with these cells, [N, L]; all of them must be known.
+
+        Args:
+            values: column → each document's cell.
+        """
+        rows = []
+        for level, (column, units) in enumerate(zip(self.columns, self.units, strict=True)):
+            place = {unit: self.first_row(level, n_tasks) + i for i, unit in enumerate(units)}
+            rows.append([place[cell or NONE] for cell in values[column]])
+        return [list(of_one) for of_one in zip(*rows, strict=True)]
+
     def row_taus(self) -> list[float]:
         """List the τ of each unit, level after level."""
         return [tau for tau, units in zip(self.taus, self.units, strict=True) for _ in units]

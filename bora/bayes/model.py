@@ -147,12 +147,12 @@ class HierarchicalLoRA(nn.Module):
         Θ + c (θ_d − Θ) where c is given.
 
         Args:
-            without: under θ_d less the deviation of the document's unit at this level.
+            without: with levels, under θ_d less the task's own deviation, 0, or less that of its unit at a level, 1 … L.
         """
         if without is not None:
-            units = batch["units"]
-            kept = [level for level in range(units.shape[1]) if level != without]
-            places = find_places(batch["task"], units[:, kept] if kept else None)
+            rows = document_rows(batch["task"], batch["units"])
+            kept = [part for part in range(rows.shape[1]) if part != without]
+            places = Places(*rows[:, kept].unique(return_inverse=True))
             return self.backbone.nll(batch, self.adapters.rows(places, self.backbone.dtype)[0])
         if isinstance(under, float):
             theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype, under)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bora.data.tokens import Encoded
@@ -32,12 +33,20 @@ class Documents(Dataset[Batch]):
         """
         self.documents, self.tasks, self.units = list(documents), list(tasks), units
         # Of a document in three pieces each is a third: of what a document brings of the prior.
-        _, whose, pieces = np.unique([d.document for d in documents], return_inverse=True, return_counts=True)
-        self.shares = 1 / pieces[whose] if len(pieces) < len(self.documents) else None
+        _, self._first, self._whose, pieces = np.unique(
+            [d.document for d in documents], return_index=True, return_inverse=True, return_counts=True
+        )
+        self.n_documents = len(pieces)
+        self.shares = 1 / pieces[self._whose] if len(pieces) < len(self.documents) else None
         self.scored_padding = scored_padding
 
     def __len__(self) -> int:
         return len(self.documents)
+
+    def rows(self) -> Tensor:
+        """Return each document's task, and its units of the levels above: [N, 1 + L] rows of the matrix."""
+        units = [()] * len(self.documents) if self.units is None else self.units
+        return torch.tensor([[self.tasks[i], *units[i]] for i in self._first])
 
     def __getitem__(self, batch: tuple[list[int], int]) -> Batch:
         """Pad on the right to the batch's longest document.
@@ -61,6 +70,7 @@ class Documents(Dataset[Batch]):
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
             "task": task,
+            "document": torch.from_numpy(self._whose[indices]),
             "batches": batches,
             "scored": scored_places(torch.from_numpy(labels)),
             "present": present,
@@ -169,6 +179,7 @@ class ResumableLoader(DataLoader[Batch]):
     """A DataLoader that can resume within an epoch; Lightning keeps its state in checkpoints."""
 
     sampler: Batches
+    dataset: Documents
 
     def state_dict(self) -> dict[str, int]:
         return {"given": self.sampler.given}

@@ -17,6 +17,7 @@ class Batch(TypedDict):
     labels: Tensor  # [R, T], IGNORE on padding and prompt
     task: Tensor  # [R]
     batches: int  # K, that an epoch has
+    document: NotRequired[Tensor]  # [R] which of a split's N documents
     share: NotRequired[Tensor]  # [R] of a document, where some are in several pieces
     attention_mask: NotRequired[Tensor]  # [R, T], where padding is scored
     scored: NotRequired[Tensor]  # [S] places in [R · T] of the scored tokens

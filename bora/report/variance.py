@@ -14,6 +14,8 @@ from bora.report.tables import ReportTable
 from bora.runs.archive import Run
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE, readable
 
+MIN_UNITS_OF_SPREAD = 10  # of fewer the bootstrap's interval of a standard deviation is far too narrow
+
 
 def variance_table(evidence: Evidence) -> ReportTable | None:
     """Build the table of variances at the best of 0 < τ < ∞, a row a level; None where no run has what it needs.
@@ -25,19 +27,21 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
         return None
     runs = evidence.series.at(tau)
     tasks = evidence.tasks()["test_tokens"].to_numpy(float)
-    effect, error = (evidence.by_task(tau, name).mean(axis=1) for name in ("effect", "effect_error"))
+    levels = runs[0].summary.get("levels", {})
+    own = "own_effect" if all("own_effect" in run.per_task for run in runs) else "effect"
+    effect, error = (evidence.by_task(tau, name).mean(axis=1) for name in (own, f"{own}_error"))
     rows = [_row("task", tau, effect, error, tasks)]
     units = [table for run in runs if (table := _read(run.folder / UNITS)) is not None]
-    for level, of_level in runs[0].summary.get("levels", {}).items():
+    for level, of_level in levels.items():
         if units:
-            own = [table[table["level"] == level].set_index("unit") for table in units]
-            effect, error = (pd.concat([t[n] for t in own], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
-            rows.append(_row(level, of_level, effect, error, own[0]["test_tokens"].to_numpy(float)))
+            tables = [table[table["level"] == level].set_index("unit") for table in units]
+            effect, error = (pd.concat([t[n] for t in tables], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
+            rows.append(_row(level, of_level, effect, error, tables[0]["test_tokens"].to_numpy(float)))
     data = _with_gradients(pd.DataFrame(rows), runs[0])
     inferred = read_inferred(runs[0])
     if inferred is not None:
         data.loc[0, ["inferred_lower_tau", "inferred_tau"]] = inferred
-    return ReportTable("variance", data, cells := _cells(data), cells == "", _caption(data, tau))
+    return ReportTable("variance", data, cells := _cells(data), cells == "", _caption(data, tau, own == "effect"))
 
 
 def read_found(run: Run, name: str) -> pd.DataFrame | None:
@@ -80,7 +84,7 @@ def _row(level: str, tau: float, effect: pd.Series, error: pd.Series, tokens: np
     known = effect.notna().to_numpy()  # a unit without a test document says nothing
     effects, errors, tokens = effect.to_numpy(float)[known], error.to_numpy(float)[known], tokens[known]
     row: dict[str, Any] = {"level": level, "units": len(known), "tau": tau, "sigma": tau**-0.5}
-    few = len(effects) < 2 or np.isnan(errors).all()
+    few = len(effects) < MIN_UNITS_OF_SPREAD or np.isnan(errors).all()
     for name, found in (
         ("worth", bootstrap(weighted_mean, effects, tokens)),
         ("spread", Interval(math.nan) if few else bootstrap(spread, effects, errors)),
@@ -117,11 +121,12 @@ def _cells(data: pd.DataFrame) -> pd.DataFrame:
     return cells
 
 
-def _caption(data: pd.DataFrame, tau: float) -> str:
+def _caption(data: pd.DataFrame, tau: float, against_mean: bool) -> str:
+    tasks = " (of the tasks: under Θ)" if against_mean else ""
     caption = (
         f"At τ = {format_tau(tau)}: σ = 1/√τ is the prior's standard deviation. What a level is worth: "
-        "by how much the NLL of test documents is higher without its deviations (of the tasks: under Θ), nats a token, "
-        "with a 95 % bootstrap over its units; the standard deviation over units is less what chance adds."
+        f"by how much the NLL of test documents is higher without its deviations{tasks}, nats a token, with a 95 % "
+        "bootstrap over its units; the standard deviation over units, given for ten and more, is less what chance adds."
     )
     if "share" in data:
         caption += " The share is of the variance of validation documents' gradients at Θ (bora variance)."

@@ -219,13 +219,13 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         for i in few:
             model.nll(to_device(loader.dataset[validation[i]], device)).sum().item()
     validation_seconds = (time.perf_counter() - start) / len(few) * len(validation)
-    # At the end the best epoch is validated again, and tested: as it is, under Θ, without a LoRA, and without each level.
+    # At the end the best epoch is validated again, and tested: as it is, under Θ, without a LoRA, without each deviation.
     validations = _count_validations(cfg, cost) + 1
     levels = len(cfg.data.levels)
     if cfg.tau == "learn":
         searches = 1 + (levels + 1 if levels else 0)
         validations = MAX_SCALES * validations + N_REFINED * searches
-    tests = (3 + levels if cost.trained_parameters > cost.parameters_per_task else 2) * (
+    tests = (3 + (1 + levels if levels else 0) if cost.trained_parameters > cost.parameters_per_task else 2) * (
         cost.documents["test"] / cost.documents["validation"]
     )
     return Measured(

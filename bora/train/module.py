@@ -13,11 +13,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
-from bora.bayes.adapters import Shared, Staged
+from bora.bayes.adapters import Shared
 from bora.bayes.model import HierarchicalLoRA
+from bora.bayes.shrinkage import Profile
+from bora.data.batches import Documents, ResumableLoader
 from bora.model.batch import Batch
 from bora.model.likelihood import n_scored
-from bora.train.perplexity import BatchPerplexity, PairedDifference, ShrunkPerplexity, TaskPerplexity
+from bora.train.perplexity import BatchPerplexity, DocumentNLL, Groups, TaskPerplexity, make_profile, paired_difference
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +91,6 @@ class TrainingModule(L.LightningModule):
             perplexities["val_by_batch"] = BatchPerplexity(n_tasks)
             self.validates.append("val_by_batch")
         self.metrics = torch.nn.ModuleDict(perplexities)
-        self.effects = PairedDifference(n_tasks)  # of θ_d against Θ, on test documents
-        levels = [] if model.adapters.levels is None else model.adapters.levels.units
-        self.level_effects = torch.nn.ModuleList(
-            PairedDifference(len(units)) for units in levels
-        )  # against θ_d without
         self.monitor = f"{self.validates[-1]}/nll"
         # Plain values only, so that a checkpoint can be read with weights_only=True.
         self.save_hyperparameters(model.hyperparameters, logger=False)
@@ -190,33 +187,42 @@ class TrainingModule(L.LightningModule):
         """Return one of the perplexities that are kept: val, test, base_test, val_by_batch."""
         return cast(Metric, self.metrics[name])
 
-    def _scaled_level(self) -> int | None:
-        """Return the level whose units alone are scaled while validating, so that they are told apart."""
-        part = cast(Staged, self.model.adapters).part
-        return part - 1 if part else None
+    def groups(self, dataset: Documents, part: int = 0) -> Groups:
+        """Sort a split's documents by task, part 0, or by unit of a level, 1 … L."""
+        of, levels = dataset.rows()[:, part].to(self.device), self.model.adapters.levels
+        n_tasks = len(self.model.tasks)
+        if part == 0 or levels is None:
+            return Groups(of, n_tasks)
+        return Groups(of - levels.first_row(part - 1, n_tasks), len(levels.units[part - 1]))
 
-    def _units(self, batch: Batch, level: int) -> Tensor:
-        """Return the documents' units of a level, [R], counted within it."""
-        first = self.model.adapters.levels.first_row(level, len(self.model.tasks))  # type: ignore[union-attr]
-        return batch["units"][:, level] - first
+    def profile(self, part: int = 0) -> Profile:
+        """Give the last validation's NLL at `scales`, by task or by unit of a level. Every process must ask for it."""
+        return make_profile(self.scales, *self.shrunk.compute(), self.groups(self._validated, part))
+
+    def effect(self, part: int | None = None) -> dict[str, Tensor]:
+        """Give how much lower θ_d makes the test documents' NLL: see `paired_difference`.
+
+        Args:
+            part: against θ_d without the task's own deviation, 0, or without the unit's of a level, 1 … L, by unit; None
+                against Θ.
+        """
+        nats, tokens = self.tested.compute()
+        other = nats[1 if part is None else 2 + part]
+        return paired_difference(other - nats[0], tokens, self.groups(self._tested, part or 0))
 
     def on_validation_epoch_start(self) -> None:
         for name in self.validates:
             self.metric(name).reset()
         if self.scales:
-            self.shrunk = ShrunkPerplexity(len(self.model.tasks), len(self.scales)).to(self.device)
-            if (level := self._scaled_level()) is not None:
-                units = self.model.adapters.levels.units[level]  # type: ignore[union-attr]
-                self.shrunk_level = ShrunkPerplexity(len(units), len(self.scales)).to(self.device)
+            self._validated = cast(ResumableLoader, self.trainer.val_dataloaders).dataset
+            self.shrunk = DocumentNLL(len(self.scales), self._validated.n_documents).to(self.device)
         self.model.adapters.before_evaluation()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         scored = n_scored(batch["labels"])
         if self.scales:
             nll = torch.stack([self.model.nll(batch, c) for c in self.scales])
-            self.shrunk.update(nll, scored, batch["task"])
-            if (level := self._scaled_level()) is not None:
-                self.shrunk_level.update(nll, scored, self._units(batch, level))
+            self.shrunk.update(nll, scored, batch["document"])
             return
         nll = self.model.nll(batch)
         for name in self.validates:
@@ -224,30 +230,33 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.scales:
-            best = int(self.shrunk.compute().argmin())
-            self.metric("val").update(
-                self.shrunk.nats[best], self.shrunk.tokens, torch.arange(len(self.model.tasks), device=self.device)
-            )
+            nats, _ = self.shrunk.compute()
+            best = int(nats.sum(dim=1).argmin())
+            own = self.shrunk.nats[best], self.shrunk.tokens  # of this process; the metric adds up all
+            self.metric("val").update(*own, self.groups(self._validated).of)
             self.log("val/c", float(self.scales[best]), rank_zero_only=True)
         self._log_perplexity("val")
         if "val_by_batch" in self.validates:
             by_batch = self.metric("val_by_batch").compute()
             self.log_dict({f"val_by_batch/{k}": by_batch[k].float() for k in ("nll", "perplexity")})
 
+    def _n_parts(self) -> int:
+        """Count the deviations of which θ_d is made, where there are several."""
+        levels = self.model.adapters.levels
+        return 0 if levels is None else 1 + len(levels.units)
+
     def on_test_epoch_start(self) -> None:
         self.metric("test").reset()
         self.metric("base_test").reset()
-        for effects in (self.effects, *self.level_effects):
-            cast(Metric, effects).reset()
+        self._tested = cast(ResumableLoader, self.trainer.test_dataloaders).dataset
+        self.tested = DocumentNLL(2 + self._n_parts(), self._tested.n_documents).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         nll, scored = self.model.nll(batch), n_scored(batch["labels"])
         self.metric("test").update(nll, scored, batch["task"])
         under_mean = nll if isinstance(self.model.adapters, Shared) else self.model.nll(batch, "mean")
-        self.effects.update(nll, under_mean, scored, batch["task"])
-        for level, effects in enumerate(self.level_effects):
-            units = self._units(batch, level)
-            cast(Metric, effects).update(nll, self.model.nll(batch, without=level), scored, units)
+        without = [self.model.nll(batch, without=part) for part in range(self._n_parts())]
+        self.tested.update(torch.stack([nll, under_mean, *without]), scored, batch["document"])
         self.metric("base_test").update(self.model.nll(batch, "base"), scored, batch["task"])
 
     def on_test_epoch_end(self) -> None:

@@ -1,6 +1,7 @@
-"""Perplexity by task and overall: exact over processes; as the published code averages it; and along the deviations."""
+"""Perplexity by task and overall, and NLL by document: exact over processes; and as the published code averages it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,71 +47,78 @@ class TaskPerplexity(Metric):
         }
 
 
-class PairedDifference(Metric):
-    """How much lower the NLL of a task's documents is under one model than under another, with its standard error."""
-
-    full_state_update = False
-    sums: Tensor
-
-    def __init__(self, n_tasks: int):
-        super().__init__()
-        # Of documents, their difference d and scored tokens t: Σ 1, Σ d, Σ t, Σ d², Σ d t, Σ t².
-        self.add_state("sums", torch.zeros(6, n_tasks, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, nll: Tensor, other: Tensor, scored: Tensor, task: Tensor) -> None:
-        """Add documents: the NLL under both models, [R] nats; scored [R] tokens; task [R] indices."""
-        d, t = (other - nll).detach().double(), scored.double()
-        self.sums.index_add_(1, task, torch.stack([torch.ones_like(d), d, t, d * d, d * t, t * t]))
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `difference` and `error`, nats a token, [D]: a ratio of sums, and its error over documents; `tokens`.
-
-        A task with one document has no error: nan.
-        """
-        n, d, t, dd, dt, tt = self.sums
-        ratio = d / t
-        squares = (dd - 2 * ratio * dt + ratio**2 * tt).clamp(min=0)
-        error = (n / (n - 1) * squares).sqrt() / t
-        return {"tokens": t, "difference": ratio, "error": torch.where(n > 1, error, torch.nan)}
-
-
-class ShrunkPerplexity(Metric):
-    """The NLL by task under Θ + c (θ_d − Θ), at several c.
+class DocumentNLL(Metric):
+    """Each document's NLL under several models, its pieces added up; of the documents of all processes.
 
     Args:
-        n_scales: how many.
+        n_models: M.
+        n_documents: N.
     """
 
     full_state_update = False
     nats: Tensor
-    moments: Tensor
-    documents: Tensor
     tokens: Tensor
 
-    def __init__(self, n_tasks: int, n_scales: int):
+    def __init__(self, n_models: int, n_documents: int):
         super().__init__()
-        shapes = {"nats": (n_scales, n_tasks), "moments": (n_scales, n_scales, n_tasks)}
-        for name, shape in {**shapes, "documents": (n_tasks,), "tokens": (n_tasks,)}.items():
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("nats", torch.zeros(n_models, n_documents, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(n_documents, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, nll: Tensor, scored: Tensor, task: Tensor) -> None:
-        """Add documents: nll [S, R] nats, scored [R] tokens, task [R] indices."""
-        nll = nll.detach().double()
-        gain = nll - nll[0]
-        self.nats.index_add_(1, task, nll)
-        self.moments.index_add_(2, task, gain[:, None] * gain[None])
-        self.documents.index_add_(0, task, torch.ones_like(gain[0]))
-        self.tokens.index_add_(0, task, scored.double())
+    def update(self, nll: Tensor, scored: Tensor, document: Tensor) -> None:
+        """Add documents or pieces of them: nll [M, R] nats, scored [R] tokens, document [R] numbers."""
+        self.nats.index_add_(1, document, nll.detach().double())
+        self.tokens.index_add_(0, document, scored.double())
 
-    def compute(self) -> Tensor:
-        """Return the NLL at each c over all tasks, [S] nats a token."""
-        return self.nats.sum(dim=1) / self.tokens.sum()
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return nats [M, N] and scored tokens [N]."""
+        return self.nats, self.tokens
 
-    def profile(self, scales: Sequence[float]) -> Profile:
-        """Give the sums over all processes. Every process must ask for them."""
-        with self.sync_context(distributed_available=torch.distributed.is_initialized):
-            sums = (t.cpu().clone() for t in (self.nats, self.moments, self.documents, self.tokens))
-            return Profile(torch.tensor(scales, dtype=torch.float64), *sums)
+
+class Groups(NamedTuple):
+    """Documents by task, or by unit of a level.
+
+    Attributes:
+        of: [N] each document's.
+        n: how many there are.
+    """
+
+    of: Tensor
+    n: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over each one's documents: [..., N] → [..., n]."""
+        return values.new_zeros(*values.shape[:-1], self.n).index_add_(-1, self.of, values)
+
+
+def paired_difference(difference: Tensor, tokens: Tensor, groups: Groups) -> dict[str, Tensor]:
+    """Average a difference of NLL over each group's documents: a ratio of sums, with its error over documents.
+
+    Args:
+        difference: [N] nats.
+        tokens: [N] scored.
+
+    Returns:
+        `tokens`; `difference` and `error`, nats a token, [n]. A group of one document has no error: nan.
+    """
+    n, d, t = (groups.sum(values) for values in (torch.ones_like(tokens), difference, tokens))
+    ratio = d / t
+    squares = groups.sum((difference - ratio[groups.of] * tokens).square())
+    error = (n / (n - 1) * squares).sqrt() / t
+    return {"tokens": t, "difference": ratio, "error": torch.where(n > 1, error, torch.nan)}
+
+
+def make_profile(scales: Sequence[float], nats: Tensor, tokens: Tensor, groups: Groups) -> Profile:
+    """Sum the NLL of documents under Θ + c (θ_d − Θ), at several c, for `bora.bayes.shrinkage`.
+
+    Args:
+        scales: c, S of them.
+        nats: [S, N].
+        tokens: [N] scored.
+    """
+    gain = nats - nats[0]
+    moments = torch.stack([groups.sum(gain * row) for row in gain])
+    parts = groups.sum(nats), moments, groups.sum(torch.ones_like(tokens)), groups.sum(tokens)
+    return Profile(torch.tensor(scales, dtype=torch.float64), *(part.cpu() for part in parts))
 
 
 class BatchPerplexity(Metric):

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning as L
 import pandas as pd
@@ -27,7 +27,6 @@ from bora.train.build import build_data, build_model, build_module, find_start, 
 from bora.train.dashboard import show_end
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
-from bora.train.perplexity import PairedDifference
 from bora.train.processes import claim_together
 from bora.train.temperature import FitTemperature
 from bora.train.trainer import build_fitter
@@ -191,8 +190,10 @@ def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFram
     per_task["distance"] = module.model.adapters.distances().tolist()
     for name in ("nll", "perplexity"):
         per_task[f"base_test_{name}"] = base[f"task_{name}"].tolist()
-    effects = module.effects.compute()
-    per_task["effect"], per_task["effect_error"] = (effects[k].tolist() for k in ("difference", "error"))
+    parts = {"effect": None} | ({} if module.model.adapters.levels is None else {"own_effect": 0})
+    for name, part in parts.items():
+        effects = module.effect(part)
+        per_task[name], per_task[f"{name}_error"] = (effects[k].tolist() for k in ("difference", "error"))
     summary = {
         "val_perplexity": val["perplexity"].item(),
         "val_perplexity_macro": val["perplexity_macro"].item(),
@@ -228,7 +229,7 @@ def describe_units(module: TrainingModule) -> pd.DataFrame:
     assert adapters.stored is not None
     deviations = adapters.stored.detach()[len(adapters.task_names) :]
     table = pd.DataFrame(levels.pairs, columns=["level", "unit"])
-    found = [cast(PairedDifference, effects).compute() for effects in module.level_effects]
+    found = [module.effect(1 + level) for level in range(len(levels.units))]
     effects = {key: torch.cat([one[key] for one in found]).tolist() for key in ("tokens", "difference", "error")}
     return table.assign(
         n_train=levels.documents,

@@ -185,8 +185,7 @@ class Stages(Callback):
         """Choose c on validation documents, in common and by task, up to the largest; if it is that, up to the limit."""
         module.scales = torch.linspace(0, largest, N_REFINED, dtype=torch.float64).tolist()
         validate()
-        found = module.shrunk_level if _adapters(module).part else module.shrunk
-        shrunk = shrink(found.profile(module.scales))
+        shrunk = shrink(module.profile(_adapters(module).part or 0))
         return self._search(module, validate, limit, limit) if shrunk.common == largest < limit else shrunk
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from bora.bayes.adapters import Adapters
 from bora.bayes.marginal_likelihood import TAUS, Curvature, bin_parameters, choose_tau, evidence_slopes, profile
 from bora.data.batches import Documents
+from bora.data.columns import level_cells
 from bora.data.tokens import Encoded
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, Places, to_device
@@ -99,7 +100,8 @@ def measure_curvature(
     """Measure what the tasks' training documents say of τ, for the factors A and B apart.
 
     Args:
-        table: training documents, columns task, text and what prompts take; all of a task's, of MAX_TASKS at most.
+        table: training documents, columns task, text, what prompts take and levels; all of
+            a task's, of MAX_TASKS at most.
         batch_size: documents in a backward.
 
     Returns:
@@ -142,14 +144,16 @@ def _deviation(adapters: Adapters, task: str) -> Tensor:
 def _sum_gradients(
     restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int, progress: Progress
 ) -> Gradients:
-    """Sum over all documents the gradients at their task's θ_d.
+    """Sum over all documents the gradients at their θ.
 
     Args:
         names: the D tasks.
         groups: [P] each, which parameters are in it.
     """
     model, n_parameters = restored.model, restored.model.n_parameters
-    tasks = [model.adapters.task_names.index(name) for name in table["task"]]
+    task_names, levels = model.adapters.task_names, model.adapters.levels
+    tasks = pd.Index(task_names).get_indexer(pd.Index(table["task"])).tolist()
+    units = None if levels is None else levels.rows_of_cells(level_cells(table, levels.columns), len(task_names))
     pieces: list[list[Encoded]] = [[] for _ in range(len(table))]
     for piece in restored.tokens.encode(table)[0]:
         pieces[piece.document].append(piece)
@@ -167,10 +171,15 @@ def _sum_gradients(
         some = torch.as_tensor(order[start : start + batch_size])
         rows = [piece for i in some.tolist() for piece in pieces[i]]
         whose = torch.tensor([k for k, i in enumerate(some.tolist()) for _ in pieces[i]])
-        documents = Documents(rows, [tasks[i] for i in some[whose].tolist()])
+        of_row = some[whose].tolist()
+        units_of_row = None if units is None else [units[i] for i in of_row]
+        documents = Documents(rows, [tasks[i] for i in of_row], units=units_of_row)
         batch = to_device(documents[list(range(len(rows))), 1], model.device)
         places = Places(batch["present"], batch["place"])
-        theta = model.adapters.shrunk_rows(places, torch.float32, 1.0).requires_grad_()
+        if units is None:
+            theta = model.adapters.shrunk_rows(places, torch.float32, 1.0).requires_grad_()
+        else:
+            theta = model.adapters.rows(places, torch.float32)[0].detach().requires_grad_()
         gradients = _gradients(model.backbone, batch, theta, whose)
         by_task.index_add_(0, place[some], gradients)
         norms.index_add_(0, place[some], torch.stack([gradients[:, g].square().sum(dim=1) for g in groups], dim=1))

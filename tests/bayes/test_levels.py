@@ -102,6 +102,12 @@ def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents()
     assert [line.split()[0] for line in describe_confounded(levels, TASKS, units)] == ["party", "year"]
 
 
+def test_the_rows_of_cells_are_those_of_the_documents():
+    levels, units = levels_of("party", "year")
+    cells = {"year": YEAR, "party": PARTY}
+    assert levels.rows_of_cells(cells, n_tasks=4) == units
+
+
 def test_units_of_one_task_are_told_also_where_a_task_has_several():
     parties = ["left", "left", "right", "right", "green", "blue", "left"]
     tasks = [0, 1, 0, 2, 3, 4, 1]  # the first changed parties; green and blue have one task each

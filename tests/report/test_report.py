@@ -25,6 +25,7 @@ from bora.report.evidence import Evidence, rank_correlation
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
 from bora.report.similarity import compare_tasks, explained_variance
+from bora.report.variance import spread
 from bora.runs.directory import RunDirectory, to_yaml, write_json
 
 # τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
@@ -635,6 +636,13 @@ def test_scores_of_answers_are_tabulated_by_tau_with_links_to_their_pages(tmp_pa
     assert "<td>0.625</td>" in page
 
 
+def test_the_spread_of_effects_is_without_their_errors():
+    effects, errors = np.array([0.04, 0.01, 0.03]), np.array([0.001, 0.002, math.nan])
+    assert spread(effects, errors) == pytest.approx(
+        math.sqrt(np.var(effects, ddof=1) - (0.001**2 + 0.002**2 + 0.0015**2) / 3)
+    )
+
+
 @pytest.mark.figures
 def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tmp_path):
     for seed in (0, 1):
@@ -661,7 +669,7 @@ def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tm
     assert table.loc["task", ["inferred_lower_tau", "inferred_tau"]].tolist() == [2, 30]
     assert table.loc["party", ["tau", "sigma", "units"]].tolist() == [25, 0.2, 2]
     assert table.loc["party", "worth"] == pytest.approx((0.04 * 100 + 0.01 * 50) / 150)  # of both seeds, by token
-    assert table.loc["party", "spread"] == pytest.approx(math.sqrt(np.var([0.04, 0.01], ddof=1) - 0.001**2))
+    assert math.isnan(table.loc["party", "spread"])  # of two units
     assert math.isnan(table.loc["sex", "tau"])  # no level of the runs
     assert (folder / "figure11.png").is_file()
     page = (tmp_path / "report/index.html").read_text()

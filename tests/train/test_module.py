@@ -4,11 +4,12 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from bora.train.module import TrainingModule
-from bora.train.perplexity import PairedDifference
+from bora.train.perplexity import DocumentNLL, Groups, paired_difference
 from tests.conftest import hierarchical, random_factors, silent_trainer, tiny_data, tiny_opt
 
 
@@ -80,16 +81,19 @@ def test_dropout_is_drawn_anew_for_each_batch_and_process_and_only_in_training()
     assert torch.equal(module.eval().model.objective(batch).loss, plain.model.objective(batch).loss)
 
 
-def test_a_paired_difference_and_its_error_are_those_of_a_ratio_of_sums():
+def test_a_paired_difference_and_its_error_are_those_of_a_ratio_of_sums_over_documents():
     rng = np.random.default_rng(0)
-    tokens, task = rng.integers(5, 40, 60), np.repeat([0, 1, 2], [40, 19, 1])
-    nll, other = rng.normal(3, 0.5, 60) * tokens, rng.normal(3.2, 0.5, 60) * tokens
-    metric = PairedDifference(3)
-    for some in np.array_split(np.arange(60), 7):
-        metric.update(*(torch.tensor(v[some]) for v in (nll, other, tokens, task)))
-    found = metric.compute()
+    document = rng.permutation(np.repeat(np.arange(60), 3))  # in three pieces each
+    tokens, task = rng.integers(5, 40, 180), np.repeat([0, 1, 2], [40, 19, 1])
+    nll = np.stack([rng.normal(mean, 0.5, 180) * tokens for mean in (3, 3.2)])
+    metric = DocumentNLL(2, 60)
+    for some in np.array_split(np.arange(180), 7):
+        metric.update(*(torch.tensor(v) for v in (nll[:, some], tokens[some], document[some])))
+    nats, n_tokens = metric.compute()
+    found = paired_difference(nats[1] - nats[0], n_tokens, Groups(torch.tensor(task), 3))
+    whole = pd.DataFrame({"d": nll[1] - nll[0], "t": tokens}).groupby(document).sum()
     for d in range(2):
-        difference, t = (other - nll)[task == d], tokens[task == d]
+        difference, t = whole[task == d].to_numpy().T
         ratio = difference.sum() / t.sum()
         residual = difference - ratio * t
         error = math.sqrt(len(t) * residual.var(ddof=1)) / t.sum()
