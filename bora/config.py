@@ -44,7 +44,7 @@ class Data(Group):
     """What every corpus has."""
 
     name: Name
-    levels: list[str]
+    levels: list[Name]
     selection: Literal["largest", "chronological", "alphabetical", "paper", "reference"]
     n_tasks: Annotated[int, Field(ge=1)] | None
     min_documents: Annotated[int, Field(ge=0)] | None
@@ -71,10 +71,10 @@ class Data(Group):
 class Columns(Data):
     """A corpus that is a table with columns."""
 
-    task: str | None
-    text: str
-    messages: str | None
-    date: str | None
+    task: Name | None
+    text: Name
+    messages: Name | None
+    date: Name | None
 
 
 class TableData(Columns):
@@ -358,10 +358,10 @@ def rules(config: Config) -> Iterator[str]:
         elif key in Trainer.model_fields:
             yield f"trainer.extra.{key}: give trainer.{key}"
     every = trainer.extra.get("check_val_every_n_epoch")
-    if isinstance(every, int) and every > trainer.max_epochs:
+    if isinstance(every, int) and not 1 <= every <= trainer.max_epochs:
         yield (
             f"trainer.extra.check_val_every_n_epoch={every}: no epoch would be validated, and validation chooses one; "
-            f"give at most trainer.max_epochs={trainer.max_epochs}"
+            f"give 1 or more, at most trainer.max_epochs={trainer.max_epochs}"
         )
     if trainer.strategy == "fsdp" and config.model.quantization is not None:
         yield "trainer=fsdp cannot shard a quantised backbone; set model.quantization=null"

@@ -1,6 +1,7 @@
 """The one exception for what a user can put right, and how other errors are told in one line."""
 
 import traceback
+from numbers import Real
 
 
 class UserError(Exception):
@@ -9,6 +10,16 @@ class UserError(Exception):
     The message is one line that says what is wrong, where, and what to do. The command line
     prints that line on standard error and leaves with exit code 2.
     """
+
+
+def require_positive(**values: object) -> None:
+    """
+    Raises:
+        UserError: one of these settings is not a number above 0.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Real) or not float(value) > 0:
+            raise UserError(f"{name}={value!r}: give a number above 0")
 
 
 def first_line(error: BaseException) -> str:

@@ -53,7 +53,10 @@ def speeches(tmp_path) -> pd.DataFrame:
 
 
 def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
+    torch.manual_seed(7)
+    drawn = torch.get_rng_state()
     found = bora.fit(frame, **SMALL, **COLUMNS, tau=50, output="python", overrides=["optim.patience=3"])
+    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's
     frame.to_csv("again.csv", index=False)
     settings = ["tau=50", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]
     columns = ["data=table", "data.path=again.csv", "data.task=who", "data.text=said"]
@@ -202,6 +205,17 @@ def test_scores_and_writers_are_the_evaluations(run, speeches, call, tmp_path):
     assert found["best"].tolist() == theirs["best"].tolist()
     np.testing.assert_allclose(found["posterior"], theirs["posterior"].astype(float))
     np.testing.assert_allclose(found[run.tasks].sum(axis=1), 1)
+    for problem, call in {
+        "prior='uniforn'": lambda: run.who_wrote("a", prior="uniforn"),
+        "batch_size=-1": lambda: run.who_wrote("a", batch_size=-1),
+        "batch_size=0": lambda: run.score(speeches, batch_size=0),
+        "epochs=0": lambda: run.adapt(speeches, "adapted", epochs=0),
+        "lr=-1.0": lambda: run.adapt(speeches, "adapted", lr=-1.0),
+        "there is no text": lambda: run.who_wrote([]),
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            call()
+    assert run.who_wrote(pd.Series(["a b c", None]))["best"].tolist()[1] == ""
     assert run.who_wrote("").iloc[0][["best", A]].tolist() == ["", pytest.approx(math.nan, nan_ok=True)]
     with pytest.raises(UserError, match="1 rows of the frame name no task"):
         run.score(speeches.replace({"task": {"a": ""}}).tail(9))

@@ -258,7 +258,9 @@ class Run:
                 raise UserError("this run's documents have prompts; give a frame with their columns")
             listed = texts.tolist() if isinstance(texts, pd.Series) else _listed(texts)
             index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
-            table = pd.DataFrame({"text": listed}, dtype=str)
+            table = pd.DataFrame({"text": ["" if pd.isna(text) else text for text in listed]}, dtype=str)
+        if table.empty:
+            raise UserError("who_wrote: there is no text")
         scores = likelihoods(self.restored, table, batch_size)
         names, scored = self.model.adapters.task_names, scores.n_scored > 0
         posterior = np.exp(scores.posterior(log_prior(self.model, prior), self.restored.temperature)[0])

@@ -63,7 +63,7 @@ class Adapters(nn.Module, ABC):
         super().__init__()
         self.layout, self.task_names, self.sparse, self.levels = layout, list(task_names), sparse, levels
         self.names = self.task_names + ([] if levels is None else levels.names)
-        self.mean = nn.Parameter(torch.zeros(layout.n_parameters))
+        self.mean = nn.Parameter(torch.zeros(layout.n_parameters, dtype=torch.float32))
         with torch.no_grad():
             for lora in layout.factors(self.mean).values():
                 nn.init.kaiming_uniform_(lora.A, a=math.sqrt(5))  # as PEFT starts LoRA; B is 0

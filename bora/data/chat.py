@@ -54,10 +54,17 @@ def _to_plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
+def _without_nulls(value: Any) -> Any:
+    """Leave out what is null at any depth: Arrow gives every object of a column the keys of all."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, (list, tuple, np.ndarray)) else value
+
+
 def _to_message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise ValueError(f'a message is an object with "role" and "content", not a {type(value).__name__}')
-    message = {str(key): part for key, part in value.items() if part is not None}
+    message = _without_nulls(value)
     if "tool_calls" in message:
         message.setdefault("content", "")
     for key in ("role", "content"):
@@ -118,6 +125,17 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
         found = find_question(ids, write(tokenizer, messages[: answers[0]]), messages[answers[0] - 1], encode)
         question = slice(found.start, min(found.stop, first))
     return Turns(ids, scored, question)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], Ids]) -> int | None:
+    """Find the token by which the template ends an answer, such as <|im_end|>; None where there is none of its own."""
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = write(tokenizer, turns)
+    except UserError:
+        return None
+    behind = encode(text[text.rfind("b") + 1 :])
+    return next((token for token in behind if token in tokenizer.added_tokens_decoder), None)
 
 
 def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str], Ids]) -> slice:

@@ -70,6 +70,9 @@ def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
         available.update(dict.fromkeys(record))
         records.append(record)
     found = columns.find(list(available))
+    if chats := found.get("messages"):
+        for record, line in zip(records, filter(str.strip, text_lines(file)), strict=True):
+            record[chats] = json.loads(line).get(chats)  # in a chat a number is a number
     return finish(text_table([{c: [r.get(c) for r in records] for c in found.values()}], found))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config import Data
-from bora.data.chat import Message, encode_chat, find_question, write
+from bora.data.chat import Message, encode_chat, end_of_turn, find_question, write
 from bora.data.columns import to_text
 from bora.data.pieces import Cutter, Parts
 from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns, show_prompt
@@ -215,12 +215,22 @@ class Tokens:
             key = digest(["tokens", 2, identity, how, template, len(table)], chain(*cells))
             tokens = cached_table("tokens", key, lambda: self._encode(table))
         encoded = _to_pieces(tokens)
-        if encoded and pc.max(tokens["ids"].combine_chunks().values).as_py() >= self.vocabulary:
+        highest = pc.max(tokens["ids"].combine_chunks().values).as_py() if encoded else None
+        if highest is None and table["text"].str.strip().any():
+            raise UserError("the tokenizer makes no token of any document; are all of its files in the model's folder?")
+        if highest is not None and highest >= self.vocabulary:
             for piece in encoded:
                 self.require_embeddings(piece.ids, f"the document in row {table.index[piece.document]}")
         lost, lost_prompt = tokens["n_lost"].to_numpy(), tokens["n_lost_prompt"].to_numpy()
         counts = (lost > 0).sum(), lost.sum(), (lost_prompt > 0).sum(), lost_prompt.sum()
         return encoded, Truncation(*map(int, counts))
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """The token that ends a chat's answer; None where documents are no chats, or their template has none."""
+        return (
+            end_of_turn(self.tokenizer, lambda text: self._ids([text])[0]) if self.chat or self.chat_template else None
+        )
 
     def encode_under(self, table: pd.DataFrame, names: Sequence[str]) -> list[Encoded]:
         """Tokenise rows of several tasks, each with its own task's name in the prompt, so that all score the same tokens.

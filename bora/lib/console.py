@@ -37,6 +37,7 @@ def is_watched() -> bool:
     return (
         alone
         and not os.environ.get("TQDM_DISABLE")
+        and sys.stdout is not None  # closed, by >&-
         and (sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel"))
     )
 

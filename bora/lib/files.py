@@ -47,8 +47,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder with all that is in it, and its parents, below the working directory, that are empty then."""
+    here = Path.cwd()  # which may go too
     shutil.rmtree(folder)
-    here = Path.cwd()
     for parent in folder.absolute().parents:
         if not (parent.is_relative_to(here) and parent != here) or any(parent.iterdir()):
             break

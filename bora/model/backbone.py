@@ -194,6 +194,8 @@ class Backbone(nn.Module):
         hidden = self.hidden(ids)
         with _kernels(ids.device):
             whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        if not whole.isfinite().all():
+            raise UserError("the model's logits are not finite: its weights are damaged, or too large for its dtype")
         for self._scale, self._cap in _logit_changes(config):
             if _close(self.head.logits(hidden).float(), whole):
                 break

@@ -106,6 +106,12 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
             + ". Text is a regular expression of a whole name; give names in brackets, [a,b]"
             * isinstance(patterns, str)
         )
+    missing = [] if isinstance(patterns, str) else [p for p in patterns if not any(map(_matcher([p]), found))]
+    if missing:
+        raise UserError(
+            f"lora.target_modules={patterns}: {missing[0]} is no linear layer of the model; it has "
+            f"{', '.join(_endings(linear))}"
+        )
     return found
 
 

@@ -101,7 +101,7 @@ class RunDirectory:
             lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
             raise FolderInUse(
-                f"another process is working in {self.path}; wait for it, or choose another folder"
+                f"another process is working in {self.path}; wait for it, or choose another folder with hydra.run.dir=…"
             ) from error
         with lock:
             try:
@@ -123,7 +123,7 @@ class RunDirectory:
             Whether the very same run is finished here already.
 
         Raises:
-            UserError: the folder holds a run with other settings.
+            UserError: the folder holds a run with other settings, or files of no run that this one would replace.
         """
         if self.is_finished:
             if differing := self._differences(config):
@@ -134,6 +134,12 @@ class RunDirectory:
             return True
         if not is_first_process():
             return False
+        written = CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK, SUMS
+        if not (self.path / OVERRIDES).is_file() and (theirs := [f for f in written if (self.path / f).exists()]):
+            raise UserError(
+                f"{self.path} is no run's folder and holds {', '.join(theirs)}, which the run would replace; choose "
+                "another folder with hydra.run.dir=…, in a sweep hydra.sweep.dir=…, in Python output=…"
+            )
         (self.path / FAILED).unlink(missing_ok=True)
         for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):
             partial.unlink()  # left by a process that was killed while it wrote
@@ -149,9 +155,9 @@ class RunDirectory:
             log.info("resuming from %s", self.last)
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        write_text_atomically(self.path / CONFIG, to_yaml(config.model_dump()))
         (self.path / OVERRIDES).parent.mkdir(exist_ok=True)
         write_text_atomically(self.path / OVERRIDES, to_yaml(list(overrides)))
+        write_text_atomically(self.path / CONFIG, to_yaml(config.model_dump()))
         return False
 
     def _differences(self, config: Config) -> list[str]:

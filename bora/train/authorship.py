@@ -15,6 +15,7 @@ import torch
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded, Tokens
+from bora.errors import require_positive
 from bora.model.batch import to_device
 
 # Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
@@ -69,6 +70,7 @@ def score_tasks(
     Raises:
         UserError: see `Tokens.encode` and `Tokens.encode_under`.
     """
+    require_positive(batch_size=batch_size)
     names = model.adapters.task_names
     if tokens.names_task:
         encoded = tokens.encode_under(table.assign(task=names[0]), names)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from bora.config import Config
 from bora.data.corpus import Corpus
@@ -72,7 +73,11 @@ def train(
         Stopped: by a signal; with the same config and directory it resumes.
     """
     silence_warnings()
-    with stopping() as stop, claim_together(directory, cfg, overrides) as (directory, finished):
+    with (
+        isolate_rng(include_cuda=False),
+        stopping() as stop,
+        claim_together(directory, cfg, overrides) as (directory, finished),
+    ):
         if finished:
             log.info("this run is finished already")
             _warn_of_later_data(cfg, directory)

@@ -168,7 +168,7 @@ def build_fitter(
             enable_model_summary=False,
             enable_progress_bar=False,  # Bar has the whole run
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{REFUSED}: {first_line(error)}") from error
     # The run's own handlers stay. Lightning's would send a SIGTERM on in the middle of what the processes exchange.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

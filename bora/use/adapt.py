@@ -22,7 +22,7 @@ from bora.data.columns import level_cells
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
 from bora.data.tokens import Encoded, Truncation
-from bora.errors import UserError
+from bora.errors import UserError, require_positive
 from bora.model.batch import Batch, to_device
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
@@ -200,6 +200,7 @@ def adapt(
     Raises:
         UserError: τ is out of range, or training diverged.
     """
+    require_positive(tau=tau, epochs=epochs, lr=lr, batch_size=batch_size)
     names = list(dict.fromkeys(new.tasks))
     index = [names.index(t) for t in new.tasks]
     whose = {e.document: d for e, d in zip(new.encoded, index, strict=True)}

@@ -170,9 +170,9 @@ def _theta(restored: Restored, speakers: Sequence[Speaker]) -> Tensor:
 
 
 def _end_tokens(restored: Restored) -> set[int]:
-    """Collect the tokens that end a text: the tokenizer's, which training appends, and the model's own."""
+    """Collect the tokens that end a text: the tokenizer's, which training appends, the model's own, a chat template's."""
     own = restored.model.backbone.model.generation_config.eos_token_id
-    ends = [restored.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    ends = [restored.tokenizer.eos_token_id, restored.tokens.end_of_turn, *(own if isinstance(own, list) else [own])]
     return {end for end in ends if end is not None and end < restored.tokens.vocabulary}
 
 

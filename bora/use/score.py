@@ -8,12 +8,14 @@ import torch
 
 from bora.bayes.model import HierarchicalLoRA, Under
 from bora.data.batches import Documents
+from bora.errors import UserError, require_positive
 from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
 from bora.train.authorship import Likelihoods, Progress, calibration_error, score_tasks
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
+PRIORS = "uniform", "documents"
 Z95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 # Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
@@ -36,6 +38,7 @@ def perplexities(
         token) and MODELS' columns; and MODELS' columns over all tokens, with `perplexity_macro`, the plain mean over
         those tasks, and `n_truncated` documents.
     """
+    require_positive(batch_size=batch_size)
     model, names = restored.model, restored.model.adapters.task_names
     encoded, truncation = restored.tokens.encode(table)
     tasks = np.array([names.index(task) for task in table["task"]])
@@ -69,7 +72,12 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
 
     Args:
         prior: uniform | documents, in proportion to the tasks' numbers of training documents.
+
+    Raises:
+        UserError: it is neither.
     """
+    if prior not in PRIORS:
+        raise UserError(f"prior={prior!r}: give {' or '.join(PRIORS)}")
     weights = model.task_documents.cpu().numpy().astype(np.float64)
     if prior == "uniform":
         weights = np.ones_like(weights)

@@ -205,6 +205,15 @@ def test_a_run_without_any_validation_is_refused_when_it_ends(command):
     assert err.startswith("bora: training ended before any validation (by trainer.max_time")
 
 
+def test_a_users_own_files_are_not_replaced(command, tmp_path):
+    (tmp_path / "documents.csv").write_text("task,text\n")
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    code, _, err = command("logger=none", "hydra.run.dir=.", *SMALL, "trainer.max_steps=1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is no run's folder and holds config.yaml, documents.csv, which the run would replace" in err
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1\n"
+
+
 @pytest.mark.parametrize("logging", ["default", "stdout", "none", "disabled"])
 def test_hydras_own_forms_of_logging(command, tmp_path, logging):
     code, _, err = command(

@@ -150,18 +150,29 @@ def test_a_pair_is_written_as_a_question_and_its_answer(tokenizer):
     assert same.start("x", "an") == document.ids[~document.scored].tolist() + ids_of(tokenizer, "an")
 
 
+def test_the_end_of_an_answer_is_the_first_token_that_the_template_puts_behind_it(tokenizer):
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    for template, end in ((PLAIN, "</s>"), (PLAIN.replace("</s>", "<|im_end|>"), "<|im_end|>"), ("", None)):
+        tokenizer.chat_template = template
+        tokens = Tokens(tokenizer, len(tokenizer), 32, chat=True)
+        assert tokens.end_of_turn == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+    assert Tokens(tokenizer, len(tokenizer), 32).end_of_turn is None  # of documents that are no chats
+
+
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 
 
 def test_chats_are_read_from_json_lines_parquet_csv_and_frames(tmp_path):
-    rows = [{"task": "a", "chat": MESSAGES}, {"task": "b", "chat": MESSAGES[:1]}]
+    calls = [{"x": {"n": 3, "p": 1.5}}, {"y": ["z"]}]  # Arrow gives each the keys of both, null
+    called = [{"role": "assistant", "content": "", "tool_calls": calls}]
+    rows = [{"task": "a", "chat": MESSAGES}, {"task": "b", "chat": MESSAGES[:1]}, {"task": "b", "chat": called}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     pd.DataFrame([{**row, "chat": json.dumps(row["chat"])} for row in rows]).to_csv(tmp_path / "t.csv", index=False)
     for name in ("t.jsonl", "t.parquet", "t.csv"):
         found = read(tmp_path / name, Columns(messages="chat"))
         assert [json.loads(text) for text in found["text"]] == [row["chat"] for row in rows]
-        assert found["task"].tolist() == ["a", "b"]
+        assert found["task"].tolist() == ["a", "b", "b"]
 
 
 def test_chats_are_read_from_datasets(tmp_path):

@@ -18,6 +18,8 @@ def test_without_a_default_or_a_match_the_layers_are_asked_for():
     assert len(find_targets(model, None)) == 4  # q_proj and v_proj of two layers
     with pytest.raises(UserError, match=r"matches no linear layer.*fc1"):
         find_targets(model, ["proj"])
+    with pytest.raises(UserError, match=r"nosuch is no linear layer of the model; it has .*fc1"):
+        find_targets(model, ["q_proj", "nosuch"])
     model.config.model_type = "novel"
     with pytest.raises(UserError, match="no default for the architecture 'novel'"):
         find_targets(model, None)

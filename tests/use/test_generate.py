@@ -109,7 +109,7 @@ def test_drawn_answers_keep_their_task_and_their_seed(model):
     assert len(set(texts[0])) > len(PROMPTS)
 
 
-def test_an_answer_stops_at_its_end(model):
+def test_an_answer_stops_at_its_end(model, monkeypatch):
     restored = model()
     before = generate(restored, NAMES, PROMPTS, max_new_tokens=12)
     end = before[0].ids[5]
@@ -119,6 +119,9 @@ def test_an_answer_stops_at_its_end(model):
         assert answer.ids == whole.ids[: whole.ids.index(end) if end in whole.ids else None]
         assert answer.ended == (whole.ended or end in whole.ids)
     assert after[0].ended
+    monkeypatch.setattr(type(restored.tokens), "end_of_turn", before[0].ids[3])  # as a chat template ends its answers
+    ids = before[0].ids
+    assert generate(restored, NAMES, PROMPTS, max_new_tokens=12)[0].ids == ids[: ids.index(ids[3])]
 
 
 def test_the_command_prints_names_or_json(trained, call):
