@@ -1,8 +1,8 @@
 """The paper's five claims (sections 5 and 6), each confirmed, refuted or undecided, with the numbers.
 
-A claim about an average is decided where its interval leaves 0 out. A claim about every task is confirmed if every task
-is better with every seed, refuted if one is worse with every seed and there are at least two, or if the average itself
-goes the other way.
+A claim about an average is decided where there are six tasks or more and its interval leaves 0 out. A claim about every
+task is confirmed if every task is better with every seed, refuted if one is worse with every seed and there are at least
+two, or if the average itself goes the other way.
 """
 
 import math
@@ -15,6 +15,7 @@ from bora.report.evidence import Difference, Evidence, rank_correlation
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 MAX_NAMES = 3  # tasks named as exceptions
+MIN_TASKS = 6  # of fewer the bootstrap's interval is too narrow to decide anything: 0 is left out by chance too often
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def _judge_middle(evidence: Evidence, middle: float, zero: Difference | None, on
             parts.append(f"{against}: {difference.overall:+.4f} nats a token")
     if zero is None or one is None:
         return Claim(claim, UNDECIDED, "; ".join([*parts, "both limits, τ = 0 and τ = ∞, are needed"]))
+    if len(zero.by_task) < MIN_TASKS:
+        return Claim(claim, UNDECIDED, "; ".join([*parts, f"{len(zero.by_task)} tasks are too few"]))
     signs = {zero.overall.sign, one.overall.sign}
     confirmed = signs == {-1} and chosen == middle
     return Claim(claim, CONFIRMED if confirmed else REFUTED if 1 in signs else UNDECIDED, "; ".join(parts))
@@ -91,7 +94,7 @@ def _judge_correlation(
     if sizes.nunique() == 1:
         return Claim(claim, UNDECIDED, f"every task has {sizes.iloc[0]:,} training documents")
     rho = None if values is None else rank_correlation(sizes, values)
-    if rho is None or math.isnan(rho.value):
+    if rho is None or math.isnan(rho.value) or len(sizes) < MIN_TASKS:
         return Claim(claim, UNDECIDED, "too few tasks, or nothing to compare with")
     verdict = {wanted: CONFIRMED, -wanted: REFUTED, 0: UNDECIDED}[rho.sign]
     return Claim(claim, verdict, f"Spearman's ρ of training size and {what} {rho:+.2f} at τ = {format_tau(tau)}")

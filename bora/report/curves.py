@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bora.lib.names import format_tau
-from bora.report.drawing import BLACK, BY_TAU, WIDTH, canvas, put_legend_above, set_logarithmic, shorten
+from bora.report.drawing import BLACK, WIDTH, canvas, color_by_tau, put_legend_above, set_logarithmic, shorten
 from bora.report.evidence import Evidence
 from bora.runs.archive import Run
 
 MAX_LEGEND_TAUS = 9
 LEARNED = math.nan  # in the place of a τ
 MAX_PANELS = 25  # tasks with learning curves of their own
-MAX_RATIO = 1.25  # of a task's perplexity to its first, on the axis
+MIN_TOP = 1.25  # of the axis of curves by task
+SHOWN = 0.9  # of all its points: the first of a run may be many times higher
 
 
 def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
@@ -31,12 +32,11 @@ def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) 
     x, kept = ("step", "best_step") if by_step else ("epoch", "best_epoch")
     y = "val_by_batch/perplexity" if evidence.by_batch else "val/perplexity"
     taus = sorted({run.tau for run, _ in curves if run.learned is None})
-    order = sorted({0.0, *taus, math.inf})
     shown = {taus[i] for i in np.linspace(0, len(taus) - 1, min(len(taus), MAX_LEGEND_TAUS)).astype(int)}
     figure, ax = canvas()
     for run, table in sorted(curves, key=lambda each: (each[0].learned is not None, each[0].tau)):
         given = run.learned is None
-        color = BY_TAU(order.index(run.tau) / (len(order) - 1)) if given else BLACK
+        color = color_by_tau(run.tau, evidence.series.taus) if given else BLACK
         best = given and run.tau == evidence.best_tau
         curve = table.set_index(x)[y]
         (line,) = ax.plot(curve, color=color, linewidth=1.8 if best else 0.9, linestyle="-" if given else "--")
@@ -66,26 +66,26 @@ def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) 
         by_task: runs with their validations by task, see RunDirectory.by_task.
     """
     # Of the lowest seed at both limits and the best τ, and of those that learned it: [validations, D].
-    relative: dict[float, pd.DataFrame] = {}
+    found: dict[float, pd.DataFrame] = {}
     for run, table in sorted(by_task, key=lambda each: each[0].seed):
         perplexity = table.pivot(index="validation", columns="task", values="val_perplexity")
         shown = run.learned is not None or run.tau in (0, evidence.best_tau, math.inf)
         if shown and len(perplexity) > 1:
-            own = (perplexity / perplexity.iloc[0]).replace(math.inf, math.nan)
-            relative.setdefault(run.tau if run.learned is None else LEARNED, own)
-    if not relative:
+            found.setdefault(run.tau if run.learned is None else LEARNED, perplexity.replace(math.inf, math.nan))
+    if not found:
         return None
+    lowest = pd.concat(found.values()).min()
+    relative = {tau: perplexity / lowest for tau, perplexity in found.items()}
     names = evidence.tasks().sort_values("n_train", ascending=False).index[:MAX_PANELS]
-    order = sorted({0.0, *(tau for tau in relative if tau is not LEARNED), math.inf})
     n_columns = min(5, len(names))
     n_rows = math.ceil(len(names) / n_columns)
-    figure = Figure(figsize=(WIDTH, 1.1 + 1.15 * n_rows))
+    figure = Figure(figsize=(WIDTH, max(3.0, 1.1 + 1.15 * n_rows)))
     axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
     figure.suptitle("Learning curves by task", x=0.02, horizontalalignment="left", fontsize=11)
     for ax, name in zip(axes.flat, names, strict=False):
         for tau in relative:
             curve = relative[tau][str(name)].dropna()
-            color = BLACK if tau is LEARNED else BY_TAU(order.index(tau) / (len(order) - 1))
+            color = BLACK if tau is LEARNED else color_by_tau(tau, evidence.series.taus)
             label = "τ learned" if tau is LEARNED else f"τ = {format_tau(tau)}"
             ax.plot(curve, color=color, linewidth=1, linestyle="--" if tau is LEARNED else "-", label=label)
             ax.plot(curve[curve == curve.min()].head(1), "o", color=color, markersize=3.5, markerfacecolor="white")
@@ -94,10 +94,11 @@ def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) 
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     every = np.concatenate([own.to_numpy().ravel() for own in relative.values()])
-    axes[0, 0].set_ylim(0.98 * np.nanmin(every), min(1.02 * np.nanmax(every), MAX_RATIO))
+    axes[0, 0].set_ylim(0.98, max(MIN_TOP, float(np.nanquantile(every, SHOWN))))
+    set_logarithmic(axes[0, 0], "y")
     axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     figure.supxlabel("validation", fontsize=9)
-    figure.supylabel("perplexity ÷ that of validation 1", fontsize=9)
+    figure.supylabel("perplexity ÷ the task's lowest", fontsize=9)
     lines, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper right", ncols=min(6, len(labels)), frameon=False, fontsize=8)
     return figure

@@ -5,6 +5,7 @@ one model (Okabe and Ito's colours, told apart by all kinds of sight; markers di
 `mpl.rc_context(STYLE)`.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,6 +59,12 @@ HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
 VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
 
 
+def color_by_tau(tau: float, taus: Iterable[float]) -> tuple[float, float, float, float]:
+    """Give a τ's colour among all of a series, from separate models to one model."""
+    order = sorted({0.0, *taus, math.inf})
+    return BY_TAU(order.index(tau) / (len(order) - 1))
+
+
 def canvas(height: float = HEIGHT) -> tuple[Figure, Axes]:
     """Make a figure of one panel."""
     figure = Figure(figsize=(WIDTH, height))
@@ -100,11 +107,17 @@ def set_size_axis(ax: Axes, n: pd.Series) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def put_legend_above(ax: Axes, columns: int = 2, **which: Any) -> None:
-    """Put the legend between title and axes, where it hides no point."""
-    ax.set_title(ax.get_title(loc="left"), pad=26)
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.1}
-    ax.legend(ncols=columns, columnspacing=1.2, **place, **which)
+def put_legend_above(ax: Axes, columns: int = 2, right: bool = False, **which: Any) -> None:
+    """Put the legend between title and axes, where it hides no point.
+
+    Args:
+        right: begin at the axes' right end, where names at their left leave room.
+    """
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0)}
+    if right:
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+    legend = ax.legend(ncols=columns, columnspacing=1.2, borderaxespad=0.1, **place, **which)
+    ax.set_title(ax.get_title(loc="left"), pad=10 + 16 * math.ceil(len(legend.get_texts()) / columns))
 
 
 def hover_names(tasks: Iterable[object]) -> Sequence[str | None]:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
 from bora.lib.names import format_tau
 from bora.report.authors import Guesses, reliability
@@ -37,7 +38,6 @@ from bora.report.similarity import Similarity
 from bora.train.authorship import N_BINS, calibration_error
 
 DIVERGING = "PuOr"  # the middle is white
-Z95 = 1.96
 MAX_TICKS = 13
 
 
@@ -65,13 +65,15 @@ def sizes(evidence: Evidence) -> Figure:
         ax.set_ylabel("documents")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ax.set_title("Documents per task")
-    put_legend_above(ax)
+    put_legend_above(ax, right=n <= MAX_AXIS_NAMES)
     return figure
 
 
-def perplexity_by_tau(evidence: Evidence) -> Figure:
-    """Draw figure 2: perplexity by τ; a thick line overall, a thin grey line a task."""
+def perplexity_by_tau(evidence: Evidence) -> Figure | None:
+    """Draw figure 2: perplexity by τ; a thick line overall, a thin grey line a task; None for one τ."""
     taus, best = evidence.series.taus, evidence.best_tau
+    if len(taus) < 2:
+        return None
     x = np.array(place_taus(taus))
     figure, ax = canvas()
     by_task = evidence.task_means().to_numpy()
@@ -101,7 +103,7 @@ def perplexity_by_tau(evidence: Evidence) -> Figure:
     ax.set_xlabel("precision τ")
     ax.set_ylabel(evidence.measure.split(" as ")[0])
     ax.set_title("Perplexity by τ")
-    put_legend_above(ax, columns=4)
+    put_legend_above(ax, columns=3)
     return figure
 
 
@@ -183,7 +185,7 @@ def similarity(found: Similarity) -> Figure:
     """Draw figure 6: the cosine of each two tasks' deviations, like tasks beside each other."""
     n = len(found.tasks)
     named = n <= MAX_AXIS_NAMES
-    figure, ax = canvas(max(3.6, min(8.0, 1.4 + 0.17 * n)) if named else 5.6)
+    figure, ax = canvas(max(3.6, 1.4 + 0.17 * n) if named else 5.6)
     cosines = found.cosines[np.ix_(found.order, found.order)].copy()
     np.fill_diagonal(cosines, np.nan)  # each task's with itself is 1, and would be all that is seen
     chance = -1 / (n - 1)  # of deviations that have nothing in common, less their mean
@@ -197,11 +199,11 @@ def similarity(found: Similarity) -> Figure:
     ax.spines[:].set_visible(False)
     ax.set_title(f"Which tasks deviate alike at τ = {format_tau(found.tau)}")
     if found.groups is not None:
-        _draw_groups(ax, found.groups.iloc[found.order], str(found.column))
+        _draw_groups(figure, ax, found.groups.iloc[found.order], str(found.column))
     return figure
 
 
-def _draw_groups(ax: Axes, groups: pd.Series, column: str) -> None:
+def _draw_groups(figure: Figure, ax: Axes, groups: pd.Series, column: str) -> None:
     """Draw a strip of colours along the bottom, each task's group."""
     counts = groups.value_counts()
     shown = counts.index[: len(GROUPS) if len(counts) <= len(GROUPS) else len(GROUPS) - 1]
@@ -219,7 +221,9 @@ def _draw_groups(ax: Axes, groups: pd.Series, column: str) -> None:
         ax.plot([], [], "s", color=color, label=" " * group.startswith("_") + shorten(group, 28))
     if len(counts) > len(shown):
         ax.plot([], [], "s", color=LIGHT, label=f"{len(counts) - len(shown)} others")
-    ax.legend(title=shorten(column), loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=4)
+    lengths = [len(str(group)) for group in colors]
+    columns = max(1, min(4, 72 // (8 + min(28, max(lengths)))))
+    figure.legend(*ax.get_legend_handles_labels(), title=shorten(column), loc="outside lower left", ncols=columns)
 
 
 def effects(evidence: Evidence) -> Figure | None:
@@ -228,7 +232,8 @@ def effects(evidence: Evidence) -> Figure | None:
     if tau is None or any("effect" not in run.per_task for run in evidence.series.at(tau)):
         return None
     effect = evidence.by_task(tau, "effect").mean(axis=1).sort_values(kind="stable")
-    half = Z95 * evidence.by_task(tau, "effect_error").mean(axis=1)[effect.index].fillna(0.0)
+    quantile = pd.Series(stats.t.ppf(0.975, evidence.tasks()["n_test"] - 1), evidence.tasks().index)
+    half = (quantile * evidence.by_task(tau, "effect_error").mean(axis=1))[effect.index].fillna(0.0)
     n = len(effect)
     named = n <= MAX_AXIS_NAMES
     figure, ax = canvas(max(2.4, 1.0 + 0.2 * n) if named else 5.6)
@@ -253,7 +258,8 @@ def pooling(evidence: Evidence) -> Figure | None:
     named = len(order) <= MAX_AXIS_NAMES
     figure, ax = canvas(max(2.6, 1.2 + 0.2 * len(order)) if named else 5.6)
     place = np.arange(len(order))
-    low, high = means.loc[order, [0.0, between, math.inf]].min(axis=1), means.loc[order].max(axis=1)
+    shown = means.loc[order, [0.0, between, math.inf]]
+    low, high = shown.min(axis=1), shown.max(axis=1)
     names = hover_names(order)
     ax.hlines(place, low, high, color=LIGHT, linewidth=1.4 if named else 0.7, zorder=0, urls=names)
     size = 16 + 64 * (n_train[order] / n_train.max()) if named else 5
@@ -268,7 +274,7 @@ def pooling(evidence: Evidence) -> Figure | None:
     set_logarithmic(ax, "x")
     ax.set_xlabel(evidence.measure.split(" as ")[0])
     ax.set_title("From separate models to one")
-    put_legend_above(ax, columns=3)
+    put_legend_above(ax, columns=3, right=True)
     return figure
 
 
@@ -286,7 +292,7 @@ def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) ->
     above, below = figure.subplots(2, height_ratios=[height, 3.0])
     image = above.imshow(guesses.confusion(tasks), cmap="Blues", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=above, shrink=0.8, label="share of the row")
-    above.set_yticks(np.arange(n) if named else [], [shorten(t, 28) for t in tasks] if named else [], fontsize=7.5)
+    above.set_yticks(np.arange(n) if named else [], [shorten(t, 22) for t in tasks] if named else [], fontsize=7.5)
     above.set_xticks([])
     above.set_facecolor(LIGHT)
     above.grid(visible=False)
@@ -339,6 +345,9 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
             above.axhline(y, color=BLUE if limit == 0 else VERMILION, linewidth=1.2, label=words)
     for i, run in enumerate(evidence.series.learned):
         above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label=None if i else "τ learned")
+    if (chosen := evidence.best_middle_tau) in given:
+        ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": VERMILION, "mew": 1.8}
+        above.plot(chosen, given[chosen] - least, "o", label="by validation", **ring)
     above.set_ylabel("validation NLL,\nnats a token above the best")
     above.set_title("What speaks for which τ")
     if above.get_legend_handles_labels()[0]:

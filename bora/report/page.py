@@ -23,7 +23,7 @@ from bora.report import figures
 from bora.report.answers import answers_table, find_answers
 from bora.report.authors import Guesses, find_guesses
 from bora.report.claims import Claim, judge_claims
-from bora.report.curves import curves_by_task, learning_curves
+from bora.report.curves import MAX_PANELS, curves_by_task, learning_curves
 from bora.report.drawing import STYLE
 from bora.report.evidence import Evidence
 from bora.report.series import Series, series_of
@@ -72,9 +72,14 @@ class Section:
     voices: ReportTable | None
 
     @property
+    def all_runs(self) -> list[Run]:
+        """List the series' runs, and those beside it that learned τ."""
+        return [*self.evidence.series.runs, *self.evidence.series.learned_beside]
+
+    @property
     def n_still_improving(self) -> int:
         """Count the runs whose best epoch is the last that they were allowed."""
-        return sum(run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in self.evidence.series.runs)
+        return sum(run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in self.all_runs)
 
     @property
     def uneven_taus(self) -> list[float]:
@@ -95,7 +100,7 @@ class Section:
                 parts.append(f"{difference.percent:+.1f} % against {words} (τ = {format_tau(other)})")
         learned = evidence.learned_difference()
         if learned is not None:
-            parts.append(f"τ learned: {learned.percent:+.1f} % against it")
+            parts.append(f"τ learned: {learned.percent:+.1f} % against τ = {format_tau(best)}")
         return ", ".join(parts) + "."
 
 
@@ -248,13 +253,14 @@ def draw_figures(
         (
             "figure9",
             learning_curves(evidence, curves),
-            "Validation while training, a line a run; the circle is what the run kept.",
+            "Validation while training, a line a run; the circle is what the run kept."
+            + " c is the share of the deviations that validation takes (first seed)." * bool(evidence.series.learned),
         ),
         (
             "figure12",
             curves_by_task(evidence, by_task),
-            "Validation perplexity of each task while training, against that of its first validation, at the best τ and "
-            "the limits (one seed); the circle is where the task itself was best.",
+            f"Validation perplexity while training, of at most {MAX_PANELS} tasks, the largest, against the lowest that any of "
+            "these runs reached on the task: at the best τ and the limits (one seed); circles are each run's best.",
         ),
     ]
     if guesses is not None:
@@ -268,10 +274,17 @@ def draw_figures(
                 figures.profile(evidence, *profile),
                 "Above, how well held-out text is predicted at each τ of the runs: τ for perplexity. Below, the "
                 f"evidence, all of θ integrated over, by gradients of the run at τ = {format_tau(middle or 0)}: τ for "
-                "inference. It lies in the grey range, between two counts of the parameters that the data determine.",
+                "inference. " + _about_range(profile[1]),
             )
         )
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
+
+
+def _about_range(inferred: tuple[float, float]) -> str:
+    low, high = (f"{tau:.2g}".replace("inf", "∞") for tau in inferred)
+    if low == high:
+        return f"It is {low} by both counts of the parameters that the data determine."
+    return f"It lies in the grey range, {low} to {high}, between two counts of the parameters that the data determine."
 
 
 def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
@@ -309,4 +322,4 @@ def _save(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> P
 
 def name_on_hover(svg: str) -> str:
     """Turn links, as which `drawing.hover_names` gives names, into titles. Matplotlib has escaped them."""
-    return re.sub(r'<a xlink:href="([^"]*)"[^>]*>', r"<g><title>\1</title>", svg).replace("</a>", "</g>")
+    return re.sub(r"""<a xlink:href=(["'])(.*?)\1[^>]*>""", r"<g><title>\2</title>", svg).replace("</a>", "</g>")

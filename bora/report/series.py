@@ -8,6 +8,7 @@ from statistics import median_low
 from typing import Any
 
 from bora.errors import UserError
+from bora.lib.names import format_tau
 from bora.runs.archive import ARCHIVE, Run, read_archive, read_run
 from bora.runs.directory import CONFIG, FAILED, HOW_IT_RESUMES, METRICS, PER_TASK_COLUMNS, SUMMARY, RunDirectory
 
@@ -31,7 +32,8 @@ FREE_KEYS = (
 )
 FIGURES = "tau seed model data lr val_perplexity test_perplexity base_test_perplexity best_epoch data_sha256".split()
 # What tells the runs of two series apart at 0 < τ < ∞ only, and at given τ only.
-OF_MIDDLE, OF_LEVELS = ("prior.parameterization", "warm start"), ("tau of levels",)
+OF_LEVELS = ("tau of levels",)
+OF_MIDDLE = ("prior.parameterization", "warm start", "data.levels", *OF_LEVELS)
 MAX_VALUE_CHARS = 24  # of a setting in a label
 
 
@@ -155,8 +157,8 @@ class Series:
 def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
     """Sort runs into series; a line for each run that is left out because another is the same.
 
-    Runs at τ = 0 and ∞ do not depend on the parameterisation; they complete every series that shares all their other
-    settings, and are a series of their own where there is none.
+    Runs at τ = 0 and ∞ do not depend on the parameterisation, and have no levels; they complete every series that shares
+    all their other settings, and are a series of their own where there is none.
     """
     learned = [run for run in runs if run.learned is not None]
     given = [run for run in runs if run.learned is None]
@@ -214,7 +216,9 @@ def _tau_of_levels(run: Run) -> Any:
     taus = run.summary.get("levels")
     if run.learned is not None:
         return "learned"
-    return "the tasks'" if taus and set(taus.values()) == {run.tau} else taus
+    if not taus or set(taus.values()) == {run.tau}:
+        return taus and "the tasks'"
+    return ", ".join(f"{level} {format_tau(tau)}" for level, tau in taus.items())
 
 
 def _key(run: Run, *without: str) -> str:

@@ -188,7 +188,7 @@ def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choi
     tasks = {"ann": (12.5, 14.0), "bo": (11.5, 12.0), "cy": (12.0, 14.5)}
     expected = np.mean([[math.log(a + s) - math.log(b + s) for s in (0, 0.2)] for a, b in tasks.values()])
     assert learned["nll_minus_best_given"].iloc[0] == pytest.approx(expected)
-    assert "against it" in (tmp_path / "report/index.html").read_text()
+    assert "against τ = 100." in (tmp_path / "report/index.html").read_text()
     assert "33 [16.5, 66]" in out
 
 
@@ -200,7 +200,7 @@ def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid
     table1 = pd.read_csv(tmp_path / "report/table1.csv")  # one setting, and no τ of a seed's own against another
     assert table1[["tau", "seeds"]].to_numpy().tolist() == [[33, 3]]
     page = (tmp_path / "report/index.html").read_text()
-    assert ("τ = 33 was learned" in page, "against it" in page) == (True, False)
+    assert ("τ = 33 was learned" in page, "τ learned:" in page) == (True, False)
 
 
 def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, tmp_path):
@@ -295,8 +295,11 @@ def test_a_bootstrap_is_close_to_the_normal_interval_and_a_rank_correlation_is_s
     assert math.isnan(rank_correlation(pd.Series([1, 1, 1, 1]), x[:4]).value)
 
 
-def test_claims_follow_the_numbers(tmp_path):
+def test_claims_follow_the_numbers(tmp_path, monkeypatch):
     evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    best, *_ = judge_claims(evidence)
+    assert (best.verdict, best.numbers.endswith("3 tasks are too few")) == ("undecided", True)
+    monkeypatch.setattr("bora.report.claims.MIN_TASKS", 3)
     verdicts = [c.verdict for c in judge_claims(evidence)]
     assert verdicts == ["confirmed", "confirmed", "confirmed", "undecided", "undecided"]  # 3 tasks: no ρ
     worse = {**KNOWN, math.inf: (1e-3, 10.0, 10.5, {"ann": 10.0, "bo": 11.0, "cy": 10.5})}
@@ -400,7 +403,7 @@ def test_a_damaged_metrics_file_is_named_and_the_others_drawn(sweep, report, tmp
     assert (tmp_path / "report/figure9.png").is_file()
 
 
-def test_each_tasks_curve_is_its_validations_against_the_first(sweep):
+def test_each_tasks_curve_is_its_validations_against_the_lowest(sweep):
     rows = [
         (v, v, task, p)
         for task, ps in {"ann": (20, 10, 15), "bo": (8, 12, 16), "cy": (1, 1, 1)}.items()
@@ -411,9 +414,9 @@ def test_each_tasks_curve_is_its_validations_against_the_first(sweep):
     RunDirectory(runs[100].folder).write_by_task(by_task)
     figure = curves_by_task(evidence_of(sweep), [(runs[100], RunDirectory(runs[100].folder).by_task())])
     shown = {ax.get_title("left"): ax.lines for ax in figure.axes}
-    assert shown["ann"][0].get_xydata().tolist() == [[1, 1], [2, 0.5], [3, 0.75]]
+    assert shown["ann"][0].get_xydata().tolist() == [[1, 2], [2, 1], [3, 1.5]]
     assert shown["bo"][0].get_xydata().tolist() == [[1, 1], [2, 1.5], [3, 2]]
-    assert shown["ann"][1].get_xydata().tolist() == [[2, 0.5]]
+    assert shown["ann"][1].get_xydata().tolist() == [[2, 1]]
     assert curves_by_task(evidence_of(sweep), []) is None
 
 
