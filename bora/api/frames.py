@@ -16,7 +16,7 @@ def documents(frame: Any, columns: Columns) -> pd.DataFrame:
     """Take a frame's columns as `bora.data.table.read` takes a file's; the index counts its rows.
 
     Raises:
-        UserError: it is no frame, or a column is not there or holds what is no text.
+        UserError: it is no data frame, or a column is missing or holds something other than text.
     """
     with input_errors("the frame", ARGUMENTS):
         if isinstance(frame, pd.DataFrame):

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bora.api.frames import documents
 from bora.api.show import Report, Scores, Voices, table
+from bora.bayes.levels import NONE
 from bora.bayes.model import HierarchicalLoRA
 from bora.commands.report import write
 from bora.config import Config, Dtype
@@ -369,7 +370,7 @@ class Run:
 
         found = compare_tasks(read_run(self.folder))
         if groups is not None:
-            chosen = pd.Series(groups).reindex(found.tasks).fillna("(none)")
+            chosen = pd.Series(groups).reindex(found.tasks).fillna(NONE)
             found = replace(found, column=str(chosen.name or ""), groups=chosen)
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
             return similarity(found)

@@ -153,7 +153,7 @@ def _configure(
         settings: tau, and keywords of Settings.
 
     Raises:
-        UserError: a setting or value that there is not.
+        UserError: an unknown setting or an invalid value.
     """
     if isinstance(overrides, str):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")

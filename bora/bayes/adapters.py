@@ -98,14 +98,14 @@ class Adapters(nn.Module, ABC):
         """Take over Θ [P], and θ or δ [D, P] as far as this form can hold them; without either, tasks start at Θ."""
 
     def before_step(self) -> None:
-        """Take away what gradients are not to be followed."""
+        """Drop the gradients of what is held."""
 
     def before_evaluation(self) -> None:
-        """Bring Θ to where this form has it, if training does not."""
+        """Compute Θ, where training does not."""
 
     @torch.no_grad()
-    def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float) -> Tensor:
-        """Return Θ + scale · (θ_d − Θ) of a batch's documents, [R, P]."""
+    def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        """Return Θ + scale · (θ_d − Θ) of a batch's documents, [R, P], by their tasks alone."""
         rows = [self.mean + scale * (self.theta(task) - self.mean) for task in places.present.tolist()]
         return torch.stack(rows).to(dtype).index_select(0, places.place)
 
@@ -314,7 +314,8 @@ class Staged(NonCentered):
         return super().rows(places, dtype, prior)
 
     @torch.no_grad()
-    def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float) -> Tensor:
+    def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        """Return Θ + scale · (θ_d − Θ) of a batch's documents, [R, P]; with levels see `part`."""
         if places.place.dim() == 1:
             return super().shrunk_rows(places, dtype, scale)
         weights = self.mean.new_ones(places.place.shape[1], 1)

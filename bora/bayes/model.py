@@ -162,7 +162,7 @@ class HierarchicalLoRA(nn.Module):
         if under == "mean":
             return self.backbone.nll(batch, self.adapters.mean)
         if self.adapters.levels is not None and "units" not in batch:  # of these documents the task alone is known
-            theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype, 1.0)
+            theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype)
         else:
             theta = self.adapters.rows(_places(batch), self.backbone.dtype)[0]
         return self.backbone.nll(batch, theta)

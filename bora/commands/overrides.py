@@ -89,7 +89,7 @@ def prepare(words: list[str]) -> list[str]:
         words: as typed: flags of Hydra's, and overrides.
 
     Raises:
-        UserError: a setting or value that there is not, or a GPU that there is not; in a sweep, of any job. Or two jobs
+        UserError: an unknown setting, an invalid value, or a GPU that is not there; in a sweep, of any job. Or two jobs
             of a sweep would have one folder.
     """
     arguments, unknown = get_args_parser().parse_known_intermixed_args(words)
@@ -275,8 +275,8 @@ def compose_config(overrides: list[str]) -> tuple[Config, Path]:
         The config, and the run directory that Hydra would choose.
 
     Raises:
-        UserError: a setting or value that there is not.
-        HydraException: a group's option that there is not.
+        UserError: an unknown setting or an invalid value.
+        HydraException: an unknown option of a group.
     """
     composed = _compose([forced(word) for word in overrides])
     return to_config(composed), Path(str(OmegaConf.select(composed, "hydra.run.dir")))

@@ -1,1 +1,1 @@
-"""Ground that everything stands on: files, the cache, names, this machine, signals."""
+"""Helpers that know nothing of models: files, the cache, names, this machine, signals."""

@@ -24,7 +24,7 @@ Run = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], Î¸ [R, P] or [P] â
 
 
 class Recording(NamedTuple):
-    """Of one shape. The tensors are where the recording reads and writes.
+    """A recorded forward and backward of one shape, and the tensors that they read and write.
 
     Attributes:
         input_ids, theta: of the forward.
@@ -57,7 +57,7 @@ class Recorder:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: recordings know where the weights are, and must go when they are moved."""
+        """Drop all recordings: they hold the addresses of weights that have moved."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
         self._seen: set[tuple[int, ...]] = set()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}

@@ -35,7 +35,7 @@ ANSWERS = {
 
 @contextmanager
 def unpadded() -> Iterator[None]:
-    """Within it every forward is of such a batch. A function that this transformers does not have is left out."""
+    """Let transformers treat every batch within as unpadded. A function that this version lacks is skipped."""
     before = {name: getattr(masking_utils, name) for name in ANSWERS if hasattr(masking_utils, name)}
     try:
         for name in before:

@@ -259,8 +259,8 @@ def draw_figures(
         (
             "figure12",
             curves_by_task(evidence, by_task),
-            f"Validation perplexity while training, of at most {MAX_PANELS} tasks, the largest, against the lowest that any of "
-            "these runs reached on the task: at the best τ and the limits (one seed); circles are each run's best.",
+            f"Validation perplexity while training, of at most {MAX_PANELS} tasks, the largest, against the lowest that "
+            "any of these runs reached on the task: at the best τ and the limits, one seed; circles: each run's best.",
         ),
     ]
     if guesses is not None:

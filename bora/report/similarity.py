@@ -10,6 +10,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from bora.bayes.adapters import read_saved
+from bora.bayes.levels import NONE
 from bora.data.read import read_column
 from bora.errors import UserError
 from bora.runs.archive import Run
@@ -115,4 +116,4 @@ def attribute(run: Run, column: str) -> pd.Series:
     documents = RunDirectory(run.folder).documents()
     values = read_column(RunDirectory(run.folder).config().data, column, documents["row"], "--color-by=")
     commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
-    return commonest.replace("", "(none)")
+    return commonest.replace("", NONE)

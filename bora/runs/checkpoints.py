@@ -1,4 +1,4 @@
-"""Checkpoints read back: tensors and plain values, of which nothing is run."""
+"""Load checkpoints as tensors and plain values; never run code."""
 
 import pickle
 import zipfile

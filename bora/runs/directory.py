@@ -266,13 +266,11 @@ class RunDirectory:
         write_text_atomically(self.path / BY_TASK, validations.to_csv(index=False))
 
     def by_task(self) -> pd.DataFrame:
-        """Read validation_by_task.csv; without rows where a run has none.
+        """Read validation_by_task.csv.
 
         Raises:
             UserError: it is not readable.
         """
-        if not (self.path / BY_TASK).exists():
-            return pd.DataFrame(columns=["validation", "epoch", "task", "val_perplexity"])
         with readable(self.path / BY_TASK) as file:
             return pd.read_csv(file, dtype={"task": str}, keep_default_na=False, na_values={"val_perplexity": ""})
 

@@ -28,7 +28,7 @@ STEP, EPOCH = "trainer/global_step", "epoch"  # W&B's horizontal axes
 BY_STEP = "train/*", "grad_norm/*", "lr", "tokens/s"
 BY_EPOCH = "val/*", "val_by_batch/*", "val_perplexity/*", "distance/*"
 MAX_TAG_CHARS = 64  # W&B's own bound
-# What the environment says of one W&B run, by which several runs would become one.
+# Variables that would merge several runs into one W&B run.
 ONE_RUN = "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"
 LIMITS = {0.0: -2.0, math.inf: 8.0}  # log10_tau of the limits, since a parallel-coordinates plot needs finite numbers
 Mode = Literal["online", "offline", "disabled"]  # W&B's own names

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """What a run's end is told of.
+    """What `bora run` prints of a finished run.
 
     Attributes:
         summary: as in summary.json.

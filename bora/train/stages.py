@@ -30,7 +30,7 @@ MAX_SCALES = 4  # that one validation tries, but for the first
 N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
 SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
 LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
-LEAST_STEPS = 20  # in the place of an epoch, where that is shorter: a few steps gain little anywhere
+LEAST_STEPS = 20  # at least, over which that gain is judged: a few steps gain little anywhere
 LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
 LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
 
@@ -106,7 +106,7 @@ class Stages(Callback):
         return bool(before) and min(before) - self.progress.best.nll < LEAST_GAIN
 
     def _must_begin(self, trainer: L.Trainer) -> bool:
-        """Tell whether the deviations would else have less than their share of steps, or no validation."""
+        """Tell whether the deviations must begin now to keep their share of steps, and one validation."""
         total, done = trainer.estimated_stepping_batches, trainer.global_step
         return total - done <= max(total * SHARE_OF_TASKS, done / len(self.progress.history))
 

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: checkpoints, early stopping, progress, and going on after a stop."""
+"""The Lightning Trainer of a run: checkpoints, early stopping, progress, resuming."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from bora.train.progress import Bar, Progress
 from bora.train.sharding import ShardedBackbone
 from bora.train.stages import Stages
 
-ROUNDING = 1e-3  # by which a validation NLL may be another elsewhere: a run may go on on other hardware
+ROUNDING = 1e-3  # relative tolerance of the best validation NLL: a run may be resumed on other hardware
 REFUSED = "trainer: Lightning refuses these settings"
 
 
@@ -76,7 +76,7 @@ class Fitter:
             if not raised_in(error).startswith("lightning."):
                 raise
             raise UserError(f"{REFUSED}: {first_line(error).strip()}") from error
-        # With trainer.max_steps a run that goes on from its end has, to Lightning, its last epoch still to finish.
+        # To Lightning a run resumed at trainer.max_steps has an unfinished epoch; mark it finished.
         epochs = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         epochs.completed = epochs.processed
         if not self.progress.history:
@@ -172,6 +172,6 @@ def build_fitter(
         raise UserError(f"{REFUSED}: {first_line(error)}") from error
     # The run's own handlers stay. Lightning's would send a SIGTERM on in the middle of what the processes exchange.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    # Else a run of so many steps that goes on from an epoch's end would end that epoch once more.
+    # Else a run of trainer.max_steps that is resumed at an epoch's end would end that epoch twice.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, progress, best, last, stages, dashboard)

@@ -2,7 +2,8 @@
 
 Tokens drawn from the model's own prediction at each place, behind the document's real ones, give the Fisher information
 (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558): the curvature of the NLL without the second derivatives of the
-network, which is never negative. A document's real tokens go the same way, and would count what tasks share as curvature.
+network, which is never negative. Gradients of a document's real tokens are correlated, so they would count what a task
+shares as curvature.
 """
 
 from collections.abc import Sequence
@@ -177,7 +178,7 @@ def _sum_gradients(
         batch = to_device(documents[list(range(len(rows))), 1], model.device)
         places = Places(batch["present"], batch["place"])
         if units is None:
-            theta = model.adapters.shrunk_rows(places, torch.float32, 1.0).requires_grad_()
+            theta = model.adapters.shrunk_rows(places, torch.float32).requires_grad_()
         else:
             theta = model.adapters.rows(places, torch.float32)[0].detach().requires_grad_()
         gradients = _gradients(model.backbone, batch, theta, whose)

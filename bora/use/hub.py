@@ -79,7 +79,7 @@ def _check_name(repo: str) -> None:
     except HFValidationError as error:
         raise UserError(f"{repo!r} cannot name a repository: {first_line(error)}") from error
     if "/" not in repo:
-        raise UserError(f"{repo!r} lacks whose it is: give NAMESPACE/NAME, with your user name or an organisation's")
+        raise UserError(f"{repo!r} has no namespace: give NAMESPACE/NAME, with your user name or an organisation's")
 
 
 def _earlier_files(api: HfApi, repo: str) -> list[str]:

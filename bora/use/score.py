@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 
 from bora.bayes.model import HierarchicalLoRA, Under
 from bora.data.batches import Documents
@@ -16,7 +17,6 @@ from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
 PRIORS = "uniform", "documents"
-Z95 = 1.959963984540054  # 97.5 % of a normal distribution lie below
 # Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
@@ -103,7 +103,7 @@ def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) ->
         guessing would reach: chance, 1 / D, and majority, the share of the commonest true task.
     """
     table = pd.DataFrame({"truth": list(truth), "right": [b == t for b, t in zip(best, truth, strict=True)]})
-    low, high = wilson_interval(int(table["right"].sum()), len(table))
+    low, high = binomtest(int(table["right"].sum()), len(table)).proportion_ci(method="wilson")
     return {
         "n": len(table),
         "accuracy": table["right"].mean(),
@@ -138,11 +138,3 @@ def measure_sureness(
         found[f"log_loss{suffix}"] = float(-log_posterior[np.arange(len(nats)), truth].mean())
         found[f"calibration_error{suffix}"] = calibration_error(np.exp(log_posterior.max(axis=1)), right)
     return found
-
-
-def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion, 95 % by default."""
-    p = successes / n
-    centre, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return float(max(0.0, low)), float(min(1.0, high))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import norm
 
 from bora.data.batches import Documents
 from bora.errors import UserError
@@ -24,7 +25,6 @@ from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
 from bora.train.authorship import Progress
 from bora.use.restore import Restored
-from bora.use.score import Z95
 
 SKETCH = 2**14  # numbers that a gradient is folded to; an inner product is then off by 1/128 of the lengths, at random
 PERMUTATIONS = 200
@@ -145,7 +145,7 @@ def _share(
             for which in (same, other)
         )
     jackknife = (within - between)[np.isfinite(within - between)] / total
-    half = Z95 * np.sqrt((len(jackknife) - 1) * jackknife.var()) if len(jackknife) > 1 else np.nan
+    half = norm.ppf(0.975) * np.sqrt((len(jackknife) - 1) * jackknife.var()) if len(jackknife) > 1 else np.nan
     share = float(mine / total)
     return Share(name, int(code.max()) + 1, share, float(share - half), float(share + half), float(p_value))
 

@@ -116,7 +116,7 @@ def characteristic_tokens(
     for start in progress(range(0, len(order), batch_size), "tokens"):
         some = order[start : start + batch_size]
         batch = to_device(documents[some.tolist(), 1], model.device)
-        theta = model.adapters.shrunk_rows(find_places(batch["task"]), model.backbone.dtype, 1.0)
+        theta = model.adapters.shrunk_rows(find_places(batch["task"]), model.backbone.dtype)
         ratio = _nll(model.backbone, batch, model.adapters.mean) - _nll(model.backbone, batch, theta)
         row = (batch["scored"] // batch["labels"].shape[1]).cpu()
         ids = batch["labels"].flatten()[batch["scored"]].cpu()
