@@ -242,7 +242,7 @@ def test_a_run_has_a_report_and_a_map(run, tmp_path):
     assert page.path == tmp_path / "report/index.html"
     assert "srcdoc" in page._repr_html_()
     figure = run.similarity({"a": "short", A: "long"})
-    legend = figure.axes[0].get_legend()
+    (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"short", "long", "(none)"}
     assert len(figure.axes[0].get_yticklabels()) == len(TASKS)  # a name each
 

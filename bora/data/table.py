@@ -44,6 +44,8 @@ def require_file(path: str | Path) -> Path:
         UserError: there is none.
     """
     file = Path(os.path.expanduser(path))
+    if any("\ud800" <= character <= "\udfff" for character in str(file)):
+        raise UserError("the file's name is not in the encoding of this locale; rename it, or set LC_ALL=C.UTF-8")
     if os.path.isfile(file):
         return file
     problem = "that is not a regular file" if os.path.exists(file) else "there is no such file"

@@ -248,7 +248,11 @@ def describe_units(module: TrainingModule) -> pd.DataFrame:
 def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:
     """Describe what is run: the part of the summary that is known before training."""
     model, levels = module.model, module.model.adapters.levels
-    above = {} if levels is None else {"levels": dict(zip(levels.columns, levels.taus, strict=True))}
+    above: dict[str, Any] = {}
+    if levels is not None:
+        above["levels"] = dict(zip(levels.columns, levels.taus, strict=True))
+    if cfg.model.source == "hub" and (folder := Path(cfg.model.path).expanduser()).is_dir():
+        above["model_folder"] = str(folder.resolve())  # model.path may be seen from here
     return above | {
         "tau": model.tau,
         "seed": cfg.seed,

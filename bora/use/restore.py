@@ -4,7 +4,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 import torch
@@ -135,12 +135,18 @@ def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
         UserError: there is no finished run in that folder, its files are damaged, its backbone cannot be loaded, or
             there is no such device.
     """
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device={device!r}: give cpu or cuda")
+    if dtype not in (None, *get_args(Dtype)):
+        raise UserError(f"dtype={dtype!r}: give {', '.join(get_args(Dtype))}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device here; choose the device cpu")
     directory = RunDirectory(Path(run).expanduser())
     summary, cfg = directory.summary(), directory.config()
     checkpoint = load_checkpoint(directory.best)
     cfg.model.dtype = dtype or summary["dtype"]
+    if cfg.model.source == "hub" and "model_folder" in summary and not Path(cfg.model.path).expanduser().is_dir():
+        cfg.model.path = summary["model_folder"]  # else a model of that name might be fetched from the hub
     pretrained = load_backbone(cfg.model, device, cfg.data.max_tokens)
     same_dtype = dtype in (None, summary["dtype"])
     if same_dtype and summary["backbone_sha256"] != backbone_sha256(pretrained.model):

@@ -5,7 +5,9 @@ import shutil
 import pytest
 
 from bora.errors import UserError
+from bora.model.pretrained import load_packaged
 from bora.use.restore import restore
+from tests.conftest import table
 
 
 def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
@@ -15,6 +17,10 @@ def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="torch sees no CUDA device"):
         restore(run, "cuda")
+    with pytest.raises(UserError, match="device='gpu0': give cpu or cuda"):
+        restore(run, "gpu0")
+    with pytest.raises(UserError, match="dtype='float16': give float32, bfloat16"):
+        restore(run, dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"no task a lnger name; did you mean a longer name\?"):
         restore(run).find_tasks(["a", "a lnger name"])
     shutil.copytree(run, tmp_path / "run")
@@ -23,6 +29,18 @@ def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
     config.write_text(gone)
     with pytest.raises(UserError, match=r"^model.path=./nowhere: there is no such folder$"):
         restore(tmp_path / "run")
+
+
+def test_a_model_of_a_relative_path_is_found_from_elsewhere(command, tmp_path, monkeypatch):
+    table(tmp_path / "t.csv", {"a": 20, "b": 20})
+    opt = load_packaged("opt_mini")
+    opt.model.save_pretrained(tmp_path / "models/chat")
+    opt.tokenizer.save_pretrained(tmp_path / "models/chat")
+    settings = "data=table", "data.path=t.csv", "data.min_documents=5", "data.max_tokens=20", "trainer.max_steps=1"
+    code, _, _ = command("model=hub", "model.path=models/chat", "hydra.run.dir=run", "logger=none", *settings)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert (code, restore("../run").cfg.model.path) == (0, str((tmp_path / "models/chat").resolve()))
 
 
 def test_a_task_is_found_by_a_beginning_that_no_other_has(trained):
