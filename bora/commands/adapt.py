@@ -6,7 +6,7 @@ from pathlib import Path
 from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count, Positive, Seed
-from bora.lib.console import progress, tell
+from bora.lib.console import tell
 from bora.lib.files import write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
@@ -38,7 +38,7 @@ def main() -> None:
             documents = encode_documents(restored, table)
             tell(documents.describe())
             tell(f"fitting the new tasks in {arguments.epochs} epochs")
-            model = adapt(restored, documents, tau, **options, progress=progress)
+            model = adapt(restored, documents, tau, **options)
             write_adapted(model, restored, documents, options | {"data_sha256": hash_texts(table)}, folder)
     for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
         print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")

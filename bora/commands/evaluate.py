@@ -18,7 +18,7 @@ from bora.config import Count
 from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.errors import UserError
-from bora.lib.console import plain_console, progress, tell
+from bora.lib.console import plain_console, tell
 from bora.runs.directory import DOCUMENTS, TRAINED_ON
 from bora.use.answers import NAMES, compare_answers
 from bora.use.evaluate import Ask, Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
@@ -179,7 +179,7 @@ def main() -> None:
             others = {name: restore(run, arguments.device, arguments.dtype) for name, run in beside.items()}
             sampling = {name: getattr(arguments, name) for name in ("max_new_tokens", "batch_size")}
             ask = Ask(Sampling(**sampling), arguments.answers or None, others)
-        how = (arguments.prior, arguments.batch_size, progress, arguments.include_trained, ask)
+        how = (arguments.prior, arguments.batch_size, arguments.include_trained, ask)
         found = evaluate(restored, table, *how)
         about = {
             "run": str(run),

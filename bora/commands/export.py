@@ -6,7 +6,7 @@ from pathlib import Path
 from bora.commands.common import run_parser
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
-from bora.lib.console import progress, tell
+from bora.lib.console import tell
 from bora.use.export import export
 from bora.use.hub import push_to_hub
 
@@ -42,12 +42,12 @@ def main() -> None:
         tell(f"loading {arguments.run}")
         if arguments.out is None:
             repo = arguments.push_to_hub
-            url = push_to_hub(arguments.run, repo, arguments.tasks, arguments.merge, arguments.private, progress)
+            url = push_to_hub(arguments.run, repo, arguments.tasks, arguments.merge, arguments.private)
             print(f"repository: {url}")
             return
         if arguments.private:
             raise UserError("--private is for a repository: give --push-to-hub NAMESPACE/NAME in the place of OUT")
-        n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge, progress)
+        n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
 
 

@@ -10,7 +10,7 @@ from bora.commands.common import add_device, checked, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.read import read_column
-from bora.lib.console import plain_console, progress, tell
+from bora.lib.console import plain_console, tell
 from bora.lib.files import make_output_folder, write_text_atomically
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE
 from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
@@ -64,14 +64,14 @@ def main() -> None:
         table = table.sample(min(arguments.documents, len(table)), random_state=0).sort_index()
         columns = {name: read_column(restored.cfg.data, name, table.index, "--by=") for name in arguments.by}
         tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
-        similarity = gradient_similarities(restored, table, arguments.batch_size, progress)
+        similarity = gradient_similarities(restored, table, arguments.batch_size)
         shares = variance_shares(similarity, table["task"].tolist(), columns)
         write_text_atomically(out / SHARES, pd.DataFrame(map(vars, shares)).to_csv(index=False))
         show(shares)
         if arguments.tau:
             table = choose_tasks(split_documents(restored.directory, "train"))
             tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
-            found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size, progress))
+            found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size))
             write_text_atomically(out / INFERRED, found.to_csv(index=False))
             write_text_atomically(out / EVIDENCE, profile.to_csv(index=False))
             show_tau(found)

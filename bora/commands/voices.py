@@ -13,7 +13,7 @@ from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.prompts import prompt_columns
 from bora.errors import UserError
-from bora.lib.console import plain_console, progress, short_path, tell
+from bora.lib.console import plain_console, short_path, tell
 from bora.lib.names import one_line
 from bora.report.voices import arrange_voices
 from bora.runs.directory import RunDirectory
@@ -105,7 +105,7 @@ def main() -> None:
         tell(f"loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
         how = {name: getattr(arguments, name) for name in ("documents", "batch_size", "max_new_tokens")}
-        found = find_voices(restored, table, tasks, prompt, progress=progress, **how)
+        found = find_voices(restored, table, tasks, prompt, **how)
         about = {"tau": restored.model.tau, "data_sha256": restored.summary["data_sha256"], "tasks": tasks, **how}
         out = write_voices(found, directory.path, about)
     show(found)

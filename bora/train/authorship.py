@@ -5,7 +5,6 @@ product over them has it; so Bayes' rule is too sure, or at a large τ not sure 
 mends how sure it is, and nothing else (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 """
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +15,9 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded, Tokens
 from bora.errors import require_positive
+from bora.lib.console import progress
 from bora.model.batch import to_device
 
-# Takes a loop's steps and what it computes; gives the same steps, and may show them to a person.
-Progress = Callable[[Sequence, str], Iterable]
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 1000.0
 N_BINS = 10  # of the calibration error
 
@@ -51,13 +49,7 @@ class Likelihoods:
 
 
 @torch.no_grad()
-def score_tasks(
-    model: HierarchicalLoRA,
-    tokens: Tokens,
-    table: pd.DataFrame,
-    batch_size: int,
-    progress: Progress = lambda steps, what: steps,
-) -> Likelihoods:
+def score_tasks(model: HierarchicalLoRA, tokens: Tokens, table: pd.DataFrame, batch_size: int) -> Likelihoods:
     """Score every document under every task's θ_d, with that task's prompt.
 
     A row of a batch is a document, or a piece of one, under a task. Where the prompt names the task, each text is cut to

@@ -23,11 +23,11 @@ from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
 from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError, require_positive
+from bora.lib.console import progress
 from bora.model.batch import Batch, to_device
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.use.restore import Restored
-from bora.use.score import Progress
 
 
 class NewDocuments(NamedTuple):
@@ -150,7 +150,6 @@ def fit(
     batch_size: int = 16,
     seed: int = 0,
     after_epoch: Callable[[int], None] = lambda epoch: None,
-    progress: Progress = lambda steps, what: steps,
 ) -> None:
     """Minimise U/T over the parameters that are not fixed.
 
@@ -161,7 +160,6 @@ def fit(
         batch_size: documents a step, on average.
         seed: of their order.
         after_epoch: called with the epoch's number, from 1.
-        progress: wraps the loop over steps.
     """
     optimiser = model.optimizer(lr)
     batches = Batches([len(d.ids) for d in documents.documents], batch_size, seed=seed)
@@ -187,7 +185,6 @@ def adapt(
     lr: float = 1e-3,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Progress = lambda steps, what: steps,
 ) -> HierarchicalLoRA:
     """Fit the MAP estimate of each new task.
 
@@ -195,7 +192,7 @@ def adapt(
         restored: the run whose Θ is the prior's mean.
         new: the new tasks' documents.
         tau: precision of the prior, 0 < τ < ∞.
-        epochs, lr, batch_size, seed, progress: see `fit`.
+        epochs, lr, batch_size, seed: see `fit`.
 
     Raises:
         UserError: τ is out of range, or training diverged.
@@ -209,7 +206,7 @@ def adapt(
     if known is not None:
         levels, units = place_new(known, new.levels, index)
     model = new_tasks(restored, names, counts, sum(e.n_scored for e in new.encoded), tau, levels)
-    fit(model, Documents(new.encoded, index, units=units), epochs, lr, batch_size, seed, progress=progress)
+    fit(model, Documents(new.encoded, index, units=units), epochs, lr, batch_size, seed)
     lost = find_nonfinite(model.adapters)
     if lost is not None:
         raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")

@@ -29,7 +29,6 @@ from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
 from bora.report.answers import SCORES, WHO
 from bora.report.intervals import Interval, bootstrap
-from bora.train.authorship import Progress
 from bora.use.generate import Speaker, continue_all, encode_start
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
@@ -47,11 +46,7 @@ NAMES = WHO | SCORES | {"no_number": "no number"}
 
 
 def generate_answers(
-    restored: Restored,
-    table: pd.DataFrame,
-    sampling: Sampling,
-    kinds: Sequence[Under] = get_args(Under),
-    progress: Progress = lambda steps, what: steps,
+    restored: Restored, table: pd.DataFrame, sampling: Sampling, kinds: Sequence[Under] = get_args(Under)
 ) -> pd.DataFrame:
     """Let models answer the prompts of documents, in batches of mixed tasks.
 
@@ -59,7 +54,6 @@ def generate_answers(
         restored: a finished run, on documents that have prompts.
         table: columns task, text and what prompts take; every task is one of the run's.
         kinds: who answers: θ_d of the document's task, Θ, or the frozen backbone.
-        progress: wraps the loop over batches.
 
     Returns:
         A row a document, on the table's index: task, prompt (as a person reads it), response, and a column of answers for
@@ -73,7 +67,7 @@ def generate_answers(
     each = [encode_start(restored, task, ask, new) for task, (ask, _) in zip(table["task"], asked, strict=True)]
     starts = each * len(kinds)
     order = sorted(range(len(starts)), key=lambda i: len(starts[i]))  # like lengths together, so that little is padded
-    found = continue_all(restored, [starts[i] for i in order], [speakers[i] for i in order], sampling, progress)
+    found = continue_all(restored, [starts[i] for i in order], [speakers[i] for i in order], sampling)
     texts = np.empty(len(starts), dtype=object)
     texts[order] = [text for text, *_ in found]
     prompts, responses = ([show_prompt(prompt) for prompt, _ in asked], [response for _, response in asked])

@@ -19,10 +19,10 @@ from bora.bayes.marginal_likelihood import TAUS, Curvature, bin_parameters, choo
 from bora.data.batches import Documents
 from bora.data.columns import level_cells
 from bora.data.tokens import Encoded
+from bora.lib.console import progress
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, Places, to_device
 from bora.model.likelihood import chunk_elements
-from bora.train.authorship import Progress
 from bora.use.restore import Restored
 
 MAX_TASKS = 128  # whose gradients are held at a time
@@ -95,9 +95,7 @@ def infer_tau(tokens: Tensor, groups: Sequence[Measured]) -> tuple[pd.DataFrame,
     return pd.DataFrame(rows), pd.concat(profiles, ignore_index=True)
 
 
-def measure_curvature(
-    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
-) -> tuple[Tensor, list[Measured]]:
+def measure_curvature(restored: Restored, table: pd.DataFrame, batch_size: int) -> tuple[Tensor, list[Measured]]:
     """Measure what the tasks' training documents say of τ, for the factors A and B apart.
 
     Args:
@@ -114,7 +112,7 @@ def measure_curvature(
         lora.B.fill_(1)
     groups = [is_b == 0, is_b == 1]
     names = list(dict.fromkeys(table["task"]))
-    sums = _sum_gradients(restored, table, names, groups, batch_size, progress)
+    sums = _sum_gradients(restored, table, names, groups, batch_size)
     deviations = torch.stack([_deviation(adapters, name) for name in names])
     n = sums.documents
     several, found = n > 1, []
@@ -143,7 +141,7 @@ def _deviation(adapters: Adapters, task: str) -> Tensor:
 
 
 def _sum_gradients(
-    restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int, progress: Progress
+    restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int
 ) -> Gradients:
     """Sum over all documents the gradients at their θ.
 

@@ -22,15 +22,7 @@ from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_te
 from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
-from bora.use.score import (
-    Likelihoods,
-    Progress,
-    likelihoods,
-    log_prior,
-    measure_accuracy,
-    measure_sureness,
-    perplexities,
-)
+from bora.use.score import Likelihoods, likelihoods, log_prior, measure_accuracy, measure_sureness, perplexities
 
 log = logging.getLogger(__name__)
 ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
@@ -67,9 +59,7 @@ class Ask:
             if lacking := sorted(set(tasks) - set(other.model.adapters.task_names)):
                 raise UserError(f"--beside {name}: that run has no task {lacking[0]}")
 
-    def answers(
-        self, restored: Restored, table: pd.DataFrame, progress: Progress = lambda steps, what: steps
-    ) -> pd.DataFrame:
+    def answers(self, restored: Restored, table: pd.DataFrame) -> pd.DataFrame:
         """Have the prompts of rows answered; see `bora.use.answers.generate_answers`.
 
         Raises:
@@ -85,9 +75,9 @@ class Ask:
         if self.per_task is not None:
             shuffled = table.sample(frac=1, random_state=0)
             table = table[table.index.isin(shuffled.groupby("task").head(self.per_task).index)]
-        found = generate_answers(restored, table, self.sampling, progress=progress)
+        found = generate_answers(restored, table, self.sampling)
         for name, other in self.beside.items():
-            more = generate_answers(other, table, self.sampling, ("task",), progress)
+            more = generate_answers(other, table, self.sampling, ("task",))
             found[f"{PREFIX}{name}"] = more[f"{PREFIX}task"]
         return found
 
@@ -133,7 +123,6 @@ def evaluate(
     table: pd.DataFrame,
     prior: str = "uniform",
     batch_size: int = 32,
-    progress: Progress = lambda steps, what: steps,
     include_trained: bool = False,
     ask: Ask | None = None,
 ) -> Evaluation:
@@ -144,7 +133,6 @@ def evaluate(
         table: columns task (an empty string where it is unknown), text and what prompts take; its index is kept as `row`.
         prior: over tasks, see `log_prior`.
         batch_size: rows in a forward.
-        progress: wraps the loops over batches.
         include_trained: report on the rows that the run was trained on too.
         ask: have the prompts answered too.
 
@@ -170,7 +158,7 @@ def evaluate(
     trained_on = np.array([hash_text(text) in seen for text in whole_texts(table)])
     if trained_on.all() and not include_trained:
         raise UserError("the run was trained on every one of these texts; give others, or --include-trained")
-    scores = likelihoods(restored, table, batch_size, progress)
+    scores = likelihoods(restored, table, batch_size)
     scorable = scores.n_scored > 0
     reported = scorable & (include_trained | ~trained_on)
     if not scorable.any():
@@ -197,14 +185,14 @@ def evaluate(
     levels = {}
     per_task = overall = classification = answers = answer_scores = None
     if (rows := known & reported).any():
-        per_task, overall = perplexities(restored, table[rows], batch_size, progress)
+        per_task, overall = perplexities(restored, table[rows], batch_size)
         found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
         classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
         for level, (unit_names, of_task, _) in units.items():
             truth = unit_names[of_task[index[rows]]]
             levels[level] = measure_accuracy(documents[f"best_{level}"][rows], truth, len(unit_names))
         if ask is not None:
-            answers = ask.answers(restored, table[rows], progress)
+            answers = ask.answers(restored, table[rows])
             answer_scores = score_answers(answers)
     counts = {
         "rows": len(table),

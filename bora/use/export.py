@@ -14,13 +14,13 @@ from transformers.pytorch_utils import Conv1D
 
 from bora.config import Config, HubModel
 from bora.errors import UserError
+from bora.lib.console import progress
 from bora.lib.files import write_folder, write_text_atomically
 from bora.lib.names import safe_names
 from bora.model.lora import LowRank
 from bora.runs.peft import ADAPTER_TENSORS, MAPPING, PREFIX
 from bora.use.card import CARD, write_card, write_index
 from bora.use.restore import Restored, restore
-from bora.use.score import Progress
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 MEAN = "hierarchical-mean"  # the folder of Θ's adapter
 
 
-def export(
-    run: Path,
-    out: Path,
-    tasks: list[str] | None = None,
-    merge: bool = False,
-    progress: Progress = lambda steps, what: steps,
-    repo: str | None = None,
-) -> int:
+def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = False, repo: str | None = None) -> int:
     """Write a run's adapters, or one task's merged model.
 
     Args:
@@ -43,7 +36,6 @@ def export(
         out: the folder to write, complete or not at all.
         tasks: those wanted, see `Restored.find_tasks`; None for all of them and the mean.
         merge: write the whole model of the one task.
-        progress: wraps the loop over adapters.
         repo: from where it will be loaded, on the hub; None for this folder.
 
     Returns:
@@ -66,7 +58,7 @@ def export(
                 f"the base model {restored.summary['model']} has random weights that are in no folder, so no adapter "
                 "could be loaded onto it; write a whole model with --merge --task NAME"
             )
-        return write_adapters(folder, restored, base, wanted, progress, repo)
+        return write_adapters(folder, restored, base, wanted, repo)
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
@@ -84,19 +76,11 @@ def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
     return str(Path(loaded).absolute()) if Path(loaded).is_dir() else loaded
 
 
-def write_adapters(
-    out: Path,
-    restored: Restored,
-    base: str,
-    wanted: list[str] | None,
-    progress: Progress = lambda steps, what: steps,
-    repo: str | None = None,
-) -> int:
+def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] | None, repo: str | None = None) -> int:
     """Write a folder an adapter, the file that maps folders to tasks, and a card; return the number of adapters.
 
     Args:
         wanted: names of tasks; None for all and the mean.
-        progress: wraps the loop over them.
         repo: see `export`.
     """
     adapters = restored.model.adapters

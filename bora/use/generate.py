@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 from bora.bayes.model import Under
 from bora.errors import UserError
+from bora.lib.console import progress
 from bora.model.pretrained import max_positions
-from bora.train.authorship import Progress
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
 
@@ -61,7 +61,6 @@ def generate(
     *,
     mean: bool = False,
     base: bool = False,
-    progress: Progress = lambda steps, what: steps,
     **options: Any,
 ) -> list[Answer]:
     """Continue each prompt by each task, in batches of mixed tasks.
@@ -75,7 +74,6 @@ def generate(
         tasks: names of its tasks, or their beginnings, see `Restored.find_tasks`.
         prompts: texts to continue, or what `Tokens.start` takes.
         mean, base: let Θ, and the frozen backbone, answer too.
-        progress: wraps the loop over batches.
         options: see Sampling.
 
     Returns:
@@ -99,16 +97,12 @@ def generate(
     rows = [(i, s, n) for i in range(len(prompts)) for s in speakers for n in range(sampling.num_return_sequences)]
     new = sampling.max_new_tokens
     starts = {(i, s): encode_start(restored, s.task, p, new) for i, p in enumerate(prompts) for s in speakers}
-    found = continue_all(restored, [starts[i, s] for i, s, _ in rows], [s for _, s, _ in rows], sampling, progress)
+    found = continue_all(restored, [starts[i, s] for i, s, _ in rows], [s for _, s, _ in rows], sampling)
     return [Answer(prompts[i], speaker, n, *one) for (i, speaker, n), one in zip(rows, found, strict=True)]
 
 
 def continue_all(
-    restored: Restored,
-    starts: Sequence[list[int]],
-    speakers: Sequence[Speaker],
-    sampling: Sampling,
-    progress: Progress = lambda steps, what: steps,
+    restored: Restored, starts: Sequence[list[int]], speakers: Sequence[Speaker], sampling: Sampling
 ) -> list[tuple[str, list[int], bool]]:
     """Let each speaker go on from its own start, in batches of mixed speakers.
 

@@ -21,16 +21,10 @@ from bora.lib.names import one_line
 from bora.runs.directory import RunDirectory
 from bora.runs.peft import MAPPING, read_mapping
 from bora.use.export import export
-from bora.use.score import Progress
 
 
 def push_to_hub(
-    run: Path,
-    repo: str,
-    tasks: list[str] | None = None,
-    merge: bool = False,
-    private: bool = False,
-    progress: Progress = lambda steps, what: steps,
+    run: Path, repo: str, tasks: list[str] | None = None, merge: bool = False, private: bool = False
 ) -> str:
     """Export a run into a repository of the hub, made if it is not there.
 
@@ -40,7 +34,7 @@ def push_to_hub(
     Args:
         run: the run directory.
         repo: NAMESPACE/NAME.
-        tasks, merge, progress: see `export`.
+        tasks, merge: see `export`.
         private: make the repository private; else a new one is as the namespace's settings have it.
 
     Returns:
@@ -57,7 +51,7 @@ def push_to_hub(
         api.whoami()  # before the work begins
     with tempfile.TemporaryDirectory(prefix="bora.") as temporary:
         folder = Path(temporary) / "export"
-        export(run, folder, tasks, merge, progress, repo)
+        export(run, folder, tasks, merge, repo)
         with _hub_errors(repo):
             url = api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:

@@ -10,9 +10,10 @@ from scipy.stats import binomtest
 from bora.bayes.model import HierarchicalLoRA, Under
 from bora.data.batches import Documents
 from bora.errors import UserError, require_positive
+from bora.lib.console import progress
 from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
-from bora.train.authorship import Likelihoods, Progress, calibration_error, score_tasks
+from bora.train.authorship import Likelihoods, calibration_error, score_tasks
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
@@ -22,9 +23,7 @@ MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean
 
 
 @torch.no_grad()
-def perplexities(
-    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
-) -> tuple[pd.DataFrame, dict[str, float]]:
+def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tuple[pd.DataFrame, dict[str, float]]:
     """Compute the perplexity of documents under their own task's θ_d, under Θ and under the frozen backbone.
 
     Documents are scored as in training, with the same prompt and the same cut; padding is never scored.
@@ -84,11 +83,9 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
     return np.log(weights / weights.sum())
 
 
-def likelihoods(
-    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
-) -> Likelihoods:
+def likelihoods(restored: Restored, table: pd.DataFrame, batch_size: int) -> Likelihoods:
     """Score every document under every task's θ_d; see `bora.train.authorship.score_tasks`."""
-    return score_tasks(restored.model, restored.tokens, table, batch_size, progress)
+    return score_tasks(restored.model, restored.tokens, table, batch_size)
 
 
 def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:

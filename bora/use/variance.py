@@ -21,18 +21,16 @@ from scipy.stats import norm
 
 from bora.data.batches import Documents
 from bora.errors import UserError
+from bora.lib.console import progress
 from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
-from bora.train.authorship import Progress
 from bora.use.restore import Restored
 
 SKETCH = 2**14  # numbers that a gradient is folded to; an inner product is then off by 1/128 of the lengths, at random
 PERMUTATIONS = 200
 
 
-def gradient_similarities(
-    restored: Restored, table: pd.DataFrame, batch_size: int, progress: Progress = lambda steps, what: steps
-) -> np.ndarray:
+def gradient_similarities(restored: Restored, table: pd.DataFrame, batch_size: int) -> np.ndarray:
     """Compute g_n · g_m of documents at Θ, [N, N]; documents without a scored token have zeros.
 
     Args:

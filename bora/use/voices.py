@@ -23,13 +23,13 @@ from torch import Tensor
 from bora.data.batches import Documents
 from bora.data.prompts import show_prompt
 from bora.errors import UserError
+from bora.lib.console import progress
 from bora.lib.files import make_output_folder, replace_files, write_text_atomically
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, find_places, to_device
 from bora.model.likelihood import token_nll
 from bora.report.voices import CONTINUATIONS, FOLDER, TOKENS
 from bora.runs.directory import SUMMARY, versions, write_json
-from bora.train.authorship import Progress
 from bora.use.generate import generate
 from bora.use.restore import Restored
 
@@ -66,7 +66,6 @@ def find_voices(
     prompt: Any = None,
     documents: int | None = None,
     batch_size: int = 32,
-    progress: Progress = lambda steps, what: steps,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Voices:
     """Find the tokens of tasks, and let Θ and the tasks continue one prompt.
@@ -84,18 +83,16 @@ def find_voices(
     if prompt is None:
         prompt = restored.tokens.example(table[table["task"] == restored.model.adapters.task_names[0]].head(1))
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "repetition_penalty": REPETITION_PENALTY}
-    said = continue_prompt(restored, tasks, prompt, progress, **options)
+    said = continue_prompt(restored, tasks, prompt, **options)
     table = table[table["task"].isin(tasks)]
     if documents is not None:
         drawn = table.sample(frac=1, random_state=0).groupby("task").head(documents)
         table = table[table.index.isin(drawn.index)]
-    return Voices(characteristic_tokens(restored, table, batch_size, progress), said)
+    return Voices(characteristic_tokens(restored, table, batch_size), said)
 
 
 @torch.no_grad()
-def characteristic_tokens(
-    restored: Restored, table: pd.DataFrame, batch_size: int = 32, progress: Progress = lambda steps, what: steps
-) -> pd.DataFrame:
+def characteristic_tokens(restored: Restored, table: pd.DataFrame, batch_size: int = 32) -> pd.DataFrame:
     """Compute what each item of the vocabulary contributes to the gain of each task.
 
     Args:
@@ -149,13 +146,7 @@ def show_token(restored: Restored, token: int) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in signs)
 
 
-def continue_prompt(
-    restored: Restored,
-    tasks: Sequence[str],
-    prompt: Any,
-    progress: Progress = lambda steps, what: steps,
-    **options: Any,
-) -> pd.DataFrame:
+def continue_prompt(restored: Restored, tasks: Sequence[str], prompt: Any, **options: Any) -> pd.DataFrame:
     """Let Θ and tasks continue one prompt; where data.prompt names the task, the tasks alone.
 
     Args:
@@ -166,7 +157,7 @@ def continue_prompt(
         A row a speaker: task, prompt, text; Θ is last.
     """
     mean = not restored.tokens.names_task
-    answers = generate(restored, tasks, [prompt], mean=mean, progress=progress, **options)
+    answers = generate(restored, tasks, [prompt], mean=mean, **options)
     rows = [(str(answer.speaker), show_prompt(prompt), answer.text) for answer in answers]
     return pd.DataFrame(rows, columns=["task", "prompt", "text"])
 
