@@ -37,7 +37,11 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
             tables = [table[table["level"] == level].set_index("unit") for table in units]
             effect, error = (pd.concat([t[n] for t in tables], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
             rows.append(_row(level, of_level, effect, error, tables[0]["test_tokens"].to_numpy(float)))
-    data = _with_gradients(pd.DataFrame(rows), runs[0])
+    data = pd.DataFrame(rows)
+    if own == "own_effect":
+        together = weighted_mean(evidence.by_task(tau, "effect").mean(axis=1).to_numpy(float), tasks)
+        data["gain_share"] = data["worth"] / together
+    data = _with_gradients(data, runs[0])
     inferred = read_inferred(runs[0])
     if inferred is not None:
         data.loc[0, ["inferred_lower_tau", "inferred_tau"]] = inferred
@@ -84,11 +88,13 @@ def _row(level: str, tau: float, effect: pd.Series, error: pd.Series, tokens: np
     known = effect.notna().to_numpy()  # a unit without a test document says nothing
     effects, errors, tokens = effect.to_numpy(float)[known], error.to_numpy(float)[known], tokens[known]
     row: dict[str, Any] = {"level": level, "units": len(known), "tau": tau, "sigma": tau**-0.5}
-    few = len(effects) < MIN_UNITS_OF_SPREAD or np.isnan(errors).all()
-    for name, found in (
-        ("worth", bootstrap(weighted_mean, effects, tokens)),
-        ("spread", Interval(math.nan) if few else bootstrap(spread, effects, errors)),
-    ):
+    if len(effects) < 2 or np.isnan(errors).all():
+        over_units = Interval(math.nan)
+    elif len(effects) < MIN_UNITS_OF_SPREAD:
+        over_units = Interval(float(spread(effects, errors)))
+    else:
+        over_units = bootstrap(spread, effects, errors)
+    for name, found in (("worth", bootstrap(weighted_mean, effects, tokens)), ("spread", over_units)):
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row
 
@@ -111,6 +117,8 @@ def _cells(data: pd.DataFrame) -> pd.DataFrame:
     cells["τ"] = ["" if math.isnan(tau) else format_tau(tau) for tau in data["tau"]]
     cells["σ"] = ["" if math.isnan(s) else f"{s:.2g}" for s in data["sigma"]]
     cells["worth [95 %]"] = intervals("worth", "+.4f")
+    if "gain_share" in data:
+        cells["share of the gain"] = ["" if math.isnan(share) else f"{share:.0%}" for share in data["gain_share"]]
     cells["sd over units [95 %]"] = intervals("spread", ".4f")
     if "share" in data:
         cells["share of gradients [95 %]"] = intervals("share", ".1%")
@@ -126,8 +134,14 @@ def _caption(data: pd.DataFrame, tau: float, against_mean: bool) -> str:
     caption = (
         f"At τ = {format_tau(tau)}: σ = 1/√τ is the prior's standard deviation. What a level is worth: "
         f"by how much the NLL of test documents is higher without its deviations{tasks}, nats a token, with a 95 % "
-        "bootstrap over its units; the standard deviation over units, given for ten and more, is less what chance adds."
+        "bootstrap over its units; the standard deviation over units is less what chance adds, with an interval for ten "
+        "and more."
     )
+    if "gain_share" in data:
+        caption += (
+            " The share of the gain is of what all deviations together bring against Θ; levels overlap, so shares need "
+            "not add up to 100 %."
+        )
     if "share" in data:
         caption += " The share is of the variance of validation documents' gradients at Θ (bora variance)."
     if "inferred_tau" in data:

@@ -655,6 +655,9 @@ def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tm
         units = {"level": "party", "unit": ["left", "right"], "test_tokens": [100, 50]}
         units |= {"effect": [0.03 + 0.02 * seed, 0.01], "effect_error": [0.001, 0.001]}
         pd.DataFrame(units).to_csv(run / "units.csv", index=False)
+        per_task = pd.read_csv(run / "per_task.csv").assign(effect=[0.02, 0.04, 0.06])
+        per_task["own_effect"], per_task["own_effect_error"] = per_task["effect"] / 4, 0.01
+        per_task.to_csv(run / "per_task.csv", index=False)
     found = sweep / "tau=100,seed=0/variance"
     found.mkdir()
     shares = {"column": ["task", "party", "sex"], "units": [3, 2, 2], "share": [0.04, 0.02, 0.01], "p_value": 0.01}
@@ -669,10 +672,12 @@ def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tm
     (folder,) = folders
     table = pd.read_csv(folder / "variance.csv").set_index("level")
     assert table.loc["task", ["tau", "sigma", "units", "share"]].tolist() == [100, 0.1, 3, 0.04]
+    assert table.loc["task", "gain_share"] == pytest.approx(0.25)
     assert table.loc["task", ["inferred_lower_tau", "inferred_tau"]].tolist() == [2, 30]
     assert table.loc["party", ["tau", "sigma", "units"]].tolist() == [25, 0.2, 2]
     assert table.loc["party", "worth"] == pytest.approx((0.04 * 100 + 0.01 * 50) / 150)  # of both seeds, by token
-    assert math.isnan(table.loc["party", "spread"])  # of two units
+    assert table.loc["party", "spread"] == pytest.approx(math.sqrt(np.var([0.04, 0.01], ddof=1) - 0.001**2))
+    assert math.isnan(table.loc["party", "spread_low"])  # of two units
     assert math.isnan(table.loc["sex", "tau"])  # no level of the runs
     assert (folder / "figure11.png").is_file()
     page = (tmp_path / "report/index.html").read_text()
