@@ -59,7 +59,8 @@ class Columns:
         Raises:
             ReadError: a column is missing, or there twice.
         """
-        listed = printable(", ".join(available)[:MAX_LIST_CHARS]) or "no columns"
+        shown = (name if name == name.strip() else repr(name) for name in available)  # a space would not be seen
+        listed = printable(", ".join(shown)[:MAX_LIST_CHARS]) or "no columns"
         task = self.task or next((c for c in self.tasks if c in available), None)
         text = self.text or next((c for c in self.texts if c in available), self.texts[0])
         if task is None and self.need_task:
