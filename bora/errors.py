@@ -1,7 +1,8 @@
 """The one exception for what a user can put right, and how other errors are told in one line."""
 
+import math
 import traceback
-from numbers import Real
+from numbers import Integral, Real
 
 
 class UserError(Exception):
@@ -13,13 +14,17 @@ class UserError(Exception):
 
 
 def require_positive(**values: object) -> None:
-    """
-    Raises:
-        UserError: one of these settings is not a number above 0.
-    """
+    """Refuse settings that are not finite numbers above 0, by a UserError."""
     for name, value in values.items():
-        if not isinstance(value, Real) or not float(value) > 0:
+        if not isinstance(value, Real) or not 0 < float(value) < math.inf:
             raise UserError(f"{name}={value!r}: give a number above 0")
+
+
+def require_count(**values: object) -> None:
+    """Refuse settings that are not whole numbers above 0, by a UserError."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
+            raise UserError(f"{name}={value!r}: give a whole number, 1 or more")
 
 
 def first_line(error: BaseException) -> str:

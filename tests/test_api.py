@@ -55,6 +55,8 @@ def speeches(tmp_path) -> pd.DataFrame:
 def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
     torch.manual_seed(7)
     drawn = torch.get_rng_state()
+    with pytest.raises(UserError):
+        bora.fit(frame.head(1), **SMALL, **COLUMNS, tau=50, output="refused")
     found = bora.fit(frame, **SMALL, **COLUMNS, tau=50, output="python", overrides=["optim.patience=3"])
     assert torch.equal(torch.get_rng_state(), drawn)  # the caller's
     frame.to_csv("again.csv", index=False)
@@ -209,6 +211,7 @@ def test_scores_and_writers_are_the_evaluations(run, speeches, call, tmp_path):
         "prior='uniforn'": lambda: run.who_wrote("a", prior="uniforn"),
         "batch_size=-1": lambda: run.who_wrote("a", batch_size=-1),
         "batch_size=0": lambda: run.score(speeches, batch_size=0),
+        "epochs=2.5": lambda: run.adapt(speeches, "adapted", epochs=2.5),
         "epochs=0": lambda: run.adapt(speeches, "adapted", epochs=0),
         "lr=-1.0": lambda: run.adapt(speeches, "adapted", lr=-1.0),
         "there is no text": lambda: run.who_wrote([]),

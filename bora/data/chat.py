@@ -14,6 +14,7 @@ from bora.errors import UserError, first_line
 
 Message = dict[str, Any]
 Ids = list[int]
+ANSWER = "☃snow"  # that no template writes
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template says itself what the assistant says
 
 
@@ -37,12 +38,15 @@ def to_messages(value: Any) -> str:
     Raises:
         ValueError: it is neither, or a message lacks its role or content.
     """
-    if isinstance(value, str):
+    written = isinstance(value, str)
+    if written:
         if not value.strip():
             return ""
         value = json.loads(value)
     elif pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
+    if not written:
+        value = _without_nulls(value)
     messages = [_to_message(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else None
     if messages is None:
         raise ValueError('give a list of messages, [{"role": "user", "content": "…"}, …]')
@@ -64,7 +68,7 @@ def _without_nulls(value: Any) -> Any:
 def _to_message(value: Any) -> Message:
     if not isinstance(value, Mapping):
         raise ValueError(f'a message is an object with "role" and "content", not a {type(value).__name__}')
-    message = _without_nulls(value)
+    message = {str(key): part for key, part in value.items() if part is not None}
     if "tool_calls" in message:
         message.setdefault("content", "")
     for key in ("role", "content"):
@@ -128,14 +132,15 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], Ids]) -> int | None:
-    """Find the token by which the template ends an answer, such as <|im_end|>; None where there is none of its own."""
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    """Find the token by which the template ends an answer; None where there is none of its own."""
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
         text = write(tokenizer, turns)
     except UserError:
         return None
-    behind = encode(text[text.rfind("b") + 1 :])
-    return next((token for token in behind if token in tokenizer.added_tokens_decoder), None)
+    behind = encode(text[text.rfind(ANSWER) + len(ANSWER) :])
+    added = tokenizer.added_tokens_decoder  # some are white space, which an answer may hold
+    return next((token for token in behind if token in added and added[token].content.strip()), None)
 
 
 def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str], Ids]) -> slice:

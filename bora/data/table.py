@@ -74,7 +74,9 @@ def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
     found = columns.find(list(available))
     if chats := found.get("messages"):
         for record, line in zip(records, filter(str.strip, text_lines(file)), strict=True):
-            record[chats] = json.loads(line).get(chats)  # in a chat a number is a number
+            # In a chat a number is a number, and null is null.
+            chat = json.loads(line).get(chats)
+            record[chats] = chat if isinstance(chat, str | None) else json.dumps(chat, ensure_ascii=False)
     return finish(text_table([{c: [r.get(c) for r in records] for c in found.values()}], found))
 
 

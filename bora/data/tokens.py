@@ -216,8 +216,6 @@ class Tokens:
             tokens = cached_table("tokens", key, lambda: self._encode(table))
         encoded = _to_pieces(tokens)
         highest = pc.max(tokens["ids"].combine_chunks().values).as_py() if encoded else None
-        if highest is None and table["text"].str.strip().any():
-            raise UserError("the tokenizer makes no token of any document; are all of its files in the model's folder?")
         if highest is not None and highest >= self.vocabulary:
             for piece in encoded:
                 self.require_embeddings(piece.ids, f"the document in row {table.index[piece.document]}")

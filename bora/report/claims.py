@@ -75,7 +75,7 @@ def _judge_every_task(claim: str, difference: Difference | None) -> Claim:
     against, how = always_worse, "worse with every seed"
     if always_better.all():
         verdict = CONFIRMED
-    elif difference.overall.sign > 0 or (seeds > 1 and always_worse.any()):
+    elif (n >= MIN_TASKS and difference.overall.sign > 0) or (seeds > 1 and always_worse.any()):
         verdict = REFUTED
     else:
         verdict = UNDECIDED

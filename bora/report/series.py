@@ -132,8 +132,8 @@ class Series:
 
     @property
     def only_learned(self) -> bool:
-        """Tell whether no run was given its τ."""
-        return all(run.learned is not None for run in self.runs)
+        """Tell whether no run between the limits was given its τ."""
+        return all(run.learned is not None for run in self.runs if not run.is_limit)
 
     @property
     def learned_beside(self) -> list[Run]:

@@ -40,7 +40,7 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
     data = pd.DataFrame(rows)
     if own == "own_effect":
         together = weighted_mean(evidence.by_task(tau, "effect").mean(axis=1).to_numpy(float), tasks)
-        data["gain_share"] = data["worth"] / together
+        data["gain_share"] = data["worth"] / together if together > 0 else math.nan
     data = _with_gradients(data, runs[0])
     inferred = read_inferred(runs[0])
     if inferred is not None:

@@ -134,8 +134,9 @@ class RunDirectory:
             return True
         if not is_first_process():
             return False
-        written = CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK, SUMS
-        if not (self.path / OVERRIDES).is_file() and (theirs := [f for f in written if (self.path / f).exists()]):
+        written = CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK, SUMS, "checkpoints"
+        ours = (self.path / OVERRIDES).is_file() or ((self.path / CONFIG).is_file() and self.last.is_file())
+        if not ours and (theirs := [f for f in written if (self.path / f).exists()]):
             raise UserError(
                 f"{self.path} is no run's folder and holds {', '.join(theirs)}, which the run would replace; choose "
                 "another folder with hydra.run.dir=…, in a sweep hydra.sweep.dir=…, in Python output=…"

@@ -14,7 +14,7 @@ import torch
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded, Tokens
-from bora.errors import require_positive
+from bora.errors import require_count
 from bora.lib.console import progress
 from bora.model.batch import to_device
 
@@ -62,7 +62,7 @@ def score_tasks(model: HierarchicalLoRA, tokens: Tokens, table: pd.DataFrame, ba
     Raises:
         UserError: see `Tokens.encode` and `Tokens.encode_under`.
     """
-    require_positive(batch_size=batch_size)
+    require_count(batch_size=batch_size)
     names = model.adapters.task_names
     if tokens.names_task:
         encoded = tokens.encode_under(table.assign(task=names[0]), names)

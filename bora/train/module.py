@@ -189,15 +189,15 @@ class TrainingModule(L.LightningModule):
 
     def groups(self, dataset: Documents, part: int = 0) -> Groups:
         """Sort a split's documents by task, part 0, or by unit of a level, 1 … L."""
-        of, levels = dataset.rows()[:, part].to(self.device), self.model.adapters.levels
+        of, levels = dataset.rows()[:, part], self.model.adapters.levels
         n_tasks = len(self.model.tasks)
         if part == 0 or levels is None:
             return Groups(of, n_tasks)
         return Groups(of - levels.first_row(part - 1, n_tasks), len(levels.units[part - 1]))
 
     def profile(self, part: int = 0) -> Profile:
-        """Give the last validation's NLL at `scales`, by task or by unit of a level. Every process must ask for it."""
-        return make_profile(self.scales, *self.shrunk.compute(), self.groups(self._validated, part))
+        """Give the last validation's NLL at `scales`, by task or by unit of a level."""
+        return make_profile(self.scales, *self.shrunk.found(), self.groups(self._validated, part))
 
     def effect(self, part: int | None = None) -> dict[str, Tensor]:
         """Give how much lower θ_d makes the test documents' NLL: see `paired_difference`.
@@ -206,7 +206,7 @@ class TrainingModule(L.LightningModule):
             part: against θ_d without the task's own deviation, 0, or without the unit's of a level, 1 … L, by unit; None
                 against Θ.
         """
-        nats, tokens = self.tested.compute()
+        nats, tokens = self.tested.found()
         other = nats[1 if part is None else 2 + part]
         return paired_difference(other - nats[0], tokens, self.groups(self._tested, part or 0))
 
@@ -230,10 +230,10 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.scales:
-            nats, _ = self.shrunk.compute()
+            nats, _ = self.shrunk.found()
             best = int(nats.sum(dim=1).argmin())
             own = self.shrunk.nats[best], self.shrunk.tokens  # of this process; the metric adds up all
-            self.metric("val").update(*own, self.groups(self._validated).of)
+            self.metric("val").update(*own, self.groups(self._validated).of.to(self.device))
             self.log("val/c", float(self.scales[best]), rank_zero_only=True)
         self._log_perplexity("val")
         if "val_by_batch" in self.validates:
@@ -260,6 +260,7 @@ class TrainingModule(L.LightningModule):
         self.metric("base_test").update(self.model.nll(batch, "base"), scored, batch["task"])
 
     def on_test_epoch_end(self) -> None:
+        self.tested.found()  # while the processes can exchange what they have
         self._log_perplexity("test")
         base = self.metric("base_test").compute()
         self.log("base_test/perplexity", base["perplexity"], rank_zero_only=True)

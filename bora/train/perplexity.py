@@ -70,8 +70,13 @@ class DocumentNLL(Metric):
         self.tokens.index_add_(0, document, scored.double())
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return nats [M, N] and scored tokens [N]."""
+        """Return what `found` does, but without dimensions of length 1."""
         return self.nats, self.tokens
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Return nats [M, N] and scored tokens [N], on the CPU. The first time every process must ask for them."""
+        nats, tokens = self.compute()
+        return nats.reshape(self.nats.shape).cpu(), tokens.reshape(self.tokens.shape).cpu()
 
 
 class Groups(NamedTuple):
@@ -117,8 +122,10 @@ def make_profile(scales: Sequence[float], nats: Tensor, tokens: Tensor, groups: 
     """
     gain = nats - nats[0]
     moments = torch.stack([groups.sum(gain * row) for row in gain])
-    parts = groups.sum(nats), moments, groups.sum(torch.ones_like(tokens)), groups.sum(tokens)
-    return Profile(torch.tensor(scales, dtype=torch.float64), *(part.cpu() for part in parts))
+    n_documents = groups.sum(torch.ones_like(tokens))
+    return Profile(
+        torch.tensor(scales, dtype=torch.float64), groups.sum(nats), moments, n_documents, groups.sum(tokens)
+    )
 
 
 class BatchPerplexity(Metric):

@@ -1,16 +1,18 @@
 """One run, top to bottom: data → model → fit → test → the run directory's files."""
 
 import logging
+import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from bora.config import Config
 from bora.data.corpus import Corpus
@@ -73,11 +75,7 @@ def train(
         Stopped: by a signal; with the same config and directory it resumes.
     """
     silence_warnings()
-    with (
-        isolate_rng(include_cuda=False),
-        stopping() as stop,
-        claim_together(directory, cfg, overrides) as (directory, finished),
-    ):
+    with keep_random_state(), stopping() as stop, claim_together(directory, cfg, overrides) as (directory, finished):
         if finished:
             log.info("this run is finished already")
             _warn_of_later_data(cfg, directory)
@@ -181,6 +179,18 @@ def silence_warnings() -> None:
         "FSDP2-wrapped module .* returned a view tensor",  # nothing changes a block's output in place
     ):
         warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def keep_random_state() -> Iterator[None]:
+    """Put back, at the end, the state of what draws numbers in this process on the CPU: torch, NumPy, Python."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
 
 
 def collect_results(module: TrainingModule, corpus: Corpus) -> tuple[pd.DataFrame, dict[str, Any]]:

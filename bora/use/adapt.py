@@ -22,7 +22,7 @@ from bora.data.columns import level_cells
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
 from bora.data.tokens import Encoded, Truncation
-from bora.errors import UserError, require_positive
+from bora.errors import UserError, require_count, require_positive
 from bora.lib.console import progress
 from bora.model.batch import Batch, to_device
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
@@ -197,7 +197,8 @@ def adapt(
     Raises:
         UserError: τ is out of range, or training diverged.
     """
-    require_positive(tau=tau, epochs=epochs, lr=lr, batch_size=batch_size)
+    require_positive(tau=tau, lr=lr)
+    require_count(epochs=epochs, batch_size=batch_size)
     names = list(dict.fromkeys(new.tasks))
     index = [names.index(t) for t in new.tasks]
     whose = {e.document: d for e, d in zip(new.encoded, index, strict=True)}
@@ -259,4 +260,5 @@ def write_adapted(
         "versions": versions(),
     }
     shared = {key: restored.summary[key] for key in ("model", "dtype", "data", "params_per_task", "backbone_sha256")}
+    shared |= {key: restored.summary[key] for key in ("model_folder",) if key in restored.summary}
     directory.write_summary(summary | shared | about)

@@ -135,11 +135,11 @@ def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
         UserError: there is no finished run in that folder, its files are damaged, its backbone cannot be loaded, or
             there is no such device.
     """
-    if device not in ("cpu", "cuda"):
+    if device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"device={device!r}: give cpu or cuda")
     if dtype not in (None, *get_args(Dtype)):
         raise UserError(f"dtype={dtype!r}: give {', '.join(get_args(Dtype))}")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("torch sees no CUDA device here; choose the device cpu")
     directory = RunDirectory(Path(run).expanduser())
     summary, cfg = directory.summary(), directory.config()

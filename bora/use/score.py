@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from bora.bayes.model import HierarchicalLoRA, Under
 from bora.data.batches import Documents
-from bora.errors import UserError, require_positive
+from bora.errors import UserError, require_count
 from bora.lib.console import progress
 from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
@@ -37,7 +37,7 @@ def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tu
         token) and MODELS' columns; and MODELS' columns over all tokens, with `perplexity_macro`, the plain mean over
         those tasks, and `n_truncated` documents.
     """
-    require_positive(batch_size=batch_size)
+    require_count(batch_size=batch_size)
     model, names = restored.model, restored.model.adapters.task_names
     encoded, truncation = restored.tokens.encode(table)
     tasks = np.array([names.index(task) for task in table["task"]])

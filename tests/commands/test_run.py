@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import subprocess
 
 import pandas as pd
@@ -203,6 +204,13 @@ def test_a_run_without_any_validation_is_refused_when_it_ends(command):
     code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "trainer.extra.max_time=00:00:00:00")
     assert code == 2
     assert err.startswith("bora: training ended before any validation (by trainer.max_time")
+
+
+def test_an_interrupted_run_copied_without_hidden_files_is_resumed(command, tmp_path):
+    words = "logger=none", *SMALL, "trainer.max_steps=1"
+    assert command(*words, "hydra.run.dir=a")[0] == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b", ignore=shutil.ignore_patterns(".*", "summary.json"))
+    assert command(*words, "hydra.run.dir=b")[0] == 0
 
 
 def test_a_users_own_files_are_not_replaced(command, tmp_path):

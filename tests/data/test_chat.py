@@ -152,7 +152,8 @@ def test_a_pair_is_written_as_a_question_and_its_answer(tokenizer):
 
 def test_the_end_of_an_answer_is_the_first_token_that_the_template_puts_behind_it(tokenizer):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-    for template, end in ((PLAIN, "</s>"), (PLAIN.replace("</s>", "<|im_end|>"), "<|im_end|>"), ("", None)):
+    tokenizer.add_tokens(["\n"])
+    for template, end in ((PLAIN, "</s>"), (PLAIN.replace("</s>", "\n<|im_end|>"), "<|im_end|>"), ("", None)):
         tokenizer.chat_template = template
         tokens = Tokens(tokenizer, len(tokenizer), 32, chat=True)
         assert tokens.end_of_turn == (None if end is None else tokenizer.convert_tokens_to_ids(end))
@@ -163,7 +164,7 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 
 
 def test_chats_are_read_from_json_lines_parquet_csv_and_frames(tmp_path):
-    calls = [{"x": {"n": 3, "p": 1.5}}, {"y": ["z"]}]  # Arrow gives each the keys of both, null
+    calls = [{"x": {"n": 3, "p": 1.5}}, {"y": ["z"]}]  # in Parquet each has the keys of both, null where it had none
     called = [{"role": "assistant", "content": "", "tool_calls": calls}]
     rows = [{"task": "a", "chat": MESSAGES}, {"task": "b", "chat": MESSAGES[:1]}, {"task": "b", "chat": called}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -184,6 +185,8 @@ def test_chats_are_read_from_datasets(tmp_path):
 
 def test_other_fields_of_a_message_are_kept_as_json_has_them():
     call = {"role": "assistant", "content": None, "tool_calls": np.array([{"n": np.float32(2)}]), "at": pd.Timestamp(0)}
+    said = [{"role": "assistant", "content": "", "tool_calls": [{"x": None}]}]
+    assert json.loads(to_messages(json.dumps(said))) == said  # a null that was written is one
     (kept,) = json.loads(to_messages([call]))
     assert kept == {"role": "assistant", "content": "", "tool_calls": [{"n": 2.0}], "at": "1970-01-01 00:00:00"}
 

@@ -201,6 +201,10 @@ def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid
     assert table1[["tau", "seeds"]].to_numpy().tolist() == [[33, 3]]
     page = (tmp_path / "report/index.html").read_text()
     assert ("τ = 33 was learned" in page, "τ learned:" in page) == (True, False)
+    for limit in (0.0, math.inf):  # beside which they are not compared with themselves either
+        write_run(tmp_path / f"s/{limit}", limit)
+    (series,), _ = series_of(read_runs([tmp_path / "s"])[0])
+    assert (series.taus, series.only_learned, series.learned_beside) == ([0, 33, math.inf], True, [])
 
 
 def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, tmp_path):

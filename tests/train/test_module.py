@@ -81,6 +81,14 @@ def test_dropout_is_drawn_anew_for_each_batch_and_process_and_only_in_training()
     assert torch.equal(module.eval().model.objective(batch).loss, plain.model.objective(batch).loss)
 
 
+def test_the_nll_of_a_single_document_keeps_its_shape():
+    metric = DocumentNLL(2, 1)
+    metric.update(torch.tensor([[1.0], [3.0]]), torch.tensor([4]), torch.tensor([0]))
+    nats, tokens = metric.found()
+    assert (nats.tolist(), tokens.tolist()) == ([[1], [3]], [4])
+    assert paired_difference(nats[1] - nats[0], tokens, Groups(torch.tensor([0]), 1))["difference"].tolist() == [0.5]
+
+
 def test_a_paired_difference_and_its_error_are_those_of_a_ratio_of_sums_over_documents():
     rng = np.random.default_rng(0)
     document = rng.permutation(np.repeat(np.arange(60), 3))  # in three pieces each
@@ -89,7 +97,7 @@ def test_a_paired_difference_and_its_error_are_those_of_a_ratio_of_sums_over_doc
     metric = DocumentNLL(2, 60)
     for some in np.array_split(np.arange(180), 7):
         metric.update(*(torch.tensor(v) for v in (nll[:, some], tokens[some], document[some])))
-    nats, n_tokens = metric.compute()
+    nats, n_tokens = metric.found()
     found = paired_difference(nats[1] - nats[0], n_tokens, Groups(torch.tensor(task), 3))
     whole = pd.DataFrame({"d": nll[1] - nll[0], "t": tokens}).groupby(document).sum()
     for d in range(2):
