@@ -133,7 +133,8 @@ class Series:
     @property
     def only_learned(self) -> bool:
         """Tell whether no run between the limits was given its τ."""
-        return all(run.learned is not None for run in self.runs if not run.is_limit)
+        between = [run for run in self.runs if not run.is_limit]
+        return bool(between) and all(run.learned is not None for run in between)
 
     @property
     def learned_beside(self) -> list[Run]:

@@ -201,8 +201,12 @@ def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid
     assert table1[["tau", "seeds"]].to_numpy().tolist() == [[33, 3]]
     page = (tmp_path / "report/index.html").read_text()
     assert ("τ = 33 was learned" in page, "τ learned:" in page) == (True, False)
-    for limit in (0.0, math.inf):  # beside which they are not compared with themselves either
+    for limit in (0.0, math.inf):
         write_run(tmp_path / f"s/{limit}", limit)
+    (series,), _ = series_of(read_runs([tmp_path / "s"])[0])
+    assert (series.taus, series.only_learned, len(series.learned_beside)) == ([0, math.inf], False, 3)
+    for seed in range(3):  # with levels they are no runs beside the limits, but between them
+        of_level(tmp_path / f"s/{seed}", 20.0)
     (series,), _ = series_of(read_runs([tmp_path / "s"])[0])
     assert (series.taus, series.only_learned, series.learned_beside) == ([0, 33, math.inf], True, [])
 
