@@ -18,9 +18,10 @@ from bora.errors import UserError
 from bora.model.batch import find_places
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
+from bora.use import curvature
 from bora.use.adapt import adapt, encode_documents
 from bora.use.evaluate import level_posteriors
-from bora.use.restore import restore
+from bora.use.restore import restore, split_documents
 from bora.use.score import perplexities
 from tests.conftest import hierarchical, one_line, tiny_opt
 
@@ -86,8 +87,38 @@ def test_the_runs_files_name_the_levels_and_their_units(run):
                 nats += without - with_it
             found = units[(units["level"] == column) & (units["unit"] == unit)].iloc[0]
             assert found["effect"] * found["test_tokens"] == pytest.approx(nats, abs=1e-3)
+    for name, effect, n_tokens in per_task[["task", "own_effect", "test_tokens"]].itertuples(index=False):
+        nats = 0.0  # without the task's own deviation
+        for i in np.flatnonzero(table["task"] == name):
+            d = model.adapters.task_names.index(name)
+            own = {column: [str(table[column].iloc[i])] for column in levels.columns}
+            (rows,) = levels.rows_of_cells(own, len(model.tasks))
+            theta = (model.adapters.mean + model.adapters.stored[rows].sum(dim=0)).detach()
+            batch = Documents([encoded[i]], [d])[[0], 1]
+            both = theta, theta + model.adapters.stored[d].detach()
+            without, with_it = (float(model.backbone.nll(batch, t[None])) for t in both)
+            nats += without - with_it
+        assert effect * n_tokens == pytest.approx(nats, abs=1e-3)
     assert RunDirectory(run).summary()["levels"] == {"party": 100, "year": 50}
     assert RunDirectory(run).verify() == []
+
+
+def test_curvature_is_taken_at_each_documents_own_theta(run, monkeypatch):
+    restored, seen, gradients = restore(run), [], curvature._gradients
+
+    def keep(backbone, batch, theta, whose):
+        seen.append((batch["task"], batch["units"], theta.detach()))
+        return gradients(backbone, batch, theta, whose)
+
+    monkeypatch.setattr(curvature, "_gradients", keep)
+    table = split_documents(restored.directory, "train").query("task == 't0' or task == 't3'")
+    measured, _ = curvature.measure_curvature(restored, table, 8)
+    adapters = restored.model.adapters
+    assert len(measured) == 2
+    assert {len(set(units[:, 1].tolist())) for _, units, _ in seen} & {2, 3}  # years within a batch
+    for task, units, theta in seen:
+        expected = adapters.mean + adapters.stored[task] + adapters.stored[units].sum(dim=1)
+        torch.testing.assert_close(theta, expected.detach())
 
 
 def test_units_speak_and_are_exported(run, call, tmp_path):
