@@ -38,14 +38,13 @@ def to_messages(value: Any) -> str:
     Raises:
         ValueError: it is neither, or a message lacks its role or content.
     """
-    written = isinstance(value, str)
-    if written:
+    if isinstance(value, str):
         if not value.strip():
             return ""
         value = json.loads(value)
     elif pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
-    if not written:
+    else:
         value = _without_nulls(value)
     messages = [_to_message(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else None
     if messages is None:

@@ -69,14 +69,12 @@ def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
             raise UserError(f"line {number} is not JSON ({getattr(error, 'msg', error)})") from error
         if not isinstance(record, dict):
             raise UserError(f"line {number} is not a JSON object; give one object a line")
+        if columns.messages in record:  # in a chat a number is a number, and null is null
+            chat = json.loads(line)[columns.messages]
+            record[columns.messages] = chat if isinstance(chat, str | None) else json.dumps(chat, ensure_ascii=False)
         available.update(dict.fromkeys(record))
         records.append(record)
     found = columns.find(list(available))
-    if chats := found.get("messages"):
-        for record, line in zip(records, filter(str.strip, text_lines(file)), strict=True):
-            # In a chat a number is a number, and null is null.
-            chat = json.loads(line).get(chats)
-            record[chats] = chat if isinstance(chat, str | None) else json.dumps(chat, ensure_ascii=False)
     return finish(text_table([{c: [r.get(c) for r in records] for c in found.values()}], found))
 
 

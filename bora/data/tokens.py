@@ -226,9 +226,9 @@ class Tokens:
     @property
     def end_of_turn(self) -> int | None:
         """The token that ends a chat's answer; None where documents are no chats, or their template has none."""
-        return (
-            end_of_turn(self.tokenizer, lambda text: self._ids([text])[0]) if self.chat or self.chat_template else None
-        )
+        if not (self.chat or self.chat_template):
+            return None
+        return end_of_turn(self.tokenizer, lambda text: self._ids([text])[0])
 
     def encode_under(self, table: pd.DataFrame, names: Sequence[str]) -> list[Encoded]:
         """Tokenise rows of several tasks, each with its own task's name in the prompt, so that all score the same tokens.

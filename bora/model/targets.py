@@ -79,7 +79,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
         for name, module in backbone.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head
     }
-    given = patterns is not None
+    asked = [] if patterns is None or isinstance(patterns, str) else patterns
     if patterns is None:
         architecture = backbone.config.model_type
         if architecture not in DEFAULT_TARGETS:
@@ -107,8 +107,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
             + ". Text is a regular expression of a whole name; give names in brackets, [a,b]"
             * isinstance(patterns, str)
         )
-    names = patterns if given and not isinstance(patterns, str) else []
-    if missing := [name for name in names if not any(map(_matcher([name]), found))]:
+    if missing := [name for name in asked if not any(map(_matcher([name]), found))]:
         raise UserError(
             f"lora.target_modules={patterns}: {missing[0]} is no linear layer of the model; it has "
             f"{', '.join(_endings(linear))}"

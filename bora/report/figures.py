@@ -39,6 +39,7 @@ from bora.train.authorship import N_BINS, calibration_error
 
 DIVERGING = "PuOr"  # the middle is white
 MAX_TICKS = 13
+RING: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": VERMILION, "mew": 1.8}  # around what validation chose
 
 
 def sizes(evidence: Evidence) -> Figure:
@@ -89,7 +90,7 @@ def perplexity_by_tau(evidence: Evidence) -> Figure | None:
     if np.isfinite(half).any():
         ax.errorbar(x, y, half, fmt="none", ecolor=BLACK, elinewidth=1.2, capsize=3, label="95 %, over seeds")
     at, ring = taus.index(best), f"τ = {format_tau(best)}, by validation"
-    ax.plot(x[at], y[at], "o", ms=12, mfc="none", mec=VERMILION, mew=1.8, label=ring)
+    ax.plot(x[at], y[at], "o", label=ring, **RING)
     if learned := evidence.series.learned_beside:
         mean = np.mean([run.summary["test_perplexity"] for run in learned])
         ax.axhline(mean, color=BLUE, linewidth=1.4, linestyle="--", label="τ learned")
@@ -346,8 +347,7 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
     for i, run in enumerate(evidence.series.learned):
         above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label=None if i else "τ learned")
     if (chosen := evidence.best_middle_tau) in given:
-        ring: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": VERMILION, "mew": 1.8}
-        above.plot(chosen, given[chosen] - least, "o", label="by validation", **ring)
+        above.plot(chosen, given[chosen] - least, "o", label="by validation", **RING)
     above.set_ylabel("validation NLL,\nnats a token above the best")
     above.set_title("What speaks for which τ")
     if above.get_legend_handles_labels()[0]:

@@ -72,14 +72,11 @@ class Section:
     voices: ReportTable | None
 
     @property
-    def all_runs(self) -> list[Run]:
-        """List the series' runs, and those beside it that learned τ."""
-        return [*self.evidence.series.runs, *self.evidence.series.learned_beside]
-
-    @property
     def n_still_improving(self) -> int:
         """Count the runs whose best epoch is the last that they were allowed."""
-        return sum(run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in self.all_runs)
+        return sum(
+            run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in self.evidence.series.all_runs
+        )
 
     @property
     def uneven_taus(self) -> list[float]:
@@ -180,7 +177,7 @@ def _read_curves(
 ) -> list[tuple[Run, pd.DataFrame]]:
     """Read the validations of each run that has the file, which an archive does not hold."""
     curves = []
-    for run in (*evidence.series.runs, *evidence.series.learned_beside):
+    for run in evidence.series.all_runs:
         if (run.folder / file).is_file():
             try:
                 curves.append((run, read(RunDirectory(run.folder))))

@@ -142,6 +142,11 @@ class Series:
         return [] if self.only_learned else self.learned
 
     @property
+    def all_runs(self) -> list[Run]:
+        """List the runs at given τ, and those that learned it beside them."""
+        return [*self.runs, *self.learned_beside]
+
+    @property
     def taus(self) -> list[float]:
         """List every τ, in order."""
         return sorted({run.tau for run in self.runs})
@@ -217,8 +222,10 @@ def _tau_of_levels(run: Run) -> Any:
     taus = run.summary.get("levels")
     if run.learned is not None:
         return "learned"
-    if not taus or set(taus.values()) == {run.tau}:
-        return taus and "the tasks'"
+    if not taus:
+        return None
+    if set(taus.values()) == {run.tau}:
+        return "the tasks'"
     return ", ".join(f"{level} {format_tau(tau)}" for level, tau in taus.items())
 
 

@@ -259,6 +259,6 @@ def write_adapted(
         "temperature_note": "not fitted: no document of the new tasks is held out",
         "versions": versions(),
     }
-    shared = {key: restored.summary[key] for key in ("model", "dtype", "data", "params_per_task", "backbone_sha256")}
-    shared |= {key: restored.summary[key] for key in ("model_folder",) if key in restored.summary}
+    kept = {"model", "dtype", "data", "params_per_task", "backbone_sha256", "model_folder"}  # the last of some runs
+    shared = {key: value for key, value in restored.summary.items() if key in kept}
     directory.write_summary(summary | shared | about)
