@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bora.errors import UserError
 from bora.model.batch import Batch
+from bora.model.compiled import check_blocks, compilation
 from bora.model.graphs import Recorder
 from bora.model.likelihood import Head, document_nll
 from bora.model.lora import Layout, Linear, LowRank, adapted_linear, add_low_rank, linear_shape
@@ -44,6 +45,20 @@ class Update(NamedTuple):
     dropout: float
 
 
+# Classes of layers, since torch would compile each block by itself if each layer had a `forward` of its own.
+class _AdaptedLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return _run_adapted(self, x, self.weight, super().forward)
+
+
+class _AdaptedConv1D(Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        return _run_adapted(self, x, self.weight.T, super().forward)
+
+
+ADAPTED: dict[type, type] = {nn.Linear: _AdaptedLinear, Conv1D: _AdaptedConv1D}
+
+
 class Backbone(nn.Module):
     """A frozen causal language model whose target layers add a low-rank update, a row its own.
 
@@ -60,7 +75,7 @@ class Backbone(nn.Module):
         rank: r ≥ 1.
         alpha: LoRA's α.
         compile: run its blocks compiled by torch where gradients are needed: all of one kind are compiled once.
-            Validation and test are short and would need a compilation of their own, so they run as they are.
+            See bora.model.compiled.
         cuda_graphs: on a GPU, replay training's forward and backward from recordings; see bora.model.graphs.
         gradient_checkpointing: keep each block's input alone for the backward, which runs the block once more.
 
@@ -95,13 +110,13 @@ class Backbone(nn.Module):
             if hasattr(layer, UPDATE):
                 continue  # another backbone has the same model
             setattr(layer, UPDATE, None)
-            if type(layer) in (nn.Linear, Conv1D) and type(layer.weight.data) is Tensor:
-                layer.forward = partial(_run_adapted, layer)  # type: ignore[method-assign]
+            if type(layer) in ADAPTED and type(layer.weight.data) is Tensor:
+                layer.__class__ = ADAPTED[type(layer)]
             else:
                 layer.register_forward_hook(_add_update)
         self._recorder = Recorder(self._run, max_positions(model.config))
         self._recorded = cuda_graphs
-        self.compiled = compile
+        self.compiled, self._held = compile, False
         if compile:
             for block in blocks(self.decoder):
                 block.compile(dynamic=True)
@@ -126,6 +141,8 @@ class Backbone(nn.Module):
             theta, dropout: as `routed` takes them.
         """
         ids, mask = batch["input_ids"], batch.get("attention_mask")
+        if self.compiled and not self._held and theta is not None and torch.is_grad_enabled():
+            self._check_compiled(ids, theta)
         recorded = self._recorded and ids.is_cuda and mask is None and not dropout and torch.is_grad_enabled()
         if recorded and theta is not None and theta.requires_grad:
             hidden = self._recorder(ids, theta.to(self.dtype))
@@ -172,14 +189,9 @@ class Backbone(nn.Module):
         where padding itself is scored (experiment=reference).
         """
         padding = unpadded() if attention_mask is None else nullcontext()
-        with _kernels(input_ids.device), self._stance(), padding:
+        with _kernels(input_ids.device), compilation() if self.compiled else nullcontext(), padding:
             run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         return run.last_hidden_state
-
-    def _stance(self):
-        if self.compiled and not torch.is_grad_enabled():
-            return torch.compiler.set_stance("force_eager")
-        return nullcontext()
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -211,14 +223,21 @@ class Backbone(nn.Module):
                 "choose a causal (left-to-right) language model"
             )
 
+    def _check_compiled(self, ids: Tensor, like: Tensor) -> None:
+        """Compile the blocks for sizes as of this batch and check their gradients, under a random θ: B starts at 0."""
+        self._held = True
+        draw = torch.Generator(like.device).manual_seed(0)
+        theta = torch.randn(like.shape, generator=draw, device=like.device).mul_(0.02).to(self.dtype).requires_grad_()
+        with self.routed(theta), _kernels(ids.device), unpadded():
+            check_blocks(blocks(self.decoder), theta, lambda: self.hidden(ids))
 
-def _run_adapted(layer: Linear, x: Tensor) -> Tensor:
-    """Run a target layer with its update, in the place of its `forward`."""
+
+def _run_adapted(layer: Linear, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run a target layer with its update, in the place of its own `run`."""
     update: Update | None = getattr(layer, UPDATE)
     if update is None or update.dropout:
-        output = type(layer).forward(layer, x)  # type: ignore[arg-type]
+        output = run(x)
         return output if update is None else _add(update, x, output)
-    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
     return adapted_linear(x, weight, layer.bias, update.lora, update.scale)
 
 

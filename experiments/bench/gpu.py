@@ -276,9 +276,13 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
     taken = measure(config, corpus, count_cost(config, pretrained, corpus))
     alternatives = {}
     if cfg.device == "cuda" and config.model.name == "smollm2_135m":
-        with switches(cfg)["attention by cuDNN"]():
-            other = measure(config, corpus, count_cost(config, pretrained, corpus))
-        alternatives["attention by cuDNN"] = other.tokens_per_second
+        compiled, _ = compose_config([*overrides, "model.compile=true"])
+        for name, other, context in (
+            ("attention by cuDNN", config, switches(cfg)["attention by cuDNN"]),
+            ("model.compile=true", compiled, plain),
+        ):
+            with context():
+                alternatives[name] = measure(other, corpus, count_cost(other, pretrained, corpus)).tokens_per_second
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={folder}/run"]

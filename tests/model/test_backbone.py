@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bora.errors import UserError
 from bora.model.backbone import Backbone
+from bora.model.compiled import check_blocks
 from bora.model.targets import find_targets
 from tests.conftest import hierarchical, random_factors, tiny_opt
 from tests.model.test_architectures import GROUPED, TINY, tiny
@@ -29,6 +32,39 @@ def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first
     theta = torch.zeros(backbone.layout.n_parameters, requires_grad=True)
     backbone.nll({"input_ids": IDS, "labels": IDS}, theta)
     assert seen == {0: False, 1: True}
+
+
+def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch):
+    compile = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
+    torch._dynamo.reset()
+    counters.clear()
+    backbone = Backbone(tiny("llama", num_hidden_layers=10), None, 4, compile=True)
+    theta = torch.zeros(6, backbone.layout.n_parameters, requires_grad=True)
+    for documents, tokens in ((4, 16), (5, 7), (6, 16)):  # its rank is 4, its width 16
+        ids = IDS[:1, :tokens].expand(documents, tokens)
+        backbone.nll({"input_ids": ids, "labels": ids}, theta[:documents]).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 2  # the first block's input needs no gradient
+
+
+def test_a_block_that_torch_compiles_wrongly_is_refused():
+    theta, x = torch.ones(3, requires_grad=True), torch.arange(24.0).view(2, 4, 3)
+
+    class Block(nn.Module):
+        def __init__(self, error: float):
+            super().__init__()
+            self.error = error
+            self.compile(backend="eager")
+
+        def forward(self, x):
+            return x * theta + (self.error * x**2 if torch.compiler.is_compiling() else 0)
+
+    right, wrong = Block(0.0), Block(0.01)
+    check_blocks(nn.ModuleList([right]), theta, lambda: right(x))
+    with pytest.raises(
+        UserError, match=r"compiles a Block wrongly, its gradient is .* % off; set model\.compile=false"
+    ):
+        check_blocks(nn.ModuleList([right, wrong]), theta, lambda: wrong(right(x)))
 
 
 @pytest.mark.processes  # starts a compiler, for half a minute
