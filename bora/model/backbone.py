@@ -116,8 +116,10 @@ class Backbone(nn.Module):
                 layer.register_forward_hook(_add_update)
         self._recorder = Recorder(self._run, max_positions(model.config))
         self._recorded = cuda_graphs
-        self.compiled, self._held = compile, False
+        self.compiled, self._checked = compile, set[tuple[int, bool]]()
         if compile:
+            # Else the first block would be compiled once more: its input needs no gradient.
+            model.get_input_embeddings().register_forward_hook(_require_gradient)
             for block in blocks(self.decoder):
                 block.compile(dynamic=True)
         if gradient_checkpointing:
@@ -141,7 +143,7 @@ class Backbone(nn.Module):
             theta, dropout: as `routed` takes them.
         """
         ids, mask = batch["input_ids"], batch.get("attention_mask")
-        if self.compiled and not self._held and theta is not None and torch.is_grad_enabled():
+        if self.compiled and theta is not None and torch.is_grad_enabled():
             self._check_compiled(ids, theta)
         recorded = self._recorded and ids.is_cuda and mask is None and not dropout and torch.is_grad_enabled()
         if recorded and theta is not None and theta.requires_grad:
@@ -224,12 +226,28 @@ class Backbone(nn.Module):
             )
 
     def _check_compiled(self, ids: Tensor, like: Tensor) -> None:
-        """Compile the blocks for sizes as of this batch and check their gradients, under a random θ: B starts at 0."""
-        self._held = True
+        """Compile the blocks for a kind of batch when it first comes, and check their gradients.
+
+        Sizes are as of this batch. θ is random, since B starts at 0, and without dropout, whose masks would differ.
+        """
+        kind = like.dim(), 1 in ids.shape  # torch compiles each anew
+        if kind in self._checked:
+            return
+        self._checked.add(kind)
         draw = torch.Generator(like.device).manual_seed(0)
-        theta = torch.randn(like.shape, generator=draw, device=like.device).mul_(0.02).to(self.dtype).requires_grad_()
-        with self.routed(theta), _kernels(ids.device), unpadded():
-            check_blocks(blocks(self.decoder), theta, lambda: self.hidden(ids))
+        theta = torch.randn(like.shape, generator=draw, device=like.device, dtype=self.dtype).mul_(0.02)
+
+        def factors(block: nn.Module) -> list[Tensor]:
+            updates = (getattr(layer, UPDATE, None) for layer in block.modules())
+            return [factor for update in updates if update is not None for factor in update.lora]
+
+        with self.routed(theta.requires_grad_()), _kernels(ids.device), unpadded():
+            check_blocks(blocks(self.decoder), factors, lambda: self.hidden(ids))
+
+
+def _require_gradient(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    """Make embeddings require a gradient where there are gradients, as a forward hook."""
+    return output.requires_grad_().clone() if torch.is_grad_enabled() else None
 
 
 def _run_adapted(layer: Linear, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:

@@ -24,14 +24,16 @@ def compilation() -> AbstractContextManager[object]:
     return symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]
 
 
-def check_blocks(blocks: nn.ModuleList, theta: Tensor, run: Callable[[], object]) -> None:
+def check_blocks(
+    blocks: nn.ModuleList, factors: Callable[[nn.Module], list[Tensor]], run: Callable[[], object]
+) -> None:
     """Compile blocks and hold their gradients to the uncompiled ones: torch compiles some models wrongly, with no error.
 
     Multi-query Falcon is one, in torch 2.13 (https://github.com/pytorch/pytorch/issues/188084).
 
     Args:
         blocks: whose `compile` was called.
-        theta: what they run under; requires a gradient.
+        factors: what a block is differentiated by beside its input.
         run: calls each block with hidden states first.
 
     Raises:
@@ -43,15 +45,15 @@ def check_blocks(blocks: nn.ModuleList, theta: Tensor, run: Callable[[], object]
         run()
     for hook in hooks:
         hook.remove()
-    for block, (hidden, *others), options in calls:
+    while calls:
+        block, (hidden, *others), options = calls.pop(0)
         x = hidden.detach().requires_grad_()
         direction = torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape)
 
-        def gradients() -> list[Tensor]:
+        def gradients() -> tuple[Tensor, ...]:
             output = block(x.clone(), *others, **options)  # noqa: B023
             output = output if isinstance(output, Tensor) else output[0]
-            found = torch.autograd.grad((output * direction).sum(), (x, theta), allow_unused=True)  # noqa: B023
-            return [gradient for gradient in found if gradient is not None]  # θ has no part in a block without targets
+            return torch.autograd.grad((output * direction).sum(), [x, *factors(block)])  # noqa: B023
 
         with torch.compiler.set_stance("force_eager"):
             expected = gradients()

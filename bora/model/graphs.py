@@ -97,18 +97,19 @@ class Recorder:
         theta.requires_grad_()
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
+        # The stream is left here also where a recording fails; torch's graph would stay in it.
         with torch.cuda.stream(self._stream):
             self._differentiate(ids, theta)  # what is made once, such as cuBLAS's memory, may wait
             with _no_waiting():
                 self._differentiate(ids, theta)
+            forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(forward, pool=self._pool, stream=self._stream):
+                hidden = self.run(ids, theta)
+            self._pool = self._pool or forward.pool()  # the memory of one recording serves the next
+            of_hidden = torch.zeros_like(hidden)
+            with torch.cuda.graph(backward, pool=self._pool, stream=self._stream):
+                of_theta.copy_(torch.autograd.grad(hidden, theta, of_hidden)[0])
         torch.cuda.current_stream().wait_stream(self._stream)
-        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=self._pool):
-            hidden = self.run(ids, theta)
-        self._pool = self._pool or forward.pool()  # the memory of one recording serves the next
-        of_hidden = torch.zeros_like(hidden)
-        with torch.cuda.graph(backward, pool=self._pool):
-            of_theta.copy_(torch.autograd.grad(hidden, theta, of_hidden)[0])
         return Recording(ids, theta.detach(), hidden.detach(), of_hidden, of_theta, forward, backward)
 
     def _differentiate(self, ids: Tensor, theta: Tensor) -> None:

@@ -52,45 +52,56 @@ def chunk_elements(device: torch.device) -> int:
     return min(2**27, torch.cuda.get_device_properties(device).total_memory // 256)
 
 
+def _accumulator(hidden: Tensor) -> torch.dtype:
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def _chunk_nll(hidden: Tensor, targets: Tensor, head: Head, gradient: Tensor | None) -> Tensor:
+    """Return the NLL of a chunk's rows and write their gradient into `gradient`, if there is one.
+
+    A function of its own, so that a chunk's logits are gone before the next one's are made.
+    """
+    weight, bias, scale, cap = head
+    logits = nn.functional.linear(hidden, weight, bias)
+    if can_fuse(hidden):
+        nll = nll_and_gradient(logits, targets, scale, cap, gradient is not None)
+        if gradient is not None:
+            torch.mm(logits, weight, out=gradient)
+        return nll
+    target = targets[:, None]
+    logits = logits.to(_accumulator(hidden))
+    if scale != 1:
+        logits.mul_(scale)
+    slope = None  # of the cap
+    if cap is not None:
+        tanh = logits.div_(cap).tanh_()
+        if gradient is not None:
+            slope = 1 - tanh.square()
+        logits = tanh.mul_(cap)
+    top, logit = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
+    # In place and once each: passes over [chunk, V] are what this costs beside the products.
+    unnormalised = logits.sub_(top).exp_()
+    z = unnormalised.sum(dim=1, keepdim=True)
+    nll = z.log() + top - logit
+    if gradient is not None:
+        unnormalised.scatter_add_(1, target, -z)  # z (p − e_target)
+        if slope is not None:
+            unnormalised.mul_(slope)
+        gradient.copy_((unnormalised.to(weight.dtype) @ weight).div_(z if scale == 1 else z / scale))
+    return nll.squeeze(1)
+
+
 class _TokenNLL(torch.autograd.Function):
     """−log softmax(logits)[target] for each row of `hidden`; the head is a constant."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-        weight, bias, scale, cap = head
-        accumulate = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        nll = torch.empty(len(hidden), dtype=accumulate, device=hidden.device)
+        nll = torch.empty(len(hidden), dtype=_accumulator(hidden), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = max(1, chunk_elements(hidden.device) // len(weight))
-        fused = can_fuse(hidden)
+        chunk = max(1, chunk_elements(hidden.device) // len(head.weight))
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            logits = nn.functional.linear(hidden[rows], weight, bias)
-            if fused:
-                nll[rows] = nll_and_gradient(logits, targets[rows], scale, cap, gradient is not None)
-                if gradient is not None:
-                    torch.mm(logits, weight, out=gradient[rows])
-                continue
-            target = targets[rows, None]
-            logits = logits.to(accumulate)
-            if scale != 1:
-                logits.mul_(scale)
-            slope = None  # of the cap
-            if cap is not None:
-                tanh = logits.div_(cap).tanh_()
-                if gradient is not None:
-                    slope = 1 - tanh.square()
-                logits = tanh.mul_(cap)
-            top, logit = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
-            # In place and once each: passes over [chunk, V] are what this costs beside the products.
-            unnormalised = logits.sub_(top).exp_()
-            z = unnormalised.sum(dim=1, keepdim=True)
-            nll[rows] = (z.log() + top - logit).squeeze(1)
-            if gradient is not None:
-                unnormalised.scatter_add_(1, target, -z)  # z (p − e_target)
-                if slope is not None:
-                    unnormalised.mul_(slope)
-                gradient[rows] = (unnormalised.to(weight.dtype) @ weight).div_(z if scale == 1 else z / scale)
+            nll[rows] = _chunk_nll(hidden[rows], targets[rows], head, None if gradient is None else gradient[rows])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return nll

@@ -44,7 +44,11 @@ def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch)
     for documents, tokens in ((4, 16), (5, 7), (6, 16)):  # its rank is 4, its width 16
         ids = IDS[:1, :tokens].expand(documents, tokens)
         backbone.nll({"input_ids": ids, "labels": ids}, theta[:documents]).sum().backward()
-    assert counters["stats"]["unique_graphs"] == 2  # the first block's input needs no gradient
+    assert counters["stats"]["unique_graphs"] == 1
+    for documents, of_batch in ((3, theta[0]), (1, theta[:1])):  # one θ for all; one document: torch compiles each anew
+        ids = IDS[:1].expand(documents, -1)
+        backbone.nll({"input_ids": ids, "labels": ids}, of_batch).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 3
 
 
 def test_a_block_that_torch_compiles_wrongly_is_refused():
@@ -60,11 +64,11 @@ def test_a_block_that_torch_compiles_wrongly_is_refused():
             return x * theta + (self.error * x**2 if torch.compiler.is_compiling() else 0)
 
     right, wrong = Block(0.0), Block(0.01)
-    check_blocks(nn.ModuleList([right]), theta, lambda: right(x))
+    check_blocks(nn.ModuleList([right]), lambda block: [theta], lambda: right(x))
     with pytest.raises(
         UserError, match=r"compiles a Block wrongly, its gradient is .* % off; set model\.compile=false"
     ):
-        check_blocks(nn.ModuleList([right, wrong]), theta, lambda: wrong(right(x)))
+        check_blocks(nn.ModuleList([right, wrong]), lambda block: [theta], lambda: wrong(right(x)))
 
 
 @pytest.mark.processes  # starts a compiler, for half a minute
