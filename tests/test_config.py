@@ -5,6 +5,7 @@ import inspect
 import lightning as L
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
 from bora.bayes.adamw import learning_rate
 from bora.commands.overrides import compose_config, format_value
@@ -141,3 +142,10 @@ def test_different_values_have_different_names():
 
 def test_flatten_is_by_dots():
     assert flatten({"a": {"b": [1], "c": {}}, "d": None}) == {"a.b": [1], "a.c": {}, "d": None}
+
+
+def test_the_callers_hydra_is_left_as_it_was(tmp_path):
+    (tmp_path / "theirs.yaml").write_text("a: 1")
+    with initialize_config_dir(str(tmp_path), version_base=None):
+        compose_config(["tau=1"])
+        assert compose("theirs") == {"a": 1}

@@ -8,16 +8,19 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser  # what `bora run` takes is Hydra's own to say
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser  # what `bora run` takes is Hydra's to say
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bora.config import Config, Trainer, conf_folder, find_secret, flatten, parse
@@ -77,7 +80,9 @@ def name_job(*swept: str, _root_: DictConfig) -> str:
 
 
 def _parse(words: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(words))
+    # glob() asks a loader which choices a group has.
+    loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
+    return OverridesParser.create(loader).parse_overrides(list(words))
 
 
 def prepare(words: list[str]) -> list[str]:
@@ -284,15 +289,26 @@ def compose_config(overrides: list[str]) -> tuple[Config, Path]:
 
 def _compose(overrides: list[str]) -> DictConfig:
     register_resolvers()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        try:
+    try:
+        with _own_hydra():
             return compose("config", overrides, return_hydra_config=True)
-        except MissingConfigException as error:
-            group, _, choice = str(error.missing_cfg_file).partition("/")
-            if not (conf_folder() / group).is_dir():
-                raise
-            raise UserError(_no_such_choice(group, choice)) from error
+    except MissingConfigException as error:
+        group, _, choice = str(error.missing_cfg_file).partition("/")
+        if not (conf_folder() / group).is_dir():
+            raise
+        raise UserError(_no_such_choice(group, choice)) from error
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Within it Hydra composes from conf/; after it the caller's Hydra, of which a process has one, is as it was."""
+    of_caller = get_gh_backup()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            yield
+    finally:
+        restore_gh_from_backup(of_caller)
 
 
 def _no_such_choice(group: str, choice: str) -> str:

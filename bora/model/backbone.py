@@ -31,6 +31,9 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 UPDATE = "bora_update"
 
 
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # a soft cap's names in configs
+
+
 class Update(NamedTuple):
     """What a target layer adds to its output: scale · B A dropout(x).
 
@@ -193,7 +196,7 @@ class Backbone(nn.Module):
         padding = unpadded() if attention_mask is None else nullcontext()
         with _kernels(input_ids.device), compilation() if self.compiled else nullcontext(), padding:
             run = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return run.last_hidden_state
+        return run.last_hidden_state.to(self.head.weight.dtype)  # Mamba's is float32
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -207,11 +210,11 @@ class Backbone(nn.Module):
         ids = torch.arange(8, device=self.model.device).remainder(config.vocab_size)[None]
         hidden = self.hidden(ids)
         with _kernels(ids.device):
-            whole = self.model(input_ids=ids, use_cache=False).logits.float()
+            whole = self.model(input_ids=ids, use_cache=False).logits
         if not whole.isfinite().all():
             raise UserError("the model's logits are not finite: its weights are damaged, or too large for its dtype")
         for self._scale, self._cap in _logit_changes(config):
-            if _close(self.head.logits(hidden).float(), whole):
+            if _close(self.head.logits(hidden), whole):
                 break
         else:
             raise UserError(
@@ -219,7 +222,7 @@ class Backbone(nn.Module):
                 "not by the output layer, a factor and a soft cap alone; choose another model"
             )
         ids[0, -1] = ids[0, 0]
-        if not _close(self.hidden(ids)[:, :-1].float(), hidden[:, :-1].float()):
+        if not _close(self.hidden(ids)[:, :-1], hidden[:, :-1]):
             raise UserError(
                 f"the architecture {config.model_type!r} reads the whole text at every position; "
                 "choose a causal (left-to-right) language model"
@@ -325,10 +328,12 @@ def _logit_changes(config: PreTrainedConfig) -> Iterator[tuple[float, float | No
     if scales[-1] is not None:
         scales.insert(-1, 1 / scales[-1])  # Granite divides by it, HyperCLOVA X multiplies
     for scale in (*scales, 1.0):
-        for cap in dict.fromkeys((given("final_logit_softcapping"), None)):
+        for cap in dict.fromkeys((*map(given, CAPS), None)):
             if scale is not None:
                 yield scale, cap
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:
-    return torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max()))
+    """Tell whether activations are the same but for the rounding of their dtype."""
+    rounding = 1e-4 if ours.dtype in (torch.float32, torch.float64) else 1e-2
+    return torch.allclose(ours.float(), theirs.float(), rtol=rounding, atol=rounding * float(theirs.abs().max()))

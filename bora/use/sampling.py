@@ -55,4 +55,5 @@ class Sampling(BaseModel):
         """
         given: dict[str, Any] = self.model_dump(exclude=OWN, exclude_none=True)
         pad = min(ends, default=0)
-        return GenerationConfig(**given, num_beams=1, eos_token_id=sorted(ends) or None, pad_token_id=pad)
+        one = {"num_beams": 1, "num_return_sequences": 1}  # the model's own generation config may have others
+        return GenerationConfig(**given, **one, eos_token_id=sorted(ends) or None, pad_token_id=pad)

@@ -38,6 +38,12 @@ def test_given_values_take_the_place_of_an_experiments(command):
     assert "Launching 2 jobs" in out
 
 
+def test_a_glob_is_of_a_groups_choices(command):
+    code, _, said = command("-m", "model=glob(opt_min*)", "tau=1", "data.n_tasks=x")
+    assert code == 2
+    assert "data.n_tasks" in said
+
+
 @pytest.mark.parametrize("sweep", ["joblib", "submitit_local", "submitit"])
 def test_gpus_are_asked_for_where_the_jobs_run(sweep):
     words = ["-m", f"sweep={sweep}", "trainer=gpu", "tau=1,2"]

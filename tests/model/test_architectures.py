@@ -48,6 +48,7 @@ CONFIGS = {
     "qwen2": GROUPED,
     "qwen3": GROUPED,
     "qwen2_moe": GROUPED | {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+    "recurrent_gemma": GROUPED | {"logits_soft_cap": 2.0, "lru_width": 16, "num_hidden_layers": 3},
     "stablelm": TINY,
 }
 # Both forms of embeddings, whatever the architecture's own is.

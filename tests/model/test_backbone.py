@@ -94,6 +94,17 @@ def test_a_head_that_does_more_than_scale_and_cap_is_refused():
         Backbone(bert)
 
 
+def test_hidden_states_in_another_dtype_than_the_heads_are_taken():
+    shape = {"vocab_size": 50, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "residual_in_fp32": True}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **shape)).bfloat16()
+    batch = {"input_ids": IDS, "labels": IDS}
+    with torch.no_grad():
+        found = Backbone(model, ["in_proj"]).nll(batch, None)
+        whole = model(input_ids=IDS).logits.float()
+    expected = nn.functional.cross_entropy(whole[:, :-1].mT, IDS[:, 1:], reduction="none").sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+
+
 def test_llama_4_is_its_own_base_and_is_taken_all_the_same():
     torch.manual_seed(0)
     shape = GROUPED | {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 24}

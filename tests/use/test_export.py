@@ -14,16 +14,18 @@ from huggingface_hub import ModelCard
 from huggingface_hub.constants import HF_HUB_CACHE
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import bora
 from bora.commands import export as command_line
 from bora.config import HubModel
 from bora.errors import UserError
 from bora.model.lora import LowRank
-from bora.use.export import base_name, export, merge_into, target_modules
+from bora.model.targets import named_targets
+from bora.use.export import base_name, export, merge_into, peft_config, target_modules
 from bora.use.restore import restore
 from tests.conftest import TASKS, one_line, tiny_opt
+from tests.model.test_architectures import GROUPED
 
 TOKENIZER = Path(bora.__file__).parent / "assets/opt_mini"
 FOLDERS = {"a": "a", "a longer name": "a-longer-name", "../b | <i>*x*": "b-i-x"}
@@ -210,3 +212,14 @@ def test_random_weights_that_are_nowhere_are_exported_as_a_whole_model_only(trai
         export(run, tmp_path / "out")
     export(run, tmp_path / "out", ["a"], merge=True)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_adapters_that_peft_would_load_as_experts_are_refused():
+    # One layer is dense and three are routed, but all have a gate_proj.
+    routed = {"num_experts": 4, "moe_intermediate_size": 8, "decoder_sparse_step": 1, "mlp_only_layers": [0]}
+    config = AutoConfig.for_model("qwen3_moe", **GROUPED | routed)
+    model = AutoModelForCausalLM.from_config(config)
+    hparams = {"rank": 2, "alpha": 2.0}
+    peft_config(model, hparams | {"layers": list(named_targets(model, ["q_proj"]))}, "base", 0.0)
+    with pytest.raises(UserError, match=r"takes down_proj of a qwen3_moe for a routed expert's"):
+        peft_config(model, hparams | {"layers": list(named_targets(model, "all-linear"))}, "base", 0.0)
