@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
@@ -31,7 +30,7 @@ from bora.use.generate import generate
 from bora.use.hub import push_to_hub
 from bora.use.restore import Restored, find_tasks, restore, split_documents
 from bora.use.sampling import Sampling
-from bora.use.score import likelihoods, log_prior, perplexities
+from bora.use.score import guess_tasks, perplexities
 from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices
 
 if TYPE_CHECKING:
@@ -262,13 +261,7 @@ class Run:
             table = pd.DataFrame({"text": ["" if pd.isna(text) else text for text in listed]}, dtype=str)
         if table.empty:
             raise UserError("who_wrote: there is no text")
-        scores = likelihoods(self.restored, table, batch_size)
-        names, scored = self.model.adapters.task_names, scores.n_scored > 0
-        posterior = np.exp(scores.posterior(log_prior(self.model, prior), self.restored.temperature)[0])
-        posterior[~scored] = np.nan
-        best = np.where(scored, np.array(names, dtype=object)[posterior.argmax(axis=1)], "")
-        first = pd.DataFrame({"best": best, "posterior": posterior.max(axis=1)}, index)
-        return pd.concat([first, pd.DataFrame(posterior, index, names)], axis=1)
+        return guess_tasks(self.restored, table, prior, batch_size).set_axis(index)
 
     def adapt(
         self,

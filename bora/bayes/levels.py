@@ -60,11 +60,9 @@ class Levels:
         Args:
             values: column → each document's cell.
         """
-        rows = []
-        for level, (column, units) in enumerate(zip(self.columns, self.units, strict=True)):
-            place = {unit: self.first_row(level, n_tasks) + i for i, unit in enumerate(units)}
-            rows.append([place[cell or NONE] for cell in values[column]])
-        return [list(of_one) for of_one in zip(*rows, strict=True)]
+        row = {pair: n_tasks + i for i, pair in enumerate(self.pairs)}
+        of_column = ([row[column, cell or NONE] for cell in values[column]] for column in self.columns)
+        return [list(of_one) for of_one in zip(*of_column, strict=True)]
 
     def row_taus(self) -> list[float]:
         """List the τ of each unit, level after level."""

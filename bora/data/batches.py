@@ -1,4 +1,4 @@
-"""Documents to padded batches, in an order that the seed and the epoch decide."""
+"""Documents to padded batches: to train, in an order that the seed and the epoch decide; to measure, by length."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bora.data.tokens import Encoded
 from bora.errors import UserError
-from bora.model.batch import Batch, find_places
+from bora.lib.console import progress
+from bora.model.batch import Batch, find_places, to_device
 from bora.model.likelihood import IGNORE, scored_places
 
 
@@ -83,6 +84,18 @@ class Documents(Dataset[Batch]):
         if pad is not None:
             padded["attention_mask"] = torch.from_numpy(real.astype(np.int64))
         return padded
+
+    def by_length(self, batch_size: int, device: torch.device, what: str) -> Iterator[tuple[list[int], Batch]]:
+        """Yield batches of documents of like length on a device, each with their indices; see `by_length`."""
+        for some in by_length([len(d.ids) for d in self.documents], batch_size, what):
+            yield some, to_device(self[some, 1], device)
+
+
+def by_length(lengths: Sequence[int], batch_size: int, what: str) -> Iterator[list[int]]:
+    """Yield each index once, those of like length together, so that little is padded; `what` is shown as progress."""
+    order = np.argsort(lengths, kind="stable").tolist()
+    for start in progress(range(0, len(order), batch_size), what):
+        yield order[start : start + batch_size]
 
 
 class Batches(Sampler):

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from bora.bayes.adapters import Adapters
 from bora.bayes.marginal_likelihood import TAUS, Curvature, bin_parameters, choose_tau, evidence_slopes, profile
-from bora.data.batches import Documents
+from bora.data.batches import by_length
 from bora.data.columns import level_cells
-from bora.data.tokens import Encoded
-from bora.lib.console import progress
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, Places, to_device
 from bora.model.likelihood import chunk_elements
@@ -150,14 +148,14 @@ def _sum_gradients(
         groups: [P] each, which parameters are in it.
     """
     model, n_parameters = restored.model, restored.model.n_parameters
-    task_names, levels = model.adapters.task_names, model.adapters.levels
-    tasks = pd.Index(task_names).get_indexer(pd.Index(table["task"])).tolist()
-    units = None if levels is None else levels.rows_of_cells(level_cells(table, levels.columns), len(task_names))
-    pieces: list[list[Encoded]] = [[] for _ in range(len(table))]
-    for piece in restored.tokens.encode(table)[0]:
-        pieces[piece.document].append(piece)
+    levels, n_tasks = model.adapters.levels, len(model.adapters.task_names)
+    units = None if levels is None else levels.rows_of_cells(level_cells(table, levels.columns), n_tasks)
+    documents, _ = restored.documents(table, units)
+    pieces: list[list[int]] = [[] for _ in range(len(table))]
+    for i, piece in enumerate(documents.documents):
+        pieces[piece.document].append(i)
     place = torch.as_tensor(pd.Index(names).get_indexer(pd.Index(table["task"])))
-    scored = torch.tensor([float(sum(p.n_scored for p in own)) for own in pieces])
+    scored = torch.tensor([float(sum(documents.documents[i].n_scored for i in own)) for own in pieces])
     rng, generator = np.random.default_rng(0), torch.Generator(model.device).manual_seed(0)
     drawn = torch.as_tensor(rng.permutation(len(table))[:MAX_SAMPLED].copy())
     row_of = torch.full((len(table),), -1).index_copy(0, drawn, torch.arange(len(drawn)))
@@ -165,20 +163,12 @@ def _sum_gradients(
     signs = torch.as_tensor(rng.choice([-1.0, 1.0], size=n_parameters)).float()
     by_task, norms = torch.zeros(len(names), n_parameters), torch.zeros(len(names), len(groups))
     squares, folded = torch.zeros(n_parameters), torch.zeros(len(drawn), len(groups), SKETCH)
-    order = np.argsort([sum(len(p.ids) for p in own) for own in pieces], kind="stable")
-    for start in progress(range(0, len(order), batch_size), "gradients"):
-        some = torch.as_tensor(order[start : start + batch_size])
-        rows = [piece for i in some.tolist() for piece in pieces[i]]
-        whose = torch.tensor([k for k, i in enumerate(some.tolist()) for _ in pieces[i]])
-        of_row = some[whose].tolist()
-        units_of_row = None if units is None else [units[i] for i in of_row]
-        documents = Documents(rows, [tasks[i] for i in of_row], units=units_of_row)
-        batch = to_device(documents[list(range(len(rows))), 1], model.device)
-        places = Places(batch["present"], batch["place"])
-        if units is None:
-            theta = model.adapters.shrunk_rows(places, torch.float32).requires_grad_()
-        else:
-            theta = model.adapters.rows(places, torch.float32)[0].detach().requires_grad_()
+    lengths = [sum(len(documents.documents[i].ids) for i in own) for own in pieces]
+    for some in by_length(lengths, batch_size, "gradients"):
+        whose = torch.tensor([k for k, i in enumerate(some) for _ in pieces[i]])
+        batch = to_device(documents[[piece for i in some for piece in pieces[i]], 1], model.device)
+        theta = model.adapters.rows(Places(batch["present"], batch["place"]), torch.float32)[0].detach()
+        theta = theta.expand(len(whose), -1).requires_grad_()  # at τ = ∞ all share one
         gradients = _gradients(model.backbone, batch, theta, whose)
         by_task.index_add_(0, place[some], gradients)
         norms.index_add_(0, place[some], torch.stack([gradients[:, g].square().sum(dim=1) for g in groups], dim=1))

@@ -19,10 +19,11 @@ from bora.data.prompts import whole_texts
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, replace_files, write_text_atomically
 from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
+from bora.train.authorship import Likelihoods
 from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
-from bora.use.score import Likelihoods, likelihoods, log_prior, measure_accuracy, measure_sureness, perplexities
+from bora.use.score import likeliest, likelihoods, log_prior, measure_accuracy, measure_sureness, perplexities
 
 log = logging.getLogger(__name__)
 ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
@@ -166,22 +167,22 @@ def evaluate(
     if not reported.any():
         raise UserError("the run was trained on every text with a token to score; give others, or --include-trained")
     prior_nats = log_prior(restored.model, prior)
-    log_posterior, _ = scores.posterior(prior_nats, restored.temperature)
+    posterior = np.exp(scores.posterior(prior_nats, restored.temperature)[0])
+    best, probability = likeliest(names, posterior, scorable)
     documents = pd.DataFrame(
         {
             "row": table.index,
             "task": table["task"].to_numpy(),
-            "best": np.where(scorable, np.array(names, dtype=object)[log_posterior.argmax(axis=1)], ""),
-            "posterior": np.where(scorable, np.exp(log_posterior.max(axis=1)), np.nan),
-            "task_posterior": np.where(known & scorable, np.exp(log_posterior[np.arange(len(table)), index]), np.nan),
+            "best": best,
+            "posterior": probability,
+            "task_posterior": np.where(known & scorable, posterior[np.arange(len(table)), index], np.nan),
             "n_scored": scores.n_scored,
             "trained_on": trained_on if all_known else np.where(trained_on, "True", ""),
         }
     )
-    units = level_posteriors(restored.model.adapters.levels, np.exp(log_posterior))
-    for level, (unit_names, _, posterior) in units.items():
-        documents[f"best_{level}"] = np.where(scorable, unit_names[posterior.argmax(axis=1)], "")
-        documents[f"{level}_posterior"] = np.where(scorable, posterior.max(axis=1), np.nan)
+    units = level_posteriors(restored.model.adapters.levels, posterior)
+    for level, (unit_names, _, of_unit) in units.items():
+        documents[f"best_{level}"], documents[f"{level}_posterior"] = likeliest(unit_names, of_unit, scorable)
     levels = {}
     per_task = overall = classification = answers = answer_scores = None
     if (rows := known & reported).any():

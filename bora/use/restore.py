@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config, Dtype
+from bora.data.batches import Documents
 from bora.data.prompts import whole_texts
 from bora.data.read import read_documents
-from bora.data.tokens import Tokens
+from bora.data.tokens import Tokens, Truncation
 from bora.errors import UserError
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
@@ -59,6 +60,21 @@ class Restored(NamedTuple):
     def find_tasks(self, names: Iterable[str]) -> list[str]:
         """Find the tasks that are meant, see `find_tasks`; party=left is a unit of a level above them."""
         return find_tasks(names, self.model.adapters.names)
+
+    def documents(
+        self, table: pd.DataFrame, units: Sequence[Sequence[int]] | None = None
+    ) -> tuple[Documents, Truncation]:
+        """Encode documents of the run's tasks.
+
+        Args:
+            table: columns task, text and what prompts take.
+            units: each row's rows of the matrix for levels above the task; None for the task alone.
+        """
+        encoded, truncation = self.tokens.encode(table)
+        number = {name: d for d, name in enumerate(self.model.adapters.task_names)}
+        tasks, whose = [number[task] for task in table["task"]], [e.document for e in encoded]
+        own = None if units is None else [units[i] for i in whose]
+        return Documents(encoded, [tasks[i] for i in whose], units=own), truncation
 
 
 def find_tasks(wanted: Iterable[str], names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Score new documents under a run's models: perplexities, and log p(text | θ_d) for p(d | text) ∝ p(d) p(text | θ_d)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,10 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from bora.bayes.model import HierarchicalLoRA, Under
-from bora.data.batches import Documents
 from bora.errors import UserError, require_count
-from bora.lib.console import progress
-from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
 from bora.train.authorship import Likelihoods, calibration_error, score_tasks
 from bora.train.perplexity import TaskPerplexity
@@ -39,14 +36,9 @@ def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tu
     """
     require_count(batch_size=batch_size)
     model, names = restored.model, restored.model.adapters.task_names
-    encoded, truncation = restored.tokens.encode(table)
-    tasks = np.array([names.index(task) for task in table["task"]])
-    documents = Documents(encoded, tasks[[e.document for e in encoded]].tolist())
+    documents, truncation = restored.documents(table)
     metrics = {column: TaskPerplexity(len(names)) for column in MODELS}
-    # By length, as in the run's own test, to pad little.
-    order = np.argsort([len(e.ids) for e in encoded], kind="stable").tolist()
-    for start in progress(range(0, len(order), batch_size), "perplexity"):
-        batch = to_device(documents[order[start : start + batch_size], 1], model.device)
+    for _, batch in documents.by_length(batch_size, model.device, "perplexity"):
         for column, kind in MODELS.items():
             nll = model.nll(batch, kind)
             metrics[column].update(nll.cpu(), n_scored(batch["labels"]).cpu(), batch["task"].cpu())
@@ -54,7 +46,7 @@ def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tu
     per_task = pd.DataFrame(
         {
             "task": names,
-            "n_documents": np.bincount(tasks, minlength=len(names)),
+            "n_documents": table["task"].value_counts().reindex(names, fill_value=0).to_numpy(),
             "n_tokens": found["perplexity"]["task_tokens"].long().tolist(),
             "nll": found["perplexity"]["task_nll"].tolist(),
         }
@@ -86,6 +78,37 @@ def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
 def likelihoods(restored: Restored, table: pd.DataFrame, batch_size: int) -> Likelihoods:
     """Score every document under every task's θ_d; see `bora.train.authorship.score_tasks`."""
     return score_tasks(restored.model, restored.tokens, table, batch_size)
+
+
+def likeliest(
+    names: Sequence[str] | np.ndarray, posterior: np.ndarray, scored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the likeliest name of each text and its probability; '' and NaN for a text without a token to score.
+
+    Args:
+        posterior: p(name | text), [N, D].
+        scored: [N], whether a text has such a token.
+    """
+    best = np.array(names, dtype=object)[posterior.argmax(axis=1)]
+    return np.where(scored, best, ""), np.where(scored, posterior.max(axis=1), np.nan)
+
+
+def guess_tasks(restored: Restored, table: pd.DataFrame, prior: str, batch_size: int) -> pd.DataFrame:
+    """Find the likeliest task of each text.
+
+    Args:
+        table: columns text and what prompts take.
+        prior, batch_size: see `log_prior` and `likelihoods`.
+
+    Returns:
+        A row a text: best, posterior, see `likeliest`; and a column a task with p(d | text).
+    """
+    names, scores = restored.model.adapters.task_names, likelihoods(restored, table, batch_size)
+    scored = scores.n_scored > 0
+    posterior = np.exp(scores.posterior(log_prior(restored.model, prior), restored.temperature)[0])
+    best, probability = likeliest(names, posterior, scored)
+    each = pd.DataFrame(np.where(scored[:, None], posterior, np.nan), columns=pd.Index(names))
+    return pd.concat([pd.DataFrame({"best": best, "posterior": probability}), each], axis=1)
 
 
 def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) -> dict[str, float]:

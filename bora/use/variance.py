@@ -19,10 +19,7 @@ import pandas as pd
 import torch
 from scipy.stats import norm
 
-from bora.data.batches import Documents
 from bora.errors import UserError
-from bora.lib.console import progress
-from bora.model.batch import to_device
 from bora.model.likelihood import n_scored
 from bora.use.restore import Restored
 
@@ -37,23 +34,17 @@ def gradient_similarities(restored: Restored, table: pd.DataFrame, batch_size: i
         table: columns task, text and what prompts take.
         batch_size: documents in a backward.
     """
-    model, names = restored.model, restored.model.adapters.task_names
-    encoded, _ = restored.tokens.encode(table)
-    tasks = [names.index(table["task"].iloc[piece.document]) for piece in encoded]
-    documents = Documents(encoded, tasks)
+    model, (documents, _) = restored.model, restored.documents(table)
     generator = torch.Generator().manual_seed(0)
     place = torch.randint(SKETCH, (model.n_parameters,), generator=generator).to(model.device)
     sign = (2 * torch.randint(2, (model.n_parameters,), generator=generator) - 1).float().to(model.device)
     folded, tokens = torch.zeros(len(table), SKETCH), torch.zeros(len(table))
-    order = np.argsort([len(piece.ids) for piece in encoded], kind="stable").tolist()
-    for start in progress(range(0, len(order), batch_size), "gradients"):
-        some = order[start : start + batch_size]
-        batch = to_device(documents[some, 1], model.device)
+    for some, batch in documents.by_length(batch_size, model.device, "gradients"):
         theta = model.adapters.mean.detach().expand(len(some), -1).clone().requires_grad_()
         nll = model.backbone.nll(batch, theta.to(model.backbone.dtype))
         (gradient,) = torch.autograd.grad(nll.sum(), theta)  # a row is of its document alone
         sketch = torch.zeros(len(some), SKETCH, device=model.device).index_add_(1, place, gradient * sign)
-        whose = torch.tensor([encoded[i].document for i in some])  # pieces of a document add up
+        whose = torch.tensor([documents.documents[i].document for i in some])  # pieces of a document add up
         folded.index_add_(0, whose, sketch.cpu())
         tokens.index_add_(0, whose, n_scored(batch["labels"]).cpu().float())
     folded /= tokens.clamp(min=1).sqrt()[:, None]

@@ -20,13 +20,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bora.data.batches import Documents
 from bora.data.prompts import show_prompt
 from bora.errors import UserError
-from bora.lib.console import progress
 from bora.lib.files import make_output_folder, replace_files, write_text_atomically
 from bora.model.backbone import Backbone
-from bora.model.batch import Batch, find_places, to_device
+from bora.model.batch import Batch, find_places
 from bora.model.likelihood import token_nll
 from bora.report.voices import CONTINUATIONS, FOLDER, TOKENS
 from bora.runs.directory import SUMMARY, versions, write_json
@@ -104,15 +102,9 @@ def characteristic_tokens(restored: Restored, table: pd.DataFrame, batch_size: i
         have it; log_ratio, the mean over its places, nats; contribution, nats a token, the largest first.
     """
     model, names = restored.model, restored.model.adapters.task_names
-    number = {name: d for d, name in enumerate(names)}
-    encoded, _ = restored.tokens.encode(table)
-    whose = np.array([piece.document for piece in encoded])
-    documents = Documents(encoded, [number[task] for task in table["task"].iloc[whose]])
-    order = np.argsort([len(piece.ids) for piece in encoded], kind="stable")
-    found = []
-    for start in progress(range(0, len(order), batch_size), "tokens"):
-        some = order[start : start + batch_size]
-        batch = to_device(documents[some.tolist(), 1], model.device)
+    documents, _ = restored.documents(table)
+    whose, found = np.array([piece.document for piece in documents.documents]), []
+    for some, batch in documents.by_length(batch_size, model.device, "tokens"):
         theta = model.adapters.shrunk_rows(find_places(batch["task"]), model.backbone.dtype)
         ratio = _nll(model.backbone, batch, model.adapters.mean) - _nll(model.backbone, batch, theta)
         row = (batch["scored"] // batch["labels"].shape[1]).cpu()
