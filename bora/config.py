@@ -292,22 +292,16 @@ def parse(values: dict[str, Any]) -> Config:
 
 
 # What bora itself decides for Lightning's Trainer → why, or what to give instead.
-RESERVED = {
-    **dict.fromkeys(
-        ("limit_val_batches", "limit_test_batches"),
-        "validation and test read all their documents; for fewer, give data.documents_per_task",
-    ),
-    **dict.fromkeys(
-        ("fast_dev_run", "overfit_batches"),
-        "validation would be left out, which chooses the epoch; for a short run give trainer.max_steps",
-    ),
+_REASONS = {
+    "limit_val_batches limit_test_batches": "validation and test read all their documents; for fewer, give "
+    "data.documents_per_task",
+    "fast_dev_run overfit_batches": "validation would be left out, which chooses the epoch; for a short run give "
+    "trainer.max_steps",
     "gradient_clip_val": "give optim.clip",
     "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
-    **dict.fromkeys(
-        ("callbacks", "logger", "plugins", "use_distributed_sampler", "num_sanity_val_steps", "enable_model_summary"),
-        "bora sets it itself",
-    ),
+    "callbacks logger plugins use_distributed_sampler num_sanity_val_steps enable_model_summary": "bora sets it itself",
 }
+RESERVED = {key: why for keys, why in _REASONS.items() for key in keys.split()}
 
 
 def rules(config: Config) -> Iterator[str]:
@@ -371,9 +365,20 @@ def rules(config: Config) -> Iterator[str]:
         yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
 
 
+DEVIATIONS = {"prior.parameterization": "noncentered", "prior.penalty": "gaussian"}  # what deviations are made for
+
+
+def _other_than(needed: dict[str, Any], config: Config, what: str, instead: str) -> Iterator[str]:
+    """Yield a line for each setting that is another than the one that `what` is made for."""
+    given = flatten(config.model_dump())
+    for key, only in needed.items():
+        if given[key] != only:
+            yield f"{key}={given[key]}: {what} made for {key}={only}; give that, or {instead}"
+
+
 def _rules_of_levels(config: Config) -> Iterator[str]:
     """Yield a line for each setting that levels do not have."""
-    columns, prior = config.data.levels, config.prior
+    columns = config.data.levels
     for column in columns:
         if columns.count(column) > 1 or column in (getattr(config.data, "task", None), "task"):
             yield f"data.levels={columns}: {column} is there already; name each column once, and not the task's"
@@ -382,26 +387,13 @@ def _rules_of_levels(config: Config) -> Iterator[str]:
             yield f"data.levels={columns}: {column} is the document itself"
     if config.tau != "learn" and not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
         yield f"tau={config.tau} with data.levels: each must be above 0 and finite; for one model leave the level out"
-    for key, value, only in (
-        ("prior.parameterization", prior.parameterization, "noncentered"),
-        ("prior.penalty", prior.penalty, "gaussian"),
-    ):
-        if value != only:
-            yield f"{key}={value}: data.levels are made for {key}={only}; give that, or data.levels=[]"
+    yield from _other_than(DEVIATIONS, config, "data.levels are", "data.levels=[]")
 
 
 def _rules_of_learning(config: Config) -> Iterator[str]:
     """Yield a line for each setting that tau=learn does not have."""
-    needed = {
-        "prior.parameterization": (config.prior.parameterization, "noncentered"),
-        "prior.penalty": (config.prior.penalty, "gaussian"),
-        "prior.estimator": (config.prior.estimator, "by_document"),
-        "likelihood": (config.likelihood, "sum"),
-        "lora.init_std": (config.lora.init_std, 0),
-    }
-    for key, (value, only) in needed.items():
-        if value != only:
-            yield f"{key}={value}: tau=learn is made for {key}={only}; give that, or a number for tau"
+    needed = DEVIATIONS | {"prior.estimator": "by_document", "likelihood": "sum", "lora.init_std": 0}
+    yield from _other_than(needed, config, "tau=learn is", "a number for tau")
     if config.trainer.max_epochs == 1 and config.trainer.val_check_interval is None:
         yield (
             "trainer.max_epochs=1: tau=learn trains Θ until validation stops gaining, and then the tasks' deviations, so "
