@@ -60,10 +60,7 @@ def sizes(evidence: Evidence) -> Figure:
         place = np.arange(n, 0, -1)
         ax.fill_between(place, total, color=LIGHT, step="mid", label="validation and test", linewidth=0)
         ax.fill_between(place, train, color=BLUE, step="mid", label="training", linewidth=0)
-        ax.set_xlim(0.5, n + 0.5)
-        ax.set_ylim(0)
-        ax.set_xlabel("task, by size")
-        ax.set_ylabel("documents")
+        ax.set(xlim=(0.5, n + 0.5), ylim=(0, None), xlabel="task, by size", ylabel="documents")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ax.set_title("Documents per task")
     put_legend_above(ax, right=n <= MAX_AXIS_NAMES)
@@ -101,9 +98,7 @@ def perplexity_by_tau(evidence: Evidence) -> Figure | None:
             ticks.append(i)
     ax.set_xticks(x[ticks], [format_tau(taus[i]) for i in ticks])
     set_logarithmic(ax, "y")
-    ax.set_xlabel("precision τ")
-    ax.set_ylabel(evidence.measure.split(" as ")[0])
-    ax.set_title("Perplexity by τ")
+    ax.set(xlabel="precision τ", ylabel=evidence.measure.split(" as ")[0], title="Perplexity by τ")
     put_legend_above(ax, columns=3)
     return figure
 
@@ -132,8 +127,7 @@ def improvement(evidence: Evidence) -> Figure | None:
         return None
     ax.axhline(0, color=BLACK, linewidth=0.9)
     set_size_axis(ax, n)
-    ax.set_ylabel("perplexity lower by, %")
-    ax.set_title(f"What τ = {format_tau(tau)} gains for each task")
+    ax.set(ylabel="perplexity lower by, %", title=f"What τ = {format_tau(tau)} gains for each task")
     put_legend_above(ax)
     if bars:
         _draw_bars(ax, n, bars)
@@ -173,8 +167,7 @@ def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
     figure, ax = canvas()
     ax.scatter(n, y, s=30, color=BLUE, alpha=0.85, linewidth=0, urls=hover_names(y.index))
     set_size_axis(ax, n)
-    ax.set_ylabel(label)
-    ax.set_title(title)
+    ax.set(ylabel=label, title=title)
     rho = rank_correlation(n, y)
     if not math.isnan(rho.value):
         ax.set_title(f"Spearman's ρ {rho:+.2f}", loc="right", fontsize=9)
@@ -244,8 +237,7 @@ def effects(evidence: Evidence) -> Figure | None:
     ax.hlines(place, effect - half, effect + half, color=BLUE, linewidth=width, alpha=0.6, urls=names)
     ax.scatter(effect, place, s=size, color=BLUE, linewidth=0, zorder=2, urls=names)
     set_task_axis(ax, effect.index)
-    ax.set_xlabel("nats a token better than under Θ")
-    ax.set_title(f"What each task's own θ is worth at τ = {format_tau(tau)}")
+    ax.set(xlabel="nats a token better than under Θ", title=f"What each task's own θ is worth at τ = {format_tau(tau)}")
     return figure
 
 
@@ -273,8 +265,7 @@ def pooling(evidence: Evidence) -> Figure | None:
         ax.scatter(means.loc[order, tau], place, s=size, urls=names, **how)
     set_task_axis(ax, order)
     set_logarithmic(ax, "x")
-    ax.set_xlabel(evidence.measure.split(" as ")[0])
-    ax.set_title("From separate models to one")
+    ax.set(xlabel=evidence.measure.split(" as ")[0], title="From separate models to one")
     put_legend_above(ax, columns=3, right=True)
     return figure
 
@@ -298,9 +289,7 @@ def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) ->
     above.set_facecolor(LIGHT)
     above.grid(visible=False)
     above.spines[:].set_visible(False)
-    above.set_xlabel("likeliest task, in the same order")
-    above.set_ylabel("true task")
-    above.set_title("Who wrote it")
+    above.set(xlabel="likeliest task, in the same order", ylabel="true task", title="Who wrote it")
     _draw_reliability(below, guesses)
     return figure
 
@@ -318,11 +307,8 @@ def _draw_reliability(ax: Axes, guesses: Guesses) -> None:
     ax.text(-0.01, 1.06, "n =", ha="right", va="bottom", fontsize=7.5, color="#4d4d4d")
     for i, count in zip(bins.index.to_numpy(int), bins["n"], strict=True):
         ax.text((i - 0.5) / N_BINS, 1.06, f"{count:,}", ha="center", va="bottom", fontsize=7.5, color="#4d4d4d")
-    ax.set_xlim(0, 1)
-    ax.set_ylim(-0.03, 1.03)
-    ax.set_xticks(np.linspace(0, 1, N_BINS + 1))
-    ax.set_xlabel("probability of the likeliest task")
-    ax.set_ylabel("how often it is right")
+    ax.set(xlim=(0, 1), ylim=(-0.03, 1.03), xticks=np.linspace(0, 1, N_BINS + 1))
+    ax.set(xlabel="probability of the likeliest task", ylabel="how often it is right")
     ax.set_title(f"How sure and how right: ECE {calibration_error(*guesses.sureness):.3f}", pad=18)
     if guesses.sureness_at_1 is not None:
         ax.legend(loc="lower right")
@@ -348,8 +334,7 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
         above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label=None if i else "τ learned")
     if (chosen := evidence.best_middle_tau) in given:
         above.plot(chosen, given[chosen] - least, "o", label="by validation", **RING)
-    above.set_ylabel("validation NLL,\nnats a token above the best")
-    above.set_title("What speaks for which τ")
+    above.set(ylabel="validation NLL,\nnats a token above the best", title="What speaks for which τ")
     if above.get_legend_handles_labels()[0]:
         put_legend_above(above, columns=4)
     below.plot(curve["tau"], curve["evidence"], color=BLACK, linewidth=1.8)
@@ -359,8 +344,6 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
     below.set_xlim(shown)
     least_seen = curve[curve["tau"].between(*shown)]["evidence"].min()
     below.set_ylim(1.05 * least_seen, -0.05 * least_seen)
-    below.set_xscale("log")
-    below.set_xlabel("precision τ")
-    below.set_ylabel("evidence,\nnats from its highest")
+    below.set(xscale="log", xlabel="precision τ", ylabel="evidence,\nnats from its highest")
     below.yaxis.set_major_formatter("{x:,.0f}")
     return figure
