@@ -35,12 +35,11 @@ MEMORY = {
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bora doctor", description="Will a run fit, and how long will it take?")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
-    parser.add_argument("--again", type=Path, metavar="RUN", help="as for bora run: repeat a run's overrides")
-    parser.add_argument(
-        "--measure", action="store_true", help="load the model and take 20 training steps, for time and memory"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object; sizes are in bytes")
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
+    add("--again", type=Path, metavar="RUN", help="as for bora run: repeat a run's overrides")
+    add("--measure", action="store_true", help="load the model and take 20 training steps, for time and memory")
+    add("--json", action="store_true", help="print one JSON object; sizes are in bytes")
     return parser
 
 

@@ -32,26 +32,19 @@ BESIDE = "another run, whose answers are shown beside, for example that at τ = 
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("evaluate", "Perplexity of new text, and the likeliest task of each document.")
+    add = parser.add_argument
     add_table(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)"
-    )
-    parser.add_argument(
-        "--include-trained", action="store_true", help="report on the rows that the run was trained on too"
-    )
-    parser.add_argument(
-        "--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)"
-    )
-    parser.add_argument(
+    add("--out", type=Path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
+    add("--include-trained", action="store_true", help="report on the rows that the run was trained on too")
+    add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)")
+    add(
         "--prior",
         choices=("uniform", "documents"),
         default="uniform",
         help="of the tasks: uniform, or by their numbers of training documents (uniform)",
     )
-    parser.add_argument(
-        "--likelihoods", choices=("csv", "parquet"), help="also write log p(text | θ) of every document and task"
-    )
-    parser.add_argument(
+    add("--likelihoods", choices=("csv", "parquet"), help="also write log p(text | θ) of every document and task")
+    add(
         "--answers",
         type=checked(Count),
         nargs="?",
@@ -59,10 +52,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="answer the prompts too: N of each task, or all",
     )
-    parser.add_argument("--beside", type=Path, action="append", default=[], metavar="RUN", help=BESIDE)
-    parser.add_argument(
-        "--max-new-tokens", type=checked(Count), default=64, metavar="N", help="of an answer, at most (64)"
-    )
+    add("--beside", type=Path, action="append", default=[], metavar="RUN", help=BESIDE)
+    add("--max-new-tokens", type=checked(Count), default=64, metavar="N", help="of an answer, at most (64)")
     add_device(parser)
     return parser
 

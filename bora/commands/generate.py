@@ -14,7 +14,8 @@ from bora.use.sampling import Sampling
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("generate", "Let tasks of a finished run continue prompts, side by side.")
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--task",
         action="append",
         default=[],
@@ -22,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
         type=utf8,
         help="a task, or the beginning of its name; again for more",
     )
-    parser.add_argument("--mean", action="store_true", help="let Θ answer too")
-    parser.add_argument("--base", action="store_true", help="let the frozen backbone answer too")
-    parser.add_argument(
+    add("--mean", action="store_true", help="let Θ answer too")
+    add("--base", action="store_true", help="let the frozen backbone answer too")
+    add(
         "--prompt",
         action="append",
         default=[],
@@ -32,15 +33,13 @@ def parser() -> argparse.ArgumentParser:
         type=utf8,
         help="a text, a question, or JSON of what the run's prompt takes; again for more",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line for each answer")
+    add("--json", action="store_true", help="print a JSON object a line for each answer")
     for name, field in Sampling.model_fields.items():
         flag, text = f"--{name.replace('_', '-')}", field.description
         if field.annotation is bool:
-            parser.add_argument(flag, action="store_true", help=text)
+            add(flag, action="store_true", help=text)
         else:
-            parser.add_argument(
-                flag, type=checked(Annotated[field.annotation, field]), default=field.default, metavar="N", help=text
-            )
+            add(flag, type=checked(Annotated[field.annotation, field]), default=field.default, metavar="N", help=text)
     add_device(parser)
     return parser
 
