@@ -28,19 +28,8 @@ from bora.lib.machine import is_first_process
 
 log = logging.getLogger(__name__)
 
-PER_TASK_COLUMNS = [
-    "task",
-    "n_train",
-    "n_val",
-    "n_test",
-    "train_tokens",
-    "test_tokens",
-    "val_nll",
-    "val_perplexity",
-    "test_nll",
-    "test_perplexity",
-    "distance",
-]
+PER_TASK_COLUMNS = "task n_train n_val n_test train_tokens test_tokens".split()
+PER_TASK_COLUMNS += "val_nll val_perplexity test_nll test_perplexity distance".split()
 DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 # Libraries whose version can change a number.
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
@@ -52,6 +41,7 @@ SHARES, INFERRED, EVIDENCE = "shares.csv", "tau.csv", "evidence.csv"
 TRAINED_ON = "trained_on.txt"
 SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
 RUN_FILES = (CONFIG, METRICS, "checkpoints")  # that a run has, and an evaluation has not
+WRITTEN = (CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK)  # beside checkpoints and the last two
 # Settings that decide how a run resumes, not what comes of it.
 HOW_IT_RESUMES = {"resume", "checkpoint_minutes"}
 
@@ -134,9 +124,8 @@ class RunDirectory:
             return True
         if not is_first_process():
             return False
-        written = CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK, SUMS, "checkpoints"
         ours = (self.path / OVERRIDES).is_file() or ((self.path / CONFIG).is_file() and self.last.is_file())
-        if not ours and (theirs := [f for f in written if (self.path / f).exists()]):
+        if not ours and (theirs := [f for f in (*WRITTEN, SUMS, "checkpoints") if (self.path / f).exists()]):
             raise UserError(
                 f"{self.path} is no run's folder and holds {', '.join(theirs)}, which the run would replace; choose "
                 "another folder with hydra.run.dir=…, in a sweep hydra.sweep.dir=…, in Python output=…"
@@ -277,16 +266,7 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
-        files = [
-            CONFIG,
-            DOCUMENTS,
-            TRAINED_ON,
-            METRICS,
-            PER_TASK,
-            UNITS,
-            BY_TASK,
-            *(f"checkpoints/{c.name}" for c in (self.best, self.last)),
-        ]
+        files = [*WRITTEN, *(f"checkpoints/{c.name}" for c in (self.best, self.last))]
         lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]
         write_text_atomically(self.path / SUMS, "".join(lines))
         write_json(self.path / SUMMARY, summary)

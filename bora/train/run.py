@@ -108,12 +108,8 @@ def train(
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         place = {} if cfg.task_tau == "learn" else {"log10_tau": log10_tau(cfg.task_tau)}
         shown = json_safe(cfg.model_dump() | {"run": about} | place)
-        tags = [
-            form,
-            about["model"],
-            about["data"],
-            "tau=learn" if cfg.task_tau == "learn" else f"tau={cfg.task_tau:g}",
-        ]
+        tau = cfg.task_tau if cfg.task_tau == "learn" else f"{cfg.task_tau:g}"
+        tags = [form, about["model"], about["data"], f"tau={tau}"]
         start = Start(directory.path, group, name, shown, tags, id, step)
         with open_tracker(cfg.logger, start) as tracker, above_bars():
             del checkpoint  # Lightning reads it itself
