@@ -196,12 +196,7 @@ class Run:
         Raises:
             UserError: a column is missing, or a row is of no task of the run.
         """
-        found = self._documents(frame, task, text)
-        if n := int((found["task"] == "").sum()):
-            raise UserError(f"{n} rows of the frame name no task; leave them out, or ask who_wrote")
-        if unknown := sorted(set(found["task"]) - set(self.tasks)):
-            raise UserError(f"the run has no task {unknown[0]}; leave its rows out")
-        per_task, overall = perplexities(self.restored, found, batch_size)
+        per_task, overall = perplexities(self.restored, self._labelled(frame, task, text), batch_size)
         scores = Scores(per_task)
         scores.overall = overall
         return scores
@@ -230,9 +225,7 @@ class Run:
         Raises:
             UserError: see `bora.use.answers.generate_answers`; or a row is of no task of the run.
         """
-        found = self._documents(frame, task, text)
-        if unknown := sorted(set(found["task"]) - set(self.tasks)):
-            raise UserError(f"the run has no task {unknown[0]!r}; leave its rows out")
+        found = self._labelled(frame, task, text)
         ask = Ask(_sampling(options), per_task)
         ask.check(self.restored, found["task"])
         return ask.answers(self.restored, found)
@@ -343,7 +336,7 @@ class Run:
         Raises:
             UserError: the report extra is not installed, or nothing can be written there.
         """
-        return write_report([self.folder], self.folder / "report" if output is None else Path(output))
+        return write_report(self.folder, output)
 
     def similarity(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
         """Draw which tasks deviate from Θ alike, like ones beside each other.
@@ -376,6 +369,19 @@ class Run:
         task, prompt = task or own.get("task"), prompt_columns(own["prompt"])
         return documents(frame, Columns(task, text, None, chat, prompt, own["levels"], need_levels=False))
 
+    def _labelled(self, frame: Any, task: str | None, text: str | None) -> pd.DataFrame:
+        """Take a frame's documents, all of them of tasks of the run.
+
+        Raises:
+            UserError: a column is missing, or a row is of no task of the run.
+        """
+        found = self._documents(frame, task, text)
+        if n := int((found["task"] == "").sum()):
+            raise UserError(f"{n} rows of the frame name no task; leave them out, or ask who_wrote")
+        if unknown := sorted(set(found["task"]) - set(self.tasks)):
+            raise UserError(f"the run has no task {unknown[0]!r}; leave its rows out")
+        return found
+
     def _title(self) -> str:
         """Say what a run is in a line."""
         n = self.summary["n_tasks"]
@@ -403,13 +409,14 @@ class Run:
         return table(title, rows)
 
 
-def write_report(folders: list[Path], output: Path) -> Report:
-    """Write the report of the runs in these folders.
+def write_report(folder: Path, output: str | Path | None) -> Report:
+    """Write the report of the runs in a folder; None for report/ in it.
 
     Raises:
         UserError: see `bora.commands.report.write`.
     """
-    write(folders, output, None)
+    output = folder / "report" if output is None else Path(output)
+    write([folder], output, None)
     return Report(output / "index.html")
 
 

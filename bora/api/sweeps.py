@@ -82,8 +82,7 @@ class Sweep:
         Raises:
             UserError: the report extra is not installed, or nothing can be written there.
         """
-        output = self.folder / "report" if output is None else Path(output)
-        return write_report([self.folder], output)
+        return write_report(self.folder, output)
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""
