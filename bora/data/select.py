@@ -122,6 +122,12 @@ def select(
     return rows[table.columns], chosen, dropped
 
 
+def draw(table: pd.DataFrame, per_task: int | None) -> pd.DataFrame:
+    """Draw at most so many rows of each task at random, in the table's order; None for all."""
+    drawn = table.sample(frac=1, random_state=0).groupby("task").head(per_task or len(table))
+    return table[table.index.isin(drawn.index)]
+
+
 def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:
     """Find rows that repeat an earlier row's task and text; compares only texts of equal length."""
     alike = rows.duplicated(["task", "length"], keep=False)

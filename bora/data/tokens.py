@@ -276,8 +276,8 @@ class Tokens:
             UserError: it has not what the prompt takes, or the template does not write it.
         """
         room = self.max_tokens if room is None else room
-        if isinstance(prompt, str) and (_is_list(prompt) if self.chat else len(self.columns) > 1):
-            prompt = _from_json(prompt)
+        if isinstance(prompt, str) and (self.chat or len(self.columns) > 1):
+            prompt = _from_json(prompt, self.chat)
         if self.chat:
             return self._question([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, room)
         if not self.answers:
@@ -378,20 +378,16 @@ class Tokens:
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
 
-def _is_list(text: str) -> bool:
-    """Return whether a text is JSON of a list of objects, such as a chat's messages."""
+def _from_json(text: str, chat: bool) -> Any:
+    """Read a prompt that is JSON; of a chat, a text that is no list of messages stays: it is what the user says."""
     try:
         found = json.loads(text)
-    except ValueError:  # what the user says
-        return False
-    return isinstance(found, list) and all(isinstance(one, dict) for one in found)
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
     except ValueError as error:
+        if chat:
+            return text
         raise UserError(f"the prompt {text[:40]!r} is not JSON: {error}") from error
+    messages = isinstance(found, list) and all(isinstance(one, dict) for one in found)
+    return found if messages or not chat else text
 
 
 def _to_pieces(tokens: pa.Table) -> list[Encoded]:

@@ -16,6 +16,7 @@ import pandas as pd
 from bora.bayes.levels import Levels
 from bora.data.corpus import hash_rows
 from bora.data.prompts import whole_texts
+from bora.data.select import draw
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, replace_files, write_text_atomically
 from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
@@ -73,9 +74,7 @@ class Ask:
             table = table[asks]
         if table.empty:
             raise UserError("no row has a prompt to answer")
-        if self.per_task is not None:
-            shuffled = table.sample(frac=1, random_state=0)
-            table = table[table.index.isin(shuffled.groupby("task").head(self.per_task).index)]
+        table = draw(table, self.per_task)
         found = generate_answers(restored, table, self.sampling)
         for name, other in self.beside.items():
             more = generate_answers(other, table, self.sampling, ("task",))

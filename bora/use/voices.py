@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bora.data.prompts import show_prompt
+from bora.data.select import draw
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, replace_files, write_text_atomically
 from bora.model.backbone import Backbone
@@ -82,11 +83,8 @@ def find_voices(
         prompt = restored.tokens.example(table[table["task"] == restored.model.adapters.task_names[0]].head(1))
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "repetition_penalty": REPETITION_PENALTY}
     said = continue_prompt(restored, tasks, prompt, **options)
-    table = table[table["task"].isin(tasks)]
-    if documents is not None:
-        drawn = table.sample(frac=1, random_state=0).groupby("task").head(documents)
-        table = table[table.index.isin(drawn.index)]
-    return Voices(characteristic_tokens(restored, table, batch_size), said)
+    drawn = draw(table[table["task"].isin(tasks)], documents)
+    return Voices(characteristic_tokens(restored, drawn, batch_size), said)
 
 
 @torch.no_grad()
