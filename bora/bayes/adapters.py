@@ -13,7 +13,7 @@ The hierarchical mean Θ is one more such row. What is stored beside it depends 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from bora.bayes.levels import Levels
 from bora.bayes.prior import FLAT, Prior
 from bora.bayes.rows import Form, rows
+from bora.bayes.saved import MEAN, OFFSET, THETA, disk_names, read_saved
 from bora.model.batch import Places
 from bora.model.lora import Layout, LowRank
 
 ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
-
-# Suffixes on disk: A_mean and B_mean are Θ's; A and B are θ_d's, A_offset and B_offset δ_d's.
-MEAN, THETA, OFFSET = "_mean", "", "_offset"
 
 
 class Adapters(nn.Module, ABC):
@@ -110,7 +108,7 @@ class Adapters(nn.Module, ABC):
         return torch.stack(rows).to(dtype).index_select(0, places.place)
 
     def saved(self) -> dict[str, Tensor]:
-        """Return Θ and `stored` as a checkpoint holds them: layer by layer, to be read without knowing the layout."""
+        """Return Θ and `stored` as a checkpoint holds them; see bora.bayes.saved."""
         state: dict[str, Tensor] = {}
         for parameter, suffix in self.suffixes.items():
             factors = self.layout.factors(getattr(self, parameter).detach()).values()
@@ -367,42 +365,3 @@ class TaskLoRAs(Mapping):
 
     def __len__(self) -> int:
         return len(self._adapters.task_names)
-
-
-class Saved(NamedTuple):
-    """What some form saved, read: Θ [P], and θ or δ [D, P] or neither."""
-
-    mean: Tensor
-    theta: Tensor | None
-    offset: Tensor | None
-
-    @property
-    def deviations(self) -> Tensor | None:
-        """[D, P] θ_d − Θ; None where all tasks are Θ."""
-        return self.offset if self.theta is None else self.theta - self.mean
-
-
-def disk_names(layers: Sequence[str], suffix: str) -> list[str]:
-    """Return the names on disk of all the layers' factors of one kind, in the layout's order."""
-    # The dots of a layer's path are written as slashes: a dot divides modules.
-    return [f"adapters.stacks.{layer.replace('.', '/')}.{factor}{suffix}" for layer in layers for factor in "AB"]
-
-
-def read_saved(state: Mapping[str, Tensor], layers: Sequence[str]) -> Saved:
-    """Read what any form saved.
-
-    Args:
-        state: from `Adapters.saved`.
-        layers: their names, in the layout's order.
-
-    Raises:
-        KeyError: it has no Θ of these layers.
-    """
-    names = [disk_names(layers, suffix) for suffix in (MEAN, THETA, OFFSET)]
-    theta, offset = (_join(state, n) if all(name in state for name in n) else None for n in names[1:])
-    return Saved(_join(state, names[0]), theta, offset)
-
-
-def _join(state: Mapping[str, Tensor], names: list[str]) -> Tensor:
-    """[P] or [D, P] from the factors of those names."""
-    return torch.cat([state[name].flatten(-2) for name in names], dim=-1)

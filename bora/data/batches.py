@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bora.data.tokens import Encoded
+from bora.data.pieces import Encoded
 from bora.errors import UserError
 from bora.lib.console import progress
 from bora.model.batch import Batch, find_places, to_device

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from bora.config import Data
+from bora.data.pieces import Encoded, Truncation
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped, select
 from bora.data.split import SPLITS, leakage, split
-from bora.data.tokens import Encoded, Tokens, Truncation
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 
 

@@ -1,11 +1,64 @@
-"""Cut a document that is too long: its prompt is shortened, its text is cut off or goes on in further pieces."""
+"""A document's pieces. One that is too long is cut: its prompt is shortened, its text cut off or continued in others."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from bora.errors import UserError
+
+# A row a piece: its document's place in the table, its ids and which of them are scored; and, at a document's first
+# piece, how many tokens of its text and of its prompt were cut off.
+TOKENS = pa.schema(
+    [
+        ("document", pa.int64()),
+        ("ids", pa.list_(pa.int32())),
+        ("scored", pa.list_(pa.bool_())),
+        ("n_lost", pa.int64()),
+        ("n_lost_prompt", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document's tokens, or those of a piece of it.
+
+    Attributes:
+        ids: at most max_tokens.
+        scored: [len(ids)], whether a token is of the text; the first has nothing before it, so it does not count.
+        document: the document's place in the table.
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    document: int
+
+    @property
+    def n_scored(self) -> int:
+        """Count the tokens whose likelihood counts."""
+        return int(self.scored[1:].sum())
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What max_tokens cut off: of so many documents' texts so many tokens, and of prompts."""
+
+    documents: int
+    tokens: int
+    prompts: int = 0
+    prompt_tokens: int = 0
+
+    def describe(self, kept: float) -> str:
+        """Describe it beside the tokens that are kept."""
+        share = self.tokens / (kept + self.tokens + self.prompt_tokens)
+        text = f"{self.documents:,} documents, {share:.1%} of the tokens"
+        if self.documents:
+            text += "; data.long=chunk keeps them, data.max_tokens sets the length"
+        if self.prompts:
+            text += f"\nshortened: {self.prompts:,} prompts, by {self.prompt_tokens:,} tokens"
+        return text
 
 
 class Parts(NamedTuple):
@@ -86,3 +139,13 @@ class Cutter:
         """Take tokens off a prompt, at the side that is chosen."""
         lost = max(0, len(prompt) - max(0, room))
         return prompt[lost:] if self.prompt_truncation == "left" else prompt[: len(prompt) - lost]
+
+
+def to_pieces(tokens: pa.Table) -> list[Encoded]:
+    """Turn a table of TOKENS into pieces: views into one array (our own: Arrow's may not be written to)."""
+    if not len(tokens):
+        return []
+    ids, scored = (tokens[name].combine_chunks() for name in ("ids", "scored"))
+    cuts = ids.offsets.to_numpy()[1:-1]
+    columns = (np.split(a.values.to_numpy(zero_copy_only=False).copy(), cuts) for a in (ids, scored))
+    return [Encoded(*one) for one in zip(*columns, tokens["document"].to_pylist(), strict=True)]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bora.config import Data
 from bora.data.chat import Message, encode_chat, end_of_turn, find_question, write
 from bora.data.columns import to_text
-from bora.data.pieces import Cutter, Parts
+from bora.data.pieces import TOKENS, Cutter, Encoded, Parts, Truncation, to_pieces
 from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns, show_prompt
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
@@ -28,57 +28,6 @@ from bora.lib.console import progress
 # These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
 MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
 MAX_EXAMPLE_CHARS = 40  # of a prompt
-# A row a piece: its document's place in the table, its ids and which of them are scored; and, at a document's first
-# piece, how many tokens of its text and of its prompt were cut off.
-TOKENS = pa.schema(
-    [
-        ("document", pa.int64()),
-        ("ids", pa.list_(pa.int32())),
-        ("scored", pa.list_(pa.bool_())),
-        ("n_lost", pa.int64()),
-        ("n_lost_prompt", pa.int64()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A document's tokens, or those of a piece of it.
-
-    Attributes:
-        ids: at most max_tokens.
-        scored: [len(ids)], whether a token is of the text; the first has nothing before it, so it does not count.
-        document: the document's place in the table.
-    """
-
-    ids: np.ndarray
-    scored: np.ndarray
-    document: int
-
-    @property
-    def n_scored(self) -> int:
-        """Count the tokens whose likelihood counts."""
-        return int(self.scored[1:].sum())
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """What max_tokens cut off: of so many documents' texts so many tokens, and of prompts."""
-
-    documents: int
-    tokens: int
-    prompts: int = 0
-    prompt_tokens: int = 0
-
-    def describe(self, kept: float) -> str:
-        """Describe it beside the tokens that are kept."""
-        share = self.tokens / (kept + self.tokens + self.prompt_tokens)
-        text = f"{self.documents:,} documents, {share:.1%} of the tokens"
-        if self.documents:
-            text += "; data.long=chunk keeps them, data.max_tokens sets the length"
-        if self.prompts:
-            text += f"\nshortened: {self.prompts:,} prompts, by {self.prompt_tokens:,} tokens"
-        return text
 
 
 @dataclass(frozen=True)
@@ -214,7 +163,7 @@ class Tokens:
             cells = [table[name] for name in ("task", "text", *placeholders(table))]
             key = digest(["tokens", 2, identity, how, template, len(table)], chain(*cells))
             tokens = cached_table("tokens", key, lambda: self._encode(table))
-        encoded = _to_pieces(tokens)
+        encoded = to_pieces(tokens)
         highest = pc.max(tokens["ids"].combine_chunks().values).as_py() if encoded else None
         if highest is not None and highest >= self.vocabulary:
             for piece in encoded:
@@ -243,7 +192,7 @@ class Tokens:
         longest = max(len(self.before(name)) for name in names)
         if self.max_tokens - longest < 2:
             raise UserError(f"data.max_tokens={self.max_tokens}: the longest prompt leaves no room for a text")
-        return _to_pieces(self._encode(table, longest))
+        return to_pieces(self._encode(table, longest))
 
     def ask(self, table: pd.DataFrame) -> list[tuple[Any, str]]:
         """Take each row apart: what `start` takes, and the answer to it, as it is written; of a chat the last answer."""
@@ -388,16 +337,6 @@ def _from_json(text: str, chat: bool) -> Any:
         raise UserError(f"the prompt {text[:40]!r} is not JSON: {error}") from error
     messages = isinstance(found, list) and all(isinstance(one, dict) for one in found)
     return found if messages or not chat else text
-
-
-def _to_pieces(tokens: pa.Table) -> list[Encoded]:
-    """Turn a table of TOKENS into pieces: views into one array (our own: Arrow's may not be written to)."""
-    if not len(tokens):
-        return []
-    ids, scored = (tokens[name].combine_chunks() for name in ("ids", "scored"))
-    cuts = ids.offsets.to_numpy()[1:-1]
-    columns = (np.split(a.values.to_numpy(zero_copy_only=False).copy(), cuts) for a in (ids, scored))
-    return [Encoded(*one) for one in zip(*columns, tokens["document"].to_pylist(), strict=True)]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -9,8 +9,8 @@ import torch
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from bora.bayes.adapters import read_saved
 from bora.bayes.levels import NONE
+from bora.bayes.saved import read_saved
 from bora.data.read import read_column
 from bora.errors import UserError
 from bora.runs.archive import Run

@@ -13,7 +13,8 @@ import torch
 
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
-from bora.data.tokens import Encoded, Tokens
+from bora.data.pieces import Encoded
+from bora.data.tokens import Tokens
 from bora.errors import require_count
 from bora.lib.console import progress
 from bora.model.batch import to_device

@@ -19,9 +19,9 @@ from bora.bayes.levels import Levels, describe_unknown, place_new
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Batches, Documents, loader
 from bora.data.columns import level_cells
+from bora.data.pieces import Encoded, Truncation
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
-from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError, require_count, require_positive
 from bora.lib.console import progress
 from bora.model.batch import Batch, to_device

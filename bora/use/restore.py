@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config, Dtype
 from bora.data.batches import Documents
+from bora.data.pieces import Truncation
 from bora.data.prompts import whole_texts
 from bora.data.read import read_documents
-from bora.data.tokens import Tokens, Truncation
+from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
