@@ -19,7 +19,8 @@ from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.errors import UserError
 from bora.lib.console import plain_console, tell
-from bora.runs.directory import DOCUMENTS, TRAINED_ON
+from bora.runs.directory import DOCUMENTS, EVALUATIONS, TRAINED_ON
+from bora.train.authorship import PRIORS
 from bora.use.answers import NAMES, compare_answers
 from bora.use.evaluate import Ask, Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)")
     add(
         "--prior",
-        choices=("uniform", "documents"),
+        choices=PRIORS,
         default="uniform",
         help="of the tasks: uniform, or by their numbers of training documents (uniform)",
     )
@@ -160,7 +161,7 @@ def main() -> None:
             raise UserError("--beside: the runs' folders need names of their own, other than task, mean and base")
         table = read_texts(arguments.data, columns_of(arguments))
         run, data_sha256 = arguments.run.expanduser().resolve(), hash_texts(table)
-        out = arguments.out or run / "evaluation" / bare_name(arguments.data)
+        out = arguments.out or run / EVALUATIONS / bare_name(arguments.data)
         make_evaluation_folder(out, run, data_sha256)
         tell(f"{len(table):,} documents; loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)

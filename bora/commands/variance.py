@@ -11,8 +11,8 @@ from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.read import read_column
 from bora.lib.console import plain_console, tell
-from bora.lib.files import make_output_folder, write_text_atomically
-from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE
+from bora.lib.files import make_output_folder
+from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE, write_csv
 from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
 from bora.use.restore import restore, split_documents
 from bora.use.variance import Share, gradient_similarities, variance_shares
@@ -66,14 +66,14 @@ def main() -> None:
         tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
         similarity = gradient_similarities(restored, table, arguments.batch_size)
         shares = variance_shares(similarity, table["task"].tolist(), columns)
-        write_text_atomically(out / SHARES, pd.DataFrame(map(vars, shares)).to_csv(index=False))
+        write_csv(out / SHARES, pd.DataFrame(map(vars, shares)))
         show(shares)
         if arguments.tau:
             table = choose_tasks(split_documents(restored.directory, "train"))
             tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
             found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size))
-            write_text_atomically(out / INFERRED, found.to_csv(index=False))
-            write_text_atomically(out / EVIDENCE, profile.to_csv(index=False))
+            write_csv(out / INFERRED, found)
+            write_csv(out / EVIDENCE, profile)
             show_tau(found)
 
 

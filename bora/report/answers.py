@@ -8,7 +8,6 @@ import pandas as pd
 from bora.lib.names import format_tau
 from bora.report.evidence import Evidence
 from bora.report.tables import ReportTable
-from bora.runs.directory import SUMMARY, read_json
 
 # Score → what the table calls it.
 SCORES = {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
@@ -20,10 +19,9 @@ def find_answers(evidence: Evidence) -> dict[str, list[tuple[float, Path, dict]]
     """Find evaluations with answers below the series' runs: evaluation's name → τ, its folder, its summary."""
     found: dict[str, list[tuple[float, Path, dict]]] = {}
     for run in evidence.series.runs:
-        for file in sorted((run.folder / "evaluation").glob(f"*/{SUMMARY}")):
-            summary = read_json(file)
+        for folder, summary in run.evaluations():
             if summary.get("answers"):
-                found.setdefault(file.parent.name, []).append((run.summary["tau"], file.parent, summary))
+                found.setdefault(folder.name, []).append((run.tau, folder, summary))
     return found
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from bora.report.evidence import Evidence
 from bora.runs.archive import Run
-from bora.runs.directory import DOCUMENTS, SUMMARY, read_json, readable
-from bora.train.authorship import N_BINS, Likelihoods
+from bora.runs.directory import DOCUMENTS, readable
+from bora.train.authorship import N_BINS, Likelihoods, log_prior
 
 Sureness = tuple[np.ndarray, np.ndarray]  # the likeliest task's probability, and whether it is the true one, [N] each
 
@@ -48,10 +48,10 @@ def find_guesses(evidence: Evidence) -> Guesses | None:
     """
     tau = evidence.best_middle_tau
     found = [
-        (run, file.parent, summary)
+        (run, folder, summary)
         for run in ([] if tau is None else evidence.series.at(tau))
-        for file in sorted((run.folder / "evaluation").glob(f"*/{SUMMARY}"))
-        if (summary := read_json(file)).get("classification")
+        for folder, summary in run.evaluations()
+        if summary.get("classification")
     ]
     return _read(*max(found, key=lambda each: each[2]["classification"]["n"])) if found else None
 
@@ -77,10 +77,9 @@ def _read_at_1(run: Run, folder: Path, prior: str, documents: pd.DataFrame) -> S
             else:
                 table = pd.read_parquet(file)
             nats = table.pivot(index="row", columns="task", values="log_likelihood").loc[documents["row"]]
-            n_train = run.per_task["n_train"][nats.columns].to_numpy(float)
-            weights = n_train if prior == "documents" else np.ones_like(n_train)
+            prior_nats = log_prior(run.per_task["n_train"][nats.columns].to_numpy(), prior)
             scores = Likelihoods(nats.to_numpy(), documents["n_scored"].to_numpy())
-            posterior = np.exp(scores.posterior(np.log(weights / weights.sum()))[0])
+            posterior = np.exp(scores.posterior(prior_nats)[0])
             best = nats.columns.to_numpy()[posterior.argmax(axis=1)]
             return posterior.max(axis=1), best == documents["task"].to_numpy()
     return None

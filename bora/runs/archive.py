@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pandas as pd
 from bora.config import flatten
 from bora.errors import UserError, first_line
 from bora.lib.files import atomic_write
-from bora.runs.directory import RunDirectory
+from bora.runs.directory import EVALUATIONS, SUMMARY, RunDirectory, read_json
 
 ARCHIVE = "runs.csv.gz"
 VERSIONS = "summary.versions."  # a column each
@@ -61,6 +61,11 @@ class Run:
     def is_limit(self) -> bool:
         """Return whether τ is 0 or ∞, where every parameterisation is the same model."""
         return self.tau == 0 or math.isinf(self.tau)
+
+    def evaluations(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield the folder and the summary of each evaluation that lies in the run's folder."""
+        for file in sorted((self.folder / EVALUATIONS).glob(f"*/{SUMMARY}")):
+            yield file.parent, read_json(file)
 
 
 def read_run(folder: Path) -> Run:

@@ -36,6 +36,7 @@ LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
 UNITS, BY_TASK = "units.csv", "validation_by_task.csv"
+EVALUATIONS = "evaluation"  # the folder of evaluations, a folder each
 VARIANCE = "variance"  # the folder of what bora variance found, and its files
 SHARES, INFERRED, EVIDENCE = "shares.csv", "tau.csv", "evidence.csv"
 TRAINED_ON = "trained_on.txt"
@@ -219,7 +220,7 @@ class RunDirectory:
     def write_documents(self, documents: pd.DataFrame) -> None:
         """Write documents.csv: one row a document kept; where some are in pieces, a row a piece, with its number."""
         columns = [*DOCUMENT_COLUMNS, *(["piece"] if documents["piece"].any() else [])]
-        write_text_atomically(self.path / DOCUMENTS, documents[columns].to_csv(index=False))
+        write_csv(self.path / DOCUMENTS, documents[columns])
 
     def write_trained_on(self, texts: Iterable[str], more: Iterable[str] = ()) -> None:
         """Write trained_on.txt: the hash of each text that the model was fitted to or chosen by, a line each, sorted.
@@ -245,15 +246,11 @@ class RunDirectory:
     def write_per_task(self, per_task: pd.DataFrame) -> None:
         """Write per_task.csv: one row a task, in the order of selection."""
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
-        write_text_atomically(self.path / PER_TASK, per_task[columns].to_csv(index=False))
-
-    def write_units(self, units: pd.DataFrame) -> None:
-        """Write units.csv: one row a unit of each level above the task."""
-        write_text_atomically(self.path / UNITS, units.to_csv(index=False))
+        write_csv(self.path / PER_TASK, per_task[columns])
 
     def write_by_task(self, validations: pd.DataFrame) -> None:
         """Write validation_by_task.csv: one row a validation and task."""
-        write_text_atomically(self.path / BY_TASK, validations.to_csv(index=False))
+        write_csv(self.path / BY_TASK, validations)
 
     def by_task(self) -> pd.DataFrame:
         """Read validation_by_task.csv.
@@ -341,6 +338,11 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
         return found
+
+
+def write_csv(file: Path, table: pd.DataFrame) -> None:
+    """Write a table, without its index, atomically."""
+    write_text_atomically(file, table.to_csv(index=False))
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:

@@ -15,12 +15,13 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.data.batches import Documents
 from bora.data.pieces import Encoded
 from bora.data.tokens import Tokens
-from bora.errors import require_count
+from bora.errors import UserError, require_count
 from bora.lib.console import progress
 from bora.model.batch import to_device
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 1000.0
 N_BINS = 10  # of the calibration error
+PRIORS = "uniform", "documents"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ class Likelihoods:
         joint = self.nats / temperature + log_prior
         evidence = np.logaddexp.reduce(joint, axis=1)
         return joint - evidence[:, None], evidence
+
+
+def log_prior(task_documents: np.ndarray, prior: str) -> np.ndarray:
+    """Return log p(d), [D] nats.
+
+    Args:
+        task_documents: [D] N_d, the tasks' numbers of training documents.
+        prior: uniform | documents, in proportion to those.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if prior not in PRIORS:
+        raise UserError(f"prior={prior!r}: give {' or '.join(PRIORS)}")
+    weights = task_documents.astype(np.float64) if prior == "documents" else np.ones(len(task_documents))
+    return np.log(weights / weights.sum())
 
 
 @torch.no_grad()

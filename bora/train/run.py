@@ -23,7 +23,7 @@ from bora.lib.machine import is_first_process
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import check_same_run, load_own
-from bora.runs.directory import METRICS, SUMMARY, RunDirectory, json_safe, settings, versions
+from bora.runs.directory import METRICS, SUMMARY, UNITS, RunDirectory, json_safe, settings, versions, write_csv
 from bora.runs.metrics import MetricsFile
 from bora.runs.trackers import TRACKED_RUN, Start, log10_tau, open_tracker
 from bora.train.build import build_data, build_model, build_module, find_start, load_corpus, require_hardware
@@ -145,7 +145,7 @@ def train(
                 directory.write_per_task(per_task)
                 directory.write_by_task(fitter.dashboard.by_task(corpus.task_names))
                 if units is not None:
-                    directory.write_units(units)
+                    write_csv(directory.path / UNITS, units)  # a row a unit of each level
                 directory.write_summary(summary)
             if tracker is not None:
                 samples = None

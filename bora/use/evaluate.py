@@ -18,13 +18,23 @@ from bora.data.corpus import hash_rows
 from bora.data.prompts import whole_texts
 from bora.data.select import draw
 from bora.errors import UserError
-from bora.lib.files import make_output_folder, replace_files, write_text_atomically
-from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY, hash_text, read_json, versions, write_json
-from bora.train.authorship import Likelihoods
+from bora.lib.files import make_output_folder, replace_files
+from bora.runs.directory import (
+    DOCUMENTS,
+    PER_TASK,
+    RUN_FILES,
+    SUMMARY,
+    hash_text,
+    read_json,
+    versions,
+    write_csv,
+    write_json,
+)
+from bora.train.authorship import Likelihoods, log_prior
 from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
-from bora.use.score import likeliest, likelihoods, log_prior, measure_accuracy, measure_sureness, perplexities
+from bora.use.score import likeliest, likelihoods, measure_accuracy, measure_sureness, perplexities
 
 log = logging.getLogger(__name__)
 ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
@@ -165,7 +175,7 @@ def evaluate(
         raise UserError("no row has a text with a token to score; name the column of texts with --text")
     if not reported.any():
         raise UserError("the run was trained on every text with a token to score; give others, or --include-trained")
-    prior_nats = log_prior(restored.model, prior)
+    prior_nats = log_prior(restored.model.task_documents.cpu().numpy(), prior)
     posterior = np.exp(scores.posterior(prior_nats, restored.temperature)[0])
     best, probability = likeliest(names, posterior, scorable)
     documents = pd.DataFrame(
@@ -288,16 +298,16 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
         form: of the table of likelihoods, csv or parquet; None for no such table.
     """
     with replace_files(out, FILES) as new:
-        write_text_atomically(new / DOCUMENTS, found.documents.to_csv(index=False))
+        write_csv(new / DOCUMENTS, found.documents)
         if found.per_task is not None:
-            write_text_atomically(new / PER_TASK, found.per_task.to_csv(index=False))
+            write_csv(new / PER_TASK, found.per_task)
         if found.answers is not None and found.answer_scores is not None:
             scores = found.answer_scores
-            write_text_atomically(new / ANSWERS, found.answers.rename_axis("row").to_csv())
-            write_text_atomically(new / ANSWER_SCORES, scores.to_csv(index=False))
+            write_csv(new / ANSWERS, found.answers.rename_axis("row").reset_index())
+            write_csv(new / ANSWER_SCORES, scores)
             samples_page(found.answers, scores, new / ANSWERS_PAGE)
         if form == "csv":
-            write_text_atomically(new / "likelihoods.csv", tabulate_likelihoods(found, names).to_csv(index=False))
+            write_csv(new / "likelihoods.csv", tabulate_likelihoods(found, names))
         elif form == "parquet":
             tabulate_likelihoods(found, names).to_parquet(new / "likelihoods.parquet", index=False)
         results = {

@@ -7,14 +7,13 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 
-from bora.bayes.model import HierarchicalLoRA, Under
-from bora.errors import UserError, require_count
+from bora.bayes.model import Under
+from bora.errors import require_count
 from bora.model.likelihood import n_scored
-from bora.train.authorship import Likelihoods, calibration_error, score_tasks
+from bora.train.authorship import Likelihoods, calibration_error, log_prior, score_tasks
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
-PRIORS = "uniform", "documents"
 # Column → the model that it is of.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
@@ -58,23 +57,6 @@ def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tu
     return per_task, overall
 
 
-def log_prior(model: HierarchicalLoRA, prior: str) -> np.ndarray:
-    """Return log p(d), [D] nats.
-
-    Args:
-        prior: uniform | documents, in proportion to the tasks' numbers of training documents.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if prior not in PRIORS:
-        raise UserError(f"prior={prior!r}: give {' or '.join(PRIORS)}")
-    weights = model.task_documents.cpu().numpy().astype(np.float64)
-    if prior == "uniform":
-        weights = np.ones_like(weights)
-    return np.log(weights / weights.sum())
-
-
 def likelihoods(restored: Restored, table: pd.DataFrame, batch_size: int) -> Likelihoods:
     """Score every document under every task's θ_d; see `bora.train.authorship.score_tasks`."""
     return score_tasks(restored.model, restored.tokens, table, batch_size)
@@ -104,8 +86,8 @@ def guess_tasks(restored: Restored, table: pd.DataFrame, prior: str, batch_size:
         A row a text: best, posterior, see `likeliest`; and a column a task with p(d | text).
     """
     names, scores = restored.model.adapters.task_names, likelihoods(restored, table, batch_size)
-    scored = scores.n_scored > 0
-    posterior = np.exp(scores.posterior(log_prior(restored.model, prior), restored.temperature)[0])
+    scored, prior_nats = scores.n_scored > 0, log_prior(restored.model.task_documents.cpu().numpy(), prior)
+    posterior = np.exp(scores.posterior(prior_nats, restored.temperature)[0])
     best, probability = likeliest(names, posterior, scored)
     each = pd.DataFrame(np.where(scored[:, None], posterior, np.nan), columns=pd.Index(names))
     return pd.concat([pd.DataFrame({"best": best, "posterior": probability}), each], axis=1)

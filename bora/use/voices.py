@@ -23,12 +23,12 @@ from torch import Tensor
 from bora.data.prompts import show_prompt
 from bora.data.select import draw
 from bora.errors import UserError
-from bora.lib.files import make_output_folder, replace_files, write_text_atomically
+from bora.lib.files import make_output_folder, replace_files
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, find_places
 from bora.model.likelihood import token_nll
 from bora.report.voices import CONTINUATIONS, FOLDER, TOKENS
-from bora.runs.directory import SUMMARY, versions, write_json
+from bora.runs.directory import SUMMARY, versions, write_csv, write_json
 from bora.use.generate import generate
 from bora.use.restore import Restored
 
@@ -167,7 +167,7 @@ def write_voices(found: Voices, run: Path, about: dict[str, Any]) -> Path:
     out = run / FOLDER
     make_output_folder(out)
     with replace_files(out, (TOKENS, CONTINUATIONS, SUMMARY)) as new:
-        write_text_atomically(new / TOKENS, found.tokens.to_csv(index=False))
-        write_text_atomically(new / CONTINUATIONS, found.continuations.to_csv(index=False))
+        write_csv(new / TOKENS, found.tokens)
+        write_csv(new / CONTINUATIONS, found.continuations)
         write_json(new / SUMMARY, about | {"versions": versions()})
     return out
