@@ -196,7 +196,7 @@ class Run:
         Raises:
             UserError: a column is missing, or a row is of no task of the run.
         """
-        per_task, overall = perplexities(self.restored, self._labelled(frame, task, text), batch_size)
+        per_task, overall = perplexities(self.restored, self._documents(frame, task, text, labelled=True), batch_size)
         scores = Scores(per_task)
         scores.overall = overall
         return scores
@@ -225,7 +225,7 @@ class Run:
         Raises:
             UserError: see `bora.use.answers.generate_answers`; or a row is of no task of the run.
         """
-        found = self._labelled(frame, task, text)
+        found = self._documents(frame, task, text, labelled=True)
         ask = Ask(_sampling(options), per_task)
         ask.check(self.restored, found["task"])
         return ask.answers(self.restored, found)
@@ -361,21 +361,15 @@ class Run:
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
             return similarity(found)
 
-    def _documents(self, frame: Any, task: str | None, text: str | None) -> pd.DataFrame:
-        """Take a frame's documents by the run's columns where none are named."""
+    def _documents(self, frame: Any, task: str | None, text: str | None, labelled: bool = False) -> pd.DataFrame:
+        """Take a frame's documents by the run's columns where none are named; `labelled`: each of a task of the run."""
         own = self.config.data.model_dump()  # of a corpus that is no table, it names no columns
         messages = own.get("messages")
         text, chat = text or own.get("text", "text"), messages and (text or messages)
         task, prompt = task or own.get("task"), prompt_columns(own["prompt"])
-        return documents(frame, Columns(task, text, None, chat, prompt, own["levels"], need_levels=False))
-
-    def _labelled(self, frame: Any, task: str | None, text: str | None) -> pd.DataFrame:
-        """Take a frame's documents, all of them of tasks of the run.
-
-        Raises:
-            UserError: a column is missing, or a row is of no task of the run.
-        """
-        found = self._documents(frame, task, text)
+        found = documents(frame, Columns(task, text, None, chat, prompt, own["levels"], need_levels=False))
+        if not labelled:
+            return found
         if n := int((found["task"] == "").sum()):
             raise UserError(f"{n} rows of the frame name no task; leave them out, or ask who_wrote")
         if unknown := sorted(set(found["task"]) - set(self.tasks)):
