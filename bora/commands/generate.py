@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from bora.commands.common import add_device, checked, run_parser, utf8
 from bora.commands.exits import cli_errors
@@ -15,24 +15,12 @@ from bora.use.sampling import Sampling
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("generate", "Let tasks of a finished run continue prompts, side by side.")
     add = parser.add_argument
-    add(
-        "--task",
-        action="append",
-        default=[],
-        metavar="NAME",
-        type=utf8,
-        help="a task, or the beginning of its name; again for more",
-    )
+    several: dict[str, Any] = {"action": "append", "default": [], "type": utf8}
+    add("--task", metavar="NAME", help="a task, or the beginning of its name; again for more", **several)
     add("--mean", action="store_true", help="let Θ answer too")
     add("--base", action="store_true", help="let the frozen backbone answer too")
-    add(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        type=utf8,
-        help="a text, a question, or JSON of what the run's prompt takes; again for more",
-    )
+    asked = "a text, a question, or JSON of what the run's prompt takes; again for more"
+    add("--prompt", metavar="TEXT", help=asked, **several)
     add("--json", action="store_true", help="print a JSON object a line for each answer")
     for name, field in Sampling.model_fields.items():
         flag, text = f"--{name.replace('_', '-')}", field.description

@@ -1,6 +1,6 @@
 """A document's pieces. One that is too long is cut: its prompt is shortened, its text cut off or continued in others."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,11 @@ class Truncation:
     tokens: int
     prompts: int = 0
     prompt_tokens: int = 0
+
+    def summary(self) -> dict[str, int]:
+        """Name the numbers as summary.json does."""
+        names = "truncated_documents truncated_tokens shortened_prompts shortened_prompt_tokens"
+        return dict(zip(names.split(), astuple(self), strict=True))
 
     def describe(self, kept: float) -> str:
         """Describe it beside the tokens that are kept."""
