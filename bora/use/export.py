@@ -142,7 +142,7 @@ def _require_loadable(config: "LoraConfig", targets: list[str], model: PreTraine
     except ModuleNotFoundError:  # an older PEFT, which knows no routed experts
         return
     loaded = copy.deepcopy(config)
-    loaded.target_modules = set(targets)
+    loaded.target_modules = set(targets)  # type: ignore[assignment]  # as PEFT makes of a list
     convert_peft_config_for_transformers(loaded, model, None)
     if lost := sorted(set(targets).difference(loaded.target_modules or ())):
         raise UserError(
