@@ -124,7 +124,9 @@ def select(
 
 def draw(table: pd.DataFrame, per_task: int | None) -> pd.DataFrame:
     """Draw at most so many rows of each task at random, in the table's order; None for all."""
-    drawn = table.sample(frac=1, random_state=0).groupby("task").head(per_task or len(table))
+    if per_task is None:
+        return table
+    drawn = table.sample(frac=1, random_state=0).groupby("task").head(per_task)
     return table[table.index.isin(drawn.index)]
 
 

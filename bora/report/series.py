@@ -15,8 +15,20 @@ from bora.runs.directory import CONFIG, FAILED, HOW_IT_RESUMES, METRICS, PER_TAS
 # Settings that may differ within a series. The documents are held to their hash, wherever the table lies.
 FREE_KEYS = (
     *HOW_IT_RESUMES,
-    *"tau seed name init_from data.path data.url data.sha256 logger. trainer.log_every_n_steps".split(),
-    *(f"model.{key}" for key in "path attention compile cuda_graphs gradient_checkpointing".split()),
+    "tau",
+    "seed",
+    "name",
+    "init_from",
+    "data.path",
+    "data.url",
+    "data.sha256",
+    "logger.",
+    "model.path",
+    "model.attention",
+    "model.compile",
+    "model.cuda_graphs",
+    "model.gradient_checkpointing",
+    "trainer.log_every_n_steps",
 )
 FIGURES = "tau seed model data lr val_perplexity test_perplexity base_test_perplexity best_epoch data_sha256".split()
 # What tells the runs of two series apart at 0 < τ < ∞ only, and at given τ only.
