@@ -138,7 +138,7 @@ def build_levels(
         mine = [place[cell or NONE] for cell in cells]
         same = partitions.setdefault(_partition(mine), column)
         if same != column:
-            raise ValueError(f"{column} divides the documents exactly as {same} does, so the two cannot be told apart")
+            raise ValueError(f"{column} and {same} divide the documents alike, so the two cannot be told apart")
         if len(names) == 1:
             raise ValueError(f"{column} has one value, {names[0]!r}, so it is no level")
         counts = [0] * len(names)

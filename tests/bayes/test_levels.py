@@ -243,8 +243,8 @@ def test_a_saved_model_with_levels_is_the_same_again():
     ("values", "words"),
     [
         ({"a": ["x"] * 10}, "one value"),
-        ({"a": [str(t) for t in TASKS]}, "exactly as the tasks"),
-        ({"a": PARTY, "b": [p.upper() for p in PARTY]}, "exactly as a"),
+        ({"a": [str(t) for t in TASKS]}, "a and the tasks divide the documents alike"),
+        ({"a": PARTY, "b": [p.upper() for p in PARTY]}, "b and a divide the documents alike"),
     ],
 )
 def test_levels_that_cannot_be_told_apart_are_refused(values, words):
