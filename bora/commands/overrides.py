@@ -20,7 +20,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bora.config import Config, Trainer, conf_folder, find_secret, flatten, parse
@@ -302,13 +301,13 @@ def _compose(overrides: list[str]) -> DictConfig:
 @contextmanager
 def _own_hydra() -> Iterator[None]:
     """Within it Hydra composes from conf/; after it the caller's Hydra, of which a process has one, is as it was."""
-    of_caller = get_gh_backup()
+    of_caller = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             yield
     finally:
-        restore_gh_from_backup(of_caller)
+        GlobalHydra.instance().hydra = of_caller
 
 
 def _no_such_choice(group: str, choice: str) -> str:
