@@ -30,7 +30,6 @@ ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBack
 # same code and one compilation serves them all.
 UPDATE = "bora_update"
 
-
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # a soft cap's names in configs
 
 

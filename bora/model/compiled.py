@@ -9,7 +9,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from bora.errors import UserError
 
-# How far a gradient may be off, by its norm; merged operations round elsewhere: up to 0.024 measured in bfloat16.
+# How far a gradient may be off, by its norm; merged operations round elsewhere: up to 0.043 measured in bfloat16.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
@@ -45,23 +45,24 @@ def check_blocks(
         run()
     for hook in hooks:
         hook.remove()
-    while calls:
-        block, (hidden, *others), options = calls.pop(0)
-        x = hidden.detach().requires_grad_()
-        direction = torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape)
-
-        def gradients() -> tuple[Tensor, ...]:
-            output = block(x.clone(), *others, **options)  # noqa: B023
-            output = output if isinstance(output, Tensor) else output[0]
-            return torch.autograd.grad((output * direction).sum(), [x, *factors(block)])  # noqa: B023
-
+    for block, call, options in calls:
         with torch.compiler.set_stance("force_eager"):
-            expected = gradients()
+            expected = _gradients(block, call, options, factors(block))
         with compilation():
-            found = gradients()
-        apart = max(float((f - e).norm() / e.norm()) for e, f in zip(expected, found, strict=True))
-        if not apart <= TOLERANCE[x.dtype]:
-            raise UserError(
-                f"model.compile=true: torch {torch.__version__} compiles a {type(block).__name__} wrongly, its gradient "
-                f"is {100 * apart:.1f} % off; set model.compile=false"
-            )
+            found = _gradients(block, call, options, factors(block))
+        for f, e in zip(found, expected, strict=True):
+            apart, norm = float((f - e).norm()), float(e.norm())
+            if not apart <= TOLERANCE[e.dtype] * norm:  # NaN is not
+                raise UserError(
+                    f"model.compile=true: torch {torch.__version__} compiles a {type(block).__name__} wrongly, its "
+                    f"gradient is {100 * apart / max(norm, 1e-30):.1f} % off; set model.compile=false"
+                )
+
+
+def _gradients(block: nn.Module, call: tuple, options: dict, factors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Differentiate a sum over a block's output, with weights from −1 to 1, by its input and its factors."""
+    x = call[0].detach().requires_grad_()
+    output = block(x.clone(), *call[1:], **options)
+    output = output if isinstance(output, Tensor) else output[0]
+    weights = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape)
+    return torch.autograd.grad((output * weights).sum(), [x, *factors])

@@ -130,21 +130,21 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: fl
         # GPT-2's layers keep their weights transposed.
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
     )
-    _require_loadable(config, target_modules(model, layers), model)
     config.target_modules = target_modules(model, layers)  # PEFT makes a set of a list, in any order
+    _require_loadable(config, model)
     return config
 
 
-def _require_loadable(config: "LoraConfig", targets: list[str], model: PreTrainedModel) -> None:
+def _require_loadable(config: "LoraConfig", model: PreTrainedModel) -> None:
     """Raise where PEFT takes dense layers for routed experts by their names, and leaves them out (peft#3711)."""
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     except ModuleNotFoundError:  # an older PEFT, which knows no routed experts
         return
-    loaded = copy.deepcopy(config)
-    loaded.target_modules = set(targets)  # type: ignore[assignment]  # as PEFT makes of a list
+    targets, loaded = set(config.target_modules or ()), copy.deepcopy(config)
+    loaded.target_modules = set(targets)  # type: ignore[assignment]  # as PEFT reads the list
     convert_peft_config_for_transformers(loaded, model, None)
-    if lost := sorted(set(targets).difference(loaded.target_modules or ())):
+    if lost := sorted(targets.difference(loaded.target_modules or ())):
         raise UserError(
             f"PEFT {version('peft')} takes {lost[0]} of a {model.config.model_type} for a routed expert's and would load "
             "it without its LoRA; write whole models, with --merge --task NAME"

@@ -55,5 +55,10 @@ class Sampling(BaseModel):
         """
         given: dict[str, Any] = self.model_dump(exclude=OWN, exclude_none=True)
         pad = min(ends, default=0)
-        one = {"num_beams": 1, "num_return_sequences": 1}  # the model's own generation config may have others
-        return GenerationConfig(**given, **one, eos_token_id=sorted(ends) or None, pad_token_id=pad)
+        return GenerationConfig(
+            **given,
+            num_beams=1,  # what is unset here is taken from the model's own generation config
+            num_return_sequences=1,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=pad,
+        )

@@ -273,7 +273,8 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
     config, _ = compose_config(overrides)
     pretrained = load_backbone(config.model, config.trainer.accelerator, config.data.max_tokens, weights=False)
     corpus = load_corpus(config, pretrained)
-    taken = measure(config, corpus, count_cost(config, pretrained, corpus))
+    cost = count_cost(config, pretrained, corpus)
+    taken = measure(config, corpus, cost)
     alternatives = {}
     if cfg.device == "cuda" and config.model.name == "smollm2_135m":
         compiled, _ = compose_config([*overrides, "model.compile=true"])
@@ -282,7 +283,7 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
             ("model.compile=true", compiled, plain),
         ):
             with context():
-                alternatives[name] = measure(other, corpus, count_cost(other, pretrained, corpus)).tokens_per_second
+                alternatives[name] = measure(other, corpus, cost).tokens_per_second
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={folder}/run"]

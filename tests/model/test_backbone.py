@@ -53,6 +53,7 @@ def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch)
 
 def test_a_block_that_torch_compiles_wrongly_is_refused():
     theta, x = torch.ones(3, requires_grad=True), torch.arange(24.0).view(2, 4, 3)
+    idle = torch.ones(3, requires_grad=True)  # its gradient is 0, as q_proj's is where a text has one token
 
     class Block(nn.Module):
         def __init__(self, error: float):
@@ -61,10 +62,10 @@ def test_a_block_that_torch_compiles_wrongly_is_refused():
             self.compile(backend="eager")
 
         def forward(self, x):
-            return x * theta + (self.error * x**2 if torch.compiler.is_compiling() else 0)
+            return x * theta + 0 * idle + (self.error * x**2 if torch.compiler.is_compiling() else 0)
 
     right, wrong = Block(0.0), Block(0.01)
-    check_blocks(nn.ModuleList([right]), lambda block: [theta], lambda: right(x))
+    check_blocks(nn.ModuleList([right]), lambda block: [idle, theta], lambda: right(x))
     with pytest.raises(
         UserError, match=r"compiles a Block wrongly, its gradient is .* % off; set model\.compile=false"
     ):

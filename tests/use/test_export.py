@@ -215,7 +215,7 @@ def test_random_weights_that_are_nowhere_are_exported_as_a_whole_model_only(trai
 
 
 def test_adapters_that_peft_would_load_as_experts_are_refused():
-    # One layer is dense and three are routed, but all have a gate_proj.
+    # One block's MLP is dense and the other's is routed, and both have a down_proj.
     routed = {"num_experts": 4, "moe_intermediate_size": 8, "decoder_sparse_step": 1, "mlp_only_layers": [0]}
     config = AutoConfig.for_model("qwen3_moe", **GROUPED | routed)
     model = AutoModelForCausalLM.from_config(config)
