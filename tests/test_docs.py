@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 import tomllib
 
 import pytest
@@ -66,7 +67,9 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "outputs/three/summary.json").is_file()
     assert names["run"].tasks == ["argparse", "optparse", "ssl"]
     shown = capsys.readouterr().out
-    assert re.search(blocks(PAGES["python"], "text")[0].splitlines()[0].replace("(", r"\(").replace(")", r"\)"), shown)
+    line = re.escape(blocks(PAGES["python"], "text")[0].splitlines()[0])
+    # Its texts are Python's own, which every version has others of.
+    assert re.search(line if sys.version_info[:2] == (3, 11) else re.sub(r"\d+\\\.\d+", r"[\\d.]+", line), shown)
     assert shown.count("--- ") == 3  # who answers
 
 

@@ -4,9 +4,11 @@ Hydra composes conf/, the schema (bora.config) decides what may stand in it. So 
 ++KEY=VALUE: Hydra then complains of no key, and the schema names all that are wrong at once.
 """
 
+import argparse
 import difflib
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -36,6 +38,11 @@ ANY_OTHER = {
     "model": "for a model of the hub or a folder give model=hub model.path={choice}",
     "data": "for a table give data=table data.path={choice}",
 }
+
+if sys.version_info >= (3, 14):
+    # Hydra's help of --shell-completion is no text, and argparse now refuses it before there is any command line to
+    # read: https://github.com/facebookresearch/hydra/issues/3121
+    argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
 
 
 def register_resolvers() -> None:

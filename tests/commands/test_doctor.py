@@ -162,6 +162,7 @@ def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
     assert "│ frozen " in out
     assert "2,615,808 parameters, float32" in out
     free = [(2**30, 2**30), (2**21, 2**30)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # torch for GPUs believes device_count
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: free[i])
     assert "2.00 MiB are free" in report(*SMALL, "trainer=gpu", "model.dtype=float32")["warnings"][0]
