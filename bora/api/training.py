@@ -18,8 +18,8 @@ from bora.config import Config, FrameData
 from bora.data.read import columns_of
 from bora.errors import UserError
 from bora.lib.cache import digest
+from bora.lib.machine import device_type
 from bora.lib.stopping import Stopped
-from bora.model.loading import on_gpu
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use.samples import sample_texts
@@ -203,4 +203,4 @@ def _train(job: Job, table: pd.DataFrame, folder: Path, group: str) -> Run:
         train(job.cfg, RunDirectory(folder), group, folder.name, job.overrides, table, sample_texts)
     except Stopped as stopped:  # Ctrl-C, as a notebook knows it
         raise KeyboardInterrupt(str(stopped)) from None
-    return Run(folder, "cuda" if on_gpu(job.cfg.trainer.accelerator) else "cpu")
+    return Run(folder, device_type(job.cfg.trainer.accelerator))

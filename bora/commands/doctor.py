@@ -49,8 +49,8 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
     Raises:
         UserError: the run could not start; or its model or documents are not on this machine.
     """
-    from bora.lib.machine import free_memory
-    from bora.model.loading import load_backbone, on_gpu
+    from bora.lib.machine import device_type, free_memory
+    from bora.model.loading import load_backbone
     from bora.train.build import find_start, load_corpus
     from bora.train.cost import count_cost, measure
 
@@ -62,7 +62,7 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
         )
     if cfg.init_from is not None:
         find_start(cfg.init_from)
-    free = free_memory(on_gpu(cfg.trainer.accelerator))
+    free = free_memory(device_type(cfg.trainer.accelerator))
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens, weights=False)
     corpus = load_corpus(cfg, pretrained)
     cost = count_cost(cfg, pretrained, corpus)

@@ -105,9 +105,20 @@ def require_gpus(accelerator: str, devices: int | str) -> None:
         raise UserError(f"trainer.devices={devices}: torch sees {found} GPU on this machine; give at most that many")
 
 
-def free_memory(gpu: bool) -> int | None:
+def device_type(accelerator: str) -> str:
+    """Return what Lightning's name of an accelerator stands for here: cuda or cpu.
+
+    Lightning's own auto would take a Mac's GPU, which has no float64, and sums are kept in it.
+    """
+    import torch
+
+    found = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    return "cuda" if found else "cpu"
+
+
+def free_memory(device: str) -> int | None:
     """Return the free bytes of the fullest GPU, or of the machine; None where there is no GPU."""
-    if not gpu:
+    if device == "cpu":
         return psutil.virtual_memory().available
     import torch
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from bora.config import AnyModel
 from bora.errors import UserError, first_line
+from bora.lib.machine import device_type
 from bora.model.pretrained import Pretrained, load
 from bora.model.quantization import quantise
 
@@ -20,11 +21,6 @@ MIN_SPEEDUP = 1.5  # of bfloat16 over float32; below that it is not worth its ro
 MAX_EAGER_TOKENS = 256  # up to here plain products beat torch's fused attention in bfloat16 on a CPU
 # Keys of transformers' configs that say where a model is from and how it is run, not what it is.
 NOT_THE_MODEL = {"_name_or_path", "transformers_version", "_attn_implementation", "dtype", "use_cache"}
-
-
-def on_gpu(accelerator: str) -> bool:
-    """Tell whether an accelerator, by Lightning's name, is a GPU."""
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: bool = True) -> Pretrained:
@@ -38,7 +34,7 @@ def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: b
     Raises:
         UserError: see `load` and `quantise`; or transformers refuses the attention.
     """
-    gpu, dtype = on_gpu(accelerator), model.dtype
+    gpu, dtype = device_type(accelerator) == "cuda", model.dtype
     if dtype == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else bfloat16_speed() >= MIN_SPEEDUP
         dtype = "bfloat16" if fast else "float32"

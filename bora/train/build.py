@@ -19,9 +19,8 @@ from bora.data.module import TaskDataModule
 from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
-from bora.lib.machine import require_gpus
+from bora.lib.machine import device_type, require_gpus
 from bora.model.backbone import Backbone
-from bora.model.loading import on_gpu
 from bora.model.pretrained import Pretrained, max_positions
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
@@ -84,7 +83,7 @@ def require_hardware(cfg: Config) -> None:
         UserError: it lacks GPUs, or a compiler.
     """
     require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
-    if cfg.model.attention == "flex_attention" and not on_gpu(cfg.trainer.accelerator):
+    if cfg.model.attention == "flex_attention" and device_type(cfg.trainer.accelerator) != "cuda":
         raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
     compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"
     if cfg.model.compile and not any(map(shutil.which, compilers)):

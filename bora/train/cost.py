@@ -19,10 +19,10 @@ from bora.config import Config
 from bora.data.batches import Batches
 from bora.data.corpus import Corpus
 from bora.data.split import SPLITS
-from bora.lib.machine import peak_memory, reset_peak_memory, wait
+from bora.lib.machine import device_type, peak_memory, reset_peak_memory, wait
 from bora.model.batch import to_device
 from bora.model.likelihood import chunk_elements
-from bora.model.loading import load_backbone, on_gpu
+from bora.model.loading import load_backbone
 from bora.model.lora import Layout, linear_shape
 from bora.model.pretrained import Pretrained
 from bora.model.quantization import BLOCK, plain_layers
@@ -123,7 +123,7 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
     # The dense estimator of the prior gives every task a gradient in every step.
     with_gradient = rows if cfg.prior.estimator == "dense" else min(documents * (1 + len(cfg.data.levels)), rows)
     vocabulary = model.config.get_text_config().vocab_size
-    gpu = on_gpu(cfg.trainer.accelerator) and torch.cuda.is_available()
+    gpu = device_type(cfg.trainer.accelerator) == "cuda" and torch.cuda.is_available()
     chunk = chunk_elements(torch.device("cuda" if gpu else "cpu"))
     shared = 2 * model.dtype.itemsize * P  # θ in the backbone's dtype, and its gradient
     recorded = 1 << (documents - 1).bit_length() if gpu and cfg.records_steps else 0
@@ -180,7 +180,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         UserError: this machine lacks what the run needs, or the model cannot be loaded.
     """
     require_hardware(cfg)
-    device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
+    device = torch.device(device_type(cfg.trainer.accelerator))
     torch.manual_seed(cfg.seed)
     pretrained = load_backbone(cfg.model, cfg.trainer.accelerator, cfg.data.max_tokens)
     data = build_data(cfg, pretrained, corpus)

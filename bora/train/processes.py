@@ -15,7 +15,7 @@ from lightning.fabric.strategies import DDPStrategy
 
 from bora.config import Config
 from bora.errors import UserError
-from bora.lib.machine import check_launch, find_launch, require_gpus
+from bora.lib.machine import check_launch, device_type, find_launch, require_gpus
 from bora.runs.directory import CONFIG, RunDirectory, settings
 
 TIMEOUT = timedelta(minutes=10)  # for which a process waits for another that does not answer
@@ -75,7 +75,7 @@ def meet(cfg: Config) -> L.Fabric | None:
         return None
     require_gpus(trainer.accelerator, launch.per_node)
     group = L.Fabric(
-        accelerator=trainer.accelerator,
+        accelerator=device_type(trainer.accelerator),
         strategy=DDPStrategy(timeout=TIMEOUT),
         devices=launch.per_node,
         num_nodes=launch.nodes,

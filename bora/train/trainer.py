@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bora.config import Config
 from bora.errors import UserError, first_line, raised_in
+from bora.lib.machine import device_type
 from bora.lib.stopping import Stop
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
@@ -152,6 +153,7 @@ def build_fitter(
     options = {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]()
     if isinstance(cfg.trainer.val_check_interval, int):
         options["check_val_every_n_epoch"] = None  # else Lightning counts from each epoch's start
+    options["accelerator"] = device_type(cfg.trainer.accelerator)
     options |= cfg.trainer.extra
     if cfg.trainer.max_steps > 0:
         # An epoch ends where training does, so that a run of a few steps is validated too.

@@ -287,3 +287,9 @@ def test_a_run_starts_from_another(command, tmp_path):
     assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
     for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "tasks are not this one's")):
         one_line(command(*still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"), message)
+
+
+def test_auto_does_not_take_a_macs_gpu(command, monkeypatch):
+    """Which has no float64."""
+    monkeypatch.setattr("lightning.fabric.accelerators.mps.MPSAccelerator.is_available", lambda: True)
+    assert command("logger=none", *SMALL, "trainer.accelerator=auto", "trainer.max_steps=1")[0] == 0
