@@ -164,7 +164,7 @@ def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
     cfg.model.dtype = dtype or summary["dtype"]
     if cfg.model.source == "hub" and "model_folder" in summary and not Path(cfg.model.path).expanduser().is_dir():
         cfg.model.path = summary["model_folder"]  # else a model of that name might be fetched from the hub
-    pretrained = load_backbone(cfg.model, device, cfg.data.max_tokens)
+    pretrained = load_backbone(cfg.model, device.partition(":")[0], cfg.data.max_tokens)
     same_dtype = dtype in (None, summary["dtype"])
     if same_dtype and summary["backbone_sha256"] != backbone_sha256(pretrained.model):
         log.warning("the backbone's weights differ from those that %s was trained on", run)

@@ -327,7 +327,8 @@ def test_a_run_continues_when_wandb_dies(tmp_path):
     )
     metrics = tmp_path / "run/metrics.csv"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 3, process)
-    services = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
+    services = [child for child in children if "wandb" in " ".join(child.cmdline())]  # Python has helpers too
     assert services
     for service in services:
         service.kill()
