@@ -22,7 +22,7 @@ test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since
 	$(BIN)/python -m pytest -n 2 tests/model/test_quantization.py
 
 test-kernel: .venv/installed  ## a GPU's kernel, interpreted; apart, since Triton is large and needed on GPUs alone
-	$(INSTALL) triton
+	$(INSTALL) triton==3.7.1
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/model/test_softmax.py
 
 test-faults: .venv/installed  ## what clusters do, at length: 100 kills at random moments, 2,000 steps watched

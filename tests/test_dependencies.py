@@ -51,3 +51,9 @@ def test_no_extra_is_needed_to_import_a_command():
     drawing = {"curves.py", "drawing.py", "figures.py", "page.py"}
     sources = [s for s in sorted((REPOSITORY / "bora").rglob("*.py")) if s.name not in drawing]
     assert {str(s): u for s in sources if (u := undeclared(imported(s, everywhere=False), core))} == {}
+
+
+def test_no_version_is_pinned_that_torch_pins_itself():
+    """Torch for GPUs asks for one Triton, torch for processors for none, so that the wrong one would not show here."""
+    pinned = {canonical(line) for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line[0] != "#"}
+    assert {name for name in pinned if name.startswith(("triton", "nvidia", "cuda"))} == set()

@@ -54,4 +54,4 @@ def show_prompt(prompt: Any) -> str:
 def prompt_cells(table: pd.DataFrame) -> list[dict[str, str]]:
     """List what each row's prompt takes: placeholder → cell."""
     names = placeholders(table)
-    return [dict(zip(names, cells, strict=True)) for cells in table[names].itertuples(index=False, name=None)]
+    return [dict(zip(names, cells, strict=True)) for cells in table[names].to_numpy()]
