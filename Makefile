@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-processes test-slow test-quantized test-kernel test-faults bench docs lint audit smollm2 wheel clean
+.PHONY: run test test-processes test-slow test-quantized test-kernel test-oldest test-faults bench docs lint audit smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
@@ -24,6 +24,12 @@ test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since
 test-kernel: .venv/installed  ## a GPU's kernel, interpreted; apart, since Triton is large and needed on GPUs alone
 	$(INSTALL) triton==3.7.1
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/model/test_softmax.py
+
+test-oldest:  ## the tests with the oldest versions that pyproject.toml allows (torch apart), in .venv-oldest
+	$(PYTHON) -m venv --clear .venv-oldest
+	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/; s/^torch==.*/$(shell grep ^torch== constraints.txt)/' > .venv-oldest/versions.txt
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check --quiet -c .venv-oldest/versions.txt -e '.[test]'
+	.venv-oldest/bin/python -m pytest -n 2
 
 test-faults: .venv/installed  ## what clusters do, at length: 100 kills at random moments, 2,000 steps watched
 	BORA_KILLS=100 BORA_LONG=1 $(BIN)/python -m pytest -m processes tests/faults

@@ -269,12 +269,17 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
         "tags": list(dict.fromkeys(word[:MAX_TAG_CHARS] for word in words if word)),
         # A second run of this process, by bora.fit, is another run.
         "id": start.id or os.environ.pop("WANDB_RUN_ID", None) or secrets.token_hex(6),
-        "resume": "allow",
         "config": start.config,
     }
+
+    def begin(mode: Mode) -> Wandb:
+        # Before 0.31 wandb warns of resume in every offline run.
+        resume: Literal["allow"] | None = "allow" if mode == "online" or start.id else None
+        return Wandb(wandb.init(**arguments, mode=mode, resume=resume))
+
     try:
         arguments["settings"] = wandb.Settings(console="off", silent=True, init_timeout=WANDB_TIMEOUT_SECONDS)
-        return Wandb(wandb.init(**arguments, mode=wandb_mode(settings.mode)))
+        return begin(wandb_mode(settings.mode))
     except (wandb.errors.Error, ValueError) as error:
         text = " ".join(str(error).split())
         # The last two are in the server's own answer, which wandb takes for a failed communication.
@@ -290,7 +295,7 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
             ) from error
         log.info("W&B cannot be reached (%s): the run is logged offline", first_line(error))
         wandb.teardown(1)  # its service would keep the id in use
-        return Wandb(wandb.init(**arguments, mode="offline"))
+        return begin("offline")
 
 
 def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:

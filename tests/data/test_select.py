@@ -75,6 +75,9 @@ def test_a_missing_date_matters_only_where_a_task_has_no_other():
         select(t, "chronological")
 
 
+PANDAS_3 = pytest.mark.skipif(pd.__version__ < "3", reason="pandas 2 has the years 1677 to 2262 alone")
+
+
 @pytest.mark.parametrize(
     ("date", "moment"),
     [
@@ -83,8 +86,8 @@ def test_a_missing_date_matters_only_where_a_task_has_no_other():
         ("2001-02-03 04:05:06", "2001-02-03T04:05:06"),
         (" 2001-01-03\t", "2001-01-03"),
         ("2001-01-01T23:30-05:00", "2001-01-02T04:30"),
-        ("0001-01-01", "0001-01-01"),
-        ("9999-12-31", "9999-12-31"),
+        pytest.param("0001-01-01", "0001-01-01", marks=PANDAS_3),
+        pytest.param("9999-12-31", "9999-12-31", marks=PANDAS_3),
         ("2001-01-01T00:00:00.123456789", "2001-01-01T00:00:00.123456"),
     ],
 )

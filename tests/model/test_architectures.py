@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from bora.model.likelihood import IGNORE
 from bora.model.targets import find_targets
@@ -48,9 +48,10 @@ CONFIGS = {
     "qwen2": GROUPED,
     "qwen3": GROUPED,
     "qwen2_moe": GROUPED | {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
-    "recurrent_gemma": GROUPED | {"logits_soft_cap": 2.0, "lru_width": 16, "num_hidden_layers": 3},
+    "recurrent_gemma": GROUPED | {"logits_soft_cap": 2.0, "lru_width": 16, "num_hidden_layers": 3, "head_dim": 4},
     "stablelm": TINY,
 }
+CONFIGS = {name: config for name, config in CONFIGS.items() if name in CONFIG_MAPPING}  # hyperclovax came with 5.10
 # Both forms of embeddings, whatever the architecture's own is.
 TIED = {"llama": True, "qwen2": True, "gpt2": False, "gemma": False, "opt": False}
 # The others compute a part in float32 (a norm, attention, experts), whose last digit depends on rounding.

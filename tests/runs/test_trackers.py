@@ -37,6 +37,7 @@ EACH_STEP = [*SMALL, "trainer.log_every_n_steps=1", "data.batch_size=3"]
 
 def wandb_records(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
     """Read offline runs' records: each a log in LevelDB's format, in blocks of 32 KiB, after a header of 7 bytes."""
+    wandb.teardown()  # its service may be writing still
     for file in sorted(folder.glob("offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime):
         data, at, record = file.read_bytes(), 7, b""
         while at < len(data):
