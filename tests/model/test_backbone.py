@@ -45,10 +45,7 @@ def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch)
         ids = IDS[:1, :tokens].expand(documents, tokens)
         backbone.nll({"input_ids": ids, "labels": ids}, theta[:documents]).sum().backward()
     assert counters["stats"]["unique_graphs"] == 1
-    for documents, of_batch in (
-        (3, theta[0]),
-        (1, theta[:1]),
-    ):  # newer torch compiles each of them anew
+    for documents, of_batch in ((3, theta[0]), (1, theta[:1])):  # newer torch compiles each of them anew
         ids = IDS[:1].expand(documents, -1)
         backbone.nll({"input_ids": ids, "labels": ids}, of_batch).sum().backward()
     assert counters["stats"]["unique_graphs"] <= 3
