@@ -258,6 +258,8 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
     """
     import wandb
 
+    # wandb's telemetry; on Python 3.14 it is shut down twice, which it would say at the end of every run.
+    logging.getLogger("opentelemetry.sdk").setLevel(logging.ERROR)
     words = [*start.tags, *os.environ.get("WANDB_TAGS", "").split(",")]
     arguments: dict[str, Any] = {
         "name": start.name,
