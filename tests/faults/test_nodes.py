@@ -21,6 +21,8 @@ pytestmark = pytest.mark.processes
 LENGTH = ["data.documents_per_task=32", "data.batch_size=4", "trainer.max_epochs=7", "optim.patience=7", "tau=100"]
 RUN = [*SMALL, *LENGTH, "checkpoint_minutes=60"]
 PAIR = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
+# Rounding is 1e-7 a step; what seven epochs make of it depends on the texts, which are Python's.
+RTOL, ATOL, OF_TEMPERATURE = (1e-4, 1e-8, 1e-4) if sys.version_info[:2] == (3, 11) else (2e-3, 2e-3, 0.02)
 EXACT = ["task", "n_train", "n_val", "n_test", "train_tokens", "test_tokens"]
 
 
@@ -109,16 +111,15 @@ def test_two_machines_reach_the_numbers_of_one_process(whole, tmp_path):
     assert finish(tmp_path, "one", *RUN, "hydra.run.dir=one")[0] == 0
     one, two = (pd.read_csv(run / "per_task.csv") for run in (tmp_path / "one", whole))
     pd.testing.assert_frame_equal(one[EXACT], two[EXACT])
-    # Rounding is 1e-7 a step, and seven epochs make up to 6e-4 of it, by the texts.
-    pd.testing.assert_frame_equal(one.drop(columns=EXACT), two.drop(columns=EXACT), rtol=2e-3, atol=2e-3)
+    pd.testing.assert_frame_equal(one.drop(columns=EXACT), two.drop(columns=EXACT), rtol=RTOL, atol=ATOL)
     losses = [pd.read_csv(run / "metrics.csv").filter(regex="epoch|train/|val/") for run in (tmp_path / "one", whole)]
-    pd.testing.assert_frame_equal(*losses, rtol=2e-3, atol=2e-3)
+    pd.testing.assert_frame_equal(*losses, rtol=RTOL, atol=max(ATOL, 1e-6))
     pd.testing.assert_frame_equal(*(loss[loss["epoch"] == 0] for loss in losses), rtol=1e-5, atol=1e-6)
     one, two = (json.loads((run / "summary.json").read_text()) for run in (tmp_path / "one", whole))
-    assert one["temperature"] == pytest.approx(two["temperature"], rel=0.02)
+    assert one["temperature"] == pytest.approx(two["temperature"], rel=OF_TEMPERATURE)
     timed = {"seconds", "train_tokens_per_second", "temperature"}
     numbers = [k for k, v in one.items() if isinstance(v, float) and k not in timed]
-    assert {k: one[k] for k in numbers} == pytest.approx({k: two[k] for k in numbers}, rel=2e-3)
+    assert {k: one[k] for k in numbers} == pytest.approx({k: two[k] for k in numbers}, rel=RTOL)
     assert one["best_epoch"] == two["best_epoch"]
 
 
@@ -126,7 +127,7 @@ def test_two_machines_share_a_sharded_backbone(whole, tmp_path):
     found = two_tasks(tmp_path, *RUN, "trainer=fsdp", *PAIR[1:], "hydra.run.dir=a")
     assert [code for code, *_ in found] == [0, 0]
     ddp, fsdp = (pd.read_csv(run / "per_task.csv") for run in (whole, tmp_path / "a"))
-    pd.testing.assert_frame_equal(ddp, fsdp, rtol=2e-3, atol=2e-3)
+    pd.testing.assert_frame_equal(ddp, fsdp, rtol=RTOL, atol=ATOL)
 
 
 def test_slurm_and_one_machine_reach_the_bytes_of_torchrun(whole, tmp_path):

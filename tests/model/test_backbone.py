@@ -48,7 +48,7 @@ def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch)
     for documents, of_batch in ((3, theta[0]), (1, theta[:1])):  # newer torch compiles each of them anew
         ids = IDS[:1].expand(documents, -1)
         backbone.nll({"input_ids": ids, "labels": ids}, of_batch).sum().backward()
-    assert counters["stats"]["unique_graphs"] <= 3
+    assert counters["stats"]["unique_graphs"] in ((3,) if torch.__version__ >= "2.13" else (2, 3))
 
 
 def test_a_block_that_torch_compiles_wrongly_is_refused():

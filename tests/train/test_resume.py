@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -152,6 +153,8 @@ def test_validations_are_counted(command, tmp_path):
     assert half["best_epoch"] == figures["epoch"][figures["val/nll"].idxmin()] + 1
     assert early["epochs"] == early["best_epoch"] + 1 < 4
     assert longer["epochs"] == 4
+    if sys.version_info[:2] == (3, 11):  # whose texts make the third worse and the fourth the best
+        assert longer["best_epoch"] == 4
     # Steps after the last validation are no epoch without a better one.
     assert command(*SMALL, "trainer.max_steps=5", "hydra.run.dir=steps")[0] == 0
     state = torch.load(tmp_path / "steps/checkpoints/last.ckpt", weights_only=True)["callbacks"]
