@@ -253,8 +253,8 @@ class Config(Group):
     def records_steps(self) -> bool:
         """Whether training on a GPU is replayed from recordings (bora.model.graphs).
 
-        fsdp moves weights about within a step. Recordings take the memory that checkpointing spares. And their shapes
-        are rounded up, so that the numbers drawn for dropout would depend on what was recorded before a resume.
+        Not with fsdp, which moves weights within a step; nor with gradient checkpointing, as recordings take the memory
+        that it saves; nor with dropout, since their shapes are rounded up, so masks would differ after a resume.
         """
         sharded, model = self.trainer.strategy == "fsdp", self.model
         return model.cuda_graphs and not (sharded or model.gradient_checkpointing or self.lora.dropout)
@@ -319,13 +319,13 @@ def rules(config: Config) -> Iterator[str]:
     messages = getattr(config.data, "messages", None)
     if messages is not None and (config.data.prompt is not None or config.data.chat_template):
         given = "data.prompt" if config.data.prompt is not None else "data.chat_template"
-        yield f"data.messages={messages} holds whole chats, with their prompts; remove {given}"
+        yield f"data.messages={messages} holds whole chats, prompts included; remove {given}"
     if config.data.chat_template and config.data.prompt is None:
         yield "data.chat_template=true writes a prompt and its answer as a chat; give data.prompt"
     if 2 * config.data.overlap > config.data.max_tokens:
         yield (
-            f"data.overlap={config.data.overlap} leaves less than half of data.max_tokens={config.data.max_tokens} for "
-            "what is new in a piece; lower it"
+            f"data.overlap={config.data.overlap} is more than half of data.max_tokens={config.data.max_tokens}, so "
+            "pieces would mostly repeat each other; give at most half"
         )
     if isinstance(config.tau, list) and len(config.tau) != 1 + len(config.data.levels):
         yield (
@@ -381,12 +381,12 @@ def _rules_of_levels(config: Config) -> Iterator[str]:
     columns = config.data.levels
     for column in columns:
         if columns.count(column) > 1 or column in (getattr(config.data, "task", None), "task"):
-            yield f"data.levels={columns}: {column} is there already; name each column once, and not the task's"
+            yield f"data.levels={columns}: {column} is named twice, or is the tasks' column; leave it out"
             break
         if column in (getattr(config.data, "text", None), getattr(config.data, "messages", None)):
             yield f"data.levels={columns}: {column} is the document itself"
     if config.tau != "learn" and not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
-        yield f"tau={config.tau} with data.levels: each must be above 0 and finite; for one model leave the level out"
+        yield f"tau={config.tau} with data.levels: each must be above 0 and finite; without a level remove its column"
     yield from _other_than(DEVIATIONS, config, "data.levels are", "data.levels=[]")
 
 
@@ -396,8 +396,8 @@ def _rules_of_learning(config: Config) -> Iterator[str]:
     yield from _other_than(needed, config, "tau=learn is", "a number for tau")
     if config.trainer.max_epochs == 1 and config.trainer.val_check_interval is None:
         yield (
-            "trainer.max_epochs=1: tau=learn trains Θ until validation stops gaining, and then the tasks' deviations, so "
-            "it needs two validations; give 2 epochs or more, or trainer.val_check_interval"
+            "trainer.max_epochs=1: tau=learn needs two validations, one for Θ and one for the tasks' deviations; "
+            "give 2 epochs or more, or trainer.val_check_interval"
         )
 
 

@@ -84,7 +84,7 @@ def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
     whole = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     for name, bomb in (("best", whole | {"x": Bomb(mark)}), ("last", Bomb(mark))):
         torch.save(bomb, run / f"checkpoints/{name}.ckpt")
-    words = "best.ckpt is not a readable checkpoint: it holds more than tensors", "could run anything"
+    words = "best.ckpt is not a readable checkpoint: it holds pickled objects", "could run any code"
     one_line(call(generate.main, run, "--task", "a", "--prompt", "the"), *words)
     one_line(command(*RUN, "hydra.run.dir=other", "init_from=run"), *words)
     (run / "summary.json").unlink()  # so that it is gone on with
@@ -104,7 +104,7 @@ def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark
     told = [line for line in err.splitlines() if line.startswith("bora: ")]
     assert (code, len(told)) == (0, 1)
     assert "figure 6 is left out" in told[0]
-    assert "best.ckpt is not a readable checkpoint: it holds more than tensors" in told[0]
+    assert "best.ckpt is not a readable checkpoint: it holds pickled objects" in told[0]
 
 
 BOMB = "{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_: [MARK]}]}"

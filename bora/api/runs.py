@@ -22,13 +22,14 @@ from bora.lib.files import write_folder
 from bora.lib.names import format_tau
 from bora.model.lora import LowRank
 from bora.runs.archive import read_run
+from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import Ask, hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
 from bora.use.hub import push_to_hub
-from bora.use.restore import Restored, find_tasks, restore, split_documents
+from bora.use.restore import Restored, find_tasks, restore
 from bora.use.sampling import Sampling
 from bora.use.score import guess_tasks, perplexities
 from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices
@@ -110,7 +111,7 @@ class Run:
         """Return θ of a task by layer: A [r, n_in] and B [n_out, r].
 
         Raises:
-            UserError: the run has no such task, or several that begin so; it names those near to it.
+            UserError: the run has no such task, or several begin so; the message lists them, or those near to it.
         """
         (found,) = self.restored.find_tasks([task])
         return self.model.tasks[found]
@@ -171,12 +172,11 @@ class Run:
             The frames of `bora.use.voices.characteristic_tokens` and `bora.use.voices.continue_prompt`.
 
         Raises:
-            UserError: all tasks are Θ; or see `generate`, and `bora.use.restore.split_documents`.
+            UserError: all tasks are Θ; or see `generate`, and `bora.runs.corpus.split_documents`.
         """
         require_voices(self.summary)
-        table = split_documents(
-            self._directory, "validation", None if frame is None else self._documents(frame, None, None)
-        )
+        given = None if frame is None else self._documents(frame, None, None)
+        table = split_documents(self._directory, "validation", table=given)
         asked = self.tasks if tasks is None else find_tasks(_listed(tasks), self.tasks)
         how: dict[str, Any] = {"documents": documents, "max_new_tokens": max_new_tokens}
         return find_voices(self.restored, table, asked, prompt, **how)
@@ -228,7 +228,8 @@ class Run:
         found = self._documents(frame, task, text, labelled=True)
         ask = Ask(_sampling(options), per_task)
         ask.check(self.restored, found["task"])
-        return ask.answers(self.restored, found)
+        answers = ask.answers(self.restored, found)
+        return answers.set_axis(frame.index[answers.index]) if isinstance(frame, pd.DataFrame) else answers
 
     def who_wrote(
         self, texts: str | Sequence[str] | pd.Series | pd.DataFrame, *, prior: str = "uniform", batch_size: int = 32

@@ -1,7 +1,9 @@
 """The keywords of `bora.fit` and `bora.sweep`, each for one setting of conf/."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
 from bora.commands.overrides import quote
@@ -39,23 +41,26 @@ def to_overrides(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, value in settings.items():
         if name not in KEYS:
             close = difflib.get_close_matches(name, [*KEYS, *OWN], n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join([*OWN, *KEYS])}"
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join([*OWN, *KEYS])}."
             raise UserError(f"there is no keyword {name}; {hint} Any other setting: overrides=['KEY=VALUE']")
-        yield f"{KEYS[name]}={to_word(value)}"
+        yield f"++{KEYS[name]}={to_word(value)}"
 
 
 def to_word(value: Any) -> str:
-    """Write a value as Hydra reads it: None as null, True as true, a text in quotes, a list in brackets."""
+    """Write a value as Hydra reads it: None as null, True as true, a list in brackets; a text in quotes, as it is."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if hasattr(value, "tolist"):  # NumPy's
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(to_word, value))}]"
-    return quote(value) if isinstance(value, str) else f"{value}"
+    if isinstance(value, str):  # ${…} would be OmegaConf's
+        return quote(re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", value))
+    return f"{value}"
 
 
-def model_overrides(model: str) -> list[str]:
+def model_overrides(model: str | Path) -> list[str]:
     """Write the choice of a model: a config of conf/model, or the hub name or folder of a causal language model."""
+    model = str(model)
     known = (conf_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
-    return [f"model={model}"] if known else ["model=hub", f"model.path={quote(model)}"]
+    return [f"model={model}"] if known else ["model=hub", f"++model.path={to_word(model)}"]

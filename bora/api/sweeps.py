@@ -55,7 +55,7 @@ class Sweep:
 
     @property
     def best_tau(self) -> float | str:
-        """Choose the τ with the lowest mean validation perplexity over seeds, as the report does.
+        """Choose the τ with the lowest mean validation perplexity over seeds; "learn" where learned runs have it.
 
         Raises:
             UserError: see `by_tau`.

@@ -12,13 +12,13 @@ from bora.api.frames import documents
 from bora.api.runs import Run
 from bora.api.settings import Settings, model_overrides, to_overrides, to_word
 from bora.api.sweeps import Sweep
-from bora.commands.overrides import compose_config, format_value
+from bora.commands.overrides import compose_config, format_value, recorded
 from bora.commands.run import record_failure
 from bora.config import Config, FrameData
 from bora.data.read import columns_of
 from bora.errors import UserError
 from bora.lib.cache import digest
-from bora.lib.machine import device_type
+from bora.lib.machine import device_type, is_first_process
 from bora.lib.stopping import Stopped
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
@@ -41,7 +41,7 @@ def fit(
     prompt: str | None = None,
     messages: str | None = None,
     levels: Sequence[str] = (),
-    model: str = "opt_mini",
+    model: str | Path = "opt_mini",
     tau: float | Literal["learn"] | Sequence[float] = 100,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -60,8 +60,8 @@ def fit(
         model: a config of conf/model, or the hub name or folder of any causal language model.
         tau: precision of the prior, 0 to infinity; or "learn", which finds it on validation documents. With levels also
             a list, the task's first.
-        output: the run's folder; None for outputs/<date>/<time>. A run that is finished there already, of the same
-            frame and settings, is not done again; an interrupted one is resumed.
+        output: the run's folder; None for outputs/<date>/<time>. A finished run of the same frame
+            and settings there is returned as it is; an interrupted one is resumed.
         overrides: anything else that can be set, in the command line's words: ["optim.patience=3", "logger=wandb"].
         settings: seed, n_tasks, min_documents, documents_per_task, max_tokens, batch_size, rank, lr, max_epochs,
             device (cpu | cuda | auto); see Settings.
@@ -76,6 +76,10 @@ def fit(
     own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages, "levels": levels}
     table, (job,) = _read(frame, [_configure(own, model, {**settings, "tau": tau}, overrides)])
     now = datetime.now()
+    if output is None and job.cfg.trainer.strategy != "auto":
+        raise UserError(
+            "trainer=ddp and fsdp need output=: each process runs this script, and must find the same folder"
+        )
     folder = _folder(f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}" if output is None else output)
     return _train(job, table, folder, group=job.cfg.name)
 
@@ -91,7 +95,7 @@ def sweep(
     prompt: str | None = None,
     messages: str | None = None,
     levels: Sequence[str] = (),
-    model: str = "opt_mini",
+    model: str | Path = "opt_mini",
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
     **settings: Unpack[Settings],
@@ -134,17 +138,19 @@ def sweep(
     for place, job in jobs.items():
         try:
             runs.append(_train(job, table, folder / place, group=folder.name))
-            print(runs[-1])
-        except UserError as error:
-            record_failure(error, folder / place)
-            failures.append(f"{place}: {error}")
+            if is_first_process():
+                print(runs[-1])
+        except Exception as error:  # whatever it is, the others may succeed
+            if is_first_process():
+                record_failure(error, folder / place)
+            failures.append(f"{place}: {error if isinstance(error, UserError) else repr(error)}")
     if not runs:
         raise UserError("\n".join(failures))
     return Sweep(folder, runs, failures)
 
 
 def _configure(
-    own: dict[str, str | Sequence[str] | None], model: str, settings: dict[str, Any], overrides: Sequence[str]
+    own: dict[str, str | Sequence[str] | None], model: str | Path, settings: dict[str, Any], overrides: Sequence[str]
 ) -> Job:
     """Compose and check a run's config.
 
@@ -157,11 +163,11 @@ def _configure(
     """
     if isinstance(overrides, str):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
-    tau = f"tau={to_word(settings.pop('tau'))}"
-    data = [f"data.{name}={to_word(value)}" for name, value in own.items() if value is not None and value != ()]
+    tau = f"++tau={to_word(settings.pop('tau'))}"
+    data = [f"++data.{name}={to_word(value)}" for name, value in own.items() if value is not None and value != ()]
     words = ["data=frame", *model_overrides(model), tau, "logger=none", *data, *to_overrides(settings), *overrides]
     try:
-        return Job(compose_config(words)[0], words)
+        return Job(compose_config(words)[0], recorded(words))
     except HydraException as error:
         raise UserError(" ".join(str(error).split())) from error
 

@@ -1,13 +1,12 @@
 """The command `bora adapt RUN OUT --data FILE`: fit new tasks from a finished run's prior."""
 
 import argparse
-from pathlib import Path
 
 from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
 from bora.config import Count, Positive, Seed
 from bora.lib.console import tell
-from bora.lib.files import write_folder
+from bora.lib.files import folder, write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.restore import restore
@@ -15,13 +14,13 @@ from bora.use.restore import restore
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("adapt", "Fit new tasks from a finished run's prior, its Θ fixed.")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to, empty or new")
+    parser.add_argument("out", type=folder, metavar="OUT", help="folder to write to, empty or new")
     add_table(parser)
     parser.add_argument("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
     parser.add_argument("--epochs", type=checked(Count), default=10, metavar="N", help="passes over the documents (10)")
     parser.add_argument("--lr", type=checked(Positive), default=1e-3, metavar="LR", help="learning rate (1e-3)")
     parser.add_argument("--batch-size", type=checked(Count), default=16, metavar="N", help="documents a step (16)")
-    parser.add_argument("--seed", type=checked(Seed), default=0, metavar="N", help="of the documents' order (0)")
+    parser.add_argument("--seed", type=checked(Seed), default=0, metavar="N", help="seed of the documents' order (0)")
     return parser
 
 

@@ -14,6 +14,7 @@ from bora.data.columns import TASK_COLUMNS, Columns
 from bora.data.errors import input_errors
 from bora.data.prompts import prompt_columns
 from bora.data.table import read
+from bora.lib.files import folder
 from bora.runs.directory import RunDirectory
 
 READER_FLAGS = {
@@ -29,20 +30,20 @@ READER_FLAGS = {
 def run_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Make a parser that knows RUN."""
     parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a finished run's folder")
+    parser.add_argument("run", type=folder, metavar="RUN", help="a finished run's folder")
     return parser
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device and --dtype."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (cpu)")
-    parser.add_argument("--dtype", choices=get_args(Dtype), help="of the backbone (the run's own)")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="precision of the backbone (as in training)")
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
     """Add --data, --text and --task, which `columns_of` reads."""
     formats = "CSV, TSV, JSON lines or Parquet, the first three also compressed"
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=f"a table of documents: {formats}")
+    parser.add_argument("--data", required=True, type=folder, metavar="FILE", help=f"a table of documents: {formats}")
     run = "the run's own, if the table has it, else"
     parser.add_argument("--text", metavar="COLUMN", help=f"column with the document, or chat ({run} text)")
     parser.add_argument("--task", metavar="COLUMN", help=f"column with the task ({run} task or rep_name, if any)")
@@ -78,7 +79,7 @@ def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Column
     Raises:
         UserError: there is no finished run.
     """
-    directory = RunDirectory(arguments.run.expanduser())
+    directory = RunDirectory(arguments.run)
     directory.summary()  # says so where the run is not finished
     own = directory.config().data.model_dump()  # of a corpus that is no table, it names no columns
     tasks = tuple(filter(None, [own.get("task"), *TASK_COLUMNS]))

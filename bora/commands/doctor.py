@@ -9,17 +9,18 @@ import argparse
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from bora.commands.exits import cli_errors
-from bora.commands.overrides import compose_config, format_value
+from bora.commands.overrides import compose_config
 from bora.config import Config
 from bora.errors import UserError
 from bora.lib.cache import cache_root
 from bora.lib.console import duration, plain_console, size
+from bora.lib.files import folder
+from bora.lib.names import format_tau
 
 FULL = 0.9  # share of the free memory above which a step may not fit
 # Parts of a step's memory (bora.train.cost), in words.
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bora doctor", description="Will a run fit, and how long will it take?")
     add = parser.add_argument
     add("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
-    add("--again", type=Path, metavar="RUN", help="as for bora run: repeat a run's overrides")
+    add("--again", type=folder, metavar="RUN", help="as for bora run: repeat a run's overrides")
     add("--measure", action="store_true", help="load the model and take 20 training steps, for time and memory")
     add("--json", action="store_true", help="print one JSON object; sizes are in bytes")
     return parser
@@ -96,7 +97,7 @@ def warnings_for(report: dict[str, Any]) -> list[str]:
 def show(report: dict[str, Any]) -> None:
     """Print what `examine` collected."""
     r, taken = report, report["measured"]
-    tau = format_value(r["tau"]).replace("inf", "∞")
+    tau = ", ".join(map(format_tau, r["tau"] if isinstance(r["tau"], list) else [r["tau"]]))
     table = Table(title=f"{r['data']}, {r['model']}, τ = {tau}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

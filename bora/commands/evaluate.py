@@ -19,6 +19,7 @@ from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.errors import UserError
 from bora.lib.console import plain_console, tell
+from bora.lib.files import folder
 from bora.runs.directory import DOCUMENTS, EVALUATIONS, TRAINED_ON
 from bora.train.authorship import PRIORS
 from bora.use.answers import NAMES, compare_answers
@@ -28,14 +29,14 @@ from bora.use.sampling import Sampling
 from bora.use.score import MODELS
 
 MAX_SHOWN = 5  # unknown tasks that are named
-BESIDE = "another run, whose answers are shown beside, for example that at τ = 0; again for more"
+BESIDE = "another run whose answers to show too, for example the one at τ = 0; may be repeated"
 
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("evaluate", "Perplexity of new text, and the likeliest task of each document.")
     add = parser.add_argument
     add_table(parser)
-    add("--out", type=Path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
+    add("--out", type=folder, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
     add("--include-trained", action="store_true", help="report on the rows that the run was trained on too")
     add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)")
     add(
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="answer the prompts too: N of each task, or all",
     )
-    add("--beside", type=Path, action="append", default=[], metavar="RUN", help=BESIDE)
+    add("--beside", type=folder, action="append", default=[], metavar="RUN", help=BESIDE)
     add("--max-new-tokens", type=checked(Count), default=64, metavar="N", help="of an answer, at most (64)")
     add_device(parser)
     return parser
@@ -84,7 +85,7 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
         console.print(table)
     if found.answers is not None and found.answer_scores is not None:
         show_answers(len(found.answers), found.answer_scores)
-    console.print(f"every row, its task unknown ({prior} prior): perplexity {found.mixture_perplexity:.2f}")
+    console.print(f"all rows, their tasks taken as unknown ({prior} prior): perplexity {found.mixture_perplexity:.2f}")
     if (c := found.classification) is not None:
         console.print(
             f"likeliest task, {c['n']:,} documents: accuracy {c['accuracy']:.3f} (95 %: {c['low']:.3f} to "
@@ -139,9 +140,9 @@ def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Itera
     if counts["without_a_token_to_score"]:
         yield f"{counts['without_a_token_to_score']:,} rows have no token to score"
     if counts["trained_on"] is None:
-        yield f"a run has no {TRAINED_ON}, so rows that it was trained on may be among these"
+        yield f"a run has no {TRAINED_ON}, so its training data may be among these rows"
     elif counts["trained_on"]:
-        reported = "the figures are of them too" if included else f"the figures leave them out; {DOCUMENTS} has them"
+        reported = "included in the figures" if included else f"left out of the figures; {DOCUMENTS} lists them"
         yield f"the run was trained on the text of {counts['trained_on']:,} rows of {counts['rows']:,}: {reported}"
     if isinstance(restored.model.adapters, Shared):
         yield "at tau=inf all tasks share one model: only the prior, and names in a prompt, tell them apart"
@@ -158,9 +159,9 @@ def main() -> None:
             raise UserError("--beside shows another run's answers: give --answers too")
         beside = {path.resolve().name: path for path in arguments.beside}
         if len(beside.keys() - {*get_args(Under)}) < len(arguments.beside):
-            raise UserError("--beside: the runs' folders need names of their own, other than task, mean and base")
+            raise UserError("--beside: the runs' folders must have different names, other than task, mean and base")
         table = read_texts(arguments.data, columns_of(arguments))
-        run, data_sha256 = arguments.run.expanduser().resolve(), hash_texts(table)
+        run, data_sha256 = arguments.run.resolve(), hash_texts(table)
         out = arguments.out or run / EVALUATIONS / bare_name(arguments.data)
         make_evaluation_folder(out, run, data_sha256)
         tell(f"{len(table):,} documents; loading {arguments.run}")
@@ -180,7 +181,7 @@ def main() -> None:
             "model": restored.summary["model"],
             "dtype": str(restored.model.backbone.dtype).removeprefix("torch."),
             "device": arguments.device,
-            "data": str(arguments.data.expanduser().resolve()),
+            "data": str(arguments.data.resolve()),
             "columns": {"text": arguments.text, "task": arguments.task},  # null: the default
             "data_sha256": data_sha256,
             "prior": arguments.prior,

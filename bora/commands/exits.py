@@ -6,10 +6,13 @@
 import errno
 import importlib.util
 import io
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from bora.errors import UserError, first_line, printable, raised_in
@@ -36,6 +39,9 @@ def cli_errors(resume: Callable[[], str] = str) -> Iterator[None]:
     Args:
         resume: gives the command that resumes what was stopped, or nothing.
     """
+    logging.raiseExceptions = False  # of a line that nobody reads: bora run | head
+    if sys.path[0] not in ("", str(Path.cwd())):  # a file random.py in the working folder is none of ours
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # for the processes that launchers start
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without τ prints ? and does not fail
     try:
@@ -112,6 +118,8 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         fix += "; bora doctor says what a run costs"
         return f"not enough memory ({first_line(error)}); {fix}", DEFECT
     module = raised_in(error)
+    if "No trials are completed" in str(error):
+        return "no trial of the search has finished; the lines above say why, and failed.json in each folder", BAD_INPUT
     if module.startswith("optuna.storages."):
         # The Optuna that Hydra's sweeper needs (< 3) never commits what it asks SQLAlchemy 2 to write.
         return (

@@ -8,6 +8,7 @@ from bora.commands.exits import cli_errors
 from bora.commands.sweep import failed_runs, finished_runs
 from bora.errors import UserError
 from bora.lib.console import print_runs, print_sweep
+from bora.lib.files import folder
 from bora.runs.directory import OVERRIDES, SUMMARY
 
 MAX_VARIED = 4  # settings that have a column; runs that differ in more are not one sweep
@@ -18,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bora ls", description="List the runs at or below a folder: τ, seed, perplexities, and the best τ."
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="FOLDER", help="where to look (here)")
+    parser.add_argument("folder", type=folder, nargs="?", default=Path(), metavar="FOLDER", help="where to look (here)")
     return parser
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
-        ls(arguments.folder.expanduser())
+        ls(arguments.folder)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Overrides: from the words of a command line, or of bora.fit, to a checked config.
 
 Hydra composes conf/, the schema (bora.config) decides what may stand in it. So each KEY=VALUE is handed to Hydra as
-++KEY=VALUE: Hydra then complains of no key, and the schema names all that are wrong at once.
+++KEY=VALUE: Hydra then accepts any key, and the schema reports all wrong ones at once.
 """
 
 import argparse
@@ -28,6 +28,15 @@ from bora.config import Config, Trainer, conf_folder, find_secret, flatten, pars
 from bora.errors import UserError
 from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
 
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+# Settings that are text: 2020_21 and 1e5 are names there, which Hydra would read as numbers.
+TEXTS = {
+    *FOLDERS,
+    "hydra.sweep.subdir",
+    "name",
+    *(f"data.{key}" for key in "name path task text messages date".split()),
+}
+TEXTS |= {"model.name", "model.path"}
 WRITTEN = ("data.prompt", "data.template")  # in which a line break may be written \\n
 MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
@@ -43,12 +52,6 @@ if sys.version_info >= (3, 14):
     # Hydra's help of --shell-completion is no text, and argparse now refuses it before there is any command line to
     # read: https://github.com/facebookresearch/hydra/issues/3121
     argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
-
-
-def register_resolvers() -> None:
-    """Define `${bora.job_name:…}` and `${bora.short:…}` for the configs in conf/."""
-    OmegaConf.register_new_resolver("bora.job_name", name_job, replace=True)
-    OmegaConf.register_new_resolver("bora.short", format_value, replace=True)
 
 
 def format_value(value: Any) -> str:
@@ -101,7 +104,7 @@ def prepare(words: list[str]) -> list[str]:
 
     Raises:
         UserError: an unknown setting, an invalid value, or a GPU that is not there; in a sweep, of any job. Or two jobs
-            of a sweep would have one folder.
+            of a sweep would share a folder.
     """
     arguments, unknown = get_args_parser().parse_known_intermixed_args(words)
     if arguments.shell_completion:
@@ -114,8 +117,8 @@ def prepare(words: list[str]) -> list[str]:
     launch = find_launch()
     if arguments.multirun and launch is not None and launch.processes > 1:
         raise UserError(
-            f"-m: a sweep's jobs are not shared by the processes that {launch.by} has started; start each job by a "
-            f"{launch.by} of its own, or on SLURM all by bora run -m sweep=submitit"
+            f"-m: {launch.by} cannot run a sweep; start each run with a {launch.by} of its own, or on SLURM all of them "
+            "with bora run -m sweep=submitit"
         )
     if arguments.help or arguments.hydra_help or arguments.cfg or arguments.info:
         return flags + plain
@@ -183,8 +186,8 @@ def _check_jobs(overrides: list[Override]) -> None:
             different = recorded([word for word in [*seen[name], *job] if not (word in seen[name] and word in job)])
             why = " and ".join(different) or "a value is given twice"
             raise UserError(
-                f"two jobs of the sweep would have one folder, {name} ({why}); give each value once, and with "
-                "hydra.sweep.subdir names that differ"
+                f"two jobs of the sweep would share the folder {name} ({why}); give each value once, or let "
+                "hydra.sweep.subdir name each job differently"
             )
         seen[name] = job
 
@@ -198,8 +201,8 @@ def _check_tasks(launcher: DictConfig, trainer: Trainer) -> None:
     if (launcher.nodes, launcher.tasks_per_node) != (trainer.num_nodes, trainer.devices):
         raise UserError(
             f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.devices}, but the sweep's jobs would have "
-            f"hydra.launcher.nodes={launcher.nodes} hydra.launcher.tasks_per_node={launcher.tasks_per_node}; give the "
-            "first two alone, the same for all jobs"
+            f"hydra.launcher.nodes={launcher.nodes} hydra.launcher.tasks_per_node={launcher.tasks_per_node}; set "
+            "only the first two, to one value each for all jobs"
         )
 
 
@@ -229,11 +232,13 @@ def overrides_in(words: list[str]) -> list[str]:
 def forced(word: str) -> str:
     """Write one override as Hydra takes it: KEY=VALUE as ++KEY=VALUE, and a value that Hydra cannot read in quotes.
 
+    What begins with ++ already stays as it is.
+
     Raises:
         UserError: its value holds a secret, or cannot be read.
     """
     key, equals, value = word.partition("=")
-    if key.lstrip("+") in WRITTEN:  # a shell's quotes leave \\n as it is typed
+    if key in WRITTEN:  # a shell's quotes leave \\n as it is typed
         value = re.sub(r"(?<!\\)\$\{", r"\${", value.replace("\\n", "\n"))  # ${…} would be OmegaConf's
         word = f"{key}={value}"
     if not equals and not key.startswith("~"):
@@ -254,6 +259,10 @@ def forced(word: str) -> str:
             ) from error
         word = quoted
     name = override.key_or_group
+    if name in FOLDERS and value.startswith("~"):
+        word = f"{key}={Path(value).expanduser()}"
+    elif name in TEXTS and type(override.value()) in (int, float):
+        word = f"{key}={quote(value)}"
     is_group = "/" in name or (conf_folder() / name).is_dir()
     if (
         is_group
@@ -268,7 +277,8 @@ def forced(word: str) -> str:
 
 def quote(value: str) -> str:
     """Write a value in quotes, which Hydra reads as this very text."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # To Hydra a backslash is an escape before a quote and at the end, and there alone.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + m[2].replace("'", r"\'"), value) + "'"
 
 
 def recorded(words: list[str]) -> list[str]:
@@ -294,7 +304,6 @@ def compose_config(overrides: list[str]) -> tuple[Config, Path]:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
-    register_resolvers()
     try:
         with _own_hydra():
             return compose("config", overrides, return_hydra_config=True)
@@ -344,3 +353,8 @@ def to_config(composed: DictConfig) -> Config:
         bare = OmegaConf.masked_copy(composed, list(raw))
         values = cast(dict[str, Any], OmegaConf.to_container(bare, resolve=True))
     return parse(values)
+
+
+# What ${bora.job_name:…} and ${bora.short:…} in conf/ stand for.
+OmegaConf.register_new_resolver("bora.job_name", name_job, replace=True)
+OmegaConf.register_new_resolver("bora.short", format_value, replace=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
+from bora.lib.files import folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,15 +17,15 @@ def parser() -> argparse.ArgumentParser:
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
     )
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="DIR", help="a sweep's or a run's folder, or an archive (--archive)")
+    add("folders", nargs="+", type=folder, metavar="DIR", help="a sweep's or a run's folder, or an archive (--archive)")
     add(
         "-o",
         "--output",
-        type=Path,
+        type=folder,
         metavar="FOLDER",
         help="folder to write to (report, in DIR or in the folder that several have in common)",
     )
-    add("-c", "--color-by", metavar="COLUMN", help="column of the corpus's table that is marked by colours in figure 6")
+    add("-c", "--color-by", metavar="COLUMN", help="colour figure 6 by this column of the corpus's table")
     add(
         "--wandb",
         choices=("auto", "off"),
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--archive",
-        type=Path,
+        type=folder,
         metavar="FILE",
         help="instead of a report, write the runs to this one file (runs.csv.gz): all settings and results, a row for "
         "each task of each run; `bora report FILE` gives the same report as the folders",

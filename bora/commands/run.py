@@ -13,22 +13,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
-from bora.commands.overrides import (
-    compose_config,
-    format_value,
-    overrides_in,
-    prepare,
-    recorded,
-    register_resolvers,
-    to_config,
-)
+from bora.commands.overrides import compose_config, format_value, overrides_in, prepare, recorded, to_config
 from bora.config import conf_folder
 from bora.lib.console import print_tasks, short_path
 from bora.lib.machine import find_launch, is_first_process
 from bora.runs.directory import FAILED, FolderInUse, RunDirectory, choosing_perplexity
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
 
-register_resolvers()
 log = logging.getLogger(__name__)
 
 
@@ -134,7 +125,7 @@ def main() -> None:
         run, words = split_again(sys.argv[1:])
         if run is not None:
             given, words = words, replay(run, words)
-            for line in changed_defaults(run, compose_config(overrides_in(words))[0], given):
+            for line in changed_defaults(run, compose_config(overrides_in(replay(run, [])))[0], given):
                 print(f"{AGAIN}: {line}")
         sys.argv[1:] = prepare(words)
         job()

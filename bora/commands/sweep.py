@@ -69,18 +69,18 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             continue  # an evaluation
         try:
             summary = RunDirectory(file.parent).summary()
+            if "adapted_from" in summary:
+                continue  # new tasks of one of the runs: nothing was held out
             given = {key_of(word): word.partition("=")[2] for word in read_overrides(file.parent)}
         except UserError as error:
             unreadable.append(str(error))
             continue
-        if "adapted_from" not in summary:  # new tasks of one of the runs: nothing was held out
-            row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
-            row |= {"tau": math.nan} if "learned" in summary else {}
-            rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
-            levels = summary.get("levels", {})
-            if levels:  # their τ stand behind the tasks' in the override
-                given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
-            overrides.append(given)
+        row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
+        row |= {"tau": math.nan} if "learned" in summary else {}
+        rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
+        if levels := summary.get("levels"):  # their τ stand behind the tasks' in the override
+            given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
+        overrides.append(given)
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
     varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]
     return pd.DataFrame(rows).join(table[varied]), ["tau", *varied], unreadable

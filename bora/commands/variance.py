@@ -1,7 +1,6 @@
 """The command `bora variance RUN --by COLUMN… --tau`: how much tasks and columns differ, and τ for inference."""
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
 from rich.table import Table
@@ -11,10 +10,11 @@ from bora.commands.exits import cli_errors
 from bora.config import Count
 from bora.data.read import read_column
 from bora.lib.console import plain_console, tell
-from bora.lib.files import make_output_folder
+from bora.lib.files import folder, make_output_folder
+from bora.runs.corpus import split_documents
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE, write_csv
 from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
-from bora.use.restore import restore, split_documents
+from bora.use.restore import restore
 from bora.use.variance import Share, gradient_similarities, variance_shares
 
 MAX_DOCUMENTS = 1000
@@ -25,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     parser = run_parser(
         "variance",
         "Rank the task and columns of the table by their share of the variance of the documents' gradients at Θ: what is "
-        "worth a level of the model, and whether tasks differ at all. Reads the run's validation documents. With --tau "
-        "the precision too that the trained deviations speak for, which is not the best for perplexity.",
+        "worth a level of the model, and whether tasks differ at all. Reads the run's validation documents. --tau also "
+        "infers τ from the trained deviations, which is not the best τ for perplexity.",
     )
     add = parser.add_argument
     add("--by", nargs="+", default=[], metavar="COLUMN", help="columns of the table that the run was trained on")
@@ -46,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
         "an epoch",
     )
     add(
-        "-o", "--out", type=Path, metavar="FOLDER", help="for the tables as CSV (RUN/variance, where bora report looks)"
+        "-o",
+        "--out",
+        type=folder,
+        metavar="FOLDER",
+        help="for the tables as CSV (RUN/variance, where bora report looks)",
     )
     add_device(parser)
     return parser
@@ -99,7 +103,7 @@ def show_tau(found: pd.DataFrame) -> None:
     console.print(table)
     console.print(
         "the diagonal counts too many parameters as determined by the data, the eigenvalues too few: τ lies between. It "
-        "is what the deviations speak for, not the best for perplexity (tau=learn, or a grid)"
+        "is inferred from the deviations, and is not the best τ for perplexity (tau=learn, or a grid)"
     )
 
 
@@ -116,9 +120,9 @@ def show(shares: list[Share]) -> None:
     console.print(table)
     task = next(share for share in shares if share.column == "task")
     if task.low > 0:
-        console.print("documents of a task pull the same way: a finite tau has something to find")
+        console.print("documents of a task have similar gradients: a finite tau should help")
     else:
-        console.print("no sign that documents of a task pull the same way: one model (tau=inf) may be all there is")
+        console.print("no sign that documents of a task have similar gradients: one model (tau=inf) may do as well")
 
 
 if __name__ == "__main__":

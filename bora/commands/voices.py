@@ -16,8 +16,9 @@ from bora.errors import UserError
 from bora.lib.console import plain_console, short_path, tell
 from bora.lib.names import one_line
 from bora.report.voices import arrange_voices
+from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
-from bora.use.restore import find_tasks, restore, split_documents
+from bora.use.restore import find_tasks, restore
 from bora.use.voices import MAX_NEW_TOKENS, Voices, find_voices, require_voices, write_voices
 
 MAX_SHOWN = 30  # tasks in the terminal
@@ -74,7 +75,7 @@ def show(found: Voices) -> None:
     table = Table(
         title=f"how each task speaks: its most characteristic tokens, and how it goes on from “{prompt}”",
         title_justify="left",
-        caption="below a task its gain on Θ, in nats a token; below a token its part of that, in thousandths",
+        caption="below a task its gain over Θ, in nats a token; below a token its share of that gain, in thousandths",
         caption_justify="left",
         show_header=False,
         show_lines=True,
@@ -95,7 +96,7 @@ def main() -> None:
     """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
-        directory = RunDirectory(arguments.run.expanduser())
+        directory = RunDirectory(arguments.run)
         require_voices(directory.summary())
         names = directory.per_task()["task"].tolist()
         tasks = names if arguments.tasks is None else [*dict.fromkeys(find_tasks(arguments.tasks, names))]

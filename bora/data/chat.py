@@ -1,8 +1,11 @@
 """Chats, written as the model's own chat template writes them; what the assistant says is scored."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +19,9 @@ Message = dict[str, Any]
 Ids = list[int]
 ANSWER = "☃snow"  # that no template writes
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template says itself what the assistant says
+TODAY = datetime(2024, 7, 26)  # for templates that write the date: the day that Llama 3.2's has where it is told none
+
+log = logging.getLogger(__name__)
 
 
 class Turns(NamedTuple):
@@ -77,7 +83,7 @@ def _to_message(value: Any) -> Message:
 
 
 def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool = False) -> str:
-    """Write messages by the tokenizer's chat template.
+    """Write messages by the tokenizer's chat template. To one that writes the date it is always TODAY.
 
     Args:
         answer: end where the assistant's answer begins.
@@ -86,9 +92,35 @@ def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answe
         UserError: there is no template, or it does not take these messages.
     """
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer))
+        how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, "strftime_now": TODAY.strftime}
+        return str(tokenizer.apply_chat_template(list(messages), **how))
     except (TemplateError, ValueError, TypeError) as error:
         raise UserError(f"the tokenizer's chat template does not write it: {first_line(error)}") from error
+
+
+def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """Write messages up to where the assistant's answer begins in a chat that has one.
+
+    Some templates begin an answer otherwise when a model is to give it, by <think> for example. Chats that a run was
+    trained on have nothing of that, so it is left out.
+    """
+    asked = write(tokenizer, messages, answer=True)
+    if messages and messages[-1]["role"] == "assistant":
+        return asked
+    answered = write(tokenizer, [*messages, {"role": "assistant", "content": ANSWER}])
+    shared = asked[: _shared(asked, answered)]
+    if shared != asked:
+        _warn(
+            f"the chat template begins an answer with {asked[len(shared) :]!r} where a model is to give it, but not in "
+            "the chats that are trained on; it is left out when this run's models answer"
+        )
+    return shared
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn, once of each thing."""
+    log.warning("%s", message)
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], encode: Callable[[str], Ids]) -> Turns:
@@ -106,7 +138,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     text = write(tokenizer, messages)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if GENERATION.search(tokenizer.get_chat_template()):
-        found: Any = tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
+        how: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True}
+        found: Any = tokenizer.apply_chat_template(list(messages), **how, strftime_now=TODAY.strftime)
         ids, scored = list(found["input_ids"]), np.array(found["assistant_masks"], dtype=bool)
     else:
         ids = encode(text)
@@ -115,13 +148,15 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
             until = write(tokenizer, messages[: i + 1])
             # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
             at = until.rfind(messages[i]["content"].strip())
-            before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
+            before = begin_answer(tokenizer, messages[:i]) if i else until[:at]
             if not text.startswith(until):
                 raise UserError(
                     "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
                     "known what of it to score; give a chat for each answer, or a template with {% generation %}"
                 )
             scored[_shared(ids, encode(before)) : _shared(ids, encode(until))] = True
+    if any(messages[i]["content"].strip() not in text for i in answers):
+        _warn("the chat template leaves out or changes parts of what the assistant says, so they are not trained on")
     first = int(scored.argmax()) if scored.any() else len(ids)
     question = slice(first, first) if answers[:1] == [0] else slice(0, first)
     if answers and answers[0]:
@@ -160,6 +195,6 @@ def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str],
     return slice(*(_shared(ids, encode(text[:stop])) for stop in (at, at + len(content))))
 
 
-def _shared(ids: Ids, others: Ids) -> int:
-    """Count the tokens that two texts begin with alike."""
+def _shared(ids: Sequence[Any], others: Sequence[Any]) -> int:
+    """Count the tokens, or characters, that two texts begin with alike."""
     return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

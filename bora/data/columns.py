@@ -113,7 +113,7 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
             texts: list[str] = []
             convert = to_messages if ours == "messages" else to_text
             try:
-                for value in part[name]:
+                for value in _cells(part[name]):
                     texts.append(convert(value.as_py() if isinstance(value, pa.Scalar) else value))
                 columns.append(pa.array(texts, pa.large_string()))
             except ValueError as error:
@@ -128,6 +128,21 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
     if not n_rows:
         raise UserError("there are no rows")
     return pa.concat_tables(tables)
+
+
+def _cells(values: Any) -> Any:
+    """Give a column's values; numbers of fewer than 64 bits as NumPy's, which knows that they are 2.1, say."""
+    if isinstance(values, pa.DictionaryArray):
+        values = values.dictionary_decode()
+    if isinstance(values, pa.Array):
+        small = pa.types.is_floating(values.type) and values.type.bit_width < 64
+        return values.to_numpy(zero_copy_only=False) if small else values
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, pd.CategoricalDtype):
+        dtype = dtype.categories.dtype
+    dtype = getattr(dtype, "numpy_dtype", dtype)  # of a column that Arrow or pandas itself keeps
+    small = isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
+    return values.to_numpy(dtype, na_value=np.nan) if small else values
 
 
 def to_text(value: Any) -> str:
@@ -145,6 +160,8 @@ def to_text(value: Any) -> str:
             raise ValueError(f"give a text or a number, not a {type(value).__name__}")
         if pd.isna(value):
             return ""
+        if isinstance(value, np.floating):
+            value = float(str(value))  # the shortest number that is this one in its own precision
         return str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
     return value
 

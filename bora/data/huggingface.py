@@ -1,14 +1,18 @@
 """Read Hugging Face datasets: a folder of `save_to_disk`, a folder of data files, or a name on the hub."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bora.data.columns import Columns, finish, text_table
 from bora.data.errors import ReadError
 from bora.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 SAVED = ("dataset_info.json", "dataset_dict.json")  # save_to_disk writes one of them
 
@@ -40,6 +44,14 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
             found = _choose_split(found, split)
         names = columns.find(found.column_names)
         values = {name: list(_values(found, name)) for name in names.values()}
+        for ours, name in names.items():
+            if ours != "date" and str(getattr(found.features[name], "dtype", "")).startswith("timestamp"):
+                log.warning(
+                    "the datasets library reads the column %s as times, so its cells are like %s; for the text of a file "
+                    "of your own give data=table data.path=FILE",
+                    name,
+                    values[name][0],
+                )
     except UserError:
         raise
     except Exception as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
@@ -93,7 +105,10 @@ def _choose_split(found: Any, split: str) -> Any:
 
 def _values(found: Any, column: str) -> Iterable:
     """Give a column's values: class labels by name."""
-    names = getattr(found.features[column], "names", None)
+    feature = found.features[column]
+    names, kind = getattr(feature, "names", None), str(getattr(feature, "dtype", ""))
+    if kind in ("float32", "float16"):
+        return (None if v is None else np.dtype(kind).type(v) for v in found[column])
     if names is None:
         return found[column]
     return (None if v is None or v < 0 else names[v] for v in found[column])

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config import Data
-from bora.data.chat import Message, encode_chat, end_of_turn, find_question, write
+from bora.data.chat import Message, begin_answer, encode_chat, end_of_turn, find_question, write
 from bora.data.columns import to_text
 from bora.data.pieces import TOKENS, Cutter, Encoded, Parts, Truncation, to_pieces
 from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns, show_prompt
@@ -161,7 +161,7 @@ class Tokens:
             how = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tokenizer", "vocabulary")]
             template = self.tokenizer.chat_template if self.chat or self.chat_template else None
             cells = [table[name] for name in ("task", "text", *placeholders(table))]
-            key = digest(["tokens", 2, identity, how, template, len(table)], chain(*cells))
+            key = digest(["tokens", 3, identity, how, template, len(table)], chain(*cells))
             tokens = cached_table("tokens", key, lambda: self._encode(table))
         encoded = to_pieces(tokens)
         highest = pc.max(tokens["ids"].combine_chunks().values).as_py() if encoded else None
@@ -249,7 +249,7 @@ class Tokens:
 
         If that is not enough, what follows it loses its beginning.
         """
-        ids = self._ids([write(self.tokenizer, messages, answer=True)])[0]
+        ids = self._ids([begin_answer(self.tokenizer, messages)])[0]
         first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
         if len(ids) <= room or not first:
             return ids

@@ -16,6 +16,11 @@ from bora.errors import UserError, first_line
 PARTIAL = ".partial"  # the ending of a file that is still being written
 
 
+def folder(text: str) -> Path:
+    """Take a path from the command line: the shell leaves the ~ of --out=~/… to us."""
+    return Path(text).expanduser()
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file atomically: it appears at `path` complete and fsynced, or not at all.

@@ -76,6 +76,12 @@ def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> N
                 f"trainer.num_nodes={num_nodes}: start the run on every machine, with torchrun or srun, or with "
                 "bora run -m sweep=submitit; see docs/devices.md"
             )
+        rank = next((f"{name}={os.environ[name]}" for name in RANKS if name in os.environ), "=0")
+        if devices == 1 and not rank.endswith("=0"):
+            raise UserError(
+                f"{rank} is set, as for one of several processes, but the run has one; start it by torchrun with "
+                "trainer=ddp, or unset it"
+            )
     elif launch.nodes != num_nodes or devices not in ("auto", launch.per_node):
         raise UserError(
             f"trainer.num_nodes={num_nodes} trainer.devices={devices}, but {launch.by} has started {launch.nodes} × "
@@ -102,7 +108,9 @@ def require_gpus(accelerator: str, devices: int | str) -> None:
     if found == 0:
         raise UserError(f"trainer.accelerator={accelerator}: torch sees no GPU on this machine; give trainer=cpu")
     if isinstance(devices, int) and devices > found:
-        raise UserError(f"trainer.devices={devices}: torch sees {found} GPU on this machine; give at most that many")
+        raise UserError(
+            f"trainer.devices={devices}, and the GPUs that torch sees on this machine are {found}; give at most that many"
+        )
 
 
 def device_type(accelerator: str) -> str:
@@ -146,7 +154,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Return the peak since then, in bytes: of the GPU, or of the whole process with its libraries."""
+    """Return the peak since `reset_peak_memory`, in bytes: of the GPU, or of the whole process with its libraries."""
     if device != "cpu":
         import torch
 
@@ -154,6 +162,6 @@ def peak_memory(device: str) -> int:
     if Path("/proc/self/clear_refs").exists():
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return 1024 * int(status["VmHWM"].split()[0])
-    import resource  # not on Windows
+    import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -26,7 +26,7 @@ _LATEX |= {"␣": r"\textvisiblespace{}", "↵": r"$\hookleftarrow$", "⇥": r"$
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
     """Give each task a name of ASCII letters, digits, dots, hyphens and underscores, safe as a file's name.
 
-    No two are equal where capital letters do not count, and none is `reserved`. A name depends on all the tasks and
+    No two are equal, upper and lower case taken as the same, and none is `reserved`. A name depends on all the tasks and
     their order, so give all of them even where one is needed.
     """
     taken = {name.lower() for name in reserved}

@@ -81,7 +81,7 @@ class Evidence:
 
     @property
     def best_tau(self) -> float:
-        """Choose the τ with the lowest mean validation perplexity. Test has no say in it."""
+        """Choose the τ with the lowest mean validation perplexity. Test is not looked at."""
         return min(self.series.taus, key=self._validation)
 
     @property

@@ -127,7 +127,7 @@ def improvement(evidence: Evidence) -> Figure | None:
         return None
     ax.axhline(0, color=BLACK, linewidth=0.9)
     set_size_axis(ax, n)
-    ax.set(ylabel="perplexity lower by, %", title=f"What τ = {format_tau(tau)} gains for each task")
+    ax.set(ylabel="reduction of perplexity, %", title=f"What τ = {format_tau(tau)} gains for each task")
     put_legend_above(ax)
     if bars:
         _draw_bars(ax, n, bars)
@@ -334,7 +334,7 @@ def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, floa
         above.axvline(run.tau, color=BLACK, linewidth=1.2, linestyle="--", label=None if i else "τ learned")
     if (chosen := evidence.best_middle_tau) in given:
         above.plot(chosen, given[chosen] - least, "o", label="by validation", **RING)
-    above.set(ylabel="validation NLL,\nnats a token above the best", title="What speaks for which τ")
+    above.set(ylabel="validation NLL,\nnats a token above the best", title="Support for each τ")
     if above.get_legend_handles_labels()[0]:
         put_legend_above(above, columns=4)
     below.plot(curve["tau"], curve["evidence"], color=BLACK, linewidth=1.8)

@@ -204,7 +204,7 @@ def draw_figures(
     """Draw figures 1 to 12, as far as the runs give them: name, figure, caption."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
-    beside = " The limits, τ = 0 and ∞, stand one decade outside the values between them."
+    beside = " The limits, τ = 0 and ∞, are drawn one decade beyond the values between them."
     has_limits = any(tau == 0 or math.isinf(tau) for tau in evidence.series.taus)
     drawn: list[tuple[str, Figure | None, str]] = [
         ("figure1", figures.sizes(evidence), "Number of documents of each task."),
@@ -251,7 +251,8 @@ def draw_figures(
             "figure9",
             learning_curves(evidence, curves),
             "Validation while training, a line a run; the circle is what the run kept."
-            + " c is the share of the deviations that validation takes (first seed)." * bool(evidence.series.learned),
+            + " c is the factor by which validation shrinks the deviations (first seed)."
+            * bool(evidence.series.learned),
         ),
         (
             "figure12",

@@ -15,6 +15,7 @@ from bora.data.read import read_column
 from bora.errors import UserError
 from bora.runs.archive import Run
 from bora.runs.checkpoints import load_checkpoint
+from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 
 PERMUTATIONS = 2_000
@@ -111,9 +112,10 @@ def attribute(run: Run, column: str) -> pd.Series:
     """Find each task's commonest value of a column of the table that the run was read from.
 
     Raises:
-        UserError: the corpus is no table, the file has moved, or it has no such column.
+        UserError: the corpus is no table, the file has moved or changed, or it has no such column.
     """
-    documents = RunDirectory(run.folder).documents()
-    values = read_column(RunDirectory(run.folder).config().data, column, documents["row"], "--color-by=")
+    directory = RunDirectory(run.folder)
+    documents = split_documents(directory, "train", "validation")
+    values = read_column(directory.config().data, column, documents.index, "--color-by=")
     commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
     return commonest.replace("", NONE)

@@ -107,7 +107,7 @@ def table1(evidence: Evidence) -> ReportTable:
     cells = pd.DataFrame({"learning rate": data["learning_rate"], "τ": data["tau"].map(format_tau)})
     cells["validation perplexity"] = data["val_perplexity"].map(number)
     caption = f"{evidence.measure.capitalize()} over all tasks by τ. Bold: the τ that validation chooses, "
-    caption += f"{format_tau(best)}; test has no say in it."
+    caption += f"{format_tau(best)}; the test documents are not used to choose it."
     if series.only_learned:
         caption = f"{evidence.measure.capitalize()} over all tasks; τ was learned, this is the median over seeds."
     if not evidence.by_batch:

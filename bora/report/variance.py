@@ -134,8 +134,8 @@ def _caption(data: pd.DataFrame, tau: float, against_mean: bool) -> str:
     caption = (
         f"At τ = {format_tau(tau)}: σ = 1/√τ is the prior's standard deviation. What a level is worth: "
         f"by how much the NLL of test documents is higher without its deviations{tasks}, nats a token, with a 95 % "
-        "bootstrap over its units; the standard deviation over units is less what chance adds, with an interval for ten "
-        "and more."
+        "bootstrap over its units; the standard deviation over units is corrected for sampling noise and has an interval "
+        "from ten units on."
     )
     if "gain_share" in data:
         caption += (
@@ -146,7 +146,7 @@ def _caption(data: pd.DataFrame, tau: float, against_mean: bool) -> str:
         caption += " The share is of the variance of validation documents' gradients at Θ (bora variance)."
     if "inferred_tau" in data:
         caption += (
-            " τ for inference is what the deviations speak for by the evidence, all of θ integrated over, between two "
-            "counts of the parameters that the data determine; it is not the best for perplexity."
+            " τ for inference has the highest evidence, all of θ integrated out; its two values count too many and too "
+            "few parameters as determined by the data. It is not the best τ for perplexity."
         )
     return caption

@@ -57,8 +57,8 @@ def voices_table(evidence: Evidence) -> ReportTable | None:
     caption = (
         f"How each task speaks at τ = {format_tau(tau)}, and how it goes on from “{prompt}”. Gain: how much likelier its "
         "validation documents are under its own θ than under Θ, in nats a token. Tokens: the most characteristic, which "
-        f"contribute most to the gain, of those that come {MIN_COUNT} times or more, in {MIN_DOCUMENTS} documents or "
-        "more; below each its contribution, in thousandths. ␣ is a space, ↵ the end of a line. What a task says is the "
-        "likeliest token each time, with repetitions made less likely."
+        f"contribute most to the gain, among those that come at least {MIN_COUNT} times, in at least {MIN_DOCUMENTS} "
+        "documents; below each its contribution, in thousandths. ␣ is a space, ↵ the end of a line. What a task says is "
+        "the likeliest token each time, with repetitions made less likely."
     )
     return ReportTable("voices", data, cells, cells == "", caption)

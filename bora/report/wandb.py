@@ -1,5 +1,6 @@
 """The report as its own run in Weights & Biases: interactive panels of the sweep."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import pandas as pd
 import wandb
 from wandb.plot import CustomChart
 
+from bora.errors import first_line
 from bora.report.evidence import Evidence, place_taus
 from bora.report.page import Section
 from bora.runs.archive import Run
 from bora.runs.trackers import forget_wandb_run, wandb_mode
 
 MAX_LINES = 100  # tasks in a chart
+
+log = logging.getLogger(__name__)
 
 
 def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
@@ -26,16 +30,20 @@ def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
     if mode == "disabled":
         return
     forget_wandb_run()
-    view = wandb.init(
-        project=config["logger.project"],
-        entity=config["logger.entity"],
-        group=config["name"],
-        name="report",
-        job_type="report",
-        dir=output,
-        mode=mode,
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    try:
+        view = wandb.init(
+            project=config["logger.project"],
+            entity=config["logger.entity"],
+            group=config["name"],
+            name="report",
+            job_type="report",
+            dir=output,
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.errors.Error as error:
+        log.warning("W&B does not take the report (%s); it is in %s", first_line(error), output)
+        return
     with view:
         for section in sections:
             shown = panels(section.evidence) | pictures(section)

@@ -22,6 +22,7 @@ from bora.config import flatten
 from bora.errors import UserError, first_line
 from bora.lib.files import atomic_write
 from bora.runs.directory import EVALUATIONS, SUMMARY, RunDirectory, read_json
+from bora.runs.older import newer_settings
 
 ARCHIVE = "runs.csv.gz"
 VERSIONS = "summary.versions."  # a column each
@@ -128,6 +129,7 @@ def _from_rows(folder: Path, rows: pd.DataFrame) -> Run:
         {name.removeprefix(prefix): _from_cell(cell) for name, cell in first.items() if name.startswith(prefix)}
         for prefix in ("config.", "summary.")
     )
+    config |= newer_settings(config)
     summary = {key: value for key, value in summary.items() if not key.startswith("versions.")}
     summary["versions"] = {k.removeprefix(VERSIONS): v for k, v in first.items() if k.startswith(VERSIONS)}
     own = [name for name in first if not name.startswith(("config.", "summary."))]

@@ -27,7 +27,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to run what is in it
         raise UserError(
-            f"{path} is not a readable checkpoint: it holds more than tensors and plain values, which could run anything"
+            f"{path} is not a readable checkpoint: it holds pickled objects, which could run any code"
         ) from error
     except (OSError, RuntimeError, zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path} is not a readable checkpoint: {first_line(error)}") from error
@@ -63,6 +63,6 @@ def check_same_run(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path
     differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]
     if differing:
         raise UserError(
-            f"{path} is of a run with another {' and another '.join(differing)}; give what that run had, choose another "
-            "folder, or restart with resume=never"
+            f"{path} is of a run with another {', '.join(differing)}; give what that run had, choose another folder, or "
+            "restart with resume=never"
         )

@@ -12,6 +12,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bora.config import Config, flatten, parse
 from bora.errors import UserError, first_line, printable
 from bora.lib.files import PARTIAL, remove_folder, require_regular_file, write_text_atomically
 from bora.lib.machine import is_first_process
+from bora.runs.older import newer_settings
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class RunDirectory:
     """One run's folder.
 
     Attributes:
-        checkpoints: the folder of the next two.
+        checkpoints: the folder of best.ckpt and last.ckpt.
         best: best.ckpt, the epoch that validation chose.
         last: last.ckpt, from which an interrupted run resumes.
     """
@@ -122,13 +124,15 @@ class RunDirectory:
                     f"{self.path} holds a finished run with other settings ({', '.join(differing)}); choose another "
                     "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…"
                 )
+            for failure in self.path.glob("failed*.json") if is_first_process() else ():
+                failure.unlink(missing_ok=True)  # of an attempt while another process was at work here
             return True
         if not is_first_process():
             return False
         ours = (self.path / OVERRIDES).is_file() or ((self.path / CONFIG).is_file() and self.last.is_file())
         if not ours and (theirs := [f for f in (*WRITTEN, SUMS, "checkpoints") if (self.path / f).exists()]):
             raise UserError(
-                f"{self.path} is no run's folder and holds {', '.join(theirs)}, which the run would replace; choose "
+                f"{self.path} is not a run's folder and holds {', '.join(theirs)}, which the run would overwrite; choose "
                 "another folder with hydra.run.dir=…, in a sweep hydra.sweep.dir=…, in Python output=…"
             )
         (self.path / FAILED).unlink(missing_ok=True)
@@ -153,7 +157,7 @@ class RunDirectory:
 
     def _differences(self, config: Config) -> list[str]:
         """List the settings whose value in config.yaml is another."""
-        theirs, ours = flatten(read_yaml(self.path / CONFIG)), settings(config)
+        theirs, ours = flatten(self._read_config()), settings(config)
         return sorted(k for k in (theirs.keys() | ours.keys()) - HOW_IT_RESUMES if theirs.get(k) != ours.get(k))
 
     def config(self) -> Config:
@@ -162,13 +166,27 @@ class RunDirectory:
         Raises:
             UserError: it is not readable, or not a config of this version.
         """
+        values = self._read_config()
         try:
-            values = read_yaml(self.path / CONFIG)
-            if not isinstance(values, dict):
-                raise UserError("it holds no settings")
             return parse(values)
         except UserError as error:
             raise UserError(f"{self.path / CONFIG}: {error}") from error
+
+    def _read_config(self) -> dict[str, Any]:
+        """Read config.yaml, with the settings that are newer than the run.
+
+        Raises:
+            UserError: it is not readable.
+        """
+        values = read_yaml(self.path / CONFIG)
+        if not isinstance(values, dict):
+            raise UserError(f"{self.path / CONFIG} holds no settings")
+        # Only a finished run's SHA256SUMS tells that what the file lacks was never in it.
+        if (self.path / SUMS).is_file() and self._sums().get(CONFIG) == hash_file(self.path / CONFIG):
+            for key, value in newer_settings(flatten(values)).items():
+                *groups, name = key.split(".")
+                reduce(lambda group, key: group.setdefault(key, {}), groups, values)[name] = value
+        return values
 
     def summary(self) -> dict[str, Any]:
         """Read summary.json; infinite and undefined numbers are floats.
@@ -178,7 +196,7 @@ class RunDirectory:
         """
         if not self.is_finished:
             raise UserError(f"{self.path} holds no finished run (no {SUMMARY})")
-        return {k: float(v) if v in ("inf", "-inf", "nan") else v for k, v in read_json(self.path / SUMMARY).items()}
+        return _with_floats(read_json(self.path / SUMMARY))
 
     def per_task(self) -> pd.DataFrame:
         """Read per_task.csv.
@@ -274,9 +292,19 @@ class RunDirectory:
         Raises:
             UserError: there is no readable SHA256SUMS.
         """
+        return [
+            f for f, sum in self._sums().items() if not (self.path / f).is_file() or hash_file(self.path / f) != sum
+        ]
+
+    def _sums(self) -> dict[str, str]:
+        """Read SHA256SUMS: file → sum.
+
+        Raises:
+            UserError: there is none that is readable.
+        """
         with readable(self.path / SUMS) as file:
-            sums = [line.split("  ", 1) for line in file.read_text("utf-8").splitlines()]
-        return [f for digest, f in sums if not (self.path / f).is_file() or hash_file(self.path / f) != digest]
+            lines = (line.split("  ", 1) for line in file.read_text("utf-8").splitlines())
+            return {name: sum for sum, name in lines}
 
     def write_failure(self, failure: dict[str, Any], name: str = FAILED) -> None:
         """Write failed.json: why a sweep's job failed, until the next attempt."""
@@ -359,6 +387,15 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def _with_floats(value: Any) -> Any:
+    """Undo `json_safe`."""
+    if isinstance(value, dict):
+        return {k: _with_floats(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(v) for v in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
 
 
 def hash_file(file: Path) -> str:

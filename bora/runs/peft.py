@@ -125,7 +125,7 @@ def read_adapter(folder: Path) -> PeftLoRA:
         raise UserError(f"{folder} is a PEFT adapter of type {config.get('peft_type')}; a LORA is needed")
     for key, value in config.items():
         if (key not in HARMLESS and value not in UNSET) or (key == "init_lora_weights" and value not in PLAIN_STARTS):
-            raise UserError(f"{folder} has {key}={json.dumps(value)}: a run can only start at a plain LoRA")
+            raise UserError(f"{folder} has {key}={json.dumps(value)}: only plain LoRAs can be started from")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise UserError(f"{folder / ADAPTER_CONFIG} has no r and lora_alpha that are numbers")
@@ -141,7 +141,7 @@ def _read_layers(file: Path, rank: int) -> dict[str, LowRank]:
     for key, value in tensors.items():
         parts = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
         if parts is None:
-            raise UserError(f"{file} holds {key}: a run can only start at a plain LoRA of linear layers")
+            raise UserError(f"{file} holds {key}: only plain LoRAs of linear layers can be started from")
         if not value.isfinite().all():
             raise UserError(f"{file} holds {key} with values that are not finite")
         found.setdefault(parts[1], {})[parts[2]] = value.float()
@@ -165,8 +165,8 @@ def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
     theta = fresh.clone()
     factors = backbone.layout.factors(theta)
     for layer in sorted(lora.layers.keys() ^ factors.keys()):
-        problem = "lacks" if layer in factors else "has, unlike this run,"
-        raise UserError(f"{folder} {problem} the layer {layer}; give its layers as lora.target_modules")
+        where = "only this run" if layer in factors else f"only {folder}"
+        raise UserError(f"lora.target_modules: {where} adapts the layer {layer}; give the layers of {folder}")
     for layer, (A, B) in factors.items():
         theirs = lora.layers[layer]
         if lora.rank > len(A):

@@ -54,7 +54,7 @@ def changed_defaults(run: Path, config: Config, given: list[str]) -> list[str]:
     """Write a line for each setting whose value is another than the run's, though it was not given.
 
     Args:
-        config: what the replayed overrides compose today.
+        config: what the run's own overrides compose today.
         given: overrides beside `--again RUN`.
     """
     theirs, ours = flatten(read_yaml(run / CONFIG)), flatten(config.model_dump())

@@ -287,8 +287,8 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
         # The last two are in the server's own answer, which wandb takes for a failed communication.
         if not isinstance(error, wandb.errors.CommError) or "upsertBucket" in text or "permission" in text:
             raise UserError(
-                f"W&B refuses logger.project={settings.project}, logger.entity={settings.entity or 'null'} or a WANDB_… "
-                f"of the environment: {text.partition(' For further information')[0]}"
+                f"W&B refuses logger.project={settings.project}, logger.entity={settings.entity or 'null'} or a WANDB_* "
+                f"environment variable: {text.partition(' For further information')[0]}"
             ) from error
         if settings.mode == "online":
             raise UserError(

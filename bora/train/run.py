@@ -147,6 +147,7 @@ def train(
                 if units is not None:
                     write_csv(directory.path / UNITS, units)  # a row a unit of each level
                 directory.write_summary(summary)
+            trainer.strategy.barrier()  # what follows in any process finds the run finished
             if tracker is not None:
                 samples = None
                 if write_samples is not None and cfg.logger.samples and trainer.world_size == 1:

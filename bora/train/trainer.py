@@ -9,12 +9,13 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from bora.config import Config
 from bora.errors import UserError, first_line, raised_in
-from bora.lib.machine import device_type
+from bora.lib.machine import device_type, find_launch
 from bora.lib.stopping import Stop
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import RunDirectory
@@ -159,12 +160,16 @@ def build_fitter(
         # An epoch ends where training does, so that a run of a few steps is validated too.
         batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
         options["limit_train_batches"] = min(batches, cfg.trainer.limit_train_batches or batches)
+    plugins: list[Any] = [AtomicCheckpoints()]
+    launch = find_launch()
+    if launch is not None and launch.by == "srun" and launch.processes == 1:
+        plugins.append(LightningEnvironment())  # SLURM's would want a batch script's --ntasks to be the run's
     try:
         trainer = L.Trainer(
             **options,
             callbacks=callbacks,
             logger=logger,
-            plugins=[AtomicCheckpoints()],
+            plugins=plugins,
             use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
             num_sanity_val_steps=0,
             enable_model_summary=False,

@@ -116,7 +116,7 @@ def new_tasks(
         UserError: τ is out of range.
     """
     if not 0 < tau < math.inf:
-        raise UserError(f"a new task needs 0 < τ < ∞, not {tau:g}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau")
+        raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau")
     old = restored.model
     model = HierarchicalLoRA(old.backbone, names, task_documents, n_tokens, tau, penalty=old.penalty, levels=levels)
     model.to(old.device)
@@ -197,7 +197,7 @@ def adapt(
     Raises:
         UserError: τ is out of range, or training diverged.
     """
-    require_positive(tau=tau, lr=lr)
+    require_positive(lr=lr)
     require_count(epochs=epochs, batch_size=batch_size)
     names = list(dict.fromkeys(new.tasks))
     index = [names.index(t) for t in new.tasks]

@@ -48,9 +48,10 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
         f"| {'' if math.isnan(value := perplexity.get(task, math.nan)) else f'{value:.3f}'} |"
         for folder, task in tasks.items()
     ]
+    how = "fitted to new tasks one by one" if "adapted_from" in summary else "trained together"
     lines = [
-        f"LoRAs of tasks that were trained together by BoRA, tied by a Gaussian prior of precision τ = "
-        f"{float(summary['tau']):g} around their mean Θ, each in a folder of its own. Made by `bora export`."
+        f"LoRA adapters {how} by BoRA under a Gaussian prior of precision τ = {float(summary['tau']):g} around the mean "
+        "Θ, a folder for each task. Made by `bora export`."
     ]
     if "test_perplexity" in summary:  # a folder of bora adapt has none
         lines.append(
@@ -59,7 +60,9 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
             "frozen base model."
         )
     if Path(base).is_absolute():
-        lines.append(f"The base model, {markdown(base)}, is in a folder of the machine that they were trained on.")
+        lines.append(
+            f"The base model, {markdown(base)}, is a folder of the machine that they were trained on, and not on the hub."
+        )
     place = repo or "PATH/OF/THIS/FOLDER"
     text = f"""\
 ---
@@ -101,15 +104,17 @@ def write_card(
     n_tasks = restored.summary["n_tasks"]
     if task is None:
         title = "the hierarchical mean"
-        about = f"The mean Θ around which the LoRAs of {n_tasks} tasks were tied, as a LoRA of its own."
+        about = f"The mean Θ of the prior of {n_tasks} tasks' LoRAs, as a LoRA of its own."
     elif task not in restored.model.adapters.task_names:
         title = markdown(task)
-        about = (
-            "What tasks of one unit of a level above them have in common, as a LoRA of its own: Θ and its deviation."
-        )
+        about = "What one group of tasks has in common, as a LoRA of its own: Θ and the group's deviation."
     else:
         title = markdown(task)
-        about = f"A LoRA for one task, trained by BoRA together with those of {n_tasks - 1} others."
+        about = "A LoRA for one task, fitted by BoRA "
+        if "adapted_from" in restored.summary:
+            about += "to a few documents, with the prior's mean Θ from a run on other tasks."
+        else:
+            about += "alone." if n_tasks == 1 else f"together with those of {n_tasks - 1} other tasks."
     if merged:
         about += " It is merged into its base model: this is a whole model."
     place = '"PATH/OF/THIS/FOLDER"'
@@ -163,7 +168,7 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[t
     yield "validation documents", f"{row.n_val:.0f}"
     yield "test documents", f"{row.n_test:.0f} ({row.test_tokens:.0f} scored tokens)"
     if not is_task:
-        yield "perplexity", "of this LoRA not measured"
+        yield "perplexity", "not measured for this LoRA"
     else:
         for split, value in (("validation", row.val_perplexity), ("test", row.test_perplexity)):
             measured = "not measured, no held-out scored token" if math.isnan(value) else f"{value:.3f}"

@@ -156,8 +156,8 @@ def evaluate(
     unknown = table["task"][labelled & ~known].value_counts()
     if labelled.any() and not known.any():
         raise UserError(
-            f"no row is of a task that the run has: the table has {unknown.index[0][:40]!r}, the run {names[0]!r} and "
-            "so on; name the column of tasks with --task"
+            f"no row belongs to a task of the run (the table has {unknown.index[0][:40]!r}, the run {names[0]!r}, …); "
+            "name the column of tasks with --task"
         )
     lists = [restored.directory.trained_on()]
     if ask is not None:
@@ -279,7 +279,7 @@ def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
     if any((out / name).exists() for name in RUN_FILES):
         raise UserError(f"{out} holds a run; give another folder for the evaluation with --out")
     if any((out / name).exists() for name in FILES):
-        earlier = read_json(out / SUMMARY)
+        earlier = read_json(out / SUMMARY) if (out / SUMMARY).exists() else {}  # it is written last
         # A run may have been moved, with its evaluations in it.
         same_run = out.resolve().is_relative_to(run.resolve()) or earlier.get("run") == str(run.resolve())
         if not same_run or earlier.get("data_sha256") != data_sha256:

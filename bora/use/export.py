@@ -57,8 +57,8 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
             return 0
         if base is None:
             raise UserError(
-                f"the base model {restored.summary['model']} has random weights that are in no folder, so no adapter "
-                "could be loaded onto it; write a whole model with --merge --task NAME"
+                f"the base model {restored.summary['model']} has random weights, which are saved nowhere, so an "
+                "adapter could not be loaded onto it; write a whole model with --merge --task NAME"
             )
         return write_adapters(folder, restored, base, wanted, repo)
 
@@ -87,7 +87,9 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
     """
     adapters = restored.model.adapters
     folders = safe_names(adapters.names, reserved=(MEAN, MAPPING, CARD))
-    chosen: dict[str, str | None] = {folders[task]: task for task in wanted or adapters.task_names}
+    chosen: dict[str, str | None] = {
+        folders[task]: task for task in (adapters.task_names if wanted is None else wanted)
+    }
     mapping = {"mean": MEAN if wanted is None else None, "tasks": dict(chosen)}
     if wanted is None:
         chosen[MEAN] = None
@@ -137,17 +139,15 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: fl
 
 def _require_loadable(config: "LoraConfig", model: PreTrainedModel) -> None:
     """Raise where PEFT takes dense layers for routed experts by their names, and leaves them out (peft#3711)."""
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ModuleNotFoundError:  # an older PEFT, which knows no routed experts
-        return
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
     targets, loaded = set(config.target_modules or ()), copy.deepcopy(config)
     loaded.target_modules = set(targets)  # type: ignore[assignment]  # as PEFT reads the list
     convert_peft_config_for_transformers(loaded, model, None)
     if lost := sorted(targets.difference(loaded.target_modules or ())):
         raise UserError(
-            f"PEFT {version('peft')} takes {lost[0]} of a {model.config.model_type} for a routed expert's and would load "
-            "it without its LoRA; write whole models, with --merge --task NAME"
+            f"PEFT {version('peft')} would take {lost[0]} of a {model.config.model_type} for a routed expert and load it "
+            "without its LoRA (peft#3711); write whole models with --merge --task NAME"
         )
 
 

@@ -5,12 +5,13 @@ transformers' own `generate`, with its cache, samplers and stopping, answers for
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from bora.bayes.model import Under
 from bora.errors import UserError
@@ -119,7 +120,7 @@ def continue_all(
             f"the longest prompt and {new} new tokens make {longest + new} tokens, and the model has {positions} "
             "positions; lower --max-new-tokens or shorten the prompt"
         )
-    config = sampling.to_transformers(_end_tokens(restored))
+    config = sampling.to_transformers(_end_tokens(restored), restored.model.backbone.model.generation_config)
     answers = []
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
@@ -141,7 +142,7 @@ def continue_batch(
     mask = [[0] * (width - len(start)) + [1] * len(start) for start in starts]
     # transformers does not declare GenerationMixin to be part of every PreTrainedModel.
     transformers_generate = cast(Callable[..., Tensor], model.backbone.model.generate)
-    with model.backbone.routed(_theta(restored, speakers)):
+    with model.backbone.routed(_theta(restored, speakers)), _without_defaults(model.backbone.model):
         out = transformers_generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
@@ -151,6 +152,16 @@ def continue_batch(
     for row in out[:, width:].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), None)
         yield row[:end], end is not None
+
+
+@contextmanager
+def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Within it transformers' `generate` takes nothing from the model's own generation config."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @torch.no_grad()
@@ -180,7 +191,7 @@ def encode_start(restored: Restored, task: str | None, prompt: Any, new: int) ->
     room = None if positions is None else max(1, min(tokens.max_tokens, positions - new))
     start = tokens.start(task, prompt, room)
     if not start:
-        raise UserError("this model puts no token before a text, so an empty --prompt gives it no start")
+        raise UserError("this model puts no token before a text, so --prompt must not be empty")
     tokens.require_embeddings(start, "the prompt")
     return start
 

@@ -14,13 +14,11 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.config import Config, Dtype
 from bora.data.batches import Documents
 from bora.data.pieces import Truncation
-from bora.data.prompts import whole_texts
-from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.loading import backbone_sha256, load_backbone
 from bora.runs.checkpoints import load_checkpoint
-from bora.runs.directory import RunDirectory, hash_text
+from bora.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 MAX_SHOWN = 30  # tasks named in an error
@@ -32,7 +30,7 @@ class Restored(NamedTuple):
     Attributes:
         model: in evaluation mode.
         tokenizer: the backbone's.
-        cfg: the run's config.yaml.
+        cfg: the run's config.yaml, but for what `restore` was asked for.
         summary: the run's summary.json.
         directory: the run's files.
     """
@@ -108,36 +106,6 @@ def _find_task(wanted: str, names: Sequence[str]) -> str:
     more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
     hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"
     raise UserError(f"the run has no task {wanted}; {hint}")
-
-
-def split_documents(directory: RunDirectory, split: str, table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Read a run's documents of a split: columns task, text and what prompts take, on their rows.
-
-    Args:
-        split: train | validation.
-        table: the corpus, where the config cannot say where it is: that of a run on a frame.
-
-    Raises:
-        UserError: the run kept no documents, its corpus is not there, or has changed.
-    """
-    if "adapted_from" in directory.summary():
-        raise UserError(f"{directory.path} is from bora adapt, which holds no documents out; take a run of bora run")
-    documents = directory.documents().query("split == @split").drop_duplicates("row")
-    data = directory.config().data
-    if table is None and data.source == "frame":
-        raise UserError("the run was trained on a data frame, of which no file is left; run.voices(frame=…) takes it")
-    if table is None:
-        try:
-            table = read_documents(data)
-        except UserError as error:
-            if (path := getattr(data, "path", None)) is None or Path(path).expanduser().is_absolute():
-                raise
-            raise UserError(f"{error}; the run names it from where it was trained: go to that folder") from error
-    found = table.reindex(documents["row"]).assign(task=documents["task"].to_numpy())
-    known = directory.trained_on()
-    if found["text"].isna().any() or not (known is None or known.issuperset(map(hash_text, whole_texts(found)))):
-        raise UserError(f"the run's {split} documents are no longer where they were in its corpus; put it back")
-    return found
 
 
 def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Restored:

@@ -10,6 +10,7 @@ from bora.config import Count, Positive, Seed
 from bora.errors import UserError
 
 OWN = {"seed", "batch_size", "num_return_sequences"}  # options that transformers' generate is not given
+OF_DRAWING = ("temperature", "top_k", "top_p")
 
 
 class Sampling(BaseModel):
@@ -35,30 +36,26 @@ class Sampling(BaseModel):
         None, description="above 1, make tokens that occurred less likely (the model's own, else 1)"
     )
     num_return_sequences: Count = Field(1, description="answers to each prompt by each task (1)")
-    seed: Seed = Field(0, description="of the drawing; its result depends on the whole batch, too (0)")
+    seed: Seed = Field(0, description="random seed; what is drawn depends on the whole batch, too (0)")
     batch_size: Count = Field(64, description="rows (prompt × task × answer) at once; bounds the memory (64)")
 
     @model_validator(mode="after")
     def _require_do_sample(self) -> "Sampling":
         if not self.do_sample:
-            if any(value is not None for value in (self.temperature, self.top_k, self.top_p)):
+            if any(getattr(self, name) is not None for name in OF_DRAWING):
                 raise UserError("temperature, top-k and top-p change nothing without --do-sample (do_sample=True)")
             if self.num_return_sequences > 1:
                 raise UserError("several answers need --do-sample (do_sample=True): without it all would be the same")
         return self
 
-    def to_transformers(self, ends: Collection[int]) -> GenerationConfig:
+    def to_transformers(self, ends: Collection[int], own: GenerationConfig) -> GenerationConfig:
         """Make the config of transformers' `generate`, one answer a row: generate() repeats rows with their θ itself.
 
         Args:
             ends: tokens that end a text; one of them also fills a row until the batch's last row has ended.
+            own: the model's, of which nothing is taken but the options of this class.
         """
-        given: dict[str, Any] = self.model_dump(exclude=OWN, exclude_none=True)
-        pad = min(ends, default=0)
-        return GenerationConfig(
-            **given,
-            num_beams=1,  # what is unset here is taken from the model's own generation config
-            num_return_sequences=1,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=pad,
-        )
+        taken = ("repetition_penalty", *(OF_DRAWING if self.do_sample else ()))
+        of_model = {name: value for name in taken if (value := getattr(own, name)) is not None}
+        given: dict[str, Any] = of_model | self.model_dump(exclude=OWN, exclude_none=True)
+        return GenerationConfig(**given, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0))

@@ -87,18 +87,20 @@ def variance_shares(similarity: np.ndarray, tasks: Sequence[str], columns: Mappi
     """
     task = pd.factorize(pd.Series(tasks))[0]
     if task.max() < 2:
-        raise UserError("variance between tasks is told from 3 tasks or more")
+        raise UserError("variance between tasks needs at least 3 tasks")
     same_task = task[:, None] == task
     apart = ~np.eye(len(task), dtype=bool)
     if not (same_task & apart).any():
-        raise UserError("no task has two documents here, so what its documents share cannot be told")
+        raise UserError("no task has two documents here, so it cannot be found what documents of a task share")
     found = [_share("task", task, task, similarity, apart, np.zeros_like(task))]
     for name, values in columns.items():
         code = pd.factorize(pd.Series(values))[0]
         shared = (code[:, None] == code) & ~same_task
         if not shared.any() or not (~shared & ~same_task).any():
             why = "one value only" if code.max() == 0 else "no value that two tasks have"
-            raise UserError(f"the column {name} has {why} in these documents, so it cannot be told from the tasks")
+            raise UserError(
+                f"the column {name} has {why} in these documents, so its effect cannot be separated from the tasks'"
+            )
         by_task = pd.Series(code).groupby(task).nunique().max() == 1
         found.append(_share(name, code, task, similarity, ~same_task, None if by_task else task))
     return sorted(found, key=lambda share: -share.share)

@@ -70,7 +70,7 @@ def find_voices(
     """Find the tokens of tasks, and let Θ and the tasks continue one prompt.
 
     Args:
-        table: from `bora.use.restore.split_documents`.
+        table: from `bora.runs.corpus.split_documents`.
         tasks: names.
         prompt: see `continue_prompt`; None for the start of the first task's first document.
         documents: at most so many of each task, drawn at random; None for all.

@@ -218,7 +218,7 @@ def test_a_users_own_files_are_not_replaced(command, tmp_path):
     (tmp_path / "config.yaml").write_text("mine: 1\n")
     code, _, err = command("logger=none", "hydra.run.dir=.", *SMALL, "trainer.max_steps=1")
     assert (code, err.count("\n")) == (2, 1)
-    assert "is no run's folder and holds config.yaml, documents.csv, which the run would replace" in err
+    assert "is not a run's folder and holds config.yaml, documents.csv, which the run would overwrite" in err
     assert (tmp_path / "config.yaml").read_text() == "mine: 1\n"
 
 

@@ -29,7 +29,7 @@ SMALL += ["trainer.max_steps=1", "data.max_tokens=20"]
 )
 def test_two_jobs_with_one_folder_are_refused_before_the_first(command, tmp_path, sweep, why):
     code, _, err = command("-m", *SMALL, *sweep)
-    assert (code, err.startswith(f"bora: two jobs of the sweep would have one folder, {why}")) == (2, True), err
+    assert (code, err.startswith(f"bora: two jobs of the sweep would share the folder {why}")) == (2, True), err
     assert not any(tmp_path.iterdir())
 
 

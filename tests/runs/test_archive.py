@@ -10,6 +10,7 @@ import pytest
 
 from bora.errors import UserError
 from bora.runs.archive import Run, read_archive, write_archive
+from bora.runs.older import newer_settings
 
 CONFIG = {
     "tau": math.inf,
@@ -45,7 +46,7 @@ def test_values_come_back_exactly(tmp_path):
     read = read_archive(file)
     assert [run.folder for run in read] == [tmp_path / "a", tmp_path / "b/tau=inf,seed=0"]
     for was, found in zip(reversed(written), read, strict=True):
-        assert exact(found.config) == exact(was.config)
+        assert exact(found.config) == exact(was.config | newer_settings(was.config))
         assert exact(found.summary) == exact(was.summary)
         pd.testing.assert_frame_equal(found.per_task, was.per_task, check_exact=True)
 

@@ -136,7 +136,7 @@ def test_gpt2s_transposed_layers_come_back(trained, gpt2, tmp_path):  # noqa: F8
         ({"target_modules": ["q_proj"]}, "lacks the layer model.decoder.layers.0.self_attn.v_proj"),
         (
             {"target_modules": ["q_proj", "v_proj", "k_proj"]},
-            "has, unlike this run, the layer model.decoder.layers.0.self_attn.k_proj",
+            "adapts the layer model.decoder.layers.0.self_attn.k_proj",
         ),
     ],
 )

@@ -101,14 +101,11 @@ def test_several_columns_are_given_as_json(command, call, pairs):
     ("words", "told"),
     [
         (["data.prompt='{headlin}'"], "data.prompt=… {headlin} …: there is no such column; the table has task, art"),
-        (
-            ["data.messages=article", PROMPT],
-            "data.messages=article holds whole chats, with their prompts; remove data.p",
-        ),
+        (["data.messages=article", PROMPT], "data.messages=article holds whole chats, prompts included; remove data.p"),
         (["data.chat_template=true"], "give data.prompt"),
         (["data.chat_template=true", PROMPT], "data.chat_template: the tokenizer has no chat template"),
         (["data.messages=article"], "data.messages: the tokenizer has no chat template"),
-        (["data.long=chunk", "data.overlap=16"], "data.overlap=16 leaves less than half"),
+        (["data.long=chunk", "data.overlap=16"], "data.overlap=16 is more than half"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_work(command, pairs, words, told):
@@ -187,8 +184,8 @@ def test_what_cannot_be_asked_is_refused_before_work(command, call, pairs):
     pairs.assign(article=pairs["article"] + " again").to_csv("new.csv", index=False)
     for words, told in (
         (["--beside", "run"], "give --answers too"),
-        (["--answers", "--beside", "a/r", "--beside", "b/r"], "names of their own"),
-        (["--answers", "--beside", "base"], "names of their own"),
+        (["--answers", "--beside", "a/r", "--beside", "b/r"], "must have different names"),
+        (["--answers", "--beside", "base"], "must have different names"),
     ):
         one_line(call(evaluate.main, "run", "--data", "new.csv", *words), told)
 

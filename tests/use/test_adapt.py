@@ -91,13 +91,13 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
     assert per_task["train_tokens"].sum() == restored.summary["n_tokens"] == sum(min(n, 20) - 1 for n in lengths)
     # Of the run's own documents neither θ_new nor Θ is free.
     code, _, err = call(evaluate.main, "out", "--data", run.parent / "t.csv")
-    assert "no row is of a task that the run has" in err
+    assert "no row belongs to a task of the run" in err
     code, _, err = call(evaluate.main, "out", "--data", new, "--task", "task")
     assert code == 0
     assert err.startswith(
         "bora: 2 rows name no task; they are in documents.csv only\nbora: the run was trained on the text"
     )
-    assert "of 4 rows of 6: the figures leave them out" in err
+    assert "of 4 rows of 6: left out of the figures" in err
     assert restored.directory.trained_on() > RunDirectory(run).trained_on()
     summary = json.loads((tmp_path / "out/evaluation/new/summary.json").read_text())
     assert (summary["perplexity"], summary["documents"]["trained_on"]) == (None, 4)

@@ -194,7 +194,7 @@ def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line,
     for arguments, message in (
         ([run, "--data", "pipe"], "that is not a regular file"),
         ([run, "--data", "\x1b[31m.csv"], r"--data \x1b[31m.csv: there is no such file"),
-        ([run, "--data", "unknown.csv", "--out", "x"], "no row is of a task that the run has: the table has 'x'"),
+        ([run, "--data", "unknown.csv", "--out", "x"], "no row belongs to a task of the run (the table has 'x'"),
         ([run, "--data", "empty.jsonl", "--out", "y"], "no row has a text with a token to score"),
         ([run, "--data", data, "--batch-size", "0"], "--batch-size: '0'"),
         ([run, "--data", data, "--out", "new.txt"], "new.txt: nothing can be written there"),
@@ -229,7 +229,7 @@ def test_the_temperature_is_the_best_on_the_validation_documents(sure, line, tmp
     code, out, err = line(sure, "--data", "v.csv", *options)
     assert code == 0
     n = len(validation)
-    assert err == f"bora: the run was trained on the text of {n} rows of {n}: the figures are of them too\n"
+    assert err == f"bora: the run was trained on the text of {n} rows of {n}: included in the figures\n"
     names = list(restore(sure).model.tasks)
     nats = pd.read_csv("v/likelihoods.csv")["log_likelihood"].to_numpy().reshape(n, -1)
     own = nats[np.arange(n), [names.index(task) for task in validation["task"]]]
@@ -285,7 +285,7 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     test.to_csv("test.csv", index=False)
     trained_on.to_csv("trained.csv", index=False)
     code, out, err = line(run, "--data", "all.csv", "--out", "all")
-    left_out = "the figures leave them out; documents.csv has them"
+    left_out = "left out of the figures; documents.csv lists them"
     n = len(trained_on)
     assert (code, err) == (0, f"bora: the run was trained on the text of {n} rows of {n + len(test)}: {left_out}\n")
     code, alone, err = line(run, "--data", "test.csv", "--out", "test")

@@ -16,12 +16,13 @@ from bora.commands.overrides import compose_config
 from bora.data.batches import Documents
 from bora.errors import UserError
 from bora.model.batch import find_places
+from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use import curvature
 from bora.use.adapt import adapt, encode_documents
 from bora.use.evaluate import level_posteriors
-from bora.use.restore import restore, split_documents
+from bora.use.restore import restore
 from bora.use.score import perplexities
 from tests.conftest import hierarchical, one_line, tiny_opt
 
@@ -198,10 +199,10 @@ def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
     [
         ("data.levels=[party] tau=[1,2,3]", ["3 values", "need 2"]),
         ("data.levels=[party] tau=inf", ["above 0 and finite"]),
-        ("data.levels=[party,party]", ["party is there already"]),
+        ("data.levels=[party,party]", ["party is named twice"]),
         ("data.levels=[party] prior.penalty=norm", ["prior.penalty=gaussian"]),
         ("data.levels=[nope]", ["data.levels=nope: there is no such column; the table has task, party, year"]),
-        ("data.levels=[task]", ["task is there already"]),
+        ("data.levels=[task]", ["task is named twice"]),
         ("data.levels=[text]", ["text is the document itself"]),
     ],
 )

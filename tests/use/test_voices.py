@@ -11,7 +11,8 @@ import bora
 import bora.commands.generate
 import bora.commands.report
 import bora.commands.voices
-from bora.use.restore import restore, split_documents
+from bora.runs.corpus import split_documents
+from bora.use.restore import restore
 from bora.use.voices import characteristic_tokens, show_token
 from tests.conftest import TASKS, one_line, table
 from tests.lib.test_escaping import Page, harmless

@@ -1,0 +1,46 @@
+"""A finished run's documents, read again from where its config has them."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from bora.data.prompts import whole_texts
+from bora.data.read import read_documents
+from bora.errors import UserError
+from bora.runs.directory import RunDirectory, hash_text
+
+
+def split_documents(directory: RunDirectory, *splits: str, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Read a run's documents of some splits: columns task, text and what prompts take, on their rows.
+
+    Args:
+        splits: of train and validation.
+        table: the corpus, where the config cannot say where it is: that of a run on a frame.
+
+    Raises:
+        UserError: the run kept no documents, its corpus is not there, or has changed.
+    """
+    if "adapted_from" in directory.summary():
+        raise UserError(
+            f"{directory.path} was made by bora adapt, which holds no documents out; give a run of bora run"
+        )
+    documents = directory.documents().query("split in @splits").drop_duplicates("row")
+    data = directory.config().data
+    if table is None and data.source == "frame":
+        raise UserError(
+            "the run was trained on a data frame, which is not kept with it (in Python run.voices takes frame=)"
+        )
+    if table is None:
+        try:
+            table = read_documents(data)
+        except UserError as error:
+            if (path := getattr(data, "path", None)) is None or Path(path).expanduser().is_absolute():
+                raise
+            raise UserError(
+                f"{error}; the path is seen from the folder where the run was started: run this command there"
+            ) from error
+    found = table.reindex(documents["row"]).assign(task=documents["task"].to_numpy())
+    known = directory.trained_on()
+    if found["text"].isna().any() or not (known is None or known.issuperset(map(hash_text, whole_texts(found)))):
+        raise UserError("the corpus has changed since the run was trained on it; restore the file as it was then")
+    return found

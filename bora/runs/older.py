@@ -1,0 +1,50 @@
+"""Runs of an older bora: the settings that are newer than they are."""
+
+from functools import cache
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from bora.config import DISCRIMINATORS, conf_folder, flatten
+
+
+def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give the settings that a run lacks, flat, as conf/ has them: a new setting's default does what was done before it.
+
+    Args:
+        settings: the run's own, flat: {"prior.penalty": "gaussian", …}.
+    """
+    sources = {group: settings.get(f"{group}.{key}") for group, key in DISCRIMINATORS.items()}
+    newer = {}
+    for key, value in _defaults(**sources).items():
+        # A setting that is a dictionary has a key for each of its own.
+        if not any(key == k or key.startswith(f"{k}.") or k.startswith(f"{key}.") for k in settings):
+            newer[key] = value
+    return newer
+
+
+@cache
+def _defaults(**sources: Any) -> dict[str, Any]:
+    """Read conf/'s values, flat, without those that are made of others or that the user must give.
+
+    Args:
+        sources: group → what decides which settings it has, as `data=` table.
+    """
+    values = _read("config")
+    del values["hydra"]
+    for choice in values.pop("defaults"):
+        group, name = next(iter(choice.items())) if isinstance(choice, dict) else (choice, None)
+        if group in sources:
+            files = (_read(f"{group}/{file.stem}") for file in sorted((conf_folder() / group).glob("[!_]*.yaml")))
+            mine = (file for file in files if file[DISCRIMINATORS[group]] == sources[group])
+            values[group] = _read(f"{group}/_shared") | next(mine, {})
+        elif name is not None:
+            values[group] = _read(f"{group}/{name}")
+        if group in values:
+            values[group].pop("defaults", None)
+    plain = flatten(values).items()
+    return {key: value for key, value in plain if value != "???" and "${" not in str(value)}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(conf_folder() / f"{name}.yaml")))

@@ -1,0 +1,47 @@
+"""A run that an older bora has finished is read as if it had the settings that were made since."""
+
+import pytest
+import yaml
+
+from bora.config import flatten
+from bora.errors import UserError
+from bora.runs.archive import read_archive, read_run, write_archive
+from bora.runs.directory import CONFIG, SUMS, RunDirectory, hash_file
+from bora.runs.older import newer_settings
+from tests.runs.test_directory import RUN
+
+GIVEN = {"tau", "logger.kind", "data.modules", "data.documents_per_task", "data.min_documents", "trainer.max_steps"}
+NEEDED = {"name", "data.source", "model.source"}  # made of others, or decide which settings there are
+
+
+def without(values: dict, key: str) -> dict:
+    group, _, rest = key.partition(".")
+    return {k: without(v, rest) if k == group else v for k, v in values.items() if k != group or rest}
+
+
+def test_a_setting_that_is_newer_than_a_finished_run_has_its_default(command, tmp_path):
+    assert command(*RUN)[0] == 0
+    run = RunDirectory(tmp_path / "run")
+    config, sums = run.config(), run.path / SUMS
+    settings, written = config.model_dump(), hash_file(run.path / CONFIG)
+    keys = flatten(settings).keys() - GIVEN - NEEDED
+    assert len(keys) > 60
+    for key in sorted(keys):
+        (run.path / CONFIG).write_text(yaml.safe_dump(without(settings, key)))
+        with pytest.raises(UserError, match=f"{key} is needed"):  # it may have been lost
+            run.config()
+        now = hash_file(run.path / CONFIG)
+        sums.write_text(sums.read_text().replace(written, now))
+        written = now
+        assert run.config() == config, key
+    assert command(*RUN)[0] == 0  # the same run, which is finished
+    write_archive(tmp_path / "runs.csv.gz", [read_run(run.path)])
+    assert read_archive(tmp_path / "runs.csv.gz")[0].config == flatten(settings)
+
+
+def test_settings_that_are_dictionaries_are_whole():
+    own = {"data.source": "table", "model.source": "random", "logger.kind": "none", "trainer.extra.max_time": "01:00"}
+    newer = newer_settings(own | {"model.config.model_type": "llama"})
+    assert [newer[key] for key in ("lora.dropout", "data.split.seed", "optim.eps")] == [0, 0, 1e-8]
+    assert not any(key.startswith(("trainer.extra", "model.config", "hydra")) or "defaults" in key for key in newer)
+    assert not {"data.path", "name", "model.package"} & newer.keys()
