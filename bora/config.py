@@ -452,6 +452,8 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
                 expected.setdefault(".".join(place), []).append(problem["msg"].removeprefix("Input should be "))
     for key, messages in expected.items():
         value = _value_at(values, key.split("."))
+        if key == "tau":
+            messages = ["a number from 0 to inf, or learn; with data.levels also a list of numbers"]
         yield f"{key}={'null' if value is None else value} must be {' or '.join(dict.fromkeys(messages))}"
 
 

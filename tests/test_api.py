@@ -5,6 +5,7 @@ import logging
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 import bora
 from bora.api.frames import documents
-from bora.api.settings import KEYS, to_overrides
+from bora.api.settings import KEYS, to_overrides, to_word
 from bora.commands import adapt, evaluate, export, generate
 from bora.commands.overrides import compose_config
 from bora.config import flatten
@@ -93,7 +94,7 @@ def test_a_keyword_is_one_setting_of_conf():
     config = flatten(compose_config(["data=frame"])[0].model_dump())
     assert set(KEYS.values()) <= set(config)
     given = {"n_tasks": None, "lr": 1e-5, "rank": np.int64(3), "device": "auto"}
-    words = ["data.n_tasks=null", "optim.lr=1e-05", "lora.rank=3", "trainer.accelerator='auto'"]
+    words = ["++data.n_tasks=null", "++optim.lr=1e-05", "++lora.rank=3", "++trainer.accelerator='auto'"]
     assert list(to_overrides(given)) == words
     with pytest.raises(UserError, match="no keyword max_epoch; did you mean max_epochs"):
         list(to_overrides({"max_epoch": 3}))
@@ -129,6 +130,26 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
         _ = bora.load("python").best
 
 
+def test_a_text_is_trained_on_as_it_is_given():
+    rng = np.random.default_rng(0)
+    texts = [
+        "\\item {a}: \\nabla ",
+        "${x} \\${y}",
+        "C:\\data\\",
+        *("".join(rng.choice([*"\\'\"${}[],:=na "], 12)) for _ in range(30)),
+    ]
+    for text in texts:
+        assert compose_config(["data=frame", f"++data.prompt={to_word(text)}"])[0].data.prompt == text
+    for typed, meant in (
+        (r"x \alpha {a}: ", r"x \alpha {a}: "),
+        (r"'x \alpha {a}\n'", "x \\alpha {a}\n"),
+        ("It's {it's} \\d", "It's {it's} \\d"),
+    ):
+        assert compose_config([f"data.prompt={typed}"])[0].data.prompt == meant
+    config, folder = compose_config(["name=2020_21", "data.task=1e5", "data=frame", "hydra.run.dir=~/x"])
+    assert (config.name, config.data.task, folder) == ("2020_21", "1e5", Path("~/x").expanduser())
+
+
 def test_a_job_that_fails_leaves_the_others(frame, tmp_path):
     options = {**SMALL, **COLUMNS, "output": "python"}
     with RunDirectory(tmp_path / "python/tau=0,seed=0").locked():
@@ -155,6 +176,20 @@ def test_files_of_a_run_are_its_tables(run):
         assert torch.equal(factor, run.model.tasks[A][layer].A)
     with pytest.raises(UserError, match="did you mean a longer name"):
         run.lora("the longer name")
+
+
+def test_rows_that_were_trained_on_are_in_no_score(frame, tmp_path, caplog):
+    run = bora.fit(frame, **SMALL, **COLUMNS, tau=100, output="r")
+    new = frame.head(4).assign(said=frame["said"].head(4) + " but new")
+    held_out = run.documents.query("split == 'test'")["row"]
+    both = pd.concat([frame.iloc[held_out], new])
+    assert run.score(pd.concat([frame, new])).equals(run.score(both))
+    assert f"{len(frame) - len(held_out)} of {len(frame) + 4} rows, whose text the run was trained on" in caplog.text
+    assert (
+        run.score(frame)["n_documents"].sum()
+        == len(held_out)
+        < run.score(frame, include_trained=True)["n_documents"].sum()
+    )
 
 
 def test_history_has_each_validated_epoch_once(trained):

@@ -1,5 +1,6 @@
 """A finished run as an object: its files as tables, its model at work."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from bora.runs.archive import read_run
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, encode_documents, write_adapted
-from bora.use.evaluate import Ask, hash_texts
+from bora.use.evaluate import Ask, find_trained_on, hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
 from bora.use.hub import push_to_hub
@@ -33,6 +34,8 @@ from bora.use.restore import Restored, find_tasks, restore
 from bora.use.sampling import Sampling
 from bora.use.score import guess_tasks, perplexities
 from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,12 +184,21 @@ class Run:
         how: dict[str, Any] = {"documents": documents, "max_new_tokens": max_new_tokens}
         return find_voices(self.restored, table, asked, prompt, **how)
 
-    def score(self, frame: Any, *, task: str | None = None, text: str | None = None, batch_size: int = 32) -> Scores:
+    def score(
+        self,
+        frame: Any,
+        *,
+        task: str | None = None,
+        text: str | None = None,
+        include_trained: bool = False,
+        batch_size: int = 32,
+    ) -> Scores:
         """Measure the perplexity of new documents under their task's θ, under Θ and under the frozen backbone.
 
         Args:
             frame: as `bora.fit` takes, a row a document.
             task, text: columns; None for those that the run was trained on.
+            include_trained: measure rows that the run was trained on, or chosen by, too.
             batch_size: documents in a forward.
 
         Returns:
@@ -194,9 +206,16 @@ class Run:
             base_model_perplexity. Its `overall` has those of all tasks together.
 
         Raises:
-            UserError: a column is missing, or a row is of no task of the run.
+            UserError: a column is missing, a row is of no task of the run, or the run was trained on all of them.
         """
-        per_task, overall = perplexities(self.restored, self._documents(frame, task, text, labelled=True), batch_size)
+        found = self._documents(frame, task, text, labelled=True)
+        trained_on = find_trained_on(found, [self._directory.trained_on()])
+        if not include_trained and trained_on.any():
+            if trained_on.all():
+                raise UserError("the run was trained on all of these texts; give others, or include_trained=True")
+            log.warning("left out: %d of %d rows, whose text the run was trained on", trained_on.sum(), len(found))
+            found = found[~trained_on]
+        per_task, overall = perplexities(self.restored, found, batch_size)
         scores = Scores(per_task)
         scores.overall = overall
         return scores

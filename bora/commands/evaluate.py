@@ -20,6 +20,7 @@ from bora.data.table import READERS
 from bora.errors import UserError
 from bora.lib.console import plain_console, tell
 from bora.lib.files import folder
+from bora.report.intervals import Interval
 from bora.runs.directory import DOCUMENTS, EVALUATIONS, TRAINED_ON
 from bora.train.authorship import PRIORS
 from bora.use.answers import NAMES, compare_answers
@@ -119,7 +120,7 @@ def show_answers(n: int, scores: pd.DataFrame) -> None:
     for (under, minus), rows in means.groupby(["under", "minus"], sort=False):
         who = " − ".join(NAMES.get(str(name), str(name)) for name in (under, minus) if name)
         cells = rows.set_index("score").loc[names, ["value", "low", "high"]].itertuples(index=False)
-        table.add_row(who, *("{:{s}.3f} [{:{s}.3f}, {:{s}.3f}]".format(*c, s="+" if minus else "") for c in cells))
+        table.add_row(who, *(format(Interval(*cell), "+.3f" if minus else ".3f") for cell in cells))
     plain_console().print(table)
 
 

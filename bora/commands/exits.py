@@ -51,6 +51,9 @@ def cli_errors(resume: Callable[[], str] = str) -> Iterator[None]:
     except KeyboardInterrupt:  # outside training, which has handlers of its own
         print("bora: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # nobody reads on: bora report | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so once more at its end
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         # A launcher whose jobs were stopped says so in its own way.
         if (signum := signal_sent_on()) is not None:

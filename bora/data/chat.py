@@ -19,6 +19,7 @@ Message = dict[str, Any]
 Ids = list[int]
 ANSWER = "☃snow"  # that no template writes
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template says itself what the assistant says
+NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 TODAY = datetime(2024, 7, 26)  # for templates that write the date: the day that Llama 3.2's has where it is told none
 
 log = logging.getLogger(__name__)
@@ -92,10 +93,19 @@ def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answe
         UserError: there is no template, or it does not take these messages.
     """
     try:
-        how: dict[str, Any] = {"tokenize": False, "add_generation_prompt": answer, "strftime_now": TODAY.strftime}
+        how: dict[str, Any] = {
+            "tokenize": False,
+            "add_generation_prompt": answer,
+            "chat_template": _template(tokenizer),
+        }
         return str(tokenizer.apply_chat_template(list(messages), **how))
     except (TemplateError, ValueError, TypeError) as error:
         raise UserError(f"the tokenizer's chat template does not write it: {first_line(error)}") from error
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the tokenizer's template, on TODAY."""
+    return NOW.sub(lambda call: json.dumps(TODAY.strftime(call[2])), tokenizer.get_chat_template())
 
 
 def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -137,9 +147,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     """
     text = write(tokenizer, messages)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if GENERATION.search(tokenizer.get_chat_template()):
-        how: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True}
-        found: Any = tokenizer.apply_chat_template(list(messages), **how, strftime_now=TODAY.strftime)
+    template = _template(tokenizer)
+    if GENERATION.search(template):
+        how: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True, "chat_template": template}
+        found: Any = tokenizer.apply_chat_template(list(messages), **how)
         ids, scored = list(found["input_ids"]), np.array(found["assistant_masks"], dtype=bool)
     else:
         ids = encode(text)

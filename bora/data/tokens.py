@@ -234,7 +234,8 @@ class Tokens:
         cells = {self.columns[0]: prompt} if isinstance(prompt, str) and len(self.columns) == 1 else prompt
         if self.columns and (not isinstance(cells, Mapping) or set(self.columns) - set(cells)):
             raise UserError(
-                f"this run's data.prompt takes {', '.join(self.columns)}: give a JSON object with these keys"
+                f"this run's data.prompt takes {', '.join(self.columns)}: give a JSON object with these keys, "
+                f"{json.dumps(dict.fromkeys(self.columns, '…'), ensure_ascii=False)}"
             )
         values = {TASK: task or ""} | {f"{{{name}}}": to_text(cells[name]) for name in self.columns}
         question = fill(self.prompt or "", values)
@@ -328,13 +329,11 @@ class Tokens:
 
 
 def _from_json(text: str, chat: bool) -> Any:
-    """Read a prompt that is JSON; of a chat, a text that is no list of messages stays: it is what the user says."""
+    """Read a prompt that is JSON; what is none stays a text, and of a chat what is no list of messages."""
     try:
         found = json.loads(text)
-    except ValueError as error:
-        if chat:
-            return text
-        raise UserError(f"the prompt {text[:40]!r} is not JSON: {error}") from error
+    except ValueError:
+        return text
     messages = isinstance(found, list) and all(isinstance(one, dict) for one in found)
     return found if messages or not chat else text
 

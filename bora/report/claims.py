@@ -69,7 +69,8 @@ def _judge_every_task(claim: str, difference: Difference | None) -> Claim:
     always_better = (difference.by_seed < 0).all(axis=1)
     always_worse = (difference.by_seed > 0).all(axis=1)
     numbers = (
-        f"{(difference.by_task < 0).sum()} of {n} tasks; average {difference.percent:+.1f} % "
+        f"{(difference.by_task < 0).sum()} of {n} tasks; perplexity {difference.percent:+.1f} %, of a task on average "
+        f"{-difference.improvement.mean():+.1f} % "
         f"(τ = {format_tau(difference.tau)}, {seeds} seed{'s' * (seeds > 1)})"
     )
     against, how = always_worse, "worse with every seed"

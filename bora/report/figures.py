@@ -185,7 +185,7 @@ def similarity(found: Similarity) -> Figure:
     chance = -1 / (n - 1)  # of deviations that have nothing in common, less their mean
     bound = float(np.nanmax(np.abs(cosines - chance))) or 1.0
     image = ax.imshow(cosines, cmap=DIVERGING, vmin=chance - bound, vmax=chance + bound, interpolation="nearest")
-    figure.colorbar(image, ax=ax, shrink=0.8, label="cosine of the deviations from Θ")
+    figure.colorbar(image, cax=ax.inset_axes((1.03, 0.1, 0.03, 0.8)), label="cosine of the deviations from Θ")
     names = [shorten(found.tasks[i], 28) for i in found.order]
     ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=7.5)
     ax.set_xticks([])
@@ -283,7 +283,7 @@ def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) ->
     figure = Figure(figsize=(WIDTH, height + 3.0))
     above, below = figure.subplots(2, height_ratios=[height, 3.0])
     image = above.imshow(guesses.confusion(tasks), cmap="Blues", vmin=0, interpolation="nearest")
-    figure.colorbar(image, ax=above, shrink=0.8, label="share of the row")
+    figure.colorbar(image, cax=above.inset_axes((1.03, 0.1, 0.03, 0.8)), label="share of the row")
     above.set_yticks(np.arange(n) if named else [], [shorten(t, 22) for t in tasks] if named else [], fontsize=7.5)
     above.set_xticks([])
     above.set_facecolor(LIGHT)

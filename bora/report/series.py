@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median_low
+from statistics import median
 from typing import Any
 
 from bora.errors import UserError
@@ -202,7 +202,7 @@ def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
             series.setdefault(_key(run), []).append(run)
     found = []
     for own in series.values():
-        tau = float(f"{median_low(run.tau for run in own):.3g}")
+        tau = float(f"{median(run.tau for run in own):.3g}")
         found += [replace(run, summary=run.summary | {"tau": tau}) for run in own]
     return found
 
@@ -251,7 +251,7 @@ def _labels(firsts: list[Run]) -> list[str]:
         peers = [s for other, s in zip(names, settings, strict=True) if other == name]
         keys = sorted({key for peer in peers for key in peer} - {"data_sha256"})
         differing = [key for key in keys if len({json.dumps(peer.get(key)) for peer in peers}) > 1]
-        labels.append(" · ".join([name, *(f"{key}={_words(setting.get(key))}" for key in differing)]))
+        labels.append(" · ".join([name, *(_words(key, setting.get(key)) for key in differing)]))
     if len(set(labels)) < len(labels):  # the same words for other documents
         labels = [f"{label} · {s['data_sha256'][:8]}" for label, s in zip(labels, settings, strict=True)]
     return labels
@@ -263,6 +263,8 @@ def _corpus(run: Run) -> str:
     return Path(path).name.split(".")[0] if name == "table" and path else name
 
 
-def _words(value: Any) -> str:
+def _words(key: str, value: Any) -> str:
+    if key in OF_LEVELS and value in (None, "learned"):
+        return f"τ {value or 'given'}"
     words = "null" if value is None else str(value)
-    return words if len(words) <= MAX_VALUE_CHARS else f"{words[: MAX_VALUE_CHARS - 1]}…"
+    return f"{key}={words if len(words) <= MAX_VALUE_CHARS else f'{words[: MAX_VALUE_CHARS - 1]}…'}"

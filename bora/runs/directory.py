@@ -122,7 +122,8 @@ class RunDirectory:
             if differing := self._differences(config):
                 raise UserError(
                     f"{self.path} holds a finished run with other settings ({', '.join(differing)}); choose another "
-                    "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…"
+                    "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…, "
+                    f"and to go on from this run init_from={self.path}"
                 )
             for failure in self.path.glob("failed*.json") if is_first_process() else ():
                 failure.unlink(missing_ok=True)  # of an attempt while another process was at work here

@@ -7,6 +7,8 @@ from omegaconf import OmegaConf
 
 from bora.config import DISCRIMINATORS, conf_folder, flatten
 
+DICTIONARIES = ("trainer.extra", "model.config")
+
 
 def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Give the settings that a run lacks, flat, as conf/ has them: a new setting's default does what was done before it.
@@ -15,12 +17,13 @@ def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
         settings: the run's own, flat: {"prior.penalty": "gaussian", …}.
     """
     sources = {group: settings.get(f"{group}.{key}") for group, key in DISCRIMINATORS.items()}
-    newer = {}
-    for key, value in _defaults(**sources).items():
-        # A setting that is a dictionary has a key for each of its own.
-        if not any(key == k or key.startswith(f"{k}.") or k.startswith(f"{key}.") for k in settings):
-            newer[key] = value
-    return newer
+    known = set(map(_setting, settings))
+    return {key: value for key, value in _defaults(**sources).items() if _setting(key) not in known}
+
+
+def _setting(key: str) -> str:
+    """Give the setting that a key is of: some are dictionaries, whole as they are, with a key for each of their own."""
+    return next((setting for setting in DICTIONARIES if key.startswith(f"{setting}.")), key)
 
 
 @cache

@@ -225,7 +225,9 @@ def _warn_of_later_data(cfg: Config, directory: RunDirectory) -> None:
     path = getattr(cfg.data, "path", None)
     file = None if path is None else Path(path).expanduser()
     if file is not None and file.is_file() and file.stat().st_mtime > (directory.path / SUMMARY).stat().st_mtime:
-        log.warning("%s was changed after this run had finished; to train on it give another folder", file)
+        log.warning(
+            "%s was written after this run had finished, and may differ; to train on it give another folder", file
+        )
 
 
 def describe_units(module: TrainingModule) -> pd.DataFrame:

@@ -22,14 +22,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({base!r})
-base = AutoModelForCausalLM.from_pretrained({base!r})
+base = AutoModelForCausalLM.from_pretrained({base!r}, dtype="{dtype}")  # as in training
 model = PeftModel.from_pretrained(base, {place})"""
 
 LOAD_MERGED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({place})
-model = AutoModelForCausalLM.from_pretrained({place})"""
+model = AutoModelForCausalLM.from_pretrained({place}, dtype="{dtype}")"""
 
 
 def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, str | None], repo: str | None) -> None:
@@ -76,7 +76,7 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
 ## Load one
 
 ```python
-{LOAD_ADAPTER.format(base=base, place=f'"{place}", subfolder="{next(iter(tasks))}"')}
+{LOAD_ADAPTER.format(base=base, place=f'"{place}", subfolder="{next(iter(tasks))}"', dtype=summary["dtype"])}
 ```
 
 ## Tasks
@@ -137,7 +137,7 @@ def write_card(
 ## Load it
 
 ```python
-{(LOAD_MERGED if merged else LOAD_ADAPTER).format(base=base, place=place)}
+{(LOAD_MERGED if merged else LOAD_ADAPTER).format(base=base, place=place, dtype=restored.summary["dtype"])}
 ```
 """
     if not merged:

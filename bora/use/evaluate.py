@@ -164,8 +164,7 @@ def evaluate(
         ask.check(restored, table["task"][known])
         # Their answers to what they were trained on would be no answers either.
         lists += [other.directory.trained_on() for other in ask.beside.values()]
-    seen, all_known = set().union(*(texts for texts in lists if texts is not None)), None not in lists
-    trained_on = np.array([hash_text(text) in seen for text in whole_texts(table)])
+    trained_on, all_known = find_trained_on(table, lists), None not in lists
     if trained_on.all() and not include_trained:
         raise UserError("the run was trained on every one of these texts; give others, or --include-trained")
     scores = likelihoods(restored, table, batch_size)
@@ -227,6 +226,12 @@ def evaluate(
         answers,
         answer_scores,
     )
+
+
+def find_trained_on(table: pd.DataFrame, lists: Iterable[set[str] | None]) -> np.ndarray:
+    """Find the rows whose text is in one of the lists of `RunDirectory.trained_on`, [N]."""
+    seen = set().union(*(texts for texts in lists if texts is not None))
+    return np.array([hash_text(text) in seen for text in whole_texts(table)], dtype=bool)
 
 
 def level_posteriors(

@@ -57,8 +57,9 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
         (
             "TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
             "-m tau=1,2",
-            "start each job by a torchrun of its own",
+            "start each run with a torchrun of its own",
         ),
+        ("RANK=1 WORLD_SIZE=2", "trainer=cpu", "RANK=1 is set, as for one of several processes, but the run has one"),
         # A batch script that asks for tasks but runs without srun.
         ("SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "trainer=ddp", "but srun has started 1 × 1"),
         (
@@ -73,6 +74,12 @@ def test_processes_that_are_not_as_many_as_the_run_has(command, tmp_path, monkey
         monkeypatch.setenv(*word.split("="))
     one_line(command(*arguments.split()), message)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_batch_script_without_srun_runs_one_process(command, monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "1"), ("SLURM_NTASKS", "4"), ("SLURM_JOB_NAME", "x")):
+        monkeypatch.setenv(name, value)
+    assert command(*SMALL, "trainer.max_steps=1", "hydra.run.dir=run")[0] == 0
 
 
 def test_each_of_several_problems_is_a_line(command):

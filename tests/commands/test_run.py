@@ -180,6 +180,8 @@ def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_pat
         "--again: lora.alpha: the run had 8.0, today's default is 16.0"
     ]
     assert (tmp_path / "b/tensorboard").is_dir()
+    _, out, _ = command("--again", "a", "experiment=paper", *corpus, "data.min_documents=5", "hydra.run.dir=c")
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("--again")] == ["lora.alpha:"]
     cfg = RunDirectory(tmp_path / "b").config()
     assert (cfg.tau, cfg.seed, cfg.data.name, cfg.name) == (7, 1, "table", "table-opt_mini")
     assert cfg.trainer.max_epochs == 2  # of the run that is replayed
@@ -240,7 +242,10 @@ def test_a_sweeps_folders_may_be_nested(command, tmp_path):
 
 def test_a_sweep_with_a_wrong_value_is_refused_before_its_first_job(command, tmp_path):
     code, _, err = command("-m", "tau=1,10,-1", "name=s", "logger=none", *SMALL)
-    assert (code, err) == (2, "bora: tau=-1 must be greater than or equal to 0 or 'learn' or a valid list\n")
+    assert (code, err) == (
+        2,
+        "bora: tau=-1 must be a number from 0 to inf, or learn; with data.levels also a list of numbers\n",
+    )
     assert not list(tmp_path.rglob("tau=*"))
 
 

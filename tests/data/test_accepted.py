@@ -85,12 +85,19 @@ def test_dates_are_read_where_there_is_such_a_column(tmp_path):
     assert cells(read(tmp_path / "t.csv", Columns(task="day", text="task"))) == [("a", "b", "2001")]
 
 
+def test_numbers_of_32_bits_in_a_file_are_as_short_as_they_were(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(to_parquet(task=["a", "b"], text=pa.array([2.1, 1e10], pa.float32())))
+    assert [text for _, text, _ in cells(read(tmp_path / "t.parquet"))] == ["2.1", "10000000000.0"]
+
+
 NAN = float("nan")
 # The tasks of a frame: as they are, and as text.
 FRAMES = {
     "categories": (pd.Categorical(["a", "b"]), ["a", "b"]),
     "nothing in all its forms": (pd.Series([NAN, None, pd.NA, pd.NaT, "a"], dtype=object), [*[""] * 4, "a"]),
     "numbers with gaps": (pd.array([7, None], dtype="Int64"), ["7", ""]),
+    "numbers of 32 bits": (pd.Series([2.1, NAN], dtype="float32"), ["2.1", ""]),
+    "of Arrow's": (pd.Series([2.1, None], dtype=pd.ArrowDtype(pa.float32())), ["2.1", ""]),
     "floats and booleans": (pd.Series([1.0, 0.1, True], dtype=object), ["1.0", "0.1", "true"]),
 }
 

@@ -105,6 +105,28 @@ def test_a_chat_that_begins_with_an_answer_is_scored_from_its_words_on(tokenizer
     assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == "Welcome!</s>\nBye</s>\n"
 
 
+def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):
+    tokenizer.chat_template = PLAIN.replace("'<assistant>\\n' }}", "'<assistant>\\n<think>\\n' }}")
+    tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
+    assert tokenizer.decode(tokens.start(None, "Hello")) == "<user>\nHello</s>\n<assistant>\n"
+    assert "begins an answer with '<think>\\n' where a model is to give it" in caplog.text
+    mine = encode(tokenizer, chat("Hello", "Hi"))
+    assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "Hi</s>\n"
+
+
+def test_what_a_template_leaves_out_of_an_answer_is_told(tokenizer, caplog):
+    tokenizer.chat_template = PLAIN.replace("m['content']", "m['content'].split('</think>')[-1]")
+    mine = encode(tokenizer, chat("2 + 2", "<think>two and two</think>4"))
+    assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "4</s>\n"
+    assert "leaves out or changes parts of what the assistant says" in caplog.text
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED])
+def test_tokens_do_not_depend_on_the_day(tokenizer, template):
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + template
+    assert tokenizer.decode(encode(tokenizer, chat("a", "b")).ids).startswith("26 Jul 2024\n<user>")
+
+
 def test_a_template_that_changes_what_it_wrote_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"

@@ -140,7 +140,7 @@ def test_a_table_that_was_written_since_is_told(command, tmp_path):
         os.utime(path, (path.stat().st_atime, time.time() + later))
         code, out, err = command(*words, "hydra.run.dir=run")
         assert code == 0
-        told.append((out + err).count("was changed after this run had finished"))
+        told.append((out + err).count("was written after this run had finished"))
     assert told == [0, 0, 1]
 
 

@@ -110,6 +110,17 @@ def test_drawn_answers_keep_their_task_and_their_seed(model):
     assert len(set(texts[0])) > len(PROMPTS)
 
 
+def test_a_models_own_file_decides_how_to_draw_and_nothing_else(model):
+    restored = model()
+    plain = generate(restored, NAMES, PROMPTS, max_new_tokens=8)
+    own = restored.model.backbone.model.generation_config
+    own.update(num_beams=2, stop_strings=["e"], return_dict_in_generate=True, penalty_alpha=0.6, max_time=1e-9, top_k=1)
+    assert generate(restored, NAMES, PROMPTS, max_new_tokens=8) == plain
+    drawn = generate(restored, NAMES, PROMPTS, max_new_tokens=8, do_sample=True)
+    assert [d.ids for d in drawn] == [p.ids for p in plain]  # by its top_k of 1
+    assert restored.model.backbone.model.generation_config is own
+
+
 def test_an_answer_stops_at_its_end(model, monkeypatch):
     restored = model()
     before = generate(restored, NAMES, PROMPTS, max_new_tokens=12)
