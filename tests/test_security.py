@@ -88,7 +88,7 @@ def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
     one_line(call(generate.main, run, "--task", "a", "--prompt", "the"), *words)
     one_line(command(*RUN, "hydra.run.dir=other", "init_from=run"), *words)
     (run / "summary.json").unlink()  # so that it is gone on with
-    one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint: it holds more")
+    one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint: it holds pickled")
     for name in ("best", "last"):  # no zip archive, as torch's files are, but a bare pickle
         (run / f"checkpoints/{name}.ckpt").write_bytes(pickle.dumps(Bomb(mark)))
     one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint")

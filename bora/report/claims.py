@@ -12,6 +12,7 @@ import pandas as pd
 
 from bora.lib.names import format_tau
 from bora.report.evidence import Difference, Evidence, rank_correlation
+from bora.report.intervals import Interval
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 MAX_NAMES = 3  # tasks named as exceptions
@@ -70,7 +71,7 @@ def _judge_every_task(claim: str, difference: Difference | None) -> Claim:
     always_worse = (difference.by_seed > 0).all(axis=1)
     numbers = (
         f"{(difference.by_task < 0).sum()} of {n} tasks; perplexity {difference.percent:+.1f} %, of a task on average "
-        f"{-difference.improvement.mean():+.1f} % "
+        f"{Interval(-difference.improvement.mean()):+.1f} % "
         f"(τ = {format_tau(difference.tau)}, {seeds} seed{'s' * (seeds > 1)})"
     )
     against, how = always_worse, "worse with every seed"

@@ -141,7 +141,7 @@ def _draw_bars(ax: Axes, n: pd.Series, bars: list[tuple[pd.DataFrame, str]]) -> 
     for ends, color in bars:
         ax.vlines(n[ends.index], ends["low"], ends["high"], color=color, linewidth=0.8, alpha=0.4, zorder=1)
     below, above, room = *ax.get_ylim(), (high - low) / 2
-    ax.set_ylim(max(below, low - room), min(above, high + room))
+    ax.set_ylim(max(below, low - room), min(above, high + room, 105))  # none can gain more than 100 %
     ax.set_title("bars: 95 % t intervals over seeds", loc="right", fontsize=9, pad=26)
 
 
@@ -179,15 +179,15 @@ def similarity(found: Similarity) -> Figure:
     """Draw figure 6: the cosine of each two tasks' deviations, like tasks beside each other."""
     n = len(found.tasks)
     named = n <= MAX_AXIS_NAMES
-    figure, ax = canvas(max(3.6, 1.4 + 0.17 * n) if named else 5.6)
+    figure, ax = canvas(min(5.6, max(3.6, 1.4 + 0.17 * n)))
     cosines = found.cosines[np.ix_(found.order, found.order)].copy()
     np.fill_diagonal(cosines, np.nan)  # each task's with itself is 1, and would be all that is seen
     chance = -1 / (n - 1)  # of deviations that have nothing in common, less their mean
     bound = float(np.nanmax(np.abs(cosines - chance))) or 1.0
     image = ax.imshow(cosines, cmap=DIVERGING, vmin=chance - bound, vmax=chance + bound, interpolation="nearest")
-    figure.colorbar(image, cax=ax.inset_axes((1.03, 0.1, 0.03, 0.8)), label="cosine of the deviations from Θ")
+    figure.colorbar(image, ax=ax, shrink=0.8, label="cosine of the deviations from Θ")
     names = [shorten(found.tasks[i], 28) for i in found.order]
-    ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=7.5)
+    ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=_map_font(n))
     ax.set_xticks([])
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
@@ -195,6 +195,11 @@ def similarity(found: Similarity) -> Figure:
     if found.groups is not None:
         _draw_groups(figure, ax, found.groups.iloc[found.order], str(found.column))
     return figure
+
+
+def _map_font(n: int) -> float:
+    """Give the size, in points, at which n names stand beside a square map without touching."""
+    return min(7.5, 290 / n)
 
 
 def _draw_groups(figure: Figure, ax: Axes, groups: pd.Series, column: str) -> None:
@@ -235,7 +240,8 @@ def effects(evidence: Evidence) -> Figure | None:
     ax.axvline(0, color=BLACK, linewidth=0.9)
     width, size, names = 1.6 if named else 0.6, 20 if named else 3, hover_names(effect.index)
     ax.hlines(place, effect - half, effect + half, color=BLUE, linewidth=width, alpha=0.6, urls=names)
-    ax.scatter(effect, place, s=size, color=BLUE, linewidth=0, zorder=2, urls=names)
+    alone = (evidence.tasks()["n_test"][effect.index] == 1).tolist()  # one document has no interval
+    ax.scatter(effect, place, s=size, c=np.where(alone, "white", BLUE), edgecolors=BLUE, zorder=2, urls=names)
     set_task_axis(ax, effect.index)
     ax.set(xlabel="nats a token better than under Θ", title=f"What each task's own θ is worth at τ = {format_tau(tau)}")
     return figure
@@ -279,12 +285,14 @@ def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) ->
     tasks = order or [str(task) for task in evidence.tasks().sort_values("n_train", ascending=False).index]
     n = len(tasks)
     named = n <= MAX_AXIS_NAMES
-    height = max(3.0, min(8.0, 0.9 + 0.17 * n)) if named else 5.2
+    height = max(3.0, min(5.2, 0.9 + 0.17 * n))
     figure = Figure(figsize=(WIDTH, height + 3.0))
     above, below = figure.subplots(2, height_ratios=[height, 3.0])
     image = above.imshow(guesses.confusion(tasks), cmap="Blues", vmin=0, interpolation="nearest")
-    figure.colorbar(image, cax=above.inset_axes((1.03, 0.1, 0.03, 0.8)), label="share of the row")
-    above.set_yticks(np.arange(n) if named else [], [shorten(t, 22) for t in tasks] if named else [], fontsize=7.5)
+    figure.colorbar(image, ax=above, shrink=0.8, label="share of the row")
+    above.set_yticks(
+        np.arange(n) if named else [], [shorten(t, 22) for t in tasks] if named else [], fontsize=_map_font(n)
+    )
     above.set_xticks([])
     above.set_facecolor(LIGHT)
     above.grid(visible=False)

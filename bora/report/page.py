@@ -239,7 +239,9 @@ def draw_figures(
             "figure7",
             figures.effects(evidence),
             f"How much lower the NLL of each task's test documents is under its own θ than under Θ, at {at}; 95 % "
-            "intervals over documents.",
+            "intervals over documents."
+            + " An empty circle is of one document."
+            * bool((evidence.tasks()["n_test"] == 1).any()),
         ),
         (
             "figure8",

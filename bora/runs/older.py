@@ -1,9 +1,9 @@
 """Runs of an older bora: the settings that are newer than they are."""
 
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from bora.config import DISCRIMINATORS, conf_folder, flatten
 
@@ -50,4 +50,4 @@ def _defaults(**sources: Any) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(conf_folder() / f"{name}.yaml")))
+    return yaml.safe_load((conf_folder() / f"{name}.yaml").read_text("utf-8"))

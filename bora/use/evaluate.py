@@ -283,8 +283,10 @@ def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
     """
     if any((out / name).exists() for name in RUN_FILES):
         raise UserError(f"{out} holds a run; give another folder for the evaluation with --out")
-    if any((out / name).exists() for name in FILES):
-        earlier = read_json(out / SUMMARY) if (out / SUMMARY).exists() else {}  # it is written last
+    if found := [name for name in FILES if (out / name).exists()]:
+        if SUMMARY not in found:  # which an evaluation writes last
+            raise UserError(f"{out} holds {', '.join(found)}; remove them, or give another folder with --out")
+        earlier = read_json(out / SUMMARY)
         # A run may have been moved, with its evaluations in it.
         same_run = out.resolve().is_relative_to(run.resolve()) or earlier.get("run") == str(run.resolve())
         if not same_run or earlier.get("data_sha256") != data_sha256:

@@ -110,6 +110,21 @@ def test_optuna_draws_by_another_sampler_and_keeps_no_database(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("bora: hydra.sweeper.storage: Optuna cannot use it")
 
 
+def test_a_search_without_a_finished_trial_says_so(tmp_path):
+    worse = ["sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none", "optim.lr=1e9", "lora.alpha=1e9"]
+    done = sweep(tmp_path, *worse)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("bora: no trial of the search has finished")
+
+
+def test_a_users_own_modules_are_not_taken_for_others(serial, tmp_path):
+    (tmp_path / "random.py").write_text("raise ImportError('mine')\n")
+    script = [shutil.which("bora", path=os.path.dirname(sys.executable)), "run", "-m", *SMALL]
+    done = run(tmp_path, *script, "sweep=joblib", "tau=1,inf", "logger=none")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "multirun/s").glob("*/summary.json"))) == 2
+
+
 def test_a_missing_extra_is_told_in_one_line(tmp_path):
     blocked = tmp_path / "blocked.py"
     blocked.write_text(

@@ -157,7 +157,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     for number in range(1, 6):
         for ending in ("png", "pdf"):
             assert (tmp_path / f"report/figure{number}.{ending}").stat().st_size > 3000
-    assert re.search(r"every task is better than on its own \(τ = 0\): 3 of 3 tasks; average .*: confirmed", out)
+    assert re.search(r"every task is better than on its own \(τ = 0\): 3 of 3 tasks; perplexity .*: confirmed", out)
 
 
 def with_learned(folder: Path, tau: float, seed: int, shift: float) -> Path:
@@ -593,6 +593,9 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report, figure_
     assert "figure 6 has no colours: --color-by=planet" in err
     assert "no such column" in err
     assert (tmp_path / "report/figure6.png").is_file()
+    table.iloc[4:].to_csv("t.csv", index=False)  # rows are of other tasks now
+    code, _, err = report("s", "--color-by", "party")
+    assert (code, "figure 6 has no colours: the corpus has changed" in err) == (0, True)
 
 
 def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report, figure_6_alone):

@@ -93,7 +93,7 @@ def test_several_columns_are_given_as_json(command, call, pairs):
     assert command(*RUN, "data.prompt='{topic} {article}: '")[0] == 0
     given = json.dumps({"topic": "x", "article": "y"})
     assert call(generate.main, "run", "--task", "a", "--prompt", given, "--max-new-tokens", 2)[0] == 0
-    one_line(call(generate.main, "run", "--task", "a", "--prompt", "y"), "is not JSON")
+    one_line(call(generate.main, "run", "--task", "a", "--prompt", "y"), "give a JSON object with these keys")
     one_line(call(generate.main, "run", "--task", "a", "--prompt", '{"topic": "x"}'), "topic, article")
 
 
@@ -124,6 +124,9 @@ def test_from_python(pairs, tmp_path):
     assert len(run.score(pairs)) == 2
     answers = run.answer(pairs, per_task=2, max_new_tokens=2)
     assert (answers["response"] == pairs.loc[answers.index, "headline"]).all()
+    half = pairs.iloc[1::2]
+    answers = run.answer(half, per_task=2, max_new_tokens=2)
+    assert (answers["response"] == half.loc[answers.index, "headline"]).all()
     assert set(answers) == {"task", "prompt", "response", "under_task", "under_mean", "under_base"}
     assert run.who_wrote(pairs.head(2))["best"].isin(["a", "b"]).all()
     with pytest.raises(bora.UserError, match="have prompts"):

@@ -79,3 +79,23 @@ def test_two_processes_reach_the_numbers_of_one(folder, tau, dtype, trainer, rto
     test = pd.read_csv(pair / "documents.csv").query("split == 'test'")
     again = evaluate(restore(pair), pd.read_csv(folder / "t.csv").loc[test["row"]].reset_index(drop=True))
     assert again.per_task["nll"].tolist() == pytest.approx(two["test_nll"].tolist(), rel=rtol)
+
+
+def test_a_script_of_bora_fit_goes_on_in_every_process(folder):
+    script = folder / "script.py"
+    script.write_text(
+        "import bora, pandas as pd\n"
+        "how = {'min_documents': 5, 'max_tokens': 20, 'max_epochs': 1, 'rank': 2}\n"
+        "how['overrides'] = ['trainer=ddp', 'trainer.accelerator=cpu']\n"
+        "run = bora.fit(pd.read_csv('t.csv'), tau=10, output='fit', **how)\n"
+        "found = bora.sweep(pd.read_csv('t.csv'), [10, 20], output='sweep', **how)\n"
+        "print('end', run.tau, len(found.runs), found.failures)\n"
+        "try:\n"
+        "    bora.fit(pd.read_csv('t.csv'), tau=10, **how)\n"
+        "except bora.UserError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("end 10.0 2 []") == 2
+    assert done.stdout.count("need output=") == 2

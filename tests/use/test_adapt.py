@@ -1,6 +1,7 @@
 """New tasks from the prior: Θ stays, each task is fitted as if alone, and the folder is read as a run's."""
 
 import json
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,13 +12,14 @@ import torch
 
 from bora.commands import adapt as command_line
 from bora.commands import evaluate, export
+from bora.commands.sweep import finished_runs
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
 from bora.runs.directory import RunDirectory
 from bora.use.adapt import NewDocuments, adapt, fit, new_tasks
 from bora.use.restore import restore
-from tests.conftest import VOCABULARY, encoded_of, hierarchical, random_factors, table, tiny_opt
+from tests.conftest import VOCABULARY, encoded_of, hierarchical, one_line, random_factors, table, tiny_opt
 
 
 @pytest.fixture
@@ -106,6 +108,13 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
     assert (code, err) == (0, "")
     card = (tmp_path / "exported/d-e/README.md").read_text()
     assert "not measured" in card
+    assert "to a few documents, with the prior's mean Θ from a run on other tasks" in card
+    (tmp_path / "sweep").mkdir()
+    shutil.copytree(run, "sweep/tau=100,seed=0")
+    shutil.copytree("out", "sweep/adapted")
+    rows, _, unreadable = finished_runs(tmp_path / "sweep")
+    assert (rows["run"].tolist(), unreadable) == (["tau=100,seed=0"], [])
+    one_line(line(trained("tau=inf"), "nowhere", "--data", new), "a new task needs 0 < τ < ∞, not inf", "give --tau")
     assert restored.summary["data_sha256"] in card
     before = sorted(tmp_path.rglob("*"))
     for arguments, said in (

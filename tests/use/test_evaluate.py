@@ -340,7 +340,7 @@ def test_an_evaluation_lies_in_its_run_and_is_not_written_over_another(trained, 
         (["six", "--data", "new.v2.csv"], "six/evaluation/new.v2 holds an evaluation of other rows; remove it"),
         (["two", "--data", "new.v2.csv", "--out", "out"], "out holds an evaluation of other rows"),
         (["six", "--data", "new.v2.csv.gz", "--out", "out"], "out holds an evaluation of another run"),
-        (["two", "--data", "new.v2.csv", "--out", "mine"], "mine/summary.json is not readable"),
+        (["two", "--data", "new.v2.csv", "--out", "mine"], "mine holds documents.csv; remove them"),
     ):
         code, _, err = line(*arguments)
         assert code == 2

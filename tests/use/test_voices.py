@@ -107,7 +107,7 @@ def test_what_cannot_be_heard_is_a_line_before_the_model_is_loaded(trained, call
     ):
         one_line(call(bora.commands.voices.main, *arguments), words)
     rows = pd.read_csv(run.parent / "t.csv")
-    with pytest.raises(bora.UserError, match="no longer where they were"):
+    with pytest.raises(bora.UserError, match="the corpus has changed since the run"):
         bora.load(run).voices(frame=rows[::-1])
 
 
