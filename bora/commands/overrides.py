@@ -28,15 +28,10 @@ from bora.config import Config, Trainer, conf_folder, find_secret, flatten, pars
 from bora.errors import UserError
 from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+FOLDERS = {"hydra.run.dir", "hydra.sweep.dir"}
 # Settings that are text: 2020_21 and 1e5 are names there, which Hydra would read as numbers.
-TEXTS = {
-    *FOLDERS,
-    "hydra.sweep.subdir",
-    "name",
-    *(f"data.{key}" for key in "name path task text messages date".split()),
-}
-TEXTS |= {"model.name", "model.path"}
+TEXTS = FOLDERS | {"hydra.sweep.subdir", "name", "model.name", "model.path", "data.name", "data.path"}
+TEXTS |= {"data.task", "data.text", "data.messages", "data.date"}
 WRITTEN = ("data.prompt", "data.template")  # in which a line break may be written \\n
 MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job

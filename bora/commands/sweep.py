@@ -80,7 +80,9 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
         if levels := summary.get("levels"):  # their τ stand behind the tasks' in the override
             given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
-        overrides.append(given | {"documents": summary["data_sha256"][:6]})  # of a table that was changed meanwhile
+        overrides.append(
+            given | {"documents": summary.get("data_sha256", "")[:6]}
+        )  # of a table that was changed meanwhile
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
     varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]
     return pd.DataFrame(rows).join(table[varied]), ["tau", *varied], unreadable

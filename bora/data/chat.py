@@ -159,7 +159,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
             until = write(tokenizer, messages[: i + 1])
             # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
             at = until.rfind(messages[i]["content"].strip())
-            before = begin_answer(tokenizer, messages[:i]) if i else until[:at]
+            before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
             if not text.startswith(until):
                 raise UserError(
                     "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
