@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bora.commands.overrides import compose_config, overrides_in
-from bora.config import Config
+from bora.config.schema import Config
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_dir
 
 from bora.bayes.adamw import learning_rate
 from bora.commands.overrides import compose_config, format_value
-from bora.config import Config, conf_folder, flatten, parse
+from bora.config.parse import parse
+from bora.config.schema import Config, conf_folder, flatten
 from bora.errors import UserError
 
 GROUPS = ("data", "experiment", "logger", "lora", "model", "optim", "prior", "trainer")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bora.config import flatten, parse
+from bora.config.parse import parse
+from bora.config.schema import flatten
 from bora.report.evidence import Evidence
 from bora.report.series import read_runs, series_of
 from bora.report.tables import table1, table2

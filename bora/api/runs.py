@@ -15,7 +15,7 @@ from bora.api.show import Report, Scores, Voices, table
 from bora.bayes.levels import NONE
 from bora.bayes.model import HierarchicalLoRA
 from bora.commands.report import write
-from bora.config import Config, Dtype
+from bora.config.schema import Config, Dtype
 from bora.data.columns import Columns
 from bora.data.prompts import prompt_columns, show_prompt
 from bora.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
 from bora.commands.overrides import quote
-from bora.config import conf_folder
+from bora.config.schema import conf_folder
 from bora.errors import UserError
 
 # Keywords that are no Settings.

@@ -14,7 +14,7 @@ from bora.api.settings import Settings, model_overrides, to_overrides, to_word
 from bora.api.sweeps import Sweep
 from bora.commands.overrides import compose_config, format_value, recorded
 from bora.commands.run import record_failure
-from bora.config import Config, FrameData
+from bora.config.schema import Config, FrameData
 from bora.data.read import columns_of
 from bora.errors import UserError
 from bora.lib.cache import digest

@@ -4,7 +4,7 @@ import argparse
 
 from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
-from bora.config import Count, Positive, Seed
+from bora.config.schema import Count, Positive, Seed
 from bora.lib.console import tell
 from bora.lib.files import folder, write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from bora.config import Dtype
+from bora.config.schema import Dtype
 from bora.data.columns import TASK_COLUMNS, Columns
 from bora.data.errors import input_errors
 from bora.data.prompts import prompt_columns

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bora.commands.exits import cli_errors
 from bora.commands.overrides import compose_config
-from bora.config import Config
+from bora.config.schema import Config
 from bora.errors import UserError
 from bora.lib.cache import cache_root
 from bora.lib.console import duration, plain_console, size

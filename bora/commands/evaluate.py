@@ -14,7 +14,7 @@ from bora.bayes.adapters import Shared
 from bora.bayes.model import Under
 from bora.commands.common import add_device, add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
-from bora.config import Count
+from bora.config.schema import Count
 from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.errors import UserError

@@ -24,7 +24,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from bora.config import Config, Trainer, conf_folder, find_secret, flatten, parse
+from bora.config.parse import parse
+from bora.config.rules import find_secret
+from bora.config.schema import Config, Trainer, conf_folder, flatten
 from bora.errors import UserError
 from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
 from bora.commands.overrides import compose_config, format_value, overrides_in, prepare, recorded, to_config
-from bora.config import conf_folder
+from bora.config.schema import conf_folder
 from bora.lib.console import print_tasks, short_path
 from bora.lib.machine import find_launch, is_first_process
 from bora.runs.directory import FAILED, FolderInUse, RunDirectory, choosing_perplexity

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from bora.commands.common import add_device, checked, run_parser
 from bora.commands.exits import cli_errors
-from bora.config import Count
+from bora.config.schema import Count
 from bora.data.read import read_column
 from bora.lib.console import plain_console, tell
 from bora.lib.files import folder, make_output_folder

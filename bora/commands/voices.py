@@ -10,7 +10,7 @@ from rich.text import Text
 
 from bora.commands.common import add_device, checked, run_parser, utf8
 from bora.commands.exits import cli_errors
-from bora.config import Count
+from bora.config.schema import Count
 from bora.data.prompts import prompt_columns
 from bora.errors import UserError
 from bora.lib.console import plain_console, short_path, tell

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from bora.config import Data
+from bora.config.schema import Data
 from bora.data.pieces import Encoded, Truncation
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped, select

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from bora.config import AnyData
-from bora.config import Columns as ColumnSettings
+from bora.config.schema import AnyData
+from bora.config.schema import Columns as ColumnSettings
 from bora.data import huggingface, stdlib, table, talk_of_norway
 from bora.data.columns import Columns
 from bora.data.errors import SETTINGS, input_errors

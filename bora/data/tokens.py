@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bora.config import Data
+from bora.config.schema import Data
 from bora.data.chat import Message, begin_answer, encode_chat, end_of_turn, find_question, write
 from bora.data.columns import to_text
 from bora.data.pieces import TOKENS, Cutter, Encoded, Parts, Truncation, to_pieces

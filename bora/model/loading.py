@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bora.config import AnyModel
+from bora.config.schema import AnyModel
 from bora.errors import UserError, first_line
 from bora.lib.machine import device_type
 from bora.model.pretrained import Pretrained, load

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from bora.config import AnyModel, Dtype
+from bora.config.schema import AnyModel, Dtype
 from bora.errors import UserError, first_line
 from bora.lib.cache import cache_root
 from bora.lib.files import write_folder

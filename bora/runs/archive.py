@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from bora.config import flatten
+from bora.config.schema import flatten
 from bora.errors import UserError, first_line
 from bora.lib.files import atomic_write
 from bora.runs.directory import EVALUATIONS, SUMMARY, RunDirectory, read_json

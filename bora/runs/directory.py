@@ -22,7 +22,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 import bora
-from bora.config import Config, flatten, parse
+from bora.config.parse import parse
+from bora.config.schema import Config, flatten
 from bora.errors import UserError, first_line, printable
 from bora.lib.files import PARTIAL, remove_folder, require_regular_file, write_text_atomically
 from bora.lib.machine import is_first_process

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from bora.config import DISCRIMINATORS, conf_folder, flatten
+from bora.config.schema import DISCRIMINATORS, conf_folder, flatten
 
 DICTIONARIES = ("trainer.extra", "model.config")
 

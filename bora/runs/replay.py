@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bora.config import Config, flatten
+from bora.config.schema import Config, flatten
 from bora.errors import UserError
 from bora.runs.directory import CONFIG, OVERRIDES, read_yaml
 

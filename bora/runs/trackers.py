@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import pandas as pd
 
-from bora.config import flatten
+from bora.config.schema import flatten
 from bora.errors import UserError, first_line
 from bora.lib.console import short_path
 from bora.lib.machine import is_first_process

@@ -12,7 +12,7 @@ from bora.bayes.adamw import learning_rate
 from bora.bayes.levels import Levels, build_levels, describe_confounded
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.shrinkage import FREE_TAU
-from bora.config import Config
+from bora.config.schema import Config
 from bora.data.columns import level_cells
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule

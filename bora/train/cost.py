@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bora.bayes.adapters import Staged, choose_form
-from bora.config import Config
+from bora.config.schema import Config
 from bora.data.batches import Batches
 from bora.data.corpus import Corpus
 from bora.data.split import SPLITS

@@ -13,7 +13,7 @@ import lightning as L
 import torch.distributed as dist
 from lightning.fabric.strategies import DDPStrategy
 
-from bora.config import Config
+from bora.config.schema import Config
 from bora.errors import UserError
 from bora.lib.machine import check_launch, device_type, find_launch, require_gpus
 from bora.runs.directory import CONFIG, RunDirectory, settings

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bora.config import Config
+from bora.config.schema import Config
 from bora.data.corpus import Corpus
 from bora.data.prompts import whole_texts
 from bora.data.tokens import Tokens
@@ -63,7 +63,7 @@ def train(
     """Train, test and write a run.
 
     Args:
-        cfg: from bora.config.parse.
+        cfg: from bora.config.parse.parse.
         directory: where the run's files go.
         group, name: of the W&B run.
         overrides: that the run was started with; see RunDirectory.claim.

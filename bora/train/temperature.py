@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from bora.bayes.model import HierarchicalLoRA
-from bora.config import Config
+from bora.config.schema import Config
 from bora.data.corpus import Corpus
 from bora.data.tokens import Tokens
 from bora.errors import UserError

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from bora.config import Config
+from bora.config.schema import Config
 from bora.errors import UserError, first_line, raised_in
 from bora.lib.machine import device_type, find_launch
 from bora.lib.stopping import Stop

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bora.config import Config, HubModel
+from bora.config.schema import Config, HubModel
 from bora.errors import UserError
 from bora.lib.console import progress
 from bora.lib.files import write_folder, write_text_atomically

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bora.bayes.model import HierarchicalLoRA
-from bora.config import Config, Dtype
+from bora.config.schema import Config, Dtype
 from bora.data.batches import Documents
 from bora.data.pieces import Truncation
 from bora.data.tokens import Tokens

@@ -6,7 +6,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from bora.bayes.model import HierarchicalLoRA
-from bora.config import Config
+from bora.config.schema import Config
 from bora.data.prompts import show_prompt
 from bora.runs.directory import RunDirectory
 from bora.use.generate import generate

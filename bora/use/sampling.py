@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import GenerationConfig
 
-from bora.config import Count, Positive, Seed
+from bora.config.schema import Count, Positive, Seed
 from bora.errors import UserError
 
 OWN = {"seed", "batch_size", "num_return_sequences"}  # options that transformers' generate is not given

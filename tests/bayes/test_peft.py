@@ -7,7 +7,7 @@ from peft import __version__ as peft_version
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from bora.config import LoRA
+from bora.config.schema import LoRA
 from bora.model.targets import DEFAULT_TARGETS
 from tests.conftest import hierarchical, random_factors, tiny_data, tiny_opt
 

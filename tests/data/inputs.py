@@ -15,7 +15,7 @@ import pyarrow.parquet
 import yaml
 from pydantic import Field, TypeAdapter
 
-from bora.config import AnyData, conf_folder
+from bora.config.schema import AnyData, conf_folder
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.read import read_documents
 from bora.data.tokens import Tokens

@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer, BloomConfig, Gemma3Config, GPT2Config, MptConfig, OPTConfig
 
-from bora.config import conf_folder
+from bora.config.schema import conf_folder
 from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.pretrained import (

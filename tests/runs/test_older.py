@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from bora.config import flatten
+from bora.config.schema import flatten
 from bora.errors import UserError
 from bora.runs.archive import read_archive, read_run, write_archive
 from bora.runs.directory import CONFIG, SUMS, RunDirectory, hash_file

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Co
 
 import bora
 from bora.commands import export as command_line
-from bora.config import HubModel
+from bora.config.schema import HubModel
 from bora.errors import UserError
 from bora.model.lora import LowRank
 from bora.model.targets import named_targets

@@ -1,0 +1,1 @@
+"""The settings of a run: their types, the rules between them, and how values are checked."""

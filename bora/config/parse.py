@@ -1,0 +1,120 @@
+"""From plain values to a checked Config: what Hydra composed, or what a run's config.yaml holds.
+
+Nothing after it sees a DictConfig. Each problem is a line: which setting, its value, and what it must be.
+"""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from bora.config.rules import RESERVED, find_secret, rules
+from bora.config.schema import DISCRIMINATORS, AnyData, AnyLogger, AnyModel, Config, Group, flatten
+from bora.errors import UserError
+
+
+def parse(values: dict[str, Any]) -> Config:
+    """Check plain values against the schema.
+
+    Raises:
+        UserError: with a line for every problem that there is.
+    """
+    problems = [secret for key, value in flatten(values).items() if (secret := find_secret(key, value))]
+    try:
+        config = Config.model_validate(_without_missing(values))
+    except ValidationError as error:
+        raise UserError("\n".join([*problems, *_describe(error, values)])) from error
+    problems += rules(config)
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def _without_missing(values: Any) -> Any:
+    """Leave out what OmegaConf marks as missing, ???, so that it is reported as missing."""
+    if not isinstance(values, dict):
+        return values
+    return {key: _without_missing(value) for key, value in values.items() if value != "???"}
+
+
+def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each setting that pydantic refused: which, its value, what it must be."""
+    expected: dict[str, list[str]] = {}
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"]]
+        if place[0] in DISCRIMINATORS and len(place) > 1:
+            del place[1]  # pydantic names the member of the union there
+        key = ".".join(place)
+        match problem["type"]:
+            case "extra_forbidden":  # its value may be a secret
+                yield f"{key}: there is no such setting{_suggest(key, values)}"
+            case "missing":
+                yield f"{key} is needed and has no default; give {key}=…"
+            case "union_tag_invalid" | "union_tag_not_found":
+                yield f"{key}.{DISCRIMINATORS[key]} must be one of {', '.join(_members(key))}; give {key}=NAME"
+            case _:
+                # Where a setting may be of several types, pydantic adds the type that it tried.
+                while len(place) > 1 and _value_at(values, place) is _ABSENT:
+                    place.pop()
+                expected.setdefault(".".join(place), []).append(problem["msg"].removeprefix("Input should be "))
+    for key, messages in expected.items():
+        value = _value_at(values, key.split("."))
+        if key == "tau":
+            messages = ["a number from 0 to inf, or learn; with data.levels also a list of numbers"]
+        yield f"{key}={'null' if value is None else value} must be {' or '.join(dict.fromkeys(messages))}"
+
+
+_ABSENT = object()
+
+
+def _value_at(values: Any, place: list[str]) -> Any:
+    for part in place:
+        if isinstance(values, list) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        elif isinstance(values, dict):
+            values = values.get(part, _ABSENT)
+        else:
+            return _ABSENT
+    return values
+
+
+def _suggest(key: str, values: dict[str, Any]) -> str:
+    """Name the setting that was meant, as far as it can be guessed."""
+    group, _, name = key.partition(".")
+    if group == "trainer" and name in RESERVED:
+        return f"; {RESERVED[name]}"
+    if group in DISCRIMINATORS:
+        having = [choice for choice, member in _members(group).items() if name in member.model_fields]
+        if having:
+            chosen = values[group].get(DISCRIMINATORS[group])
+            others = ", ".join(f"{group}={choice}" for choice in having)
+            return f" for {group}={chosen}, only for {others}; give {group}={having[0]} {key}=…"
+    close = [k for k in _known_keys({}) if k.rpartition(".")[2] == key]
+    close = close or difflib.get_close_matches(key, _known_keys(values), n=1)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _members(group: str) -> dict[str, type[Group]]:
+    """Map each choice of a group's discriminator to its class."""
+    members = get_args({"data": AnyData, "model": AnyModel, "logger": AnyLogger}[group])
+    return {get_args(m.model_fields[DISCRIMINATORS[group]].annotation)[0]: m for m in members}
+
+
+def _known_keys(values: dict[str, Any]) -> list[str]:
+    """List every setting that there is beside the chosen sources, or, where none is chosen, for any of them."""
+
+    def walk(owner: type[Group], prefix: str) -> Iterator[str]:
+        for name, field in owner.model_fields.items():
+            kinds: list[Any] = [field.annotation]
+            if name in DISCRIMINATORS and not prefix:
+                members, chosen = _members(name), values.get(name)
+                choice = chosen.get(DISCRIMINATORS[name]) if isinstance(chosen, dict) else None
+                kinds = [members[choice]] if choice in members else [*members.values()]
+            for kind in kinds:
+                if isinstance(kind, type) and issubclass(kind, Group):
+                    yield from walk(kind, f"{prefix}{name}.")
+                else:
+                    yield prefix + name
+
+    return list(dict.fromkeys(walk(Config, "")))
