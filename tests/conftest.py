@@ -20,7 +20,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import bora.commands.run
 from bora.bayes.model import HierarchicalLoRA
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.data.corpus import Corpus
 from bora.data.module import TaskDataModule
 from bora.data.tokens import Encoded, Truncation

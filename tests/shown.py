@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from bora.commands.overrides import compose_config, overrides_in
+from bora.commands.overrides import overrides_in
+from bora.config.compose import compose_config
 from bora.config.schema import Config
 
 REPOSITORY = Path(__file__).parent.parent

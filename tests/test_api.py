@@ -19,7 +19,7 @@ import bora
 from bora.api.frames import documents
 from bora.api.settings import KEYS, to_overrides, to_word
 from bora.commands import adapt, evaluate, export, generate
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.config.schema import flatten
 from bora.data.columns import Columns
 from bora.data.table import read

@@ -8,7 +8,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from bora.bayes.adamw import learning_rate
-from bora.commands.overrides import compose_config, format_value
+from bora.config.compose import compose_config, format_value
 from bora.config.parse import parse
 from bora.config.schema import Config, conf_folder, flatten
 from bora.errors import UserError

@@ -16,8 +16,8 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Framework → where it may be imported.
 PLACES = {
     "lightning": ("train/", "data/module.py"),
-    "hydra": ("commands/", "api/"),
-    "omegaconf": ("commands/", "api/"),
+    "hydra": ("config/compose.py", "commands/", "api/"),
+    "omegaconf": ("config/compose.py", "commands/"),
     "transformers": ("model/", "data/tokens.py", "data/chat.py"),
     "wandb": ("runs/trackers.py", "report/wandb.py"),
     "mlflow": ("runs/trackers.py",),

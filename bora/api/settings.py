@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
-from bora.commands.overrides import quote
+from bora.config.compose import quote
 from bora.config.schema import conf_folder
 from bora.errors import UserError
 

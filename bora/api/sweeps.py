@@ -7,13 +7,13 @@ import pandas as pd
 
 from bora.api.runs import Run, write_report
 from bora.api.show import Report, table
-from bora.commands.sweep import failed_runs, finished_runs
 from bora.config.schema import Dtype
 from bora.errors import UserError
 from bora.lib.names import format_tau
 from bora.report.series import series_of
 from bora.runs.archive import read_run
 from bora.runs.directory import choosing_perplexity
+from bora.runs.sweep import failed_runs, finished_runs
 
 
 class Sweep:

@@ -12,8 +12,8 @@ from bora.api.frames import documents
 from bora.api.runs import Run
 from bora.api.settings import Settings, model_overrides, to_overrides, to_word
 from bora.api.sweeps import Sweep
-from bora.commands.overrides import compose_config, format_value, recorded
-from bora.commands.run import record_failure
+from bora.commands.exits import describe_error
+from bora.config.compose import compose_config, format_value, recorded
 from bora.config.schema import Config, FrameData
 from bora.data.read import columns_of
 from bora.errors import UserError
@@ -21,6 +21,7 @@ from bora.lib.cache import digest
 from bora.lib.machine import device_type, is_first_process
 from bora.lib.stopping import Stopped
 from bora.runs.directory import RunDirectory
+from bora.runs.sweep import record_failure
 from bora.train.run import train
 from bora.use.samples import sample_texts
 
@@ -142,7 +143,7 @@ def sweep(
                 print(runs[-1])
         except Exception as error:  # whatever it is, the others may succeed
             if is_first_process():
-                record_failure(error, folder / place)
+                record_failure(error, folder / place, describe_error(error))
             failures.append(f"{place}: {error if isinstance(error, UserError) else repr(error)}")
     if not runs:
         raise UserError("\n".join(failures))

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from bora.commands.exits import cli_errors
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.config.schema import Config
 from bora.errors import UserError
 from bora.lib.cache import cache_root

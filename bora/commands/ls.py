@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from bora.commands.exits import cli_errors
-from bora.commands.sweep import failed_runs, finished_runs
 from bora.errors import UserError
 from bora.lib.console import print_runs, print_sweep
 from bora.lib.files import folder
 from bora.runs.directory import OVERRIDES, SUMMARY
+from bora.runs.sweep import failed_runs, finished_runs
 
 MAX_VARIED = 4  # settings that have a column; runs that differ in more are not one sweep
 

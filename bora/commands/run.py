@@ -4,7 +4,6 @@ import logging
 import os
 import shlex
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -12,13 +11,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from bora.commands.exits import DEFECT, cli_errors, describe_error, exit_for
-from bora.commands.overrides import compose_config, format_value, overrides_in, prepare, recorded, to_config
+from bora.commands.exits import cli_errors, describe_error, exit_for
+from bora.commands.overrides import overrides_in, prepare
+from bora.config.compose import compose_config, format_value, recorded, to_config
 from bora.config.schema import conf_folder
 from bora.lib.console import print_tasks, short_path
 from bora.lib.machine import find_launch, is_first_process
-from bora.runs.directory import FAILED, FolderInUse, RunDirectory, choosing_perplexity
+from bora.runs.directory import RunDirectory, choosing_perplexity
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again
+from bora.runs.sweep import record_failure
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def job(composed: DictConfig) -> float | None:
             exit_for(error, resume_command())  # here, since Hydra would add lines of its own
             raise
         if is_first_process():
-            record_failure(error, folder)
+            record_failure(error, folder, describe_error(error))
         return None
     return choosing_perplexity(trained.summary)
 
@@ -82,20 +83,6 @@ def print_next(directory: RunDirectory, tracked: str, prompt: str) -> None:
         ["evaluate", run, "--data", "FILE"],
     ):
         print(f"  bora {shlex.join(command)}")
-
-
-def record_failure(error: Exception, folder: Path) -> None:
-    """Write failed.json into a sweep job's folder."""
-    found = describe_error(error)
-    if found is None:
-        log.error("%s failed", folder.name, exc_info=error)
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}", DEFECT
-    else:
-        log.error("%s failed: %s", folder.name, found[0])
-    time = datetime.now().astimezone().isoformat()
-    # Where another process is at work, failed.json is its own to write and to remove.
-    name = f"failed-{os.getpid()}.json" if isinstance(error, FolderInUse) else FAILED
-    RunDirectory(folder).write_failure({"error": found[0], "exit_code": found[1], "time": time}, name)
 
 
 typed: list[str] = []  # the command line as it was given; sys.argv has what `prepare` made of it

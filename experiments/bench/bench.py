@@ -43,7 +43,7 @@ from transformers import PreTrainedModel
 
 from bora.bayes.adamw import learning_rate
 from bora.bayes.model import HierarchicalLoRA
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.lib.machine import peak_memory as process_peak
 from bora.lib.machine import reset_peak_memory, wait
 from bora.model.backbone import Backbone

@@ -37,7 +37,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 
 from bora.bayes import adamw, rows
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.lib.machine import wait
 from bora.model import backbone, likelihood
 from bora.model.graphs import Recorder

@@ -5,7 +5,7 @@ The 25 largest tasks of the table, batches of 16, opt_mini's tokenizer; three ep
 
 import sys
 
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.model.loading import load_backbone
 from bora.train import run as training
 

@@ -37,7 +37,7 @@ def generate(file: Path) -> None:
 
 
 def measure(file: str) -> None:
-    from bora.commands.overrides import compose_config
+    from bora.config.compose import compose_config
     from bora.model.loading import load_backbone
     from bora.train import run as training
 

@@ -6,7 +6,7 @@ python experiments/talk_of_norway/fetch.py experiment=paper
 import sys
 
 from bora.commands.exits import cli_errors
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.model.loading import load_backbone
 from bora.train.build import load_corpus
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.data.batches import Documents
 from bora.model.pretrained import load_packaged
 from bora.train.build import build_module, load_corpus

@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from bora.commands import doctor
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.data.corpus import Corpus
 from bora.lib import machine
 from bora.model.loading import load_backbone

@@ -8,10 +8,12 @@ import pytest
 
 import bora.commands.completion
 import bora.commands.ls
-from bora.commands.overrides import _compose, prepare
-from bora.commands.run import record_failure
+from bora.commands.exits import describe_error
+from bora.commands.overrides import prepare
+from bora.config.compose import compose_whole
 from bora.errors import UserError
 from bora.runs.directory import FolderInUse, RunDirectory
+from bora.runs.sweep import record_failure
 from tests.conftest import table
 
 SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none", "name=s"]
@@ -71,7 +73,7 @@ def test_slurm_starts_a_task_for_each_process(words, launcher):
             prepare(["-m", *words])
     else:
         prepare(["-m", *words])
-        found = _compose(words[:-1]).hydra.launcher
+        found = compose_whole(words[:-1]).hydra.launcher
         assert [found.nodes, found.tasks_per_node, found.gpus_per_node] == launcher
 
 
@@ -87,7 +89,7 @@ def test_a_refused_jobs_failure_outlives_the_run_that_holds_the_folder(tmp_path,
     with RunDirectory(folder).locked():
         with pytest.raises(FolderInUse) as refused, RunDirectory(folder).locked():
             pass
-        record_failure(refused.value, folder)
+        record_failure(refused.value, folder, describe_error(refused.value))
         RunDirectory(folder).claim(config)
         RunDirectory(folder).write_summary({})
     (kept,) = folder.glob("failed*.json")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.data.corpus import build_corpus
 from bora.data.module import TaskDataModule
 from bora.data.prompts import fill, prompt_columns

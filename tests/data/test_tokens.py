@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 from bora.model.pretrained import load_packaged

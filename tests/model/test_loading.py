@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.errors import UserError
 from bora.model import loading
 from bora.model.loading import load_backbone

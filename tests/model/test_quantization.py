@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.errors import UserError
 from bora.model.backbone import Backbone
 from bora.model.loading import load_backbone

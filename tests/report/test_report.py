@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 import bora.commands.report
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.lib.names import format_tau, latex
 from bora.report import figures, paper
 from bora.report.authors import find_guesses, reliability

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 import bora
 from bora.commands import adapt, evaluate, generate
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.model.pretrained import load_packaged
 from bora.use.answers import score_answers
 from bora.use.export import export

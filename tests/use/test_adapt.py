@@ -12,11 +12,11 @@ import torch
 
 from bora.commands import adapt as command_line
 from bora.commands import evaluate, export
-from bora.commands.sweep import finished_runs
 from bora.data.batches import Documents
 from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
 from bora.runs.directory import RunDirectory
+from bora.runs.sweep import finished_runs
 from bora.use.adapt import NewDocuments, adapt, fit, new_tasks
 from bora.use.restore import restore
 from tests.conftest import VOCABULARY, encoded_of, hierarchical, one_line, random_factors, table, tiny_opt

@@ -12,7 +12,7 @@ import bora.commands.export
 import bora.commands.generate
 import bora.commands.variance
 from bora.bayes.levels import build_levels
-from bora.commands.overrides import compose_config
+from bora.config.compose import compose_config
 from bora.data.batches import Documents
 from bora.errors import UserError
 from bora.model.batch import find_places
