@@ -16,6 +16,7 @@ from rich.table import Table
 from bora.commands.exits import cli_errors
 from bora.config.compose import compose_config
 from bora.config.schema import Config
+from bora.data.select import describe_dropped
 from bora.errors import UserError
 from bora.lib.cache import cache_root
 from bora.lib.console import duration, plain_console, size
@@ -73,6 +74,7 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
         "dtype": str(pretrained.model.dtype).removeprefix("torch."),
         "tau": cfg.tau,
         **asdict(cost),
+        "dropped": corpus.dropped,
         "epochs": cfg.trainer.max_epochs,
         "free_memory": free,
         "measured": asdict(measure(cfg, corpus, cost)) if measured else None,
@@ -104,6 +106,7 @@ def show(report: dict[str, Any]) -> None:
     split = ", ".join(f"{r['documents'][s]:,} {s}" for s in ("train", "validation", "test"))
     table.add_row("tasks", f"{r['tasks']:,}")
     table.add_row("documents", f"{split}; {r['truncated_share']:.1%} of the tokens cut off")
+    table.add_row("dropped", describe_dropped(r["dropped"]))
     batches = f" of {r['batches']:,} batches" if r["batches"] > r["steps"] else ""
     table.add_row("an epoch", f"{r['scored_tokens']:,} scored tokens, {r['steps']:,} steps{batches}")
     table.add_row("at most", f"{r['epochs']:,} epochs, {r['max_steps']:,} steps")
