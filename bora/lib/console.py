@@ -191,7 +191,7 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
         table.add_row(
             _tau(tau),
             *others,
-            f"{len(group)}",
+            f"{group['seed'].nunique()}",
             _mean(group["val_perplexity"]) + mark,
             _mean(group["test_perplexity"]),
             " to ".join(f"{epoch}" for epoch in dict.fromkeys((epochs[0], epochs[-1]))),

@@ -1,6 +1,7 @@
 """Sort runs into series: the same experiment at several τ and seeds."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,7 +192,9 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
 
 
 def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
-    """Put the learned runs of each series without runs at given τ at one τ, the median of theirs, so that seeds average.
+    """Put the learned runs of each series without runs at given τ at one τ, so that seeds average: at their median.
+
+    A seed for which validation prefers one model, τ = ∞, has no say in it, unless all have.
 
     Args:
         given: the keys of the series that have such runs.
@@ -202,7 +205,7 @@ def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
             series.setdefault(_key(run), []).append(run)
     found = []
     for own in series.values():
-        tau = float(f"{median(run.tau for run in own):.3g}")
+        tau = float(f"{median([run.tau for run in own if math.isfinite(run.tau)] or [math.inf]):.3g}")
         found += [replace(run, summary=run.summary | {"tau": tau}) for run in own]
     return found
 

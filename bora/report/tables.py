@@ -109,13 +109,16 @@ def table1(evidence: Evidence) -> ReportTable:
     caption = f"{evidence.measure.capitalize()} over all tasks by τ. Bold: the τ that validation chooses, "
     caption += f"{format_tau(best)}; the test documents are not used to choose it."
     if series.only_learned:
-        caption = f"{evidence.measure.capitalize()} over all tasks; τ was learned, this is the median over seeds."
+        caption = f"{evidence.measure.capitalize()} over all tasks; τ was learned, this is the median over seeds"
+        caption += " where it is finite." if any(math.isinf(run.tau) for run in series.learned) else "."
     if not evidence.by_batch:
         cells["test perplexity"] = data["perplexity"].map(number)
     if len(series.seeds) > 1:
         cells["± (95 %, seeds)"] = ((data["perplexity_high"] - data["perplexity_low"]) / 2).map(number)
         cells["seeds"] = data["seeds"].map(str)
         caption += " Perplexities are means over seeds, ± half a 95 % t interval over seeds."
+        if len({tuple(run.seed for run in series.at(tau)) for tau in series.taus}) > 1:
+            caption += " Not every τ has the same seeds, so that means differ by their seeds too."
     if len(series.taus) > 1:
         cells["nats a token above the best τ [95 %, tasks]"] = above_best
         caption += " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,19 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
         return None
     runs = evidence.series.at(tau)
     tasks = evidence.tasks()["test_tokens"].to_numpy(float)
-    levels = runs[0].summary.get("levels", {})
+    levels: dict[str, list[float]] = {}
+    for run in runs:
+        for level, of_level in run.summary.get("levels", {}).items():
+            levels.setdefault(level, []).append(of_level)
     own = "own_effect" if all("own_effect" in run.per_task for run in runs) else "effect"
     effect, error = (evidence.by_task(tau, name).mean(axis=1) for name in (own, f"{own}_error"))
     rows = [_row("task", tau, effect, error, tasks)]
     units = [table for run in runs if (table := _read(run.folder / UNITS)) is not None]
-    for level, of_level in levels.items():
+    for level, taus in levels.items():
         if units:
             tables = [table[table["level"] == level].set_index("unit") for table in units]
             effect, error = (pd.concat([t[n] for t in tables], axis=1).mean(axis=1) for n in ("effect", "effect_error"))
-            rows.append(_row(level, of_level, effect, error, tables[0]["test_tokens"].to_numpy(float)))
+            rows.append(_row(level, median(taus), effect, error, tables[0]["test_tokens"].to_numpy(float)))
     data = pd.DataFrame(rows)
     if own == "own_effect":
         together = weighted_mean(evidence.by_task(tau, "effect").mean(axis=1).to_numpy(float), tasks)

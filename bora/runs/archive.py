@@ -60,8 +60,8 @@ class Run:
 
     @property
     def is_limit(self) -> bool:
-        """Return whether τ is 0 or ∞, where every parameterisation is the same model."""
-        return self.tau == 0 or math.isinf(self.tau)
+        """Return whether τ was given as 0 or ∞, where every parameterisation is the same model."""
+        return self.learned is None and (self.tau == 0 or math.isinf(self.tau))
 
     def evaluations(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield the folder and the summary of each evaluation that lies in the run's folder."""

@@ -43,7 +43,7 @@ EVALUATIONS = "evaluation"  # the folder of evaluations, a folder each
 VARIANCE = "variance"  # the folder of what bora variance found, and its files
 SHARES, INFERRED, EVIDENCE = "shares.csv", "tau.csv", "evidence.csv"
 TRAINED_ON = "trained_on.txt"
-SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
+SUMS, FAILED, LOCK, LOG = "SHA256SUMS", "failed.json", ".lock", "run.log"
 RUN_FILES = (CONFIG, METRICS, "checkpoints")  # that a run has, and an evaluation has not
 WRITTEN = (CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK)  # beside checkpoints and the last two
 # Settings that decide how a run resumes, not what comes of it.
@@ -90,7 +90,8 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        new = not any(file.is_dir() or file.stat().st_size for file in self.path.iterdir())  # Hydra has begun run.log
+        # Hydra has begun run.log, in which libraries may have said something.
+        new = not any(file.is_dir() or (file.stat().st_size and file.name != LOG) for file in self.path.iterdir())
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
@@ -283,9 +284,10 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
-        files = [*WRITTEN, *(f"checkpoints/{c.name}" for c in (self.best, self.last))]
-        lines = [f"{hash_file(self.path / f)}  {f}\n" for f in sorted(files) if (self.path / f).is_file()]
-        write_text_atomically(self.path / SUMS, "".join(lines))
+        files = [*WRITTEN, OVERRIDES, *(f"checkpoints/{c.name}" for c in (self.best, self.last))]
+        sums = {f: hash_file(self.path / f) for f in files if (self.path / f).is_file()}
+        sums[SUMMARY] = hashlib.sha256(to_json(summary).encode()).hexdigest()
+        write_text_atomically(self.path / SUMS, "".join(f"{sums[f]}  {f}\n" for f in sorted(sums)))
         write_json(self.path / SUMMARY, summary)
 
     def verify(self) -> list[str]:
@@ -377,7 +379,12 @@ def write_csv(file: Path, table: pd.DataFrame) -> None:
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
     """Write a JSON object atomically."""
-    write_text_atomically(file, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomically(file, to_json(value))
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """Write a JSON object as text."""
+    return json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_safe(value: Any) -> Any:

@@ -42,7 +42,9 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
         row |= {"tau": math.nan} if "learned" in summary else {}
         rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
-        if levels := summary.get("levels"):  # their τ stand behind the tasks' in the override
+        if "learned" not in summary and (
+            levels := summary.get("levels")
+        ):  # their τ stand behind the tasks' in the override
             given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
         overrides.append(
             given | {"documents": summary.get("data_sha256", "")[:6]}

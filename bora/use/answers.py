@@ -7,7 +7,7 @@ An answer's scores, each from 0 to 1:
 - chrF: F₂ of the sequences of 1 to 6 characters, averaged over the lengths that are in either text.
 
 Where every response is a number, MAE and RMSE too. An answer that is no number counts as the largest error that the
-responses' range allows, as does a number beyond it; `no_number` is the share of answers that are none.
+responses' range allows, and none counts as more; `no_number` is the share of answers that are none.
 """
 
 import re

@@ -124,7 +124,7 @@ def test_the_console_script_and_the_module_are_the_same():
         done = subprocess.run([*start, "tau=-3"], capture_output=True, text=True, env=environment, check=False)
         assert (done.returncode, done.stderr) == (
             2,
-            "bora: tau=-3 must be greater than or equal to 0 or 'learn' or a valid list\n",
+            "bora: tau=-3 must be a number from 0 to inf, or learn; with data.levels also a list of numbers\n",
         )
     assert "bora run tau=100" in subprocess.run([script], capture_output=True, text=True, check=True).stdout
     done = subprocess.run([script, "walk"], capture_output=True, text=True, check=False)

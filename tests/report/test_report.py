@@ -211,6 +211,22 @@ def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid
     assert (series.taus, series.only_learned, series.learned_beside) == ([0, 33, math.inf], True, [])
 
 
+def test_a_learned_run_of_one_model_is_no_run_at_infinity(report, tmp_path):
+    for seed, tau in enumerate((math.inf, 202.0)):
+        with_learned(tmp_path / f"s/{seed}", tau, seed, shift=0.0)
+    (series,), _ = series_of(read_runs([tmp_path / "s"])[0])
+    assert (series.taus, series.only_learned, series.learned_beside) == ([202], True, [])
+    assert report("s")[0] == 0
+    page = (tmp_path / "report/index.html").read_text()
+    assert "this is the median over seeds where it is finite" in page
+    assert "among those given" not in page
+    # Of another form, at given τ: its limits are completed by runs at τ = ∞ alone.
+    for seed, tau in ((0, 10.0), (0, math.inf)):
+        write_run(tmp_path / f"s/tau={tau}", tau, seed, prior__parameterization="centered")
+    found, _ = series_of(read_runs([tmp_path / "s"])[0])
+    assert [(run.tau, run.seed) for one in found if one.taus[0] == 10 for run in one.runs] == [(10, 0), (math.inf, 0)]
+
+
 def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, tmp_path):
     for seed, level in enumerate((19.0, 22.0)):
         folder = with_learned(tmp_path / f"s/learn{seed}", 33.0, seed, shift=-1.0)
