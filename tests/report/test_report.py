@@ -524,9 +524,12 @@ def test_verify_names_the_files_that_were_changed(report, tmp_path):
     with (tmp_path / "s/10/per_task.csv").open("a") as file:
         file.write("\n")
     (tmp_path / "s/0/config.yaml").unlink()
+    summary = tmp_path / "s/10/summary.json"  # from which the report is made
+    summary.write_text(summary.read_text().replace('"seed": 0', '"seed": 1'))
     code, out, err = report(*arguments)
     assert (code, out) == (2, "")
-    changed = [f"bora: s/{name} is missing or was changed" for name in ("0/config.yaml", "10/per_task.csv")]
+    names = "0/config.yaml", "10/per_task.csv", "10/summary.json"
+    changed = [f"bora: s/{name} is missing or was changed" for name in names]
     assert err.splitlines() == changed
     assert report("s", "--archive", "runs.csv.gz")[0] == 0  # unless asked, nothing is refused for that
 
