@@ -109,22 +109,35 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """Write messages up to where the assistant's answer begins in a chat that has one.
+    """Write messages up to where the assistant's answer begins in a chat that has one, as those that are trained on.
 
-    Some templates begin an answer otherwise when a model is to give it, by <think> for example. Chats that a run was
-    trained on have nothing of that, so it is left out.
+    Some templates begin an answer otherwise when a model is to give it, by <think> for example. Others write the
+    messages themselves otherwise: Mistral's puts the system's before the user's last only as long as no answer follows.
     """
     asked = write(tokenizer, messages, answer=True)
     if messages and messages[-1]["role"] == "assistant":
         return asked
     answered = write(tokenizer, [*messages, {"role": "assistant", "content": ANSWER}])
     shared = asked[: _shared(asked, answered)]
-    if shared != asked:
+    if shared == asked:
+        return asked
+    if answered.startswith(write(tokenizer, messages)):
         _warn(
             f"the chat template begins an answer with {asked[len(shared) :]!r} where a model is to give it, but not in "
             "the chats that are trained on; it is left out when this run's models answer"
         )
-    return shared
+        return shared
+    _warn(
+        "the chat template writes a question otherwise when its answer follows (it may leave the system's message out); "
+        "chats are trained on, and models asked, as it writes them with an answer"
+    )
+    return answered[: answered.rfind(ANSWER)].rstrip(" ")
+
+
+def write_within(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> str:
+    """Write messages as they stand in `text`, a chat that begins with them and has an answer, or asks for one."""
+    alone = write(tokenizer, messages)
+    return alone if text.startswith(alone) else begin_answer(tokenizer, messages)
 
 
 @cache
@@ -160,6 +173,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
             # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
             at = until.rfind(messages[i]["content"].strip())
             before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
+            if not until.startswith(before):
+                before = begin_answer(tokenizer, messages[:i])
             if not text.startswith(until):
                 raise UserError(
                     "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
@@ -171,7 +186,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     first = int(scored.argmax()) if scored.any() else len(ids)
     question = slice(first, first) if answers[:1] == [0] else slice(0, first)
     if answers and answers[0]:
-        found = find_question(ids, write(tokenizer, messages[: answers[0]]), messages[answers[0] - 1], encode)
+        asked = write_within(tokenizer, messages[: answers[0]], text)
+        found = find_question(ids, asked, messages[answers[0] - 1], encode)
         question = slice(found.start, min(found.stop, first))
     return Turns(ids, scored, question)
 

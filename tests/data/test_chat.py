@@ -114,6 +114,27 @@ def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):
     assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "Hi</s>\n"
 
 
+def test_a_question_that_is_written_otherwise_without_an_answer_is_not_scored(tokenizer, caplog):
+    tokenizer.chat_template = (  # as Mistral's: the system's message stands before the last, if that is the user's
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
+        "{{ m['content'] + '[/INST]' }}{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}{% endif %}"
+        "{% endfor %}"
+    )
+    messages = [{"role": "system", "content": "Be brief."}, *chat("Which law is it?", "This one")]
+    mine = encode(tokenizer, messages)
+    assert tokenizer.decode(mine.ids) == "[INST] Which law is it?[/INST] This one</s>"
+    assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == " This one</s>"
+    assert "writes a question otherwise when its answer follows" in caplog.text
+    tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
+    assert tokenizer.decode(tokens.start(None, messages[:2])) == "[INST] Which law is it?[/INST]"
+    long = [messages[0], *chat("word " * 50 + "it", "This one")]  # it is shortened, and its answer whole
+    (cut,), lost = tokens.encode(pd.DataFrame({"task": ["a"], "text": [json.dumps(long)]}))
+    assert tokenizer.decode(cut.ids[cut.scored]) == " This one</s>"
+    assert (len(cut.ids), lost.tokens, lost.prompts) == (50, 0, 1)
+    assert tokenizer.decode(tokens.start(None, long[:2])).endswith("word it[/INST]")
+
+
 def test_what_a_template_leaves_out_of_an_answer_is_told(tokenizer, caplog):
     tokenizer.chat_template = PLAIN.replace("m['content']", "m['content'].split('</think>')[-1]")
     mine = encode(tokenizer, chat("2 + 2", "<think>two and two</think>4"))
