@@ -43,7 +43,7 @@ EVALUATIONS = "evaluation"  # the folder of evaluations, a folder each
 VARIANCE = "variance"  # the folder of what bora variance found, and its files
 SHARES, INFERRED, EVIDENCE = "shares.csv", "tau.csv", "evidence.csv"
 TRAINED_ON = "trained_on.txt"
-SUMS, FAILED, LOCK, LOG = "SHA256SUMS", "failed.json", ".lock", "run.log"
+SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
 RUN_FILES = (CONFIG, METRICS, "checkpoints")  # that a run has, and an evaluation has not
 WRITTEN = (CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK)  # beside checkpoints and the last two
 # Settings that decide how a run resumes, not what comes of it.
@@ -90,8 +90,7 @@ class RunDirectory:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        # Hydra has begun run.log, in which libraries may have said something.
-        new = not any(file.is_dir() or (file.stat().st_size and file.name != LOG) for file in self.path.iterdir())
+        new = not any(file.is_dir() or file.stat().st_size for file in self.path.iterdir())  # Hydra has begun run.log
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
