@@ -119,8 +119,8 @@ def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         return asked
     answered = write(tokenizer, [*messages, {"role": "assistant", "content": ANSWER}])
     shared = asked[: _shared(asked, answered)]
-    if shared == asked:
-        return asked
+    if shared.rstrip() == asked.rstrip():
+        return shared
     if answered.startswith(write(tokenizer, messages)):
         _warn(
             f"the chat template begins an answer with {asked[len(shared) :]!r} where a model is to give it, but not in "
@@ -169,19 +169,26 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
         ids = encode(text)
         scored = np.zeros(len(ids), dtype=bool)
         for i in answers:
-            until = write(tokenizer, messages[: i + 1])
+            until, said = write(tokenizer, messages[: i + 1]), messages[i]["content"].strip()
             # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
-            at = until.rfind(messages[i]["content"].strip())
+            at = until.rfind(said)
             before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
             if not until.startswith(before):
                 before = begin_answer(tokenizer, messages[:i])
-            if not text.startswith(until):
+            if not text.startswith(
+                until[: at + len(said)]
+            ):  # the end alone may be another: Phi's is at a chat's end only
                 raise UserError(
                     "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
                     "known what of it to score; give a chat for each answer, or a template with {% generation %}"
                 )
             scored[_shared(ids, encode(before)) : _shared(ids, encode(until))] = True
-    if any(messages[i]["content"].strip() not in text for i in answers):
+    for i in answers:
+        if messages[i]["content"].strip() in text:
+            continue
+        other = [*messages[:i], messages[i] | {"content": ANSWER}]
+        if write(tokenizer, other) == write(tokenizer, messages[: i + 1]):
+            raise UserError("the tokenizer's chat template does not write what the assistant says, where it is a text")
         _warn("the chat template leaves out or changes parts of what the assistant says, so they are not trained on")
     first = int(scored.argmax()) if scored.any() else len(ids)
     question = slice(first, first) if answers[:1] == [0] else slice(0, first)

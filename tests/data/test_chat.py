@@ -148,6 +148,19 @@ def test_tokens_do_not_depend_on_the_day(tokenizer, template):
     assert tokenizer.decode(encode(tokenizer, chat("a", "b")).ids).startswith("26 Jul 2024\n<user>")
 
 
+def test_a_chats_own_end_may_stand_at_its_end_alone(tokenizer):
+    tokenizer.chat_template = PLAIN.replace("{% endif %}", "{% else %}{{ '[end]' }}{% endif %}")  # as Phi-3's
+    ours = encode(tokenizer, chat("a", "One", "b", "Two"))
+    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == "One</s>\nTwo</s>\n[end]"
+
+
+def test_a_template_that_wants_parts_of_messages_is_refused(tokenizer):
+    parts = "{% for part in m['content'] %}{{ part.text }}{% endfor %}"  # as of models that see images
+    tokenizer.chat_template = HEAD + parts + TAIL
+    with pytest.raises(UserError, match="does not write what the assistant says"):
+        encode(tokenizer, chat("a question", "an answer"))
+
+
 def test_a_template_that_changes_what_it_wrote_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
