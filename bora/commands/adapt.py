@@ -6,7 +6,7 @@ from bora.commands.common import add_table, checked, columns_of, read_texts, run
 from bora.commands.exits import cli_errors
 from bora.config.schema import Count, Positive, Seed
 from bora.lib.console import tell
-from bora.lib.files import folder, write_folder
+from bora.lib.files import user_path, write_folder
 from bora.use.adapt import adapt, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.restore import restore
@@ -14,7 +14,7 @@ from bora.use.restore import restore
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("adapt", "Fit new tasks from a finished run's prior, its Θ fixed.")
-    parser.add_argument("out", type=folder, metavar="OUT", help="folder to write to, empty or new")
+    parser.add_argument("out", type=user_path, metavar="OUT", help="folder to write to, empty or new")
     add_table(parser)
     parser.add_argument("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
     parser.add_argument("--epochs", type=checked(Count), default=10, metavar="N", help="passes over the documents (10)")

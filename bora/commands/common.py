@@ -14,7 +14,7 @@ from bora.data.columns import TASK_COLUMNS, Columns
 from bora.data.errors import input_errors
 from bora.data.prompts import prompt_columns
 from bora.data.table import read
-from bora.lib.files import folder
+from bora.lib.files import user_path
 from bora.runs.directory import RunDirectory
 
 READER_FLAGS = {
@@ -30,7 +30,7 @@ READER_FLAGS = {
 def run_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Make a parser that knows RUN."""
     parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
-    parser.add_argument("run", type=folder, metavar="RUN", help="a finished run's folder")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="a finished run's folder")
     return parser
 
 
@@ -43,7 +43,9 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_table(parser: argparse.ArgumentParser) -> None:
     """Add --data, --text and --task, which `columns_of` reads."""
     formats = "CSV, TSV, JSON lines or Parquet, the first three also compressed"
-    parser.add_argument("--data", required=True, type=folder, metavar="FILE", help=f"a table of documents: {formats}")
+    parser.add_argument(
+        "--data", required=True, type=user_path, metavar="FILE", help=f"a table of documents: {formats}"
+    )
     run = "the run's own, if the table has it, else"
     parser.add_argument("--text", metavar="COLUMN", help=f"column with the document, or chat ({run} text)")
     parser.add_argument("--task", metavar="COLUMN", help=f"column with the task ({run} task or rep_name, if any)")

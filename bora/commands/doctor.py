@@ -20,7 +20,7 @@ from bora.data.select import describe_dropped
 from bora.errors import UserError
 from bora.lib.cache import cache_root
 from bora.lib.console import duration, plain_console, size
-from bora.lib.files import folder
+from bora.lib.files import user_path
 from bora.lib.names import format_tau
 
 FULL = 0.9  # share of the free memory above which a step may not fit
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bora doctor", description="Will a run fit, and how long will it take?")
     add = parser.add_argument
     add("overrides", nargs="*", metavar="KEY=VALUE", help="as for bora run")
-    add("--again", type=folder, metavar="RUN", help="as for bora run: repeat a run's overrides")
+    add("--again", type=user_path, metavar="RUN", help="as for bora run: repeat a run's overrides")
     add("--measure", action="store_true", help="load the model and take 20 training steps, for time and memory")
     add("--json", action="store_true", help="print one JSON object; sizes are in bytes")
     return parser

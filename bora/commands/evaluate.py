@@ -19,7 +19,7 @@ from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.errors import UserError
 from bora.lib.console import plain_console, tell
-from bora.lib.files import folder
+from bora.lib.files import user_path
 from bora.report.intervals import Interval
 from bora.runs.directory import DOCUMENTS, EVALUATIONS, TRAINED_ON
 from bora.train.authorship import PRIORS
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser = run_parser("evaluate", "Perplexity of new text, and the likeliest task of each document.")
     add = parser.add_argument
     add_table(parser)
-    add("--out", type=folder, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
+    add("--out", type=user_path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
     add("--include-trained", action="store_true", help="report on the rows that the run was trained on too")
     add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)")
     add(
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="answer the prompts too: N of each task, or all",
     )
-    add("--beside", type=folder, action="append", default=[], metavar="RUN", help=BESIDE)
+    add("--beside", type=user_path, action="append", default=[], metavar="RUN", help=BESIDE)
     add("--max-new-tokens", type=checked(Count), default=64, metavar="N", help="of an answer, at most (64)")
     add_device(parser)
     return parser

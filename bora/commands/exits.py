@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 from bora.errors import UserError, first_line, printable, raised_in
@@ -40,8 +39,6 @@ def cli_errors(resume: Callable[[], str] = str) -> Iterator[None]:
         resume: gives the command that resumes what was stopped, or nothing.
     """
     logging.raiseExceptions = False  # of a line that nobody reads: bora run | head
-    if sys.path[0] not in ("", str(Path.cwd())):  # a file random.py in the working folder is none of ours
-        os.environ.setdefault("PYTHONSAFEPATH", "1")  # for the processes that launchers start
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without τ prints ? and does not fail
     try:

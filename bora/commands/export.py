@@ -6,7 +6,7 @@ from bora.commands.common import run_parser
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
 from bora.lib.console import tell
-from bora.lib.files import folder
+from bora.lib.files import user_path
 from bora.use.export import export
 from bora.use.hub import push_to_hub
 
@@ -14,7 +14,7 @@ from bora.use.hub import push_to_hub
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("export", "Write a run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean's.")
     place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("out", type=folder, nargs="?", metavar="OUT", help="folder to write to, empty or new")
+    place.add_argument("out", type=user_path, nargs="?", metavar="OUT", help="folder to write to, empty or new")
     place.add_argument(
         "--push-to-hub", metavar="NAMESPACE/NAME", help="write to this repository of the Hugging Face hub instead"
     )

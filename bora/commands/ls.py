@@ -7,7 +7,7 @@ from pathlib import Path
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
 from bora.lib.console import print_runs, print_sweep
-from bora.lib.files import folder
+from bora.lib.files import user_path
 from bora.runs.directory import OVERRIDES, SUMMARY
 from bora.runs.sweep import failed_runs, finished_runs
 
@@ -19,7 +19,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bora ls", description="List the runs at or below a folder: τ, seed, perplexities, and the best τ."
     )
-    parser.add_argument("folder", type=folder, nargs="?", default=Path(), metavar="FOLDER", help="where to look (here)")
+    parser.add_argument(
+        "folder", type=user_path, nargs="?", default=Path(), metavar="FOLDER", help="where to look (here)"
+    )
     return parser
 
 

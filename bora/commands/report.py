@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bora.commands.exits import cli_errors
 from bora.errors import UserError
-from bora.lib.files import folder
+from bora.lib.files import user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,11 +17,17 @@ def parser() -> argparse.ArgumentParser:
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
     )
     add = parser.add_argument
-    add("folders", nargs="+", type=folder, metavar="DIR", help="a sweep's or a run's folder, or an archive (--archive)")
+    add(
+        "folders",
+        nargs="+",
+        type=user_path,
+        metavar="DIR",
+        help="a sweep's or a run's folder, or an archive (--archive)",
+    )
     add(
         "-o",
         "--output",
-        type=folder,
+        type=user_path,
         metavar="FOLDER",
         help="folder to write to (report, in DIR or in the folder that several have in common)",
     )
@@ -34,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--archive",
-        type=folder,
+        type=user_path,
         metavar="FILE",
         help="instead of a report, write the runs to this one file (runs.csv.gz): all settings and results, a row for "
         "each task of each run; `bora report FILE` gives the same report as the folders",

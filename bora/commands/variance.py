@@ -10,7 +10,7 @@ from bora.commands.exits import cli_errors
 from bora.config.schema import Count
 from bora.data.read import read_column
 from bora.lib.console import plain_console, tell
-from bora.lib.files import folder, make_output_folder
+from bora.lib.files import make_output_folder, user_path
 from bora.runs.corpus import split_documents
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE, write_csv
 from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "-o",
         "--out",
-        type=folder,
+        type=user_path,
         metavar="FOLDER",
         help="for the tables as CSV (RUN/variance, where bora report looks)",
     )

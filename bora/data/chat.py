@@ -96,16 +96,17 @@ def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answe
         how: dict[str, Any] = {
             "tokenize": False,
             "add_generation_prompt": answer,
-            "chat_template": _template(tokenizer),
+            "chat_template": _on_today(tokenizer.get_chat_template()),
         }
         return str(tokenizer.apply_chat_template(list(messages), **how))
     except (TemplateError, ValueError, TypeError) as error:
         raise UserError(f"the tokenizer's chat template does not write it: {first_line(error)}") from error
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give the tokenizer's template, on TODAY."""
-    return NOW.sub(lambda call: json.dumps(TODAY.strftime(call[2])), tokenizer.get_chat_template())
+@cache
+def _on_today(template: str) -> str:
+    """Write TODAY in the place of a template's calls for the date."""
+    return NOW.sub(lambda call: json.dumps(TODAY.strftime(call[2])), template)
 
 
 def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -160,7 +161,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     """
     text = write(tokenizer, messages)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    template = _template(tokenizer)
+    template = _on_today(tokenizer.get_chat_template())
     if GENERATION.search(template):
         how: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True, "chat_template": template}
         found: Any = tokenizer.apply_chat_template(list(messages), **how)
@@ -175,9 +176,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
             before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
             if not until.startswith(before):
                 before = begin_answer(tokenizer, messages[:i])
-            if not text.startswith(
-                until[: at + len(said)]
-            ):  # the end alone may be another: Phi's is at a chat's end only
+            until_its_end = until[: at + len(said)]  # which may be another: Phi's template ends a chat, not each turn
+            if not text.startswith(until_its_end):
                 raise UserError(
                     "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
                     "known what of it to score; give a chat for each answer, or a template with {% generation %}"

@@ -16,7 +16,7 @@ from bora.errors import UserError, first_line
 PARTIAL = ".partial"  # the ending of a file that is still being written
 
 
-def folder(text: str) -> Path:
+def user_path(text: str) -> Path:
     """Take a path from the command line: the shell leaves the ~ of --out=~/… to us."""
     return Path(text).expanduser()
 

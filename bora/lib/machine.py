@@ -108,9 +108,7 @@ def require_gpus(accelerator: str, devices: int | str) -> None:
     if found == 0:
         raise UserError(f"trainer.accelerator={accelerator}: torch sees no GPU on this machine; give trainer=cpu")
     if isinstance(devices, int) and devices > found:
-        raise UserError(
-            f"trainer.devices={devices}, and the GPUs that torch sees on this machine are {found}; give at most that many"
-        )
+        raise UserError(f"trainer.devices={devices}: torch sees {found} GPU(s) on this machine; give at most that many")
 
 
 def device_type(accelerator: str) -> str:

@@ -285,9 +285,10 @@ class RunDirectory:
         """Write SHA256SUMS and then summary.json, the last file of a run."""
         files = [*WRITTEN, OVERRIDES, *(f"checkpoints/{c.name}" for c in (self.best, self.last))]
         sums = {f: hash_file(self.path / f) for f in files if (self.path / f).is_file()}
-        sums[SUMMARY] = hashlib.sha256(to_json(summary).encode()).hexdigest()
+        text = to_json(summary)
+        sums[SUMMARY] = hashlib.sha256(text.encode()).hexdigest()
         write_text_atomically(self.path / SUMS, "".join(f"{sums[f]}  {f}\n" for f in sorted(sums)))
-        write_json(self.path / SUMMARY, summary)
+        write_text_atomically(self.path / SUMMARY, text)
 
     def verify(self) -> list[str]:
         """List the files that are missing or not what the run wrote, by SHA256SUMS.
