@@ -284,7 +284,7 @@ class Run:
         task: str | None = None,
         text: str | None = None,
         tau: float | None = None,
-        epochs: int = 10,
+        epochs: int | None = None,
         lr: float = 1e-3,
         batch_size: int = 16,
         seed: int = 0,
@@ -296,7 +296,8 @@ class Run:
             output: the new run's folder, empty or not there yet.
             task, text: columns; None for those that this run was trained on.
             tau: precision of the prior, 0 < τ < ∞; None for this run's.
-            epochs, lr, batch_size, seed: see `bora.use.adapt.fit`.
+            epochs: passes over the documents; None for as many as are best for documents held out of a first fit.
+            lr, batch_size, seed: AdamW's learning rate, documents a step, and the seed of their order.
 
         Returns:
             A run of the new tasks; it has no history and no documents.
@@ -305,11 +306,10 @@ class Run:
             UserError: see `bora.use.adapt`; or `output` holds something.
         """
         found, tau = self._documents(frame, task, text), self.tau if tau is None else tau
-        options: dict[str, Any] = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed}
         with write_folder(Path(output)) as folder:
             new = encode_documents(self.restored, found)
-            model = adapt(self.restored, new, tau, **options)
-            write_adapted(model, self.restored, new, options | {"data_sha256": hash_texts(found)}, folder)
+            model, about = adapt(self.restored, new, tau, epochs, lr, batch_size, seed)
+            write_adapted(model, self.restored, new, about | {"data_sha256": hash_texts(found)}, folder)
         return Run(output, self._device, self._dtype)
 
     def export(self, path: str | Path, tasks: str | Sequence[str] | None = None, merge: bool = False) -> Path:

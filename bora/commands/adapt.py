@@ -7,7 +7,7 @@ from bora.commands.exits import cli_errors
 from bora.config.schema import Count, Positive, Seed
 from bora.lib.console import tell
 from bora.lib.files import user_path, write_folder
-from bora.use.adapt import adapt, encode_documents, write_adapted
+from bora.use.adapt import adapt, describe_epochs, encode_documents, write_adapted
 from bora.use.evaluate import hash_texts
 from bora.use.restore import restore
 
@@ -17,7 +17,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("out", type=user_path, metavar="OUT", help="folder to write to, empty or new")
     add_table(parser)
     parser.add_argument("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
-    parser.add_argument("--epochs", type=checked(Count), default=10, metavar="N", help="passes over the documents (10)")
+    parser.add_argument(
+        "--epochs", type=checked(Count), metavar="N", help="passes over the documents (cross-validated)"
+    )
     parser.add_argument("--lr", type=checked(Positive), default=1e-3, metavar="LR", help="learning rate (1e-3)")
     parser.add_argument("--batch-size", type=checked(Count), default=16, metavar="N", help="documents a step (16)")
     parser.add_argument("--seed", type=checked(Seed), default=0, metavar="N", help="seed of the documents' order (0)")
@@ -36,9 +38,9 @@ def main() -> None:
             options = {name: getattr(arguments, name) for name in ("epochs", "lr", "batch_size", "seed")}
             documents = encode_documents(restored, table)
             tell(documents.describe())
-            tell(f"fitting the new tasks in {arguments.epochs} epochs")
-            model = adapt(restored, documents, tau, **options)
-            write_adapted(model, restored, documents, options | {"data_sha256": hash_texts(table)}, folder)
+            model, about = adapt(restored, documents, tau, **options)
+            write_adapted(model, restored, documents, about | {"data_sha256": hash_texts(table)}, folder)
+    print(describe_epochs(about["epochs"], about["held_out_nll"]))
     for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
         print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
     print(f"adapted: {arguments.out.resolve()}")

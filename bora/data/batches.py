@@ -44,6 +44,13 @@ class Documents(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.documents)
 
+    def take(self, indices: Sequence[int]) -> "Documents":
+        """Return some of them, each with all of its pieces."""
+        units = None if self.units is None else [self.units[i] for i in indices]
+        return Documents(
+            [self.documents[i] for i in indices], [self.tasks[i] for i in indices], self.scored_padding, units
+        )
+
     def rows(self) -> Tensor:
         """Return each document's task, and its units of the levels above: [N, 1 + L] rows of the matrix."""
         units = [()] * len(self.documents) if self.units is None else self.units

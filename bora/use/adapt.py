@@ -25,10 +25,13 @@ from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped
 from bora.errors import UserError, require_count, require_positive
 from bora.lib.console import progress
-from bora.model.batch import Batch, to_device
+from bora.model.batch import to_device
 from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.use.restore import Restored
+
+# Of the number of epochs, where nobody gives one.
+MAX_EPOCHS, FOLDS, ENOUGH_HELD_OUT = 10, 5, 32
 
 
 class NewDocuments(NamedTuple):
@@ -143,16 +146,10 @@ def _take_units(model: HierarchicalLoRA, old: HierarchicalLoRA) -> None:
                 model.row_taus[task] = 1 / (1 / model.row_taus[task] + 1 / mine.levels.taus[level])
 
 
-def fit(
-    model: HierarchicalLoRA,
-    documents: Documents,
-    epochs: int,
-    lr: float,
-    batch_size: int = 16,
-    seed: int = 0,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-) -> None:
-    """Minimise U/T over the parameters that are not fixed.
+def train_epochs(
+    model: HierarchicalLoRA, documents: Documents, epochs: int, lr: float, batch_size: int = 16, seed: int = 0
+) -> Iterator[int]:
+    """Minimise U/T over the parameters that are not fixed; yield after each epoch, with the number of those done.
 
     Args:
         documents: of the model's tasks.
@@ -160,59 +157,130 @@ def fit(
         lr: AdamW's learning rate.
         batch_size: documents a step, on average.
         seed: of their order.
-        after_epoch: called with the epoch's number, from 1.
+
+    Raises:
+        UserError: training diverged.
     """
     optimiser = model.optimizer(lr)
     batches = Batches([len(d.ids) for d in documents.documents], batch_size, seed=seed)
-
-    def passes() -> Iterator[Batch]:
-        for epoch in range(epochs):
-            batches.set_epoch(epoch)
-            yield from loader(documents, batches)
-            after_epoch(epoch + 1)
-
-    for batch, _ in zip(passes(), progress(range(epochs * len(batches)), "adapt"), strict=True):
-        optimiser.zero_grad()
-        model.objective(to_device(batch, model.device)).loss.backward()
-        model.adapters.before_step()
-        optimiser.step()
+    steps = iter(progress(range(epochs * len(batches)), "adapt"))
+    for epoch in range(epochs):
+        batches.set_epoch(epoch)
+        for batch in loader(documents, batches):
+            next(steps)
+            optimiser.zero_grad()
+            model.objective(to_device(batch, model.device)).loss.backward()
+            model.adapters.before_step()
+            optimiser.step()
+        if (lost := find_nonfinite(model.adapters)) is not None:
+            raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")
+        yield epoch + 1
 
 
 def adapt(
     restored: Restored,
     new: NewDocuments,
     tau: float,
-    epochs: int = 10,
+    epochs: int | None = None,
     lr: float = 1e-3,
     batch_size: int = 16,
     seed: int = 0,
-) -> HierarchicalLoRA:
+) -> tuple[HierarchicalLoRA, dict[str, Any]]:
     """Fit the MAP estimate of each new task.
 
     Args:
         restored: the run whose Θ is the prior's mean.
         new: the new tasks' documents.
         tau: precision of the prior, 0 < τ < ∞.
-        epochs, lr, batch_size, seed: see `fit`.
+        epochs: passes over them. None: as many as are best for documents held out of a first fit, see
+            `_cross_validate`; one if no task has two different texts.
+        lr, batch_size, seed: see `train_epochs`.
+
+    Returns:
+        The model, and for summary.json: the arguments, with the epochs that were taken, and `held_out_nll`, nats a
+        token after 0, 1, … epochs, None if nothing was held out.
 
     Raises:
         UserError: τ is out of range, or training diverged.
     """
     require_positive(lr=lr)
-    require_count(epochs=epochs, batch_size=batch_size)
+    require_count(batch_size=batch_size, **({} if epochs is None else {"epochs": epochs}))
     names = list(dict.fromkeys(new.tasks))
     index = [names.index(t) for t in new.tasks]
-    whose = {e.document: d for e, d in zip(new.encoded, index, strict=True)}
-    counts = np.bincount([*whose.values()], minlength=len(names)).tolist()
     known, levels, units = restored.model.adapters.levels, None, None
     if known is not None:
         levels, units = place_new(known, new.levels, index)
-    model = new_tasks(restored, names, counts, sum(e.n_scored for e in new.encoded), tau, levels)
-    fit(model, Documents(new.encoded, index, units=units), epochs, lr, batch_size, seed)
-    lost = find_nonfinite(model.adapters)
-    if lost is not None:
-        raise UserError(f"training diverged: {lost} is not finite; lower the learning rate (lr={lr:g})")
-    return model.eval()
+    documents = Documents(new.encoded, index, units=units)
+
+    def untrained(part: Documents) -> HierarchicalLoRA:
+        counts = part.rows()[:, 0].bincount(minlength=len(names)).tolist()
+        return new_tasks(restored, names, counts, sum(e.n_scored for e in part.documents), tau, levels)
+
+    options: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": seed}
+    held_out_nll = None
+    if epochs is None:
+        held_out_nll = _cross_validate(untrained, documents, new.texts, **options)
+        epochs = 1 if held_out_nll is None else int(np.argmin(held_out_nll))
+    model = untrained(documents)
+    for _ in train_epochs(model, documents, epochs, **options):
+        pass
+    return model.eval(), {"epochs": epochs, **options, "held_out_nll": held_out_nll}
+
+
+def _cross_validate(
+    untrained: Callable[[Documents], HierarchicalLoRA],
+    documents: Documents,
+    texts: Sequence[str],
+    lr: float,
+    batch_size: int,
+    seed: int,
+) -> list[float] | None:
+    """Find how well held-out documents are predicted after each epoch, by cross-validation.
+
+    Each task's distinct texts are dealt out to FOLDS folds (fewer if no task has as many), and each fold in turn is held
+    out of a fit to the others, until ENOUGH_HELD_OUT documents have been held out. A task of one text is never held out.
+
+    Args:
+        untrained: makes the model that is fitted to documents.
+        texts: of the documents.
+        lr, batch_size, seed: see `train_epochs`.
+
+    Returns:
+        NLL after 0 to MAX_EPOCHS epochs, nats a token; None if no task has two different texts.
+    """
+    by_task = pd.Series(texts).groupby(documents.tasks)
+    turn = by_task.transform(lambda own: pd.factorize(own)[0])
+    n_folds = min(FOLDS, turn.max() + 1)
+    fold = (turn % n_folds).where(by_task.transform("nunique") > 1, -1)
+    nats, n_documents, n_tokens = np.zeros(MAX_EPOCHS + 1), 0, 0
+    for k in range(n_folds if (fold >= 0).any() else 0):
+        rest, held_out = (documents.take(np.flatnonzero(part).tolist()) for part in (fold != k, fold == k))
+        model = untrained(rest)
+        nats[0] += _total_nll(model, held_out, batch_size)
+        for epoch in train_epochs(model, rest, MAX_EPOCHS, lr, batch_size, seed):
+            nats[epoch] += _total_nll(model, held_out, batch_size)
+        n_documents += held_out.n_documents
+        n_tokens += sum(e.n_scored for e in held_out.documents)
+        if n_documents >= ENOUGH_HELD_OUT:
+            break
+    return (nats / n_tokens).tolist() if n_tokens else None
+
+
+@torch.no_grad()
+def _total_nll(model: HierarchicalLoRA, documents: Documents, batch_size: int) -> float:
+    batches = documents.by_length(batch_size, model.device, "held-out documents")
+    return sum(model.nll(batch).sum().item() for _, batch in batches)
+
+
+def describe_epochs(epochs: int, held_out_nll: list[float] | None) -> str:
+    """Say how many epochs were taken, and how held-out documents chose them."""
+    if held_out_nll is None:
+        return f"epochs: {epochs}"
+    chosen = f"held-out documents have {held_out_nll[epochs]:.4f} nats a token"
+    if epochs == 0:
+        return f"epochs: 0, the new tasks stay at Θ: {chosen} there, and {min(held_out_nll[1:]):.4f} at best with more"
+    more = "; more than the most that were tried may be better, give --epochs" * (epochs == MAX_EPOCHS)
+    return f"epochs: {epochs}, {chosen}, and {held_out_nll[0]:.4f} at Θ{more}"
 
 
 def write_adapted(

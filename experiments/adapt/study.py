@@ -23,7 +23,7 @@ from bora.data.table import read
 from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
 from bora.runs.directory import versions
-from bora.use.adapt import fit, new_tasks
+from bora.use.adapt import new_tasks, train_epochs
 from bora.use.restore import Restored, restore
 
 HERE = Path(__file__).parent
@@ -115,13 +115,11 @@ def study(run: Path, path: str) -> None:
             curve: list[float] = []
             best = copy.deepcopy(model.adapters.stored.data)
 
-            def judge(epoch: int, model=model, curve=curve, best=best) -> None:
+            for _ in train_epochs(model, train, epochs, LR, BATCH):
                 result = nats(model, validation, "own")
                 curve.append(result["nats"].sum() / result["tokens"].sum())
                 if curve[-1] == min(curve):
                     best.copy_(model.adapters.stored.data)
-
-            fit(model, train, epochs, LR, BATCH, after_epoch=judge)
             model.adapters.stored.data.copy_(best)
             note(nats(model, test, "own"), method, speeches, 1 + int(np.argmin(curve)))
 

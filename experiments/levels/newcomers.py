@@ -20,7 +20,7 @@ from bora.data.batches import Documents
 from bora.data.read import read_column, read_documents
 from bora.model.likelihood import n_scored
 from bora.report.intervals import bootstrap, weighted_mean
-from bora.use.adapt import fit, new_tasks
+from bora.use.adapt import new_tasks, train_epochs
 from bora.use.restore import Restored, restore
 
 N_VALIDATION, N_TEST, TEST_SPEECHES = 6, 14, 12
@@ -75,11 +75,8 @@ def study(run: Path) -> pd.DataFrame:
             model = new_tasks(restored, names, [max(1, size)] * len(names), n_tokens, restored.model.tau, levels)
             by_epoch = [score(model, test)]
 
-            def keep_score(_: int, model: HierarchicalLoRA = model, by_epoch: list = by_epoch, test=test) -> None:
-                by_epoch.append(score(model, test))
-
             if size:
-                fit(model, training, EPOCHS, LR, BATCH, after_epoch=keep_score)
+                by_epoch += [score(model, test) for _ in train_epochs(model, training, EPOCHS, LR, BATCH)]
             best = min(by_epoch, key=lambda one: one["nats"].iloc[:N_VALIDATION].sum())
             found.append(best.iloc[N_VALIDATION:].reset_index().assign(size=size, way=way, run=run.name))
     return pd.concat(found)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import deque
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
 from bora.runs.directory import RunDirectory
 from bora.runs.sweep import finished_runs
-from bora.use.adapt import NewDocuments, adapt, fit, new_tasks
+from bora.use.adapt import NewDocuments, adapt, new_tasks, train_epochs
 from bora.use.restore import restore
 from tests.conftest import VOCABULARY, encoded_of, hierarchical, one_line, random_factors, table, tiny_opt
 
@@ -40,7 +41,7 @@ def documents(n: int, seed: int) -> list[Encoded]:
 
 def fitted(restored, encoded, tasks, tau=50.0):
     new = NewDocuments(encoded, tasks, [""] * len(tasks), {}, [], Truncation(0, 0), {})
-    model = adapt(restored, new, tau, epochs=30, lr=1e-2)
+    model, _ = adapt(restored, new, tau, epochs=30, lr=1e-2)
     return {name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora]) for name in model.tasks}
 
 
@@ -52,11 +53,43 @@ def test_many_new_tasks_at_once_are_each_alone(smooth):
         torch.testing.assert_close(alone[name], theta[name], rtol=1e-4, atol=1e-5)
 
 
+def test_epochs_are_chosen_by_cross_validation(smooth):
+    few, more, one = documents(2, 1), documents(3, 2), documents(1, 3)
+    alike = [encoded_of([4, 5, 6] * 3, document=i) for i in range(6)]
+    tasks, texts = ["x"] * 2 + ["y"] * 3 + ["z"], ["a", "b", "c", "c", "d", "e"]  # y has a text twice, z has one
+    for encoded in (alike, few + more + one):  # predictable and not
+        new = NewDocuments(encoded, tasks, texts, {}, [], Truncation(0, 0), {})
+        model, about = adapt(smooth, new, 50.0, lr=1e-2, batch_size=2, seed=3)
+        nats = np.zeros(11)
+        for held_out in ([0, 2, 3], [1, 4]):
+            rest = [i for i in range(6) if i not in held_out]
+            counts = [sum(tasks[i] == name for i in rest) for name in "xyz"]
+            part = new_tasks(smooth, "xyz", counts, 8 * len(rest), 50.0)
+            learned_from, others = (
+                Documents([encoded[i] for i in some], ["xyz".index(tasks[i]) for i in some])
+                for some in (rest, held_out)
+            )
+            batch = others[list(range(len(held_out))), 1]
+            nats[0] += part.nll(batch).sum().item()
+            for epoch in train_epochs(part, learned_from, 10, 1e-2, 2, 3):
+                nats[epoch] += part.nll(batch).sum().item()
+        np.testing.assert_allclose(about["held_out_nll"], nats / 40, rtol=1e-6)
+        assert about["epochs"] == nats.argmin()
+        if encoded is alike:
+            given, _ = adapt(smooth, new, 50.0, about["epochs"], lr=1e-2, batch_size=2, seed=3)
+            assert torch.equal(model.adapters.stored, given.adapters.stored)
+        else:
+            assert about["epochs"] == 0
+            assert not model.adapters.stored.any()
+    new = NewDocuments(few, ["x", "x"], ["a", "a"], {}, [], Truncation(0, 0), {})
+    assert adapt(smooth, new, 50.0)[1]["held_out_nll"] is None
+
+
 def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth):
     encoded, mean = documents(3, 1), smooth.model.adapters.mean.detach().clone()
     model = new_tasks(smooth, ["x"], [3], 24, 50.0).double()
     for lr in (1e-2, 1e-3, 1e-4, 1e-5):
-        fit(model, Documents(encoded, [0] * 3), epochs=250, lr=lr)
+        deque(train_epochs(model, Documents(encoded, [0] * 3), epochs=250, lr=lr), maxlen=0)
     whole = Documents(encoded, [0] * 3)[[0, 1, 2], 1]
     nll, deviation = model.nll(whole).sum(), model.adapters.stored[0]
     (gradient,) = torch.autograd.grad(nll, model.adapters.stored, retain_graph=True)

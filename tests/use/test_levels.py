@@ -151,17 +151,16 @@ def test_a_new_speaker_of_a_known_party_starts_from_it(run):
     table = pd.DataFrame({"task": ["new"] * 3 + ["other"] * 3, "text": ["the house asks for a vote"] * 6})
     table = table.assign(**{"level:party": ["left"] * 3 + ["green"] * 3, "level:year": "2000"})
     documents = encode_documents(restored, table)
-    model = adapt(restored, documents, 10.0, epochs=1, lr=1e-12)
+    model, _ = adapt(restored, documents, 10.0, epochs=1, lr=1e-12)
     left, year = (old.stored[old.names.index(name)] for name in ("party=left", "year=2000"))
     torch.testing.assert_close(model.adapters.theta(0), old.mean + left + year, atol=1e-6, rtol=0)
     empty = encode_documents(restored, table.assign(**{"level:party": ""}))
-    assert (
-        adapt(restored, empty, 10.0, epochs=1, lr=1e-12).adapters.levels.of_task[0][0] == 2
-    )  # (other): no (none) there
+    partyless, _ = adapt(restored, empty, 10.0, epochs=1, lr=1e-12)
+    assert partyless.adapters.levels.of_task[0][0] == 2  # (other): no (none) there
     # Of a party that is new nothing is known but how much parties differ.
     torch.testing.assert_close(model.adapters.theta(1), old.mean + year, atol=1e-6, rtol=0)
     assert model.row_taus[:2].tolist() == pytest.approx([10, 1 / (1 / 10 + 1 / 100)])
-    trained = adapt(restored, documents, 10.0, epochs=3, lr=0.05)
+    trained, _ = adapt(restored, documents, 10.0, epochs=3, lr=0.05)
     names = trained.adapters.names
     assert torch.equal(trained.adapters.stored[names.index("party=left")], left)  # held
     assert (trained.adapters.stored[:2] != 0).any()
