@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: run test test-processes test-slow test-quantized test-kernel test-oldest test-faults bench docs lint audit smollm2 wheel clean
+.PHONY: run test test-processes test-quantized test-kernel test-oldest test-faults bench docs lint audit smollm2 wheel clean
 
 run: .venv/installed  ## train on the embedded default
 	$(BIN)/python -m bora.run tau=100
@@ -12,10 +12,7 @@ test: .venv/installed  ## the tests that start no processes: a few minutes on tw
 	$(BIN)/python -m pytest -n 2
 
 test-processes: .venv/installed  ## launchers, several devices, kills, the README's commands, the wheel: one after another
-	$(BIN)/python -m pytest -m 'processes and not slow'
-
-test-slow: .venv/installed  ## bad data of some size: 5,000 tasks, a text of millions of characters; a stopped sweep with submitit
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m processes
 
 test-quantized: .venv/installed  ## adapters over an int8 backbone; apart, since transformers then imports torchao in every process
 	$(INSTALL) '.[int8]'

@@ -40,10 +40,11 @@ def main() -> None:
             tell(documents.describe())
             model, about = adapt(restored, documents, tau, **options)
             write_adapted(model, restored, documents, about | {"data_sha256": hash_texts(table)}, folder)
-    print(describe_epochs(about["epochs"], about["held_out_nll"]))
-    for name, n, distance in zip(model.tasks, model.task_documents.tolist(), model.adapters.distances(), strict=True):
-        print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
-    print(f"adapted: {arguments.out.resolve()}")
+        print(describe_epochs(about["epochs"], about["held_out_nll"]))
+        distances = model.adapters.distances()
+        for name, n, distance in zip(model.tasks, model.task_documents.tolist(), distances, strict=True):
+            print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
+        print(f"adapted: {arguments.out.resolve()}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ READER_FLAGS = {
     "path": "--data ",
     "task": "--task ",
     "text": "--text ",
+    "date": "the column ",
     "messages": "--text ",
     "prompt": "the run's data.prompt=",
     "levels": "the run's data.levels=",

@@ -194,10 +194,10 @@ def main() -> None:
             "seconds": round(time.perf_counter() - start, 1),
         }
         write_evaluation(found, restored.model.adapters.task_names, about, out, arguments.likelihoods)
-    show(found, restored, arguments.prior)
-    for line in warnings_for(found, restored, arguments.include_trained):
-        print(f"bora: {line}", file=sys.stderr)
-    print(f"evaluation: {out.resolve()}")
+        show(found, restored, arguments.prior)
+        for line in warnings_for(found, restored, arguments.include_trained):
+            print(f"bora: {line}", file=sys.stderr)
+        print(f"evaluation: {out.resolve()}")
 
 
 if __name__ == "__main__":

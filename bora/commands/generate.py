@@ -62,11 +62,11 @@ def main() -> None:
         answers = generate(
             restored, arguments.task, arguments.prompt, mean=arguments.mean, base=arguments.base, **options
         )
-    if arguments.json:
-        for answer in answers:
-            print(to_json(answer))
-    else:
-        show(answers, options["num_return_sequences"], continued=not restored.tokens.answers)
+        if arguments.json:
+            for answer in answers:
+                print(to_json(answer))
+        else:
+            show(answers, options["num_return_sequences"], continued=not restored.tokens.answers)
 
 
 if __name__ == "__main__":

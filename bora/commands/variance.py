@@ -62,9 +62,9 @@ def main() -> None:
     with cli_errors():
         tell(f"loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
+        table = split_documents(restored.directory, "validation")
         out = arguments.out or restored.directory.path / VARIANCE
         make_output_folder(out)
-        table = split_documents(restored.directory, "validation")
         table = table.sample(min(arguments.documents, len(table)), random_state=0).sort_index()
         columns = {name: read_column(restored.cfg.data, name, table.index, "--by=") for name in arguments.by}
         tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")

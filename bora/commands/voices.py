@@ -109,8 +109,8 @@ def main() -> None:
         found = find_voices(restored, table, tasks, prompt, **how)
         about = {"tau": restored.model.tau, "data_sha256": restored.summary["data_sha256"], "tasks": tasks, **how}
         out = write_voices(found, directory.path, about)
-    show(found)
-    print(f"voices: {short_path(out)}")
+        show(found)
+        print(f"voices: {short_path(out)}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from bora.config.schema import Data
+from bora.data.columns import level_cells
 from bora.data.pieces import Encoded, Truncation
 from bora.data.prompts import whole_texts
 from bora.data.select import describe_dropped, select
@@ -28,7 +29,7 @@ class Corpus:
         encoded: the tokens of each of those rows.
         dropped: reason → rows left out.
         truncation: what was cut off.
-        sha256: of every document's row, task, split, text and what its prompt takes.
+        sha256: of every document's row, task, split, text, what its prompt takes, and its cells of levels.
         levels: column above the task → its cell for each of `documents`.
     """
 
@@ -38,7 +39,7 @@ class Corpus:
     dropped: dict[str, int]
     truncation: Truncation
     sha256: str
-    levels: dict[str, list[str]] = field(default_factory=dict)
+    levels: dict[str, list[str]]
 
     def per_task(self) -> pd.DataFrame:
         """Count documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
@@ -60,8 +61,6 @@ class Corpus:
     def tokens_sha256(self) -> str:
         """Hash every document and its tokens, which depend on the tokenizer."""
         found = hashlib.sha256(self.sha256.encode())
-        for column, cells in self.levels.items():
-            found.update(json.dumps([column, *cells]).encode())
         for document in self.encoded:
             found.update(f"{len(document.ids)} {document.document}\n".encode())
             found.update(document.ids.tobytes() + document.scored.tobytes())
@@ -135,14 +134,16 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         dropped["without a token to score"] = n_empty
     table = table.assign(row=table.index).iloc[kept]
     table = table.assign(split=split(table, **data.split.model_dump()))
-    sha256 = hash_rows(table["row"], table["task"], table["split"], whole_texts(table))
+    cells = level_cells(table, data.levels).values()
+    sha256 = hash_rows(table["row"], table["task"], table["split"], whole_texts(table), *cells)
     documents = table.iloc[np.searchsorted(kept, whose)].reset_index(drop=True)
     documents = documents.assign(
         piece=documents.groupby("row").cumcount(),
         n_tokens=[len(e.ids) for e in encoded],
         n_scored=[e.n_scored for e in encoded],
     )
-    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256)
+    levels = level_cells(documents, data.levels)
+    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256, levels)
     counts = corpus.per_task()[["n_train", "n_val", "n_test"]]
     short = counts.index[(counts == 0).any(axis=1)]
     if len(short):

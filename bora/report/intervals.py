@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 10_000
+BLOCK = 2**22  # numbers drawn at once
 LEVEL = 0.95
 QUANTILES = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 
@@ -41,8 +42,11 @@ def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Int
     value, n = float(statistic(*samples)), len(samples[0])
     if n < 2:
         return Interval(value)
-    draw = np.random.default_rng(0).integers(0, n, (DRAWS, n))
-    low, high = np.nanquantile(statistic(*(sample[draw] for sample in samples)), QUANTILES)
+    rng, values = np.random.default_rng(0), []
+    for size in map(len, np.array_split(np.arange(DRAWS), 1 + DRAWS * n // BLOCK)):
+        drawn = rng.integers(0, n, (size, n))
+        values.append(statistic(*(sample[drawn] for sample in samples)))
+    low, high = np.nanquantile(np.concatenate(values), QUANTILES)
     return Interval(value, float(low), float(high))
 
 

@@ -30,7 +30,7 @@ def arrange_voices(tokens: pd.DataFrame, continuations: pd.DataFrame) -> pd.Data
     Below each token stands its contribution in thousandths of a nat.
     """
     best = best_tokens(tokens)
-    shown = best["token"] + best["contribution"].map(lambda x: f"{1000 * x:.0f}".translate(BELOW))
+    shown = best["token"] + best["contribution"].map(lambda x: f"{1000 * x:.0f}".translate(BELOW)).astype(str)
     said = continuations.set_index("task")["text"].map(lambda text: one_line(text.replace("\n", " ↵ ")))
     gain = tokens.groupby("task")["contribution"].sum().reindex(said.index)
     table = pd.DataFrame({"gain": gain, "tokens": shown.groupby(best["task"]).agg("  ".join), "says": said}, said.index)

@@ -5,6 +5,7 @@ from pathlib import Path
 from bora.config.schema import Config, flatten
 from bora.errors import UserError
 from bora.runs.directory import CONFIG, OVERRIDES, read_yaml
+from bora.runs.older import newer_settings
 
 AGAIN = "--again"
 
@@ -58,6 +59,7 @@ def changed_defaults(run: Path, config: Config, given: list[str]) -> list[str]:
         given: overrides beside `--again RUN`.
     """
     theirs, ours = flatten(read_yaml(run / CONFIG)), flatten(config.model_dump())
+    theirs |= newer_settings(theirs)
     keys = tuple(f"{key_of(word)}." for word in given)
     changed = (k for k in sorted(theirs.keys() | ours.keys()) if theirs.get(k) != ours.get(k))
     return [

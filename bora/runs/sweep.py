@@ -36,10 +36,13 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             if "adapted_from" in summary:
                 continue  # new tasks of one of the runs: nothing was held out
             given = {key_of(word): word.partition("=")[2] for word in read_overrides(file.parent)}
+            row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
         except UserError as error:
             unreadable.append(str(error))
             continue
-        row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
+        except KeyError as error:
+            unreadable.append(f"{file} lacks {error}")
+            continue
         row |= {"tau": math.nan} if "learned" in summary else {}
         rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
         if "learned" not in summary and (

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,6 @@ from bora.bayes.levels import Levels, build_levels, describe_confounded
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.shrinkage import FREE_TAU
 from bora.config.schema import Config
-from bora.data.columns import level_cells
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule
 from bora.data.read import read_documents
@@ -43,8 +41,7 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
     if positions is not None and data.max_tokens > positions:
         raise UserError(f"data.max_tokens={data.max_tokens}: the model has {positions} positions; choose at most that")
     tokens = Tokens.of(data, *pretrained)
-    corpus = build_corpus(read_documents(data) if table is None else table, tokens, data)
-    return replace(corpus, levels=level_cells(corpus.documents, data.levels))
+    return build_corpus(read_documents(data) if table is None else table, tokens, data)
 
 
 def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] | tuple[None, None]:

@@ -128,6 +128,11 @@ def test_the_table_averages_over_seeds_and_marks_what_validation_chooses(command
     code, listed, err = call(bora.commands.ls.main, tmp_path)
     assert (code, listed.count("multirun/s/tau=")) == (0, 3)
     assert err == "bora: multirun/s/tau=1,seed=1: unfinished\n"
+    edited = tmp_path / "multirun/s/tau=1,seed=0/summary.json"
+    edited.write_text(json.dumps({k: v for k, v in json.loads(edited.read_text()).items() if k != "test_perplexity"}))
+    code, listed, err = call(bora.commands.ls.main, tmp_path)
+    assert (code, listed.count("multirun/s/tau=")) == (0, 2)
+    assert "summary.json lacks 'test_perplexity'" in err
     code, _, err = call(bora.commands.ls.main, tmp_path / "nowhere")
     assert (code, err) == (2, f"bora: {tmp_path / 'nowhere'}: there is no such folder\n")
 

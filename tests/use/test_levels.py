@@ -25,6 +25,7 @@ from bora.use.evaluate import level_posteriors
 from bora.use.restore import restore
 from bora.use.score import perplexities
 from tests.conftest import hierarchical, one_line, tiny_opt
+from tests.data.inputs import corpus_of, data_group
 
 WORDS = "the house speaker minister asks for a vote on this law today and tomorrow".split()
 
@@ -191,6 +192,13 @@ def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
         UserError, match=r"^levels=nope: there is no such column; the table has task, party, year, text$"
     ):
         bora.fit(frame, levels=["nope"])
+
+
+def test_cells_of_levels_are_part_of_the_data(tmp_path):
+    first = write_table(tmp_path / "t.csv", 2)
+    first.assign(party=["right"] + ["left"] * (len(first) - 1)).to_csv(tmp_path / "other.csv", index=False)
+    tables = [data_group(path=str(tmp_path / name), levels=["party"]) for name in ("t.csv", "other.csv")]
+    assert len({corpus_of(data).sha256 for data in tables}) == 2
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_the_command_leaves_files_that_the_report_shows(command, call, tmp_path)
     assert call(bora.commands.report.main, "run")[0] == 0
     assert "Voices" not in (tmp_path / "run/report/index.html").read_text("utf-8")
     assert call(bora.commands.voices.main, "run", "--tasks", "a lo")[0] == 0
+    assert call(bora.commands.voices.main, "run", "-n", 1)[0] == 0  # of one document no token is characteristic
     prompt = "<script>the</script> law"
     code, out, err = call(bora.commands.voices.main, "run", "--prompt", prompt, "-n", 3)
     assert (code, err) == (0, "")
