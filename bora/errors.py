@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right, and how other errors are told in one line."""
+"""The exception for input that a user can fix, and helpers that put an error on one line."""
 
 import math
 import traceback
@@ -28,12 +28,12 @@ def require_count(**values: object) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line; its type's name where it says nothing."""
+    """Return the first line of an error's message, or its type's name if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def printable(text: str) -> str:
-    """Write each character that a terminal would obey, or not show, as its code."""
+    """Escape control and other unprintable characters."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

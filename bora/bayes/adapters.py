@@ -96,7 +96,7 @@ class Adapters(nn.Module, ABC):
         """Take over Θ [P], and θ or δ [D, P] as far as this form can hold them; without either, tasks start at Θ."""
 
     def before_step(self) -> None:
-        """Drop the gradients of what is held."""
+        """Drop the gradients of parameters that are held fixed."""
 
     def before_evaluation(self) -> None:
         """Compute Θ, where training does not."""
@@ -117,7 +117,7 @@ class Adapters(nn.Module, ABC):
         return state
 
     def start_from(self, state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> None:
-        """Take over what any form saved, as far as this one can hold it; see `read_saved`.
+        """Load what any form saved, as far as this form can represent it; see `read_saved`.
 
         Args:
             names: of its rows, by which they find their place here, one that is not there at Θ; None for those of here.
@@ -189,7 +189,7 @@ class _Matrix(Adapters, Form):
         return rows(self.stored, self.mean, places, self, dtype, prior)
 
     def _keep_coalesced(self, stored: Tensor) -> None:
-        """Mark a gradient that is of one backward: torch forgets of it that its rows are sorted, each there once."""
+        """Mark the gradient of a single backward as coalesced: torch forgets that its rows are sorted and unique."""
         if stored.grad is not None and stored.grad.is_sparse and stored.grad._nnz() == self._n_present:
             stored.grad._coalesced_(True)
 

@@ -70,7 +70,7 @@ class Levels:
 
 
 def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Sequence[int]]) -> list[str]:
-    """Say in a line each where a level cannot be told from the tasks.
+    """Describe, a line each, where a level cannot be told apart from the tasks.
 
     Those are units of one task; levels across most tasks that fall apart, as where some speakers spoke in some years only
     and the others in others; and levels of few units.
@@ -175,7 +175,7 @@ def place_new(
 
 
 def describe_unknown(levels: Levels, values: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say in a line for each level what units new tasks have that are not known; see `place_new`."""
+    """Describe, a line a level, the units of new tasks that the run does not know; see `place_new`."""
     lines = []
     for column, units in zip(levels.columns, levels.units, strict=True):
         new = [cell or NONE for cell in dict.fromkeys(values.get(column, ())) if (cell or NONE) not in units]
@@ -183,7 +183,7 @@ def describe_unknown(levels: Levels, values: Mapping[str, Sequence[str]]) -> lis
             lines.append(f"{column}: not in the table, so the tasks are taken to be of new units of it")
         elif new:
             named = ", ".join(new[:3]) + (", …" if len(new) > 3 else "")
-            lines.append(f"{column}: {len(new)} units are new, so nothing is known of them ({named})")
+            lines.append(f"{column}: {len(new)} units are new to the run; their deviation is taken as 0 ({named})")
     return lines
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 PER_DECADE = 32
 TAUS = torch.logspace(-2, 9, 11 * PER_DECADE + 1, dtype=torch.float64)
 BINS_PER_DECADE = 32  # in which parameters of like curvature are summed
-LEAST = -30  # log₁₀ of a curvature that is none
+LEAST = -30  # log₁₀ of the curvature that stands for zero
 RESAMPLES = 1000
 
 
@@ -40,7 +40,7 @@ class Curvature(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """τ with its 95 % interval over tasks; ∞ where the evidence for a variance is none, 0 where it is below TAUS."""
+    """τ with its 95 % interval over tasks; ∞ if nothing speaks for a variance, 0 if τ is below TAUS."""
 
     tau: float
     low: float

@@ -147,7 +147,7 @@ class HierarchicalLoRA(nn.Module):
         Θ + c (θ_d − Θ) where c is given.
 
         Args:
-            without: with levels, under θ_d less the task's own deviation, 0, or less that of its unit at a level, 1 … L.
+            without: with levels, the deviation to leave out of θ_d: 0 the task's own, 1 … L that of its unit at a level.
         """
         if without is not None:
             rows = document_rows(batch["task"], batch["units"])

@@ -105,7 +105,7 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         return f"{error.strerror}{where}; {'check' if error.errno == errno.EIO else 'make room on'} the disk", DEFECT
     if _is_lost(error):
         why = first_line(error).rpartition("] ")[2].partition(". ")[0]
-        return f"another process of the run is gone, or does not answer ({why}); its own output says more", DEFECT
+        return f"lost contact with another process of the run ({why}); see its own output", DEFECT
     # Of torch's errors for memory one has a type of its own, and the other has none.
     if (
         isinstance(error, MemoryError)

@@ -25,7 +25,7 @@ if sys.version_info >= (3, 14):
 
 
 def prepare(words: list[str]) -> list[str]:
-    """Make a command line that Hydra takes, and check the settings of every job before the first.
+    """Rewrite a command line for Hydra, and check the settings of every job before the first starts.
 
     The run directory, or the name of each job's folder in a sweep, is settled here too and stands in the words.
 

@@ -1,4 +1,4 @@
-"""From words, of a command line or of bora.fit, to a checked config.
+"""Turn the words of a command line, or of bora.fit, into a checked config.
 
 Hydra composes conf/, bora.config.schema decides what may stand in it. So each KEY=VALUE is handed to Hydra as
 ++KEY=VALUE: Hydra then accepts any key, and the schema reports all wrong ones at once.
@@ -80,7 +80,7 @@ def parse_overrides(words: list[str]) -> list[Override]:
 
 
 def forced(word: str) -> str:
-    """Write one override as Hydra takes it: KEY=VALUE as ++KEY=VALUE, and a value that Hydra cannot read in quotes.
+    """Rewrite an override for Hydra: KEY=VALUE becomes ++KEY=VALUE, and a value that it cannot parse is quoted.
 
     What begins with ++ already stays as it is.
 
@@ -126,7 +126,7 @@ def forced(word: str) -> str:
 
 
 def quote(value: str) -> str:
-    """Write a value in quotes, which Hydra reads as this very text."""
+    """Quote a value so that Hydra reads back exactly this text."""
     # To Hydra a backslash is an escape before a quote and at the end, and there alone.
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + m[2].replace("'", r"\'"), value) + "'"
 
@@ -166,7 +166,7 @@ def compose_whole(overrides: list[str]) -> DictConfig:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Within it Hydra composes from conf/; after it the caller's Hydra, of which a process has one, is as it was."""
+    """Let Hydra compose from conf/, then restore the caller's Hydra (a process has one)."""
     of_caller = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

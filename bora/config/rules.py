@@ -1,4 +1,4 @@
-"""What no type says of a run's config: the rules between its settings, and that it holds no secret."""
+"""Check what types cannot: rules between settings, and that no value is a secret."""
 
 import math
 from collections.abc import Iterator
@@ -84,11 +84,11 @@ DEVIATIONS = {"prior.parameterization": "noncentered", "prior.penalty": "gaussia
 
 
 def _other_than(needed: dict[str, Any], config: Config, what: str, instead: str) -> Iterator[str]:
-    """Yield a line for each setting that is another than the one that `what` is made for."""
+    """Yield a line for each setting whose value `what` does not support."""
     given = flatten(config.model_dump())
     for key, only in needed.items():
         if given[key] != only:
-            yield f"{key}={given[key]}: {what} made for {key}={only}; give that, or {instead}"
+            yield f"{key}={given[key]}: {what} supported only with {key}={only}; give that, or {instead}"
 
 
 def _rules_of_levels(config: Config) -> Iterator[str]:

@@ -140,7 +140,7 @@ class Batches(Sampler):
         """
         self.lengths, self.order, self.seed = np.asarray(lengths), order, seed
         self.accumulate, self.rank, self.n_processes, self.epoch = accumulate, rank, n_processes, 0
-        self.begin_at, self.given = 0, 0  # batches that the next epoch leaves out; that this one has given
+        self.begin_at, self.given = 0, 0  # batches to skip in the next epoch; batches given so far in this one
         # Every process must have a document in every batch, or their steps would not match: a last step
         # with too few for that is joined to the one before.
         self.least = accumulate * n_processes
@@ -174,7 +174,7 @@ class Batches(Sampler):
         order = np.argsort(self.lengths * rng.uniform(1 - self.JITTER, 1 + self.JITTER, n))
         tokens = self.lengths[order].cumsum()
         ends = np.searchsorted(tokens, tokens[-1] * np.arange(1, n_steps) / n_steps)
-        # Where documents are so long or so few that a step would be left without.
+        # Give every step at least `least` documents, however few or long they are.
         for i in range(n_steps - 1):
             ends[i] = max(ends[i], (ends[i - 1] if i else 0) + self.least)
         for i in reversed(range(n_steps - 1)):

@@ -84,7 +84,7 @@ def _to_message(value: Any) -> Message:
 
 
 def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool = False) -> str:
-    """Write messages by the tokenizer's chat template. To one that writes the date it is always TODAY.
+    """Write messages by the tokenizer's chat template; one that writes the date is given TODAY.
 
     Args:
         answer: end where the assistant's answer begins.
@@ -100,7 +100,7 @@ def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answe
         }
         return str(tokenizer.apply_chat_template(list(messages), **how))
     except (TemplateError, ValueError, TypeError) as error:
-        raise UserError(f"the tokenizer's chat template does not write it: {first_line(error)}") from error
+        raise UserError(f"the tokenizer's chat template cannot write these messages: {first_line(error)}") from error
 
 
 @cache
@@ -110,7 +110,7 @@ def _on_today(template: str) -> str:
 
 
 def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """Write messages up to where the assistant's answer begins in a chat that has one, as those that are trained on.
+    """Write messages up to where the answer begins, exactly as in the chats with an answer that are trained on.
 
     Some templates begin an answer otherwise when a model is to give it, by <think> for example. Others write the
     messages themselves otherwise: Mistral's puts the system's before the user's last only as long as no answer follows.
@@ -124,13 +124,13 @@ def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         return shared
     if answered.startswith(write(tokenizer, messages)):
         _warn(
-            f"the chat template begins an answer with {asked[len(shared) :]!r} where a model is to give it, but not in "
-            "the chats that are trained on; it is left out when this run's models answer"
+            f"the chat template starts an answer that a model is to give with {asked[len(shared) :]!r}, but not the "
+            "answers that are trained on; it is left out when this run's models answer"
         )
         return shared
     _warn(
-        "the chat template writes a question otherwise when its answer follows (it may leave the system's message out); "
-        "chats are trained on, and models asked, as it writes them with an answer"
+        "the chat template writes a question differently once its answer follows (it may drop the system's message); "
+        "training and generation both take the form that it has with an answer"
     )
     return answered[: answered.rfind(ANSWER)].rstrip(" ")
 

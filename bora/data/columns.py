@@ -1,4 +1,4 @@
-"""The columns task, text and date of any table, those of levels and that a prompt takes, and their cells as text.
+"""Find a table's columns (task, text, date, those of levels and of the prompt), and convert their cells to text.
 
 Everything is text: a speaker may be called "NA", a task "007".
 """

@@ -1,4 +1,4 @@
-"""Say what is wrong with a reader's input, in the words of whoever called it.
+"""Report a reader's bad input under the names that the caller gives its arguments.
 
 A reader knows its arguments (path, task, text, date), not what they are called on the command line.
 """
@@ -52,5 +52,5 @@ def input_errors(path: object, names: Mapping[str, str] = SETTINGS) -> Iterator[
     except UserError as error:
         raise UserError(f"{where}{error}") from error
     except UNREADABLE as error:
-        advice = "it is damaged, not what its ending says, or not yours to read"
+        advice = "it is damaged, not of the type that its ending says, or you may not read it"
         raise UserError(f"{where}{first_line(error)}; {advice}") from error

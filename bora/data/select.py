@@ -100,7 +100,7 @@ def select(
     names = _in_order(rows, selection)
     chosen = names[:n_tasks]
     if n_tasks is not None and len(names) < n_tasks:
-        log.warning("data.n_tasks=%d, but only %d tasks can be chosen: all are taken", n_tasks, len(names))
+        log.warning("data.n_tasks=%d, but only %d tasks qualify: all are taken", n_tasks, len(names))
     rows = keep(rows, rows["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)")
     if documents_per_task is not None:
         if isinstance(documents_per_task, int):

@@ -222,7 +222,7 @@ class Tokens:
             room: tokens to which a prompt with columns, or a question, is shortened; None for max_tokens.
 
         Raises:
-            UserError: it has not what the prompt takes, or the template does not write it.
+            UserError: it lacks a column of the prompt, or the chat template cannot write it.
         """
         room = self.max_tokens if room is None else room
         if isinstance(prompt, str) and (self.chat or len(self.columns) > 1):

@@ -32,10 +32,10 @@ def digest(about: object, texts: Iterable[str] = ()) -> str:
 
 
 def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """Return the table that `make` gives, from the cache folder where it was made before.
+    """Return `make()`'s table, from the cache folder if it is there.
 
-    The cached table is an Arrow file mapped into memory, so the processes of a sweep share it. One that cannot be read
-    is made again. Where the cache folder is not writable, the table is made each time.
+    The cached table is an Arrow file mapped into memory, so the processes of a sweep share it. An
+    unreadable one is made again. If the cache folder is not writable, the table is made every time.
 
     Args:
         kind: folder within the cache.
@@ -46,14 +46,14 @@ def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
         try:
             return _map_file(file)
         except (OSError, pa.ArrowException) as error:
-            log.info("%s is damaged (%s): made again", file, first_line(error))
+            log.info("%s is damaged (%s); making it again", file, first_line(error))
     table = make()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as out, pa.ipc.new_file(out, table.schema) as writer:
             writer.write_table(table)
     except OSError as error:
-        log.info("%s could not be written (%s): made again next time", file, error)
+        log.info("%s cannot be written (%s); it will be made again next time", file, error)
         return table
     del table  # the mapped file needs no memory of its own
     return _map_file(file)

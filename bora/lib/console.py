@@ -29,7 +29,7 @@ FIRST_LINE_SECONDS, LINE_SECONDS = 10, 300  # of a loop without a bar: to its fi
 
 
 def is_watched() -> bool:
-    """Tell whether to draw bars on standard output: a terminal's or a notebook's, and this process's alone.
+    """Return whether to draw bars: standard output is a terminal or notebook that this process alone writes to.
 
     $TQDM_DISABLE, tqdm's own variable, says not to.
     """
@@ -43,7 +43,7 @@ def is_watched() -> bool:
 
 
 def tell(line: str) -> None:
-    """Log a line, or print it where no logging is set up, as in a notebook. Silent if the logger `bora` has a level."""
+    """Log a line, or print it where no logging is set up, as in a notebook; neither if the logger `bora` has a level."""
     if log.isEnabledFor(logging.INFO):
         log.info("%s", line)
     elif logging.getLogger("bora").level == logging.NOTSET:
@@ -80,7 +80,7 @@ def open_bar(total: float, what: str, done: int = 0, left: str = "{remaining} le
 
 
 def close_bar(bar: tqdm) -> None:
-    """Close a bar, also one that ends early: a notebook would leave that one there, in red."""
+    """Close a bar as complete; a notebook leaves an unfinished one on the page, in red."""
     bar.total = bar.n
     bar.close()
 
@@ -106,7 +106,7 @@ def short_count(n: float) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Write a path as it would be typed here: from the working folder, if that is shorter."""
+    """Return a path as absolute or relative to the working folder, whichever is shorter."""
     return min(str(path.resolve()), os.path.relpath(path.resolve()), key=len)
 
 

@@ -51,7 +51,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it, and its parents, below the working directory, that are empty then."""
+    """Remove a folder, and the parents below the working directory that it leaves empty."""
     here = Path.cwd()  # which may go too
     shutil.rmtree(folder)
     for parent in folder.absolute().parents:

@@ -21,7 +21,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
-    """Tell whether this process writes and prints for all that train together; true for a single one."""
+    """Return whether this process writes and prints: it is rank 0, or the only one."""
     distributed = sys.modules.get("torch.distributed")  # a process without torch is in no group
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
@@ -68,7 +68,7 @@ def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> N
         devices, num_nodes: by Lightning's names.
 
     Raises:
-        UserError: they are not, or nobody started those of the other machines.
+        UserError: the numbers differ, or the other machines' processes were not started.
     """
     if launch is None:
         if num_nodes > 1:
@@ -132,7 +132,7 @@ def free_memory(device: str) -> int | None:
 
 
 def wait(device: "torch.device") -> None:
-    """Wait until a GPU has done what it was given; before a clock is read."""
+    """Wait for a GPU's queued work, so that a clock can be read."""
     if device.type == "cuda":
         import torch
 

@@ -57,7 +57,7 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Write any text as one line of Markdown that shows it as it is; not to begin a line, where + and = are markup."""
+    """Escape a text as one line of Markdown. Do not begin a line with it: + and = are markup there."""
     return _MARKUP.sub(r"\\\1", one_line(text))
 
 

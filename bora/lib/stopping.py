@@ -63,7 +63,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Handle SIGNALS by a Stop. Only the main thread can: in any other, none arrives."""
+    """Handle SIGNALS with a Stop; do nothing outside the main thread, which alone receives them."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -77,7 +77,7 @@ def stopping() -> Iterator[Stop]:
 
 
 class JobsStop:
-    """Handle the signals of a sweep whose jobs are processes: send them on, and let the launcher end with its jobs.
+    """Forward signals to a sweep's job processes, and end when they end.
 
     Attributes:
         signum: the signal that came; None so far.

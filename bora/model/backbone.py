@@ -39,7 +39,7 @@ class Update(NamedTuple):
     Attributes:
         lora: A and B, one a row or for all.
         scale: α/r.
-        dropout: the probability that a number of x is 0; the others are scaled up to the same mean.
+        dropout: probability of zeroing each number of x; the others are scaled up to keep the mean.
     """
 
     lora: LowRank

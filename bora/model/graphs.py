@@ -42,7 +42,7 @@ class Recording(NamedTuple):
 
 
 class Recorder:
-    """Records `run` where a shape comes for the second time, and replays it from then on.
+    """Record `run` the second time a shape occurs, and replay it from then on.
 
     A backward must follow its forward before the next one: all recordings share their memory.
 
@@ -81,7 +81,7 @@ class Recorder:
         return self.run(ids, theta) if recording is None else _Replay.apply(ids, theta, recording, self)
 
     def _is_worth(self, shape: tuple[int, ...]) -> bool:
-        """Tell whether a shape has come before, while there is room for another recording."""
+        """Return whether a shape has occurred before and there is room for another recording."""
         came = shape in self._seen
         self._seen.add(shape)
         return came and self._possible and len(self._recordings) < MAX_RECORDINGS
@@ -153,7 +153,7 @@ class _Replay(torch.autograd.Function):
 
 @contextmanager
 def _no_waiting():
-    """Within it torch raises a RuntimeError where the processor waits for the GPU."""
+    """Make torch raise a RuntimeError wherever the processor would wait for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

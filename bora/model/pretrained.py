@@ -40,7 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class NotPlain(UserError):
-    """What is there is more than a model's own weights."""
+    """The source holds something other than a model's own plain weights."""
 
 
 class Pretrained(NamedTuple):
@@ -102,7 +102,7 @@ def from_pretrained(path: str, dtype: Dtype = "float32", weights: bool = True) -
         raise
     except UserError as error:  # an interrupted download, perhaps
         if not weights:
-            raise UserError(f"{error}. Its cost is known once bora run has downloaded it") from error
+            raise UserError(f"{error}. bora doctor can count its cost once bora run has downloaded it") from error
     try:
         # One question, asked once: loading would ask for every file, five times each.
         HfApi().model_info(path, timeout=10)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def can_fuse(hidden: Tensor) -> bool:
-    """Tell whether the kernel can be used: on a GPU, where Triton and all that it compiles with are there."""
+    """Return whether the kernel can be used: on a GPU, with Triton and a compiler installed."""
     return hidden.is_cuda and hidden.dtype != torch.float64 and _compiles(hidden.device)
 
 

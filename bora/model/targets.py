@@ -141,8 +141,8 @@ def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> N
     for name in layers:
         if not (first[name] and _follows(first[name], moved[name])):
             raise UserError(
-                f"lora.target_modules: {name} does not see a batch's documents row by row, as a LoRA a task "
-                "needs (a routed expert? a layer that text does not pass?); name other layers"
+                f"lora.target_modules: {name} does not process a batch row by row, which a LoRA per task "
+                "needs (a routed expert, or a layer that text does not reach?); name other layers"
             )
 
 

@@ -1,9 +1,9 @@
-"""Tell transformers what it would otherwise read from the GPU: that a batch needs no mask beside the causal one.
+"""Tell transformers that a batch needs only the causal mask, which it would otherwise check on the GPU.
 
 Padding stands on the right, where no real token sees it, and a row is one document. transformers cannot know either,
 and looks in every forward whether positions begin anew within a row, and with some models whether a mask of ones is all
-ones. To look is to wait until the GPU has done all it was given; and while a CUDA graph is recorded nothing can be looked
-at, so that transformers would make a mask for every pair of tokens.
+ones. Checking waits for all of the GPU's queued work; while a CUDA graph is recorded it is
+impossible, and transformers would make a mask for every pair of tokens.
 """
 
 from collections.abc import Iterator

@@ -121,7 +121,7 @@ def put_legend_above(ax: Axes, columns: int = 2, right: bool = False, **which: A
 
 
 def hover_names(tasks: Iterable[object]) -> Sequence[str | None]:
-    """Give the names that the page shows of points where the pointer is, as matplotlib's links; none of too many."""
+    """Return the names that the page shows under the pointer, as matplotlib links; none if there are too many."""
     names = [one_line(str(task)) for task in tasks]
     return names if len(names) <= MAX_HOVER_NAMES else [None]
 

@@ -194,7 +194,7 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
 def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
     """Put the learned runs of each series without runs at given τ at one τ, so that seeds average: at their median.
 
-    A seed for which validation prefers one model, τ = ∞, has no say in it, unless all have.
+    Seeds for which validation prefers one model, τ = ∞, are ignored, unless all do.
 
     Args:
         given: the keys of the series that have such runs.

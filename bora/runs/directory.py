@@ -114,7 +114,7 @@ class RunDirectory:
             overrides: as typed; for `bora run --again`.
 
         Returns:
-            Whether the very same run is finished here already.
+            Whether this same run has already finished here.
 
         Raises:
             UserError: the folder holds a run with other settings, or files of no run that this one would replace.
@@ -124,7 +124,7 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path} holds a finished run with other settings ({', '.join(differing)}); choose another "
                     "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…, "
-                    f"and to go on from this run init_from={self.path}"
+                    f"or continue from this run with init_from={self.path}"
                 )
             for failure in self.path.glob("failed*.json") if is_first_process() else ():
                 failure.unlink(missing_ok=True)  # of an attempt while another process was at work here

@@ -11,7 +11,7 @@ DICTIONARIES = ("trainer.extra", "model.config")
 
 
 def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Give the settings that a run lacks, flat, as conf/ has them: a new setting's default does what was done before it.
+    """Return the settings that a run lacks, flat, with conf/'s defaults, which do what was done before them.
 
     Args:
         settings: the run's own, flat: {"prior.penalty": "gaussian", …}.

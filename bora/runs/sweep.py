@@ -58,7 +58,7 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
 
 
 def failed_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what each failed job at or below a folder left, and when it was written, by its file's place there."""
+    """Read each failed job's file at or below a folder: its place there → its content, and when it was written."""
     found = {}
     for file in sorted(folder.glob("**/failed*.json")):
         try:

@@ -39,7 +39,9 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
     data = cfg.data
     positions = max_positions(pretrained.model.config)
     if positions is not None and data.max_tokens > positions:
-        raise UserError(f"data.max_tokens={data.max_tokens}: the model has {positions} positions; choose at most that")
+        raise UserError(
+            f"data.max_tokens={data.max_tokens}: the model has only {positions} positions; give at most that"
+        )
     tokens = Tokens.of(data, *pretrained)
     return build_corpus(read_documents(data) if table is None else table, tokens, data)
 

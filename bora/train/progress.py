@@ -30,7 +30,7 @@ class Validation(NamedTuple):
 
 
 class Progress(Callback):
-    """Log steps; tell of epochs; count scored training tokens, seconds and epochs.
+    """Log steps, print a line an epoch, and count scored training tokens, seconds and epochs.
 
     A step's figures are those of all its documents: of every process, and of all its accumulated batches. The counts
     are saved in checkpoints, so a resumed run continues them.
@@ -174,7 +174,7 @@ class Progress(Callback):
         self._tell(trainer, f"validation {metrics['val/nll']:.3f} (ppl {metrics['val/perplexity']:.2f}{best})")
 
     def _tell(self, trainer: L.Trainer, result: str) -> None:
-        """Tell of the epoch so far: its mean NLL, nats a scored token."""
+        """Print a line about the epoch so far, with its mean NLL in nats a scored token."""
         self._told = time.monotonic()
         nll = self.epoch_nats / self.epoch_tokens if self.epoch_tokens else math.nan
         speed = short_count(self.tokens_per_second)

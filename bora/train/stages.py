@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Stages(Callback):
-    """Go from Θ to the deviations, and from them to the end, when validation has stopped gaining.
+    """Switch from Θ to the deviations, and later end, when validation stops improving.
 
     Args:
         best: best.ckpt.
@@ -84,7 +84,7 @@ class Stages(Callback):
             self.began = len(history)
             adapters.start_at(self.mean.to(adapters.mean.device))
             self._deviate(module)
-            tell(f"Θ is kept as of epoch {self.progress.best.epoch}; now the tasks' deviations from it")
+            tell(f"keeping Θ from epoch {self.progress.best.epoch}; now training the tasks' deviations from it")
 
     def _deviate(self, module: TrainingModule) -> None:
         """Train the deviations, and Θ beside them while validation prefers them whole."""
@@ -174,7 +174,7 @@ class Stages(Callback):
             adapters.part = part
             found = self._search(module, validate, min(2, 1 / c), 1 / c)
             if part and found.common == 0:
-                tell(f"{adapters.levels.columns[part - 1]}: validation would do without it; its c is {LEAST}")
+                tell(f"{adapters.levels.columns[part - 1]}: validation would leave it out; its c is set to {LEAST}")
             found = found._replace(common=max(found.common, LEAST / c))
             parts[part] = _describe(found, module, rows[part], c)
             adapters.stored.data[rows[part]] *= found.common

@@ -34,7 +34,7 @@ class FitTemperature(Callback):
 
     Attributes:
         temperature: T; None where it was not fitted.
-        note: to how many documents, or why not.
+        note: how many documents it was fitted to, or why it was not.
     """
 
     def __init__(self, cfg: Config, tokens: Tokens, corpus: Corpus):

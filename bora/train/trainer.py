@@ -83,8 +83,8 @@ class Fitter:
         epochs.completed = epochs.processed
         if not self.progress.history:
             raise UserError(
-                "training ended before any validation (by trainer.max_time or trainer.val_check_interval?), so that "
-                "there is no epoch to choose"
+                "training ended before any validation (by trainer.max_time or trainer.val_check_interval?), so "
+                "there is no epoch to keep"
             )
         score = self.progress.best.nll
         if not math.isfinite(score):

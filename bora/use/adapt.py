@@ -120,7 +120,7 @@ def new_tasks(
         UserError: τ is out of range.
     """
     if not 0 < tau < math.inf:
-        raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 Θ says nothing of it, at ∞ it is Θ; give --tau")
+        raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 nothing is known of it, at ∞ it is Θ; give --tau")
     old = restored.model
     model = HierarchicalLoRA(old.backbone, names, task_documents, n_tokens, tau, penalty=old.penalty, levels=levels)
     model.to(old.device)

@@ -80,7 +80,7 @@ class Ask:
         chat, asked = restored.tokens.chat, restored.tokens.ask(table)
         asks = np.array([bool(prompt) or not chat for prompt, _ in asked], dtype=bool)
         if n := int((~asks).sum()):
-            log.warning("%d chats begin with their only answer, so nothing asks for it: they are not answered", n)
+            log.warning("%d chats begin with their only answer and have no question; they are skipped", n)
             table = table[asks]
         if table.empty:
             raise UserError("no row has a prompt to answer")

@@ -77,7 +77,7 @@ class Restored(NamedTuple):
 
 
 def find_tasks(wanted: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Find the tasks that are meant: each by its whole name, or by a beginning that no other task has.
+    """Find tasks by their whole names, or by a beginning that no other task has.
 
     Upper and lower case are told apart only where whole names differ in them.
 
@@ -101,7 +101,7 @@ def _find_task(wanted: str, names: Sequence[str]) -> str:
             return found[0]
         if found:
             more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""
-            raise UserError(f"{wanted!r} is the beginning of several tasks: {', '.join(found[:MAX_SHOWN])}{more}")
+            raise UserError(f"{wanted!r} matches several tasks: {', '.join(found[:MAX_SHOWN])}{more}")
     close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     more = f", … ({len(names)} in all)" if len(names) > MAX_SHOWN else ""
     hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(names[:MAX_SHOWN])}{more}"

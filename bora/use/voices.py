@@ -129,7 +129,7 @@ def _nll(backbone: Backbone, batch: Batch, theta: Tensor) -> Tensor:
 
 
 def show_token(restored: Restored, token: int) -> str:
-    """Write a token with its white space to be seen: ␣the, ↵␣×8; whatever cannot be printed as Python escapes it."""
+    """Write a token with visible white space: ␣the, ↵␣×8; escape what cannot be printed."""
     one, two = (str(restored.tokenizer.decode([token] * n, clean_up_tokenization_spaces=False)) for n in (1, 2))
     text = two.removeprefix(one)  # alone, some tokenizers drop a word's space
     signs = re.sub(r"([␣⇥])\1{2,}", lambda run: f"{run[1]}×{len(run[0])}", text.translate(SIGNS))

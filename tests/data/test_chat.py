@@ -172,7 +172,9 @@ def test_a_template_that_changes_what_it_wrote_is_refused(tokenizer):
 def test_what_a_template_refuses_is_told_with_its_row(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     table = pd.DataFrame({"task": ["a"], "text": [json.dumps(chat("a", "b"))]}, index=[7])
-    with pytest.raises(UserError, match="row 7: the tokenizer's chat template does not write it: roles must alternate"):
+    with pytest.raises(
+        UserError, match="row 7: the tokenizer's chat template cannot write these messages: roles must alternate"
+    ):
         Tokens(tokenizer, len(tokenizer), 50, chat=True).encode(table)
 
 

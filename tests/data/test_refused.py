@@ -37,7 +37,7 @@ def changed_parquet() -> bytes:
 
 
 NOT_TEXT = pa.array([b"\xff"]).view(pa.string())  # says that its bytes are text
-DAMAGED = "; it is damaged, not what its ending says, or not yours to read$"
+DAMAGED = "; it is damaged, not of the type that its ending says, or you may not read it$"
 # What is wrong: file, its bytes (None for no such file), the message after the setting's name.
 READING = {
     "no such file": ("t.csv", None, r"^data.path=t.csv: there is no such file \(seen from /"),

@@ -166,7 +166,7 @@ def test_a_machine_that_dies_ends_the_other_at_once(whole, tmp_path, node):
     agents.wait_for(last.is_file)
     agents.signal(node, signal.SIGKILL)
     assert 0 not in agents.wait(60)
-    assert "bora: another process of the run is gone, or does not answer (" in (out := agents.output(1 - node)), out
+    assert "bora: lost contact with another process of the run (" in (out := agents.output(1 - node)), out
     assert ("bora: to resume: torchrun … -m bora.run" in agents.output(0)) == (node == 1)
     assert [code for code, *_ in two_tasks(tmp_path, *words)] == [0, 0]
     same_files(whole, tmp_path / "a")
@@ -188,7 +188,7 @@ def test_a_machine_that_hangs_ends_the_other_when_the_time_is_up(tmp_path):
         assert agents.processes[0].wait(60) == 1
     finally:
         agents.signal(1, signal.SIGKILL)
-    assert "bora: another process of the run is gone, or does not answer (" in (out := agents.output(0)), out
+    assert "bora: lost contact with another process of the run (" in (out := agents.output(0)), out
 
 
 def test_what_one_process_refuses_ends_all_in_a_line_each(tmp_path):

@@ -238,7 +238,7 @@ def test_cells_are_spelled_alike_and_what_is_not_known_is_told(run, call, comman
     assert pd.read_csv(tmp_path / "a/units.csv")["unit"].tolist() == ["left", "right"]
     write_table(tmp_path / "new.csv", 2, first=10, n=4, year="2031")
     code, out, err = call(bora.commands.adapt.main, run, tmp_path / "b", "--data", tmp_path / "new.csv", "--epochs", 1)
-    assert (code, "year: 1 units are new, so nothing is known of them (2031)" in out) == (0, True), err
+    assert (code, "year: 1 units are new to the run; their deviation is taken as 0 (2031)" in out) == (0, True), err
     one_line(call(bora.commands.variance.main, tmp_path / "b", "--by", "party"), "was made by bora adapt")
     table.replace({"task": {"t0": "party=left"}}).to_csv(tmp_path / "t.csv", index=False)
     one_line(command(*small, "data.levels=[party]"), "party=left is the name of a task and of a unit")

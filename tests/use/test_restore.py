@@ -49,7 +49,7 @@ def test_a_task_is_found_by_a_beginning_that_no_other_has(trained):
     assert restored.find_tasks(["a l", "A", "A LONG", "../", "a l"]) == [
         *("a longer name", "a", "a longer name", "../b | <i>*x*", "a longer name")
     ]
-    with pytest.raises(UserError, match=r"^'' is the beginning of several tasks: .*a longer name"):
+    with pytest.raises(UserError, match=r"^'' matches several tasks: .*a longer name"):
         restored.find_tasks([""])
     with pytest.raises(UserError, match=r"^the run has no task b; did you mean|^the run has no task b; it has"):
         restored.find_tasks(["b"])
