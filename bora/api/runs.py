@@ -14,7 +14,6 @@ from bora.api.frames import documents
 from bora.api.show import Report, Scores, Voices, table
 from bora.bayes.levels import NONE
 from bora.bayes.model import HierarchicalLoRA
-from bora.commands.report import write
 from bora.config.schema import Config, Dtype
 from bora.data.columns import Columns
 from bora.data.prompts import prompt_columns, show_prompt
@@ -22,6 +21,7 @@ from bora.errors import UserError
 from bora.lib.files import write_folder
 from bora.lib.names import format_tau
 from bora.model.lora import LowRank
+from bora.report.write import write
 from bora.runs.archive import read_run
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
@@ -427,7 +427,7 @@ def write_report(folder: Path, output: str | Path | None) -> Report:
     """Write the report of the runs in a folder; None for report/ in it.
 
     Raises:
-        UserError: see `bora.commands.report.write`.
+        UserError: see `bora.report.write.write`.
     """
     output = folder / "report" if output is None else Path(output)
     write([folder], output, None)

@@ -238,15 +238,10 @@ class NonCentered(_Matrix):
         return torch.stack([delta + self.stored[units].sum(dim=0) for delta, units in zip(own, rows, strict=True)])
 
     def before_step(self) -> None:
-        """With `holds_units`, leave the levels' units without a gradient."""
-        gradient = self.stored.grad
-        if self.holds_units and gradient is not None:
-            gradient = gradient.coalesce()
-            index = gradient.indices()[0]
-            own = index < self.n_tasks
-            self.stored.grad = torch.sparse_coo_tensor(
-                index[own][None], gradient.values()[own], gradient.shape, is_coalesced=True, check_invariants=False
-            )
+        """With `holds_units`, set the gradients of the levels' units to 0."""
+        if self.holds_units and self.stored.grad is not None:
+            gradient = self.stored.grad = self.stored.grad.coalesce()
+            gradient.values()[gradient.indices()[0] >= self.n_tasks] = 0
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         return mean + row

@@ -54,33 +54,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list, list, list[str]]:
-    """Read the runs and write the report.
-
-    Returns:
-        Its sections, the runs, and a line for each run that is not in it.
-
-    Raises:
-        UserError: no folder, no finished run, or an extra that is not installed.
-    """
-    from bora.report.series import read_runs
-
-    try:
-        from bora.report.page import write_report
-    except ModuleNotFoundError as error:
-        packages = "matplotlib tabulate"
-        raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
-    runs, problems = read_runs(folders)
-    claim_output(output, folders)
-    return write_report(runs, problems, output, color_by), runs, problems
-
-
 def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
     """Write the report, and print its main table and claims.
 
     Raises:
-        UserError: see `write`.
+        UserError: see `bora.report.write`.
     """
+    from bora.report.write import write
+
     sections, runs, problems = write(folders, output, color_by)
     if to_wandb:
         from bora.report.wandb import log_view
@@ -101,21 +82,6 @@ def default_output(folders: list[Path]) -> Path:
     tops = [folder.resolve() for folder in folders]
     common = Path(os.path.commonpath([top.parent if top.is_file() else top for top in tops]))
     return Path(os.path.relpath(common)) / "report"
-
-
-def claim_output(output: Path, folders: list[Path]) -> None:
-    """Make a report's folder, and note in runs.txt there what it is about.
-
-    Raises:
-        UserError: nothing can be written there, or the folder has a page about other runs.
-    """
-    from bora.lib.files import make_output_folder, write_text_atomically
-
-    make_output_folder(output)
-    about, note = "".join(sorted(f"{os.path.relpath(folder, output)}\n" for folder in folders)), output / "runs.txt"
-    if (output / "index.html").exists() and not (note.is_file() and note.read_text("utf-8") == about):
-        raise UserError(f"{output} holds a page about other runs; give another folder with -o")
-    write_text_atomically(note, about)
 
 
 def archive(folders: list[Path], file: Path) -> None:

@@ -30,11 +30,11 @@ from bora.runs.directory import (
     write_csv,
     write_json,
 )
-from bora.train.authorship import Likelihoods, log_prior
+from bora.train.authorship import Likelihoods, log_prior, score_tasks
 from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored
 from bora.use.sampling import Sampling
-from bora.use.score import likeliest, likelihoods, measure_accuracy, measure_sureness, perplexities
+from bora.use.score import likeliest, measure_accuracy, measure_sureness, perplexities
 
 log = logging.getLogger(__name__)
 ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
@@ -167,7 +167,7 @@ def evaluate(
     trained_on, all_known = find_trained_on(table, lists), None not in lists
     if trained_on.all() and not include_trained:
         raise UserError("the run was trained on every one of these texts; give others, or --include-trained")
-    scores = likelihoods(restored, table, batch_size)
+    scores = score_tasks(restored.model, restored.tokens, table, batch_size)
     scorable = scores.n_scored > 0
     reported = scorable & (include_trained | ~trained_on)
     if not scorable.any():

@@ -57,11 +57,6 @@ def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tu
     return per_task, overall
 
 
-def likelihoods(restored: Restored, table: pd.DataFrame, batch_size: int) -> Likelihoods:
-    """Score every document under every task's θ_d; see `bora.train.authorship.score_tasks`."""
-    return score_tasks(restored.model, restored.tokens, table, batch_size)
-
-
 def likeliest(
     names: Sequence[str] | np.ndarray, posterior: np.ndarray, scored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +80,8 @@ def guess_tasks(restored: Restored, table: pd.DataFrame, prior: str, batch_size:
     Returns:
         A row a text: best, posterior, see `likeliest`; and a column a task with p(d | text).
     """
-    names, scores = restored.model.adapters.task_names, likelihoods(restored, table, batch_size)
+    names = restored.model.adapters.task_names
+    scores = score_tasks(restored.model, restored.tokens, table, batch_size)
     scored, prior_nats = scores.n_scored > 0, log_prior(restored.model.task_documents.cpu().numpy(), prior)
     posterior = np.exp(scores.posterior(prior_nats, restored.temperature)[0])
     best, probability = likeliest(names, posterior, scored)

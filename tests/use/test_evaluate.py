@@ -16,9 +16,10 @@ from bora.commands import ls
 from bora.model.loading import load_backbone
 from bora.report.series import run_folders
 from bora.runs.directory import RunDirectory
+from bora.train.authorship import score_tasks
 from bora.use.evaluate import evaluate
 from bora.use.restore import restore
-from bora.use.score import likelihoods, measure_accuracy
+from bora.use.score import measure_accuracy
 from tests.conftest import merged
 
 NAMED = ["tau=100", "data.prompt=' [task] {task}'", "data.template=' [text] {text}'", "data.append_eos=true"]
@@ -106,7 +107,7 @@ def test_the_posterior_is_that_of_a_loop_over_single_task_models(trained, overri
     evidence = np.log(np.exp(scores).sum(axis=1))[some].sum()
     tokens = documents["n_scored"].sum()
     assert found.mixture_perplexity == pytest.approx(np.exp(-evidence / tokens), rel=1e-9)
-    same = likelihoods(restored, pd.DataFrame({"text": texts}), 1000)
+    same = score_tasks(restored.model, restored.tokens, pd.DataFrame({"text": texts}), 1000)
     assert same.nats == pytest.approx(nats, rel=1e-9)
 
 
