@@ -31,7 +31,8 @@ class Turns(NamedTuple):
     Attributes:
         ids: of all of it.
         scored: [len(ids)], whether the assistant says it.
-        question: where the message before the first answer stands in `ids`, without what the template puts around it.
+        question: where the message before the first answer stands in `ids`, without what the template puts around it; if
+            that answer is not scored, from there to the end of the message before the one that is.
     """
 
     ids: Ids
@@ -147,7 +148,9 @@ def _warn(message: str) -> None:
     log.warning("%s", message)
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], encode: Callable[[str], Ids]) -> Turns:
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], encode: Callable[[str], Ids]
+) -> list[Turns]:
     """Tokenise a chat and find what the assistant says.
 
     Where the template marks it, by {% generation %}, the mask is transformers' own. Else an answer is what the chat
@@ -156,47 +159,95 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     Args:
         encode: gives a text's tokens, without any of the tokenizer's own around them.
 
+    Returns:
+        One text. Or, where the template writes an answer differently once more messages follow (Qwen3's leaves its
+        thinking out), a text for each answer, which ends with it: the chat as it is when the model has to give it.
+
     Raises:
-        UserError: see `write`; or the template changes what it wrote before when a message follows.
+        UserError: see `write`.
     """
     text = write(tokenizer, messages)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     template = _on_today(tokenizer.get_chat_template())
     if GENERATION.search(template):
+        for i in answers:
+            _check_written(tokenizer, messages[: i + 1], text)
         how: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True, "chat_template": template}
         found: Any = tokenizer.apply_chat_template(list(messages), **how)
         ids, scored = list(found["input_ids"]), np.array(found["assistant_masks"], dtype=bool)
+        return [Turns(ids, scored, _find_asked(tokenizer, messages, answers[:1], text, ids, scored, encode))]
+    spans = [_find_answer(tokenizer, messages[: i + 1]) for i in answers]
+    if all(text.startswith(until[:end]) for _, until, end in spans):
+        texts = [(text, answers, spans)]
     else:
+        texts = [(span[1], [i], [span]) for i, span in zip(answers, spans, strict=True)]
+    turns = []
+    for text, own, parts in texts:
         ids = encode(text)
         scored = np.zeros(len(ids), dtype=bool)
-        for i in answers:
-            until, said = write(tokenizer, messages[: i + 1]), messages[i]["content"].strip()
-            # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
-            at = until.rfind(said)
-            before = write(tokenizer, messages[:i], answer=True) if i else until[:at]
-            if not until.startswith(before):
-                before = begin_answer(tokenizer, messages[:i])
-            until_its_end = until[: at + len(said)]  # which may be another: Phi's template ends a chat, not each turn
-            if not text.startswith(until_its_end):
-                raise UserError(
-                    "the tokenizer's chat template writes an answer otherwise when more messages follow, so it is not "
-                    "known what of it to score; give a chat for each answer, or a template with {% generation %}"
-                )
+        for before, until, _ in parts:
             scored[_shared(ids, encode(before)) : _shared(ids, encode(until))] = True
-    for i in answers:
-        if messages[i]["content"].strip() in text:
-            continue
-        other = [*messages[:i], messages[i] | {"content": ANSWER}]
-        if write(tokenizer, other) == write(tokenizer, messages[: i + 1]):
-            raise UserError("the tokenizer's chat template does not write what the assistant says, where it is a text")
-        _warn("the chat template leaves out or changes parts of what the assistant says, so they are not trained on")
-    first = int(scored.argmax()) if scored.any() else len(ids)
-    question = slice(first, first) if answers[:1] == [0] else slice(0, first)
-    if answers and answers[0]:
-        asked = write_within(tokenizer, messages[: answers[0]], text)
-        found = find_question(ids, asked, messages[answers[0] - 1], encode)
-        question = slice(found.start, min(found.stop, first))
-    return Turns(ids, scored, question)
+        turns.append(Turns(ids, scored, _find_asked(tokenizer, messages, own[:1], text, ids, scored, encode)))
+    return turns
+
+
+def _find_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, int]:
+    """Find where a chat's last message stands, which is an answer.
+
+    Returns:
+        The chat up to where the assistant begins it; the chat with it; and where in that its words end. What the template
+        puts behind them may depend on what follows: Phi's ends a chat, not each turn.
+    """
+    until, said = write(tokenizer, messages), messages[-1]["content"].strip()
+    _check_written(tokenizer, messages, until)
+    # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
+    at = until.rfind(said)
+    before = write(tokenizer, messages[:-1], answer=True) if len(messages) > 1 else until[:at]
+    if not until.startswith(before):
+        before = begin_answer(tokenizer, messages[:-1])
+    return before, until, at + len(said)
+
+
+def _check_written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> None:
+    """Check that a chat, written as `text`, has the words of its last message; warn if they were changed.
+
+    Raises:
+        UserError: the template does not write them at all.
+    """
+    if messages[-1]["content"].strip() in text:
+        return
+    if write(tokenizer, [*messages[:-1], messages[-1] | {"content": ANSWER}]) == write(tokenizer, messages):
+        raise UserError("the tokenizer's chat template does not write what the assistant says, where it is a text")
+    _warn("the chat template leaves out or changes parts of what the assistant says, so they are not trained on")
+
+
+def _find_asked(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    answers: Sequence[int],
+    text: str,
+    ids: Ids,
+    scored: np.ndarray,
+    encode: Callable[[str], Ids],
+) -> slice:
+    """Find what a text that is too long loses first: from the message before the chat's first answer to the one before
+    the first that is scored.
+
+    Args:
+        answers: the place of that among the messages; empty for none.
+        text, ids, scored: the chat, written.
+    """
+    start = int(scored.argmax()) if scored.any() else len(ids)
+    if not answers:
+        return slice(0, start)
+    if answers[0] == 0:
+        return slice(start, start)
+    first = next(i for i, message in enumerate(messages) if message["role"] == "assistant") or answers[0]
+    begin, end = (
+        find_question(ids, write_within(tokenizer, messages[:i], text), messages[i - 1], encode)
+        for i in (first, answers[0])
+    )
+    return slice(begin.start, min(end.stop, start))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], Ids]) -> int | None:

@@ -151,7 +151,7 @@ class Tokens:
             Each document, or each of its pieces, in order; and what was cut off.
 
         Raises:
-            UserError: a document has a token that the model does not have, or is a chat that the template does not
+            UserError: a document has a token that the model does not have, or is a chat that the template cannot
                 write; or no text fits into a piece.
         """
         identity = fingerprint(self.tokenizer)
@@ -161,16 +161,16 @@ class Tokens:
             how = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tokenizer", "vocabulary")]
             template = self.tokenizer.chat_template if self.chat or self.chat_template else None
             cells = [table[name] for name in ("task", "text", *placeholders(table))]
-            key = digest(["tokens", 3, identity, how, template, len(table)], chain(*cells))
+            key = digest(["tokens", 4, identity, how, template, len(table)], chain(*cells))
             tokens = cached_table("tokens", key, lambda: self._encode(table))
         encoded = to_pieces(tokens)
         highest = pc.max(tokens["ids"].combine_chunks().values).as_py() if encoded else None
         if highest is not None and highest >= self.vocabulary:
             for piece in encoded:
                 self.require_embeddings(piece.ids, f"the document in row {table.index[piece.document]}")
-        lost, lost_prompt = tokens["n_lost"].to_numpy(), tokens["n_lost_prompt"].to_numpy()
-        counts = (lost > 0).sum(), lost.sum(), (lost_prompt > 0).sum(), lost_prompt.sum()
-        return encoded, Truncation(*map(int, counts))
+        lost = tokens.select(["document", "n_lost", "n_lost_prompt"]).to_pandas().groupby("document").sum()
+        counts = zip((lost > 0).sum(), lost.sum(), strict=True)
+        return encoded, Truncation(*(int(count) for pair in counts for count in pair))
 
     @property
     def end_of_turn(self) -> int | None:
@@ -274,33 +274,37 @@ class Tokens:
         starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
         for start, stop in progress([*zip(starts, [*starts[1:], len(table)], strict=True)], "tokenising"):
             rows = []
-            for document, whole in enumerate(self._parts(table.iloc[start:stop]), start=int(start)):
-                same = longest if longest is None or not self.answers else len(whole.before)
-                pieces, *lost = self.cutter.cut(whole, same)
-                # Most documents have one piece; the others lost nothing more.
-                rows += [(document, *piece, *(lost if i == 0 else (0, 0))) for i, piece in enumerate(pieces)]
+            for document, wholes in enumerate(self._parts(table.iloc[start:stop]), start=int(start)):
+                for whole in wholes:
+                    same = longest if longest is None or not self.answers else len(whole.before)
+                    pieces, *lost = self.cutter.cut(whole, same)
+                    # Most have one piece; the others lost nothing more.
+                    rows += [(document, *piece, *(lost if i == 0 else (0, 0))) for i, piece in enumerate(pieces)]
             parts.append(pa.table([*map(list, zip(*rows, strict=True))], schema=TOKENS))
         return pa.concat_tables(parts) if parts else TOKENS.empty_table()
 
-    def _parts(self, table: pd.DataFrame) -> Iterator[Parts]:
-        """Tokenise some rows whole."""
+    def _parts(self, table: pd.DataFrame) -> Iterator[list[Parts]]:
+        """Tokenise some rows whole; a chat may be several texts, see `encode_chat`."""
         end = [self.tokenizer.eos_token_id] if self.append_eos else []
         if self.chat or self.chat_template:
             for row, messages in zip(table.index, self._chats(table), strict=True):
                 try:
-                    turns = encode_chat(self.tokenizer, messages, lambda text: self._ids([text])[0])
+                    written = encode_chat(self.tokenizer, messages, lambda text: self._ids([text])[0])
                 except UserError as error:
                     raise UserError(f"the document in row {row}: {error}") from error
-                begin, stop = turns.question.start, turns.question.stop
-                scored = np.append(turns.scored[stop:], np.ones(len(end), dtype=bool))
-                yield Parts(turns.ids[:begin], turns.ids[begin:stop], turns.ids[stop:] + end, scored, [])
+                wholes = []
+                for turns in written:
+                    begin, stop = turns.question.start, turns.question.stop
+                    scored = np.append(turns.scored[stop:], np.ones(len(end), dtype=bool))
+                    wholes.append(Parts(turns.ids[:begin], turns.ids[begin:stop], turns.ids[stop:] + end, scored, []))
+                yield wholes
             return
         before = {task: self.before(task) for task in table["task"].unique()}
         prompts = self._ids(self._questions(table)) if self.columns else [[]] * len(table)
         texts = self._ids([self.template.replace("{text}", text) for text in table["text"]])
         for task, prompt, text in zip(table["task"], prompts, texts, strict=True):
             rest = text + end
-            yield Parts(before[task], prompt, rest, np.ones(len(rest), dtype=bool), before[task])
+            yield [Parts(before[task], prompt, rest, np.ones(len(rest), dtype=bool), before[task])]
 
     def _questions(self, table: pd.DataFrame) -> list[str]:
         """Fill the prompt in for each row."""

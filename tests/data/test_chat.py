@@ -50,7 +50,8 @@ def ids_of(tokenizer, text):
 
 
 def encode(tokenizer, messages):
-    return encode_chat(tokenizer, messages, lambda text: ids_of(tokenizer, text))
+    (turns,) = encode_chat(tokenizer, messages, lambda text: ids_of(tokenizer, text))
+    return turns
 
 
 @pytest.mark.parametrize("messages", CHATS)
@@ -109,7 +110,7 @@ def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):
     tokenizer.chat_template = PLAIN.replace("'<assistant>\\n' }}", "'<assistant>\\n<think>\\n' }}")
     tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
     assert tokenizer.decode(tokens.start(None, "Hello")) == "<user>\nHello</s>\n<assistant>\n"
-    assert "begins an answer with '<think>\\n' where a model is to give it" in caplog.text
+    assert "starts an answer that a model is to give with '<think>\\n'" in caplog.text
     mine = encode(tokenizer, chat("Hello", "Hi"))
     assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "Hi</s>\n"
 
@@ -125,7 +126,7 @@ def test_a_question_that_is_written_otherwise_without_an_answer_is_not_scored(to
     mine = encode(tokenizer, messages)
     assert tokenizer.decode(mine.ids) == "[INST] Which law is it?[/INST] This one</s>"
     assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == " This one</s>"
-    assert "writes a question otherwise when its answer follows" in caplog.text
+    assert "writes a question differently once its answer follows" in caplog.text
     tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
     assert tokenizer.decode(tokens.start(None, messages[:2])) == "[INST] Which law is it?[/INST]"
     long = [messages[0], *chat("word " * 50 + "it", "This one")]  # it is shortened, and its answer whole
@@ -161,12 +162,29 @@ def test_a_template_that_wants_parts_of_messages_is_refused(tokenizer):
         encode(tokenizer, chat("a question", "an answer"))
 
 
-def test_a_template_that_changes_what_it_wrote_is_refused(tokenizer):
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}{% endif %}{% endfor %}"
-    )
-    with pytest.raises(UserError, match="writes an answer otherwise when more messages follow"):
-        encode(tokenizer, chat("a", "b", "c", "d"))
+THINKING = (
+    HEAD + "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m['content'] + '</s>\\n' }}" + TAIL
+)  # as Qwen3's
+
+
+def test_answers_that_are_written_otherwise_later_have_each_a_text(tokenizer):
+    tokenizer.chat_template = THINKING
+    messages = [{"role": "system", "content": "S"}, *chat("why " * 20, "One", "b", "Two", "c")]
+    texts = encode_chat(tokenizer, messages, lambda text: ids_of(tokenizer, text))
+    start, thought = f"<system>\nS</s>\n<user>\n{'why ' * 20}</s>\n<assistant>\n", "<think>\n\n</think>\n\n"
+    then = start + "One</s>\n<user>\nb</s>\n<assistant>\n"
+    for (ids, scored, asked), before, answer in zip(texts, (start, then), ("One</s>\n", "Two</s>\n"), strict=True):
+        assert ids == ids_of(tokenizer, before + thought + answer)
+        assert np.array(ids)[scored].tolist() == ids_of(tokenizer, thought + answer)
+        assert tokenizer.decode(ids[: asked.start]) == "<system>\nS</s>\n<user>\n"
+        assert tokenizer.decode(ids[asked.stop :]).endswith("</s>\n<assistant>\n" + thought + answer)
+    (ids, _, asked), room = texts[1], len(texts[1].ids) - 10
+    table = pd.DataFrame({"task": ["t"], "text": [json.dumps(messages)]})
+    (first, second), lost = Tokens(tokenizer, len(tokenizer), room, chat=True).encode(table)
+    assert (first.document, second.document, lost.prompts, lost.documents) == (0, 0, 1, 0)
+    assert first.ids.tolist() == texts[0].ids
+    assert second.ids.tolist() == ids[: asked.start] + ids[asked.start + 10 :]
 
 
 def test_what_a_template_refuses_is_told_with_its_row(tokenizer):
