@@ -250,6 +250,10 @@ def test_scores_and_writers_are_the_evaluations(run, speeches, call, tmp_path):
         "epochs=0": lambda: run.adapt(speeches, "adapted", epochs=0),
         "lr=-1.0": lambda: run.adapt(speeches, "adapted", lr=-1.0),
         "there is no text": lambda: run.who_wrote([]),
+        "no prompt: give a text": lambda: run.generate(speeches),
+        "the run has no task 7": lambda: run.generate("a", 7),
+        "the run has no task 8": lambda: run.export(tmp_path / "peft", [8]),
+        "max_new_token: there is no such option": lambda: run.generate("a", max_new_token=3),
     }.items():
         with pytest.raises(UserError, match=problem):
             call()
@@ -301,6 +305,9 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
         found = documents(given, Columns())
         assert found["task"].tolist() == ["9007199254740992", "9007199254740993", "", "7"]
         pd.testing.assert_frame_equal(found, read(str(tmp_path / "t.parquet")))
+    labels = datasets.Features({"task": datasets.ClassLabel(names=["x", "y"]), "text": datasets.Value("string")})
+    labelled = datasets.Dataset.from_dict({"task": [1, 0], "text": ["a", "b"]}, features=labels)
+    assert documents(labelled, Columns())["task"].tolist() == ["y", "x"]
     numbers = documents(arrow, Columns("n"))["task"].tolist()
     assert numbers == ["1.0", "", "0.1", "1e+16"]
     assert numbers == documents(arrow.to_pandas(), Columns("n"))["task"].tolist()

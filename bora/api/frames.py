@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from bora.data import huggingface
 from bora.data.columns import Columns, finish, text_table
 from bora.data.errors import input_errors
 from bora.errors import UserError
@@ -19,6 +20,8 @@ def documents(frame: Any, columns: Columns) -> pd.DataFrame:
         UserError: it is no data frame, or a column is missing or holds something other than text.
     """
     with input_errors("the frame", ARGUMENTS):
+        if hasattr(frame, "features") and hasattr(frame, "with_format"):  # a dataset of the datasets library
+            return huggingface.documents(frame, columns)
         if isinstance(frame, pd.DataFrame):
             frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
             names, parts = [*frame.columns], [frame]
@@ -33,8 +36,6 @@ def _arrow(frame: Any) -> pa.Table:
     Raises:
         UserError: it is no frame.
     """
-    if hasattr(frame, "with_format"):  # a dataset of the datasets library
-        frame = frame.with_format("arrow")[:]
     try:
         if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__arrow_c_array__"):
             return pa.table(frame)

@@ -59,7 +59,7 @@ class Run:
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> None:
         self.folder = Path(folder).expanduser()
-        self._directory, self._device, self._dtype = RunDirectory(self.folder), device, dtype
+        self._directory, self._device, self._dtype = RunDirectory(self.folder.absolute()), device, dtype
         self.summary: dict[str, Any] = self._directory.summary()
 
     @property
@@ -98,7 +98,7 @@ class Run:
     @cached_property
     def restored(self) -> Restored:
         """Load the epoch that validation chose: model, tokenizer, config."""
-        return restore(self.folder, self._device, self._dtype)
+        return restore(self._directory.path, self._device, self._dtype)
 
     @property
     def model(self) -> HierarchicalLoRA:
@@ -131,8 +131,9 @@ class Run:
         """Let tasks continue the same prompts, side by side.
 
         Args:
-            prompt: one, or P of them: a text; where the run's prompt takes columns, a dictionary of them, or the text of
-                the only one; where it was trained on chats, a list of messages, or the user's text.
+            prompt: one, or P of them: a text; where the run's prompt takes columns, a dictionary of them, the text of
+                the only one, or a frame, a row a prompt; where it was trained on chats, a list of messages, or the
+                user's text.
             tasks: one or more names; None for all tasks.
             mean, base: let Θ, and the frozen backbone, answer too.
             options: max_new_tokens, do_sample, temperature, top_p, num_return_sequences, seed, …; see
@@ -147,6 +148,8 @@ class Run:
         one = isinstance(prompt, (str, Mapping)) or (
             self.restored.tokens.chat and isinstance(next(iter(prompt), None), Mapping)
         )
+        if isinstance(prompt, pd.DataFrame):
+            prompt = [{str(key): cell for key, cell in row.items()} for row in prompt.to_dict("records")]
         prompts = [prompt] if one else list(prompt)
         sampling = _sampling(options)
         asked = self.tasks if tasks is None else _listed(tasks)
@@ -269,7 +272,7 @@ class Run:
         else:
             if self.restored.tokens.answers:
                 raise UserError("this run's documents have prompts; give a frame with their columns")
-            listed = texts.tolist() if isinstance(texts, pd.Series) else _listed(texts)
+            listed = [texts] if isinstance(texts, str) else list(texts)
             index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
             table = pd.DataFrame({"text": ["" if pd.isna(text) else text for text in listed]}, dtype=str)
         if table.empty:
@@ -326,7 +329,7 @@ class Run:
         Raises:
             UserError: see `bora.use.export.export`.
         """
-        export(self.folder, Path(path), None if tasks is None else _listed(tasks), merge)
+        export(self._directory.path, Path(path), None if tasks is None else _listed(tasks), merge)
         return Path(path)
 
     def push_to_hub(
@@ -345,7 +348,7 @@ class Run:
         Raises:
             UserError: see `bora.use.hub.push_to_hub`.
         """
-        return push_to_hub(self.folder, repo, None if tasks is None else _listed(tasks), merge, private)
+        return push_to_hub(self._directory.path, repo, None if tasks is None else _listed(tasks), merge, private)
 
     def report(self, output: str | Path | None = None) -> Report:
         """Write tables, figures and a page, index.html, as `bora report` does; a notebook shows the page.
@@ -356,7 +359,7 @@ class Run:
         Raises:
             UserError: the report extra is not installed, or nothing can be written there.
         """
-        return write_report(self.folder, output)
+        return write_report(self._directory.path, output)
 
     def similarity(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
         """Draw which tasks deviate from Θ alike, like ones beside each other.
@@ -374,7 +377,7 @@ class Run:
         from bora.report.figures import similarity
         from bora.report.similarity import compare_tasks
 
-        found = compare_tasks(read_run(self.folder))
+        found = compare_tasks(read_run(self._directory.path))
         if groups is not None:
             chosen = pd.Series(groups).reindex(found.tasks).fillna(NONE)
             found = replace(found, column=str(chosen.name or ""), groups=chosen)
@@ -442,8 +445,11 @@ def _sampling(options: dict[str, Any]) -> Sampling:
     try:
         return Sampling(**options)
     except ValidationError as error:
-        raise UserError("\n".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
+        unknown = f"there is no such option; there are {', '.join(Sampling.model_fields)}"
+        lines = (f"{e['loc'][0]}: {unknown if e['type'] == 'extra_forbidden' else e['msg']}" for e in error.errors())
+        raise UserError("\n".join(lines)) from error
 
 
-def _listed(values: str | Sequence[str]) -> list[str]:
-    return [values] if isinstance(values, str) else list(values)
+def _listed(values: Any) -> list[str]:
+    """List texts or names, one or several; a number is its text."""
+    return [str(value) for value in ([values] if pd.api.types.is_scalar(values) else values)]

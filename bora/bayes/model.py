@@ -218,20 +218,18 @@ class HierarchicalLoRA(nn.Module):
         self.adapters.start_from(state)
 
     def start_from(self, checkpoint: Mapping[str, Any]) -> None:
-        """Begin at another run's θ and Θ, whatever its τ and parameterization.
+        """Begin at another run's Θ and, task by task, its θ, whatever its τ and parameterization; new tasks begin at Θ.
 
         Args:
             checkpoint: its `hyper_parameters` and `state_dict`.
 
         Raises:
-            UserError: it is of other tasks, layers, rank or α, or has levels that this one has not.
+            UserError: it is of other layers, rank or α, or has levels that this one has not.
         """
         ours, theirs = self.hyperparameters, checkpoint["hyper_parameters"]
         for key in ("layers", "rank", "alpha"):
             if theirs[key] != ours[key]:
                 raise UserError(f"that run's {key} is not this one's ({theirs[key]}, not {ours[key]})")
-        if other := set(theirs["task_names"]) ^ set(ours["task_names"]):
-            raise UserError(f"that run's tasks are not this one's: one of the two has no {sorted(other)[0]!r}")
         levels = Levels(**theirs["levels"]) if "levels" in theirs else None
         own = [] if self.adapters.levels is None else self.adapters.levels.columns
         if levels is not None and not set(levels.columns) <= set(own):

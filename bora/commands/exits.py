@@ -21,6 +21,8 @@ from bora.lib.stopping import Stopped, signal_sent_on
 BAD_INPUT, DEFECT = 2, 1
 # Errors of the file system: another folder helps, or room on the disk.
 PATH_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+PATH_ERRNOS |= {errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE}  # without locks: NFS
+
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # What conf/sweep asks Hydra for → the package that brings it.
 PLUGINS = {
@@ -98,6 +100,8 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
     """Describe an error that the user can mend, with its exit code; None for a defect."""
     if isinstance(error, UserError):
         return str(error), BAD_INPUT
+    if isinstance(error.__cause__, OSError) and isinstance(error, ValueError):  # logging's, of run.log
+        error = error.__cause__
     if isinstance(error, OSError) and error.errno in PATH_ERRNOS | DISK_ERRNOS:
         where = f" ({error.filename})" if error.filename else ""
         if error.errno in PATH_ERRNOS:

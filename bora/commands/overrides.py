@@ -41,6 +41,8 @@ def prepare(words: list[str]) -> list[str]:
         return words
     if unknown:
         raise UserError(f"there is no option {unknown[0]}; a setting is written without dashes: KEY=VALUE")
+    if arguments.config_dir is not None:
+        raise UserError(f"--config-dir: give a folder of settings as 'hydra.searchpath=[{arguments.config_dir}]'")
     # Flags first: Hydra's parser takes no override before one and another behind it.
     flags = [word for word in words if word not in arguments.overrides]
     plain = [forced(word) for word in arguments.overrides]

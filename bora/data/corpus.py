@@ -11,7 +11,7 @@ import pandas as pd
 from bora.config.schema import Data
 from bora.data.columns import level_cells
 from bora.data.pieces import Encoded, Truncation
-from bora.data.prompts import whole_texts
+from bora.data.prompts import placeholders, whole_texts
 from bora.data.select import describe_dropped, select
 from bora.data.split import SPLITS, leakage, split
 from bora.data.tokens import Tokens
@@ -74,12 +74,14 @@ class Corpus:
         """Describe the corpus in a few lines: its size, and what was dropped, cut off or seen before."""
         counts, n = self.per_task(), self.documents["row"].nunique()
         pieces = f" in {len(self.documents):,} pieces" if n < len(self.documents) else ""
+        blank = {name: int((self.documents[name].str.strip() == "").sum()) for name in placeholders(self.documents)}
         return (
             f"{len(self.task_names)} tasks, {n:,} documents{pieces}: "
             f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
             f"{counts.train_tokens.sum():,} scored tokens), {counts.n_val.sum():,} validation, "
             f"{counts.n_test.sum():,} test\n"
-            f"dropped: {describe_dropped(self.dropped)}\n"
+            + "".join(f"empty: {name} of {count:,} documents\n" for name, count in blank.items() if count)
+            + f"dropped: {describe_dropped(self.dropped)}\n"
             f"truncated: {self.truncation.describe(self.documents['n_tokens'].sum())}\n"
             f"leakage: {self._describe_leakage()}"
         )
@@ -126,7 +128,7 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         drop_duplicates=data.drop_duplicates,
         seed=data.split.seed,
     )
-    encoded, truncation = tokens.encode(table)
+    encoded, truncation = tokens.encode(table, cached=True)
     encoded = [e for e in encoded if e.n_scored > 0]
     whose = np.array([e.document for e in encoded], dtype=np.int64)
     kept = np.unique(whose)

@@ -42,16 +42,7 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
         found = _load(path, subset)
         if isinstance(found, datasets.DatasetDict):
             found = _choose_split(found, split)
-        names = columns.find(found.column_names)
-        values = {name: list(_values(found, name)) for name in names.values()}
-        for ours, name in names.items():
-            if ours != "date" and str(getattr(found.features[name], "dtype", "")).startswith("timestamp"):
-                log.warning(
-                    "the datasets library reads the column %s as times, so its cells are like %s; for the text of a file "
-                    "of your own give data=table data.path=FILE",
-                    name,
-                    values[name][0],
-                )
+        return documents(found, columns)
     except UserError:
         raise
     except Exception as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
@@ -60,6 +51,20 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
             f"no dataset could be loaded ({type(reason).__name__}: {first_line(reason)}); give a folder that "
             "save_to_disk wrote, a folder of data files, or a name on the hub"
         ) from error
+
+
+def documents(found: Any, columns: Columns) -> pd.DataFrame:
+    """Take a dataset's columns that are needed, see `read`."""
+    names = columns.find(found.column_names)
+    values = {name: list(_values(found, name)) for name in names.values()}
+    for ours, name in names.items():
+        if ours != "date" and str(getattr(found.features[name], "dtype", "")).startswith("timestamp"):
+            log.warning(
+                "the datasets library reads the column %s as times, so its cells are like %s; for the text of a file "
+                "of your own give data=table data.path=FILE",
+                name,
+                values[name][0],
+            )
     return finish(text_table([values], names))
 
 

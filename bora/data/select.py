@@ -179,6 +179,6 @@ def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
         raise UserError(
             f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "
             f"{date[:40]!r}), and a chronological order needs one; name the column with "
-            "data.date, or use data.selection=largest and data.split.method=random"
+            "data.date, leave those rows out, or use data.selection=largest and data.split.method=random"
         )
     return dates

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -108,9 +108,10 @@ class Tokens:
 
     @cached_property
     def beginning(self) -> list[int]:
-        """The beginning-of-text token, if the tokenizer puts one before a text by itself and it is asked for."""
-        first = self.tokenizer("").input_ids[:1] if self.prepend_bos else []
-        return first if first and first[0] == self.tokenizer.bos_token_id else []
+        """What the tokenizer puts before a text by itself (OPT's: the beginning-of-text token), if it is asked for."""
+        whole, plain = self.tokenizer("a").input_ids, self._ids(["a"])[0]
+        n = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+        return whole[:n] if self.prepend_bos else []
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -141,11 +142,12 @@ class Tokens:
                 "model.resize_token_embeddings(len(tokenizer)), or give the tokenizer that the model came with"
             )
 
-    def encode(self, table: pd.DataFrame) -> tuple[list[Encoded], Truncation]:
-        """Tokenise each row, in the table's order; the tokens are cached for the next start.
+    def encode(self, table: pd.DataFrame, cached: bool = False) -> tuple[list[Encoded], Truncation]:
+        """Tokenise each row, in the table's order.
 
         Args:
             table: columns task, text and the prompt's placeholders; the index is the documents' rows.
+            cached: keep the tokens in the cache folder, for the next start.
 
         Returns:
             Each document, or each of its pieces, in order; and what was cut off.
@@ -154,14 +156,14 @@ class Tokens:
             UserError: a document has a token that the model does not have, or is a chat that the template cannot
                 write; or no text fits into a piece.
         """
-        identity = fingerprint(self.tokenizer)
+        identity = fingerprint(self.tokenizer) if cached else None
         if identity is None:
             tokens = self._encode(table)
         else:
             how = [getattr(self, name) for name in self.__dataclass_fields__ if name not in ("tokenizer", "vocabulary")]
             template = self.tokenizer.chat_template if self.chat or self.chat_template else None
             cells = [table[name] for name in ("task", "text", *placeholders(table))]
-            key = digest(["tokens", 4, identity, how, template, len(table)], chain(*cells))
+            key = digest(["tokens", 5, identity, how, template, len(table)], chain(*cells))
             tokens = cached_table("tokens", key, lambda: self._encode(table))
         encoded = to_pieces(tokens)
         highest = pc.max(tokens["ids"].combine_chunks().values).as_py() if encoded else None
@@ -230,6 +232,8 @@ class Tokens:
         if self.chat:
             return self._question([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, room)
         if not self.answers:
+            if not isinstance(prompt, str):
+                raise UserError(f"this run's documents have no prompt: give a text to go on with, not {prompt!r}")
             return self.before(task) + self._ids([self.template.partition("{text}")[0] + prompt])[0]
         cells = {self.columns[0]: prompt} if isinstance(prompt, str) and len(self.columns) == 1 else prompt
         if self.columns and (not isinstance(cells, Mapping) or set(self.columns) - set(cells)):
@@ -271,8 +275,8 @@ class Tokens:
         # Neither number ever falls, so a new part begins where their sum rises.
         number = table["text"].str.len().to_numpy(np.int64).cumsum() // MAX_PART_CHARS
         number += np.arange(len(table)) // MAX_PART_DOCUMENTS
-        starts = [0, *(np.flatnonzero(np.diff(number)) + 1)] if len(table) else []
-        for start, stop in progress([*zip(starts, [*starts[1:], len(table)], strict=True)], "tokenising"):
+        cuts = [0, *(np.flatnonzero(np.diff(number)) + 1), len(table)] if len(table) else []
+        for start, stop in progress([*pairwise(cuts)], "tokenising"):
             rows = []
             for document, wholes in enumerate(self._parts(table.iloc[start:stop]), start=int(start)):
                 for whole in wholes:
@@ -286,8 +290,12 @@ class Tokens:
     def _parts(self, table: pd.DataFrame) -> Iterator[list[Parts]]:
         """Tokenise some rows whole; a chat may be several texts, see `encode_chat`."""
         end = [self.tokenizer.eos_token_id] if self.append_eos else []
+        blank = table["text"].str.strip() == ""  # nothing of it is scored, not even its end
         if self.chat or self.chat_template:
-            for row, messages in zip(table.index, self._chats(table), strict=True):
+            for row, messages, is_blank in zip(table.index, self._chats(table), blank, strict=True):
+                if is_blank:
+                    yield [Parts([], [], [0], np.zeros(1, dtype=bool), [])]
+                    continue
                 try:
                     written = encode_chat(self.tokenizer, messages, lambda text: self._ids([text])[0])
                 except UserError as error:
@@ -295,16 +303,16 @@ class Tokens:
                 wholes = []
                 for turns in written:
                     begin, stop = turns.question.start, turns.question.stop
-                    scored = np.append(turns.scored[stop:], np.ones(len(end), dtype=bool))
+                    scored = np.append(turns.scored[stop:], np.full(len(end), True))
                     wholes.append(Parts(turns.ids[:begin], turns.ids[begin:stop], turns.ids[stop:] + end, scored, []))
                 yield wholes
             return
         before = {task: self.before(task) for task in table["task"].unique()}
         prompts = self._ids(self._questions(table)) if self.columns else [[]] * len(table)
         texts = self._ids([self.template.replace("{text}", text) for text in table["text"]])
-        for task, prompt, text in zip(table["task"], prompts, texts, strict=True):
+        for task, prompt, text, is_blank in zip(table["task"], prompts, texts, blank, strict=True):
             rest = text + end
-            yield [Parts(before[task], prompt, rest, np.ones(len(rest), dtype=bool), before[task])]
+            yield [Parts(before[task], prompt, rest, np.full(len(rest), not is_blank), before[task])]
 
     def _questions(self, table: pd.DataFrame) -> list[str]:
         """Fill the prompt in for each row."""
@@ -314,7 +322,7 @@ class Tokens:
     def _chats(self, table: pd.DataFrame) -> Iterator[list[Message]]:
         """Give each row's messages."""
         if self.chat:
-            yield from map(json.loads, table["text"])
+            yield from (json.loads(text) if text.strip() else [] for text in table["text"])
             return
         for question, text in zip(self._questions(table), table["text"], strict=True):
             answer = self.template.replace("{text}", text)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
-    """Return the cache folder: $BORA_CACHE, or ~/.cache/bora."""
-    return Path(os.environ.get("BORA_CACHE", "~/.cache/bora")).expanduser()
+    """Return the cache folder: $BORA_CACHE, or ~/.cache/bora; without a home, one of the system's temporary folder."""
+    folder = os.path.expanduser(os.environ.get("BORA_CACHE", "~/.cache/bora"))
+    return Path(tempfile.gettempdir(), "bora") if folder.startswith("~") else Path(folder)
 
 
 def digest(about: object, texts: Iterable[str] = ()) -> str:

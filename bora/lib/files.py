@@ -77,6 +77,8 @@ def write_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"{out}: nothing can be written there ({first_line(error)}); give another folder") from error
     try:
         yield partial
+        for file in partial.rglob("*"):  # safetensors lets nobody but the owner read what it writes
+            file.chmod(file.stat().st_mode | (partial.stat().st_mode & 0o044))
         if out.exists():
             out.rmdir()  # fails if it is no longer empty
         partial.rename(out)

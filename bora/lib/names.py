@@ -1,8 +1,10 @@
 """Write names and texts so that they are safe in file systems, Markdown and LaTeX."""
 
+import hashlib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
 MAX_NAME_CHARS = 64  # some file systems stop at 143 bytes
@@ -26,20 +28,21 @@ _LATEX |= {"␣": r"\textvisiblespace{}", "↵": r"$\hookleftarrow$", "⇥": r"$
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
     """Give each task a name of ASCII letters, digits, dots, hyphens and underscores, safe as a file's name.
 
-    No two are equal, upper and lower case taken as the same, and none is `reserved`. A name depends on all the tasks and
-    their order, so give all of them even where one is needed.
+    No two are equal, upper and lower case taken as the same, and none is `reserved`. Of tasks that would share a name,
+    those that it does not spell exactly have a hash behind it, so that a name does not depend on the tasks' order.
     """
-    taken = {name.lower() for name in reserved}
-    names = {}
-    for task in tasks:
-        plain = name = _plain(task)
-        count = 1
+    plain = {task: _plain(task) for task in tasks}
+    sharers = Counter(name.lower() for name in [*reserved, *plain.values()])
+    names = {task: name for task, name in plain.items() if sharers[name.lower()] == 1}
+    taken = {name.lower() for name in [*reserved, *names.values()]}
+    for task in sorted(plain.keys() - names.keys(), key=lambda task: (task != plain[task], task)):
+        name, digest = plain[task], hashlib.sha256(task.encode()).hexdigest()
+        lengths = iter(range(6, len(digest)))
         while name.lower() in taken:
-            count += 1
-            name = f"{plain}-{count}"
+            name = f"{plain[task]}-{digest[: next(lengths)]}"
         taken.add(name.lower())
         names[task] = name
-    return names
+    return {task: names[task] for task in plain}
 
 
 def _plain(task: str) -> str:

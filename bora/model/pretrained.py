@@ -51,9 +51,17 @@ class Pretrained(NamedTuple):
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens a text may have for a model; None where its config sets no limit."""
+    """Return how many tokens a text may have for a model; None where its config sets no limit.
+
+    With longrope, Phi-3's, no more than its short factors are for: it takes the long ones for a whole batch.
+    """
     text = config.get_text_config(decoder=True)
-    return next((n for name in POSITIONS if isinstance(n := getattr(text, name, None), int)), None)
+    limit = next((n for name in POSITIONS if isinstance(n := getattr(text, name, None), int)), None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if limit is None or rope.get("rope_type") != "longrope":
+        return limit
+    name = "original_max_position_embeddings"
+    return min(limit, rope.get(name) or getattr(text, name, None) or limit)
 
 
 def load(model: AnyModel, dtype: Dtype, weights: bool = True) -> Pretrained:
@@ -200,9 +208,11 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _not_loaded(path: str, where: str, error: Exception) -> UserError:
+    found = f"model.path={path}: no causal language model could be loaded from {where} ({first_line(error)})"
+    if Path(path).expanduser().is_dir():
+        return UserError(found)
     return UserError(
-        f"model.path={path}: no causal language model could be loaded from {where} ({first_line(error)}); connect to the "
-        "hub, or copy the model here and give its folder as model.path=/the/folder"
+        f"{found}; connect to the hub, or copy the model here and give its folder as model.path=/the/folder"
     )
 
 

@@ -252,8 +252,8 @@ def draw_figures(
         (
             "figure9",
             learning_curves(evidence, curves),
-            "Validation while training, a line a run; the circle is what the run kept."
-            + " c is the factor by which validation shrinks the deviations (first seed)."
+            "Validation while training, a line a run; the circle is the epoch that the run kept."
+            + " c is the factor by which validation shrinks the deviations (first seed); at the end it is chosen by task."
             * bool(evidence.series.learned),
         ),
         (

@@ -111,6 +111,10 @@ def _require_figures(run: Run) -> Run:
     Raises:
         UserError: naming what it lacks.
     """
+    if "adapted_from" in run.summary:
+        raise UserError(
+            f"{run.folder} was made by bora adapt, which holds no documents out: there is nothing to report"
+        )
     lacking = [name for name in FIGURES if name not in run.summary]
     lacking += [name for name in PER_TASK_COLUMNS[1:] if name not in run.per_task]
     if lacking:

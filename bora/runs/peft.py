@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,12 +88,18 @@ def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
         log.info("init_from: the mean, which every task shares, starts at %s", mean_folder or "the adapters' mean")
         return
     adapters.start_at(mean, torch.stack([thetas.get(task, mean) for task in names]))
-    missing = [task for task in names if task not in thetas]
-    log.info("init_from: %d of %d tasks start at their own adapter", len(names) - len(missing), len(names))
-    if missing:
-        log.info("init_from: no adapter for %s: they start at the mean", _shorten(missing))
-    if unused := [task for task in tasks.values() if task not in ours]:
-        log.info("init_from: this run has no task %s: their adapters are not used", _shorten(unused))
+    log_start(names, list(tasks.values()))
+
+
+def log_start(ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Log which tasks start at their own LoRA of another run or export, which at Θ, and which LoRAs are not used."""
+    new = [name for name in ours if name not in set(theirs)]
+    unused = [name for name in theirs if name not in set(ours)]
+    log.info("init_from: %d of %d tasks start at their own LoRA", len(ours) - len(new), len(ours))
+    if new:
+        log.info("init_from: there is none of %s: they start at the mean", _shorten(new))
+    if unused:
+        log.info("init_from: this run has no task %s: their LoRAs are not used", _shorten(unused))
 
 
 def read_mapping(folder: Path) -> tuple[str | None, dict[str, str]]:

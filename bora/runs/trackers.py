@@ -241,7 +241,12 @@ def open_tracker(settings: Any, start: Start) -> Iterator[Tracker | None]:
     if settings.kind == "none" or not is_first_process():
         yield None
         return
-    tracker = STARTERS[settings.kind](settings, start)
+    try:
+        tracker = STARTERS[settings.kind](settings, start)
+    except (ImportError, RuntimeError) as error:  # a package that is broken, or finds no home
+        raise UserError(
+            f"logger={settings.kind} cannot start ({first_line(error)}); mend it, or give logger=none"
+        ) from error
     failed = True
     try:
         yield tracker
@@ -326,6 +331,7 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
     """Begin a run in MLflow's experiment of the group's name, with the config as its parameters."""
     # Absolute: MLflow keeps one connection for each URI.
     local = f"sqlite:///{Path('mlflow.db').resolve()}"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which take four minutes
     uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
     try:
         from mlflow import MlflowClient
@@ -351,6 +357,8 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
             f"logger.tracking_uri={uri}: a package is missing ({error}); install it. For a local database: "
             "pip install mlflow-skinny sqlalchemy alembic"
         ) from error
+    except ImportError:  # before there is an MlflowException
+        raise
     except (MlflowException, OSError) as error:
         raise UserError(
             f"logger.tracking_uri={uri}: MLflow cannot log there ({first_line(error)}); give another, or start "

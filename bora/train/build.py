@@ -14,6 +14,7 @@ from bora.bayes.shrinkage import FREE_TAU
 from bora.config.schema import Config
 from bora.data.corpus import Corpus, build_corpus
 from bora.data.module import TaskDataModule
+from bora.data.prompts import whole_texts
 from bora.data.read import read_documents
 from bora.data.tokens import Tokens
 from bora.errors import UserError
@@ -21,8 +22,8 @@ from bora.lib.machine import device_type, require_gpus
 from bora.model.backbone import Backbone
 from bora.model.pretrained import Pretrained, max_positions
 from bora.runs.checkpoints import load_checkpoint
-from bora.runs.directory import RunDirectory
-from bora.runs.peft import has_adapters, start_from_adapters
+from bora.runs.directory import RunDirectory, hash_text
+from bora.runs.peft import has_adapters, log_start, start_from_adapters
 from bora.train.module import TrainingModule
 
 MIN_UNITS = 3  # of a level whose τ is learned
@@ -128,11 +129,15 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
         source = find_start(cfg.init_from)
         try:
             if source.is_finished:
-                model.start_from(load_checkpoint(source.best))
+                checkpoint = load_checkpoint(source.best)
+                model.start_from(checkpoint)
+                log_start(task_names, checkpoint["hyper_parameters"]["task_names"])
             else:
                 start_from_adapters(model, source.path)
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
+        if cfg.tau == "learn":
+            log.warning("init_from: tau=learn takes Θ alone: it begins with all tasks at Θ")
     return model
 
 
@@ -143,6 +148,21 @@ def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
     betas = (optim.betas[0], optim.betas[1])
     how = optim.schedule, optim.warmup_steps, optim.nonfinite, cfg.seed
     return TrainingModule(model, lr, betas, optim.eps, *how)
+
+
+def find_seen(cfg: Config, corpus: Corpus) -> set[str]:
+    """Return the hashes of the texts that init_from's run was trained on or chosen by; warn of those that are tested."""
+    source = None if cfg.init_from is None else find_start(cfg.init_from)
+    seen = (source.trained_on() if source is not None and source.is_finished else None) or set()
+    test = corpus.documents.query("split == 'test' and piece == 0")
+    if n := sum(hash_text(text) in seen for text in whole_texts(test)):
+        log.warning(
+            "init_from: that run was trained on, or chosen by, %d of this run's %d test documents, so their perplexity "
+            "is too low; split by date (data.split.method=date), or leave its documents out",
+            n,
+            len(test),
+        )
+    return seen
 
 
 def find_start(init_from: str) -> RunDirectory:

@@ -26,7 +26,7 @@ from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import METRICS, SUMMARY, UNITS, RunDirectory, json_safe, settings, versions, write_csv
 from bora.runs.metrics import MetricsFile
 from bora.runs.trackers import TRACKED_RUN, Start, log10_tau, open_tracker
-from bora.train.build import build_data, build_model, build_module, find_start, load_corpus, require_hardware
+from bora.train.build import build_data, build_model, build_module, find_seen, find_start, load_corpus, require_hardware
 from bora.train.dashboard import show_end
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
@@ -103,11 +103,12 @@ def train(
             check_same_run(checkpoint, fingerprint, resume_from)
         if is_first_process():
             directory.write_documents(corpus.documents)
-            directory.write_trained_on(whole_texts(corpus.documents)[corpus.documents["split"] != "test"])
+            own = whole_texts(corpus.documents)[corpus.documents["split"] != "test"]
+            directory.write_trained_on(own, find_seen(cfg, corpus))
         metrics = MetricsFile(directory.path / METRICS, checkpoint) if is_first_process() else None
         id, step = checkpoint.get(TRACKED_RUN), checkpoint.get("global_step", 0)
         place = {} if cfg.task_tau == "learn" else {"log10_tau": log10_tau(cfg.task_tau)}
-        shown = json_safe(cfg.model_dump() | {"run": about} | place)
+        shown = json_safe(cfg.model_dump() | {"run": about | {"tau": cfg.task_tau}} | place)
         tau = cfg.task_tau if cfg.task_tau == "learn" else f"{cfg.task_tau:g}"
         tags = [form, about["model"], about["data"], f"tau={tau}"]
         start = Start(directory.path, group, name, shown, tags, id, step)

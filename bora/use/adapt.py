@@ -69,7 +69,7 @@ class NewDocuments(NamedTuple):
 
 
 def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
-    """Encode a table as the run encoded its own; leave out rows without a task or without a token to score.
+    """Encode a table as the run encoded its own, without repeats and rows that have no task or no token to score.
 
     Args:
         table: columns task, '' where there is none, text, what prompts take and the levels that are known.
@@ -78,6 +78,9 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
         UserError: a task, or the whole table, has no document left.
     """
     named = table[table["task"] != ""]
+    n_named = len(named)
+    if restored.cfg.data.drop_duplicates:
+        named = named[~named.assign(text=whole_texts(named)).duplicated(["task", "text"])]
     encoded, truncation = restored.tokens.encode(named)
     tasks, texts = named["task"].tolist(), whole_texts(named).tolist()
     kept = [(e, tasks[e.document], texts[e.document]) for e in encoded if e.n_scored > 0]
@@ -86,7 +89,11 @@ def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
     if lost := sorted(set(named["task"]) - {name for _, name, *_ in kept}):
         raise UserError(f"task {lost[0]!r} has no document with a token to score; remove its rows")
     n_kept = len({e.document for e, *_ in kept})
-    dropped = {"without a task": len(table) - len(named), "without a token to score": len(named) - n_kept}
+    dropped = {
+        "without a task": len(table) - n_named,
+        "repeated within their task": n_named - len(named),
+        "without a token to score": len(named) - n_kept,
+    }
     documents, names, own = (list(column) for column in zip(*kept, strict=True))
     levels, unknown = {}, []
     if (known := restored.model.adapters.levels) is not None:

@@ -187,6 +187,10 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[t
         text = getattr(restored.cfg.data, key)
         if text not in (None, "{text}"):
             yield f"data.{key}", markdown(json.dumps(text, ensure_ascii=False))
+    if restored.tokens.chat or restored.tokens.chat_template:
+        yield "documents", "chats, written by the tokenizer's chat template"
+    yield "end-of-text token after each document", "yes" if restored.tokens.append_eos else "no"
+    yield "longest document", f"{restored.tokens.max_tokens} tokens"
     libraries = ("bora", "torch", "transformers")
     yield "trained with", ", ".join(f"{name} {markdown(summary['versions'][name])}" for name in libraries)
 

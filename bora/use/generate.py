@@ -124,34 +124,59 @@ def continue_all(
     answers = []
     with torch.random.fork_rng():
         torch.manual_seed(sampling.seed)
-        for first in progress(range(0, len(starts), sampling.batch_size), "answers"):
-            some = slice(first, first + sampling.batch_size)
+        size = sampling.batch_size if len(starts) == 1 or _answers_alike(restored) else 1
+        for first in progress(range(0, len(starts), size), "answers"):
+            some = slice(first, first + size)
             found = continue_batch(restored, list(starts[some]), list(speakers[some]), config)
             for start, (ids, ended) in zip(starts[some], found, strict=True):
                 answers.append((_decode(restored, start, ids), ids, ended))
     return answers
 
 
+def _answers_alike(restored: Restored) -> bool:
+    """Return whether a model goes on from a text beside a longer one as it does alone.
+
+    Else a row is a batch: RecurrentGemma reads the padding on the left, and RWKV confuses the rows' states.
+    """
+    middle = restored.tokens.vocabulary // 2
+    short, long = [middle - 2, middle - 1], [*range(middle, middle + 6)]
+    config = GenerationConfig(max_new_tokens=2, output_logits=True, return_dict_in_generate=True)
+
+    def logits(*starts: list[int]) -> Tensor:
+        out: Any = _generate(restored, list(starts), torch.zeros_like(restored.model.adapters.mean), config)
+        return torch.stack(out.logits)[:, 0].float()
+
+    alone, beside = logits(short), logits(short, long)
+    compared = 1 + int(alone[0].argmax() == beside[0].argmax())  # the second has seen the first token
+    rounding = 1e-3 if restored.model.backbone.dtype in (torch.float32, torch.float64) else 5e-2
+    return torch.allclose(alone[:compared], beside[:compared], rtol=0, atol=rounding * float(alone.abs().max()))
+
+
 def continue_batch(
     restored: Restored, starts: list[list[int]], speakers: list[Speaker], config: GenerationConfig
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield what each speaker adds to its own start, and whether it came to an end-of-text token."""
+    out = _generate(restored, starts, _theta(restored, speakers), config)
+    ends = config.eos_token_id or []
+    for row in out[:, max(map(len, starts)) :].tolist():
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        yield row[:end], end is not None
+
+
+def _generate(restored: Restored, starts: list[list[int]], theta: Tensor, config: GenerationConfig) -> Tensor:
+    """Let transformers go on from starts, padded on the left, each row under its θ, [R, P], or all under one, [P]."""
     model, width = restored.model, max(map(len, starts))
     # Pad with the row's own first token: a repetition penalty reads masked ids too, so it must find no others there.
     ids = [[start[0]] * (width - len(start)) + start for start in starts]
     mask = [[0] * (width - len(start)) + [1] * len(start) for start in starts]
     # transformers does not declare GenerationMixin to be part of every PreTrainedModel.
     transformers_generate = cast(Callable[..., Tensor], model.backbone.model.generate)
-    with model.backbone.routed(_theta(restored, speakers)), _without_defaults(model.backbone.model):
-        out = transformers_generate(
+    with model.backbone.routed(theta), _without_defaults(model.backbone.model):
+        return transformers_generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
         )
-    ends = config.eos_token_id or []
-    for row in out[:, width:].tolist():
-        end = next((i for i, token in enumerate(row) if token in ends), None)
-        yield row[:end], end is not None
 
 
 @contextmanager

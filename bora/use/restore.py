@@ -98,6 +98,8 @@ def _find_task(wanted: str, names: Sequence[str]) -> str:
         [name for name in names if name.casefold().startswith(low)],
     ):
         if len(found) == 1:
+            if found[0].casefold() != low:
+                log.warning("there is no task %s: %s is taken, which begins so", wanted, found[0])
             return found[0]
         if found:
             more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""

@@ -26,6 +26,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         (["tau=1,2"], "tau=1,2 is several values: for a run with each give -m"),
         (["tau", "=", "1"], "'tau' sets nothing: write KEY=VALUE in one word"),
         (["-tau=1"], "there is no option -tau=1"),
+        (["--config-dir=mine"], "give a folder of settings as 'hydra.searchpath=[mine]'"),
         (["trainer=gpu"], "torch sees no GPU on this machine"),
         (["data=null"], "Invalid override"),
         (["lora.target_modules=[nothing]"], "matches no linear layer of the model; it has"),

@@ -14,7 +14,7 @@ import yaml
 
 from bora.commands import generate
 from bora.model.pretrained import load_packaged
-from bora.runs.directory import RunDirectory
+from bora.runs.directory import RunDirectory, hash_text
 from bora.use.restore import restore
 from tests.conftest import merged, one_line, table
 
@@ -291,8 +291,27 @@ def test_a_run_starts_from_another(command, tmp_path):
     one, two = (json.loads((tmp_path / f"{name}/summary.json").read_text()) for name in ("one", "two"))
     assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
     assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
-    for other, message in (("nowhere", "there is no finished run in that folder"), ("one", "tasks are not this one's")):
-        one_line(command(*still, f"init_from={other}", "data.modules=[argparse,ssl]", "hydra.run.dir=three"), message)
+    one_line(command(*still, "init_from=nowhere", "hydra.run.dir=three"), "there is no finished run in that folder")
+
+
+def test_a_start_from_a_run_on_the_same_documents_is_told(command, tmp_path):
+    """A model that was trained on what is tested now looks better than it is."""
+    rows = pd.read_csv(table(tmp_path / "old.csv", {"a": 12, "b": 12, "c": 12}))
+    rows[rows["task"] != "c"].to_csv(tmp_path / "new.csv", index=False)
+    how = ["data=table", "data.min_documents=5", "data.max_tokens=20", "logger=none", "trainer.max_epochs=2"]
+    assert command(*how, "data.path=old.csv", "tau=30", "hydra.run.dir=one")[0] == 0
+    again = [*how, "data.path=new.csv", "init_from=one", "data.split.seed=1"]
+    code, out, err = command(*again, "tau=learn", "hydra.run.dir=two")
+    assert code == 0, err
+    documents, known = RunDirectory(tmp_path / "two").documents(), RunDirectory(tmp_path / "one").trained_on()
+    test = documents.query("split == 'test'")["row"]
+    n = sum(hash_text(text) in known for text in pd.read_csv(tmp_path / "new.csv")["text"][test])
+    assert n > 0
+    assert f"trained on, or chosen by, {n} of this run's {len(test)} test documents" in out
+    assert "tau=learn takes Θ alone" in out
+    assert "2 of 2 tasks start at their own LoRA" in out
+    assert "no task c: their LoRAs are not used" in out
+    assert RunDirectory(tmp_path / "two").trained_on() > known
 
 
 def test_auto_does_not_take_a_macs_gpu(command, monkeypatch):

@@ -1,5 +1,6 @@
 """Prompts with columns, and whole documents in pieces: which tokens a document has, and which of them are scored."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_pieces_of_what_fits_are_the_documents():
     whole, _ = tokens().encode(PAIRS)
     pieces, _ = tokens(long="chunk", overlap=5).encode(PAIRS)
     assert [p.ids.tolist() for p in pieces] == [w.ids.tolist() for w in whole]
+
+
+@pytest.mark.parametrize("settings", [{"prompt": "{q}?"}, {"prompt": "{q}?", "chat_template": True}, {"chat": True}])
+def test_of_an_empty_text_nothing_is_scored_not_even_its_end(settings):
+    chat = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+    texts = ["", " \n", chat if "chat" in settings else "an answer"]
+    table = pd.DataFrame({"task": "t", "text": texts, "{q}": "why"})
+    chats = copy.deepcopy(TOKENIZER)
+    chats.chat_template = "{% for m in messages %}{{ m['content'] + '</s>' }}{% endfor %}"
+    how = Tokens(chats, len(chats), 40, append_eos=True, **settings)
+    encoded, _ = how.encode(table)
+    assert [document.n_scored > 0 for document in encoded] == [False, False, True]
+    assert how.encode(table[:0])[0] == []
 
 
 def long_corpus(**settings):

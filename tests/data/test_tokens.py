@@ -69,6 +69,11 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_
     bare.backend_tokenizer.post_processor = processors.ByteLevel()
     assert Tokens(bare, len(bare), 100).before("a") == []
     assert Tokens(tokenizer, len(tokenizer), 100).before("a") == [tokenizer.bos_token_id]
+    for single, before in (("<pad> <s> $A", [1, 0]), ("$A </s>", [])):  # as GLM-4's; an end alone
+        ids = [("<s>", 0), ("<pad>", 1), ("</s>", 2)]
+        bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+        assert Tokens(bare, len(bare), 100).before("a") == before
+    bare.backend_tokenizer.post_processor = processors.ByteLevel()
     (document, _), _ = Tokens(bare, len(bare), 100).encode(TABLE)
     assert document.n_scored == len(document.ids) - 1
 
@@ -80,11 +85,11 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
     tokens = Tokens(tokenizer, len(tokenizer), **OPTIONS)
-    fresh, cut = tokens.encode(table)
+    fresh, cut = tokens.encode(table, cached=True)
     (file,) = tmp_path.rglob("*.arrow")
     with monkeypatch.context() as patch:
         patch.setattr(Tokens, "_encode", lambda *a: pytest.fail("tokenised again"))
-        again, cut_again = tokens.encode(table)
+        again, cut_again = tokens.encode(table, cached=True)
     assert cut == cut_again
     assert cut.documents > 0
     for one, other in zip(fresh, again, strict=True):
@@ -102,19 +107,19 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
         (table, {"template": "<{text}>"}),
     ):
         n_files = len(list(tmp_path.rglob("*.arrow")))
-        replace(tokens, **options).encode(other_table)
+        replace(tokens, **options).encode(other_table, cached=True)
         assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 1
     assert file.is_file()
 
 
 def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
-    fresh, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE)
+    fresh, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE, cached=True)
     (file,) = tmp_path.rglob("*.arrow")
     whole = file.read_bytes()
     for damaged in (whole[: len(whole) // 2], b""):
         file.write_bytes(damaged)
-        again, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE)
+        again, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE, cached=True)
         assert [d.ids.tolist() for d in again] == [d.ids.tolist() for d in fresh]
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == [file]
     assert file.read_bytes() == whole

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer, BloomConfig, Gemma3Config, GPT2Config, MptConfig, OPTConfig
+from transformers import AutoTokenizer, BloomConfig, Gemma3Config, GPT2Config, MptConfig, OPTConfig, Phi3Config
 
 from bora.config.schema import conf_folder
 from bora.errors import UserError
@@ -68,6 +68,9 @@ def test_weights_that_are_quantised_already_are_refused(tmp_path):
         from_pretrained(str(tmp_path / "m"))
 
 
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+
+
 @pytest.mark.parametrize(
     ("config", "positions"),
     [
@@ -76,6 +79,7 @@ def test_weights_that_are_quantised_already_are_refused(tmp_path):
         (MptConfig(max_seq_len=13), 13),
         (Gemma3Config(text_config={"max_position_embeddings": 14}), 14),
         (BloomConfig(), None),
+        (Phi3Config(rope_parameters=LONGROPE, original_max_position_embeddings=15, max_position_embeddings=60), 15),
     ],
 )
 def test_positions_are_found_by_any_name(config, positions):

@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
+from bora.lib.names import safe_names
 from bora.runs import trackers
 from bora.train.module import TrainingModule
 from bora.use.restore import restore
@@ -29,7 +30,7 @@ from tests.conftest import one_line, table
 from tests.faults.processes import wait_for
 
 TASKS = {"Pia Kjærsgaard": 12, "pia-kjærsgaard": 12, "π": 12}
-SAFE = ["Pia-Kjaersgaard", "pia-kjaersgaard-2", "task"]
+SAFE = [*safe_names(TASKS).values()]
 SMALL = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=20 trainer.max_epochs=2 lora.rank=2".split()
 SMALL += "hydra.run.dir=run tau=100 name=sweep logger.samples=0".split()
 EACH_STEP = [*SMALL, "trainer.log_every_n_steps=1", "data.batch_size=3"]

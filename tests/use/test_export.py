@@ -202,6 +202,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(trained, call, t
     (tmp_path / "out").mkdir()  # an empty folder is as good as none
     code, out, err = line(run, "out")
     assert (code, out.splitlines()[-1], err) == (0, f"4 PEFT adapters: {tmp_path / 'out'}", "")
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert len({file.stat().st_mode for file in files}) == 1  # who may read the cards may read the weights
 
 
 def test_random_weights_that_are_nowhere_are_exported_as_a_whole_model_only(trained, tmp_path):

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from bora.commands import generate as command_line
 from bora.errors import UserError
@@ -13,7 +13,7 @@ from bora.model.loading import load_backbone
 from bora.use.generate import generate
 from bora.use.restore import Restored, restore
 from tests.conftest import TASKS, merged
-from tests.model.test_architectures import GROUPED
+from tests.model.test_architectures import CONFIGS
 from tests.use.test_export import TOKENIZER
 
 PROMPTS = ["the minister", "this law today and tomorrow asks for", "a vote"]
@@ -65,11 +65,14 @@ def test_greedy_answers_are_those_of_merged_models(model, overrides):
         assert {a.text for a in answers[:3]} > {answers[0].text}
 
 
-def test_rotary_positions_are_right_behind_padding(model, tmp_path):
+@pytest.mark.parametrize("architecture", ["llama", "recurrent_gemma", "rwkv"])
+def test_an_answer_does_not_depend_on_the_batch(model, tmp_path, architecture):
+    """Rotary positions start behind the padding; RecurrentGemma and RWKV, which read it, answer one row at a time."""
     torch.manual_seed(0)
-    ends = {"bos_token_id": 2, "eos_token_id": 2}
-    config = LlamaConfig(**GROUPED | ends | {"vocab_size": 4096, "max_position_embeddings": 64})
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    changes = {"bos_token_id": 2, "eos_token_id": 2, "vocab_size": 4096, "max_position_embeddings": 64}
+    own = {"hidden_size": 16, "num_hidden_layers": 2} if architecture == "rwkv" else CONFIGS[architecture]
+    config = AutoConfig.for_model(architecture, **own | changes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(tmp_path)
     options = "model.dtype=float32", "lora.target_modules=all-linear"
     restored = model("model=opt_350m", f"model.path={tmp_path}", *options)
