@@ -176,7 +176,7 @@ def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
         (["tau=-1"], "tau=-1 must be"),
         (["data.path=nowhere.csv"], "no such file"),
         (["init_from=nowhere"], "no finished run in"),
-        (["model=hub", "model.path=no/model", "model.dtype=float32"], "can count its cost once bora run has downloaded it"),
+        (["model=hub", "model.path=no/model", "model.dtype=float32"], "can count its cost once bora run has"),
         (["data=talk_of_norway", "data.path=null"], "bora doctor downloads nothing"),
         (["--again", "nowhere"], "nowhere/.hydra/overrides.yaml is not readable"),
         (["trainer=gpu", "model.dtype=float32", "--measure"], "torch sees no GPU"),
