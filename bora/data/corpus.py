@@ -74,7 +74,8 @@ class Corpus:
         """Describe the corpus in a few lines: its size, and what was dropped, cut off or seen before."""
         counts, n = self.per_task(), self.documents["row"].nunique()
         pieces = f" in {len(self.documents):,} pieces" if n < len(self.documents) else ""
-        blank = {name: int((self.documents[name].str.strip() == "").sum()) for name in placeholders(self.documents)}
+        whole = self.documents[self.documents["piece"] == 0]
+        blank = {name: int((whole[name].str.strip() == "").sum()) for name in placeholders(whole)}
         return (
             f"{len(self.task_names)} tasks, {n:,} documents{pieces}: "
             f"{counts.n_train.sum():,} train ({counts.n_train.min()} to {counts.n_train.max()} a task, "
