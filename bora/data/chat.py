@@ -242,11 +242,14 @@ def _find_asked(
         return slice(0, start)
     if answers[0] == 0:
         return slice(start, start)
+
+    def before(answer: int) -> slice:
+        asked = write_within(tokenizer, messages[:answer], text)
+        return find_question(ids, asked, messages[answer - 1], encode)
+
+    end = before(answers[0])
     first = next(i for i, message in enumerate(messages) if message["role"] == "assistant") or answers[0]
-    begin, end = (
-        find_question(ids, write_within(tokenizer, messages[:i], text), messages[i - 1], encode)
-        for i in (first, answers[0])
-    )
+    begin = end if first == answers[0] else before(first)
     return slice(begin.start, min(end.stop, start))
 
 

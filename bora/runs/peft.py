@@ -93,8 +93,9 @@ def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
 
 def log_start(ours: Sequence[str], theirs: Sequence[str]) -> None:
     """Log which tasks start at their own LoRA of another run or export, which at Θ, and which LoRAs are not used."""
-    new = [name for name in ours if name not in set(theirs)]
-    unused = [name for name in theirs if name not in set(ours)]
+    known, wanted = set(theirs), set(ours)
+    new = [name for name in ours if name not in known]
+    unused = [name for name in theirs if name not in wanted]
     log.info("init_from: %d of %d tasks start at their own LoRA", len(ours) - len(new), len(ours))
     if new:
         log.info("init_from: there is none of %s: they start at the mean", _shorten(new))
