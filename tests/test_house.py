@@ -19,9 +19,9 @@ PLACES = {
     "hydra": ("config/compose.py", "commands/", "api/"),
     "omegaconf": ("config/compose.py", "commands/"),
     "transformers": ("model/", "data/tokens.py", "data/chat.py"),
-    "wandb": ("runs/trackers.py", "report/wandb.py"),
-    "mlflow": ("runs/trackers.py",),
-    "tensorboard": ("runs/trackers.py",),
+    "wandb": ("runs/trackers/wandb.py", "report/wandb.py"),
+    "mlflow": ("runs/trackers/mlflow.py",),
+    "tensorboard": ("runs/trackers/tensorboard.py",),
 }
 # What a run is used for hands transformers' own objects on: a tokenizer, a GenerationConfig, a model to save.
 EXCEPTIONS = {("transformers", f"use/{name}.py") for name in ("restore", "sampling", "generate", "export", "samples")}

@@ -135,8 +135,8 @@ def main() -> None:
     arguments = parser().parse_intermixed_args()
     os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's libraries when they are imported, from here on
     with cli_errors():
-        from bora.runs.directory import json_safe
         from bora.runs.replay import changed_defaults, replay
+        from bora.runs.values import json_safe
 
         given, run = arguments.overrides, arguments.again
         cfg, _ = compose_config(given if run is None else replay(run, given))

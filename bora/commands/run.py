@@ -37,7 +37,7 @@ def job(composed: DictConfig) -> float | None:
     folder = Path(hydra_config.runtime.output_dir)
     try:
         config = to_config(composed)  # a mistake shows before the import below, which takes seconds
-        from bora.runs.trackers import forget_wandb_run
+        from bora.runs.trackers.wandb import forget_wandb_run
         from bora.train.run import train
         from bora.use.samples import sample_texts
 

@@ -12,7 +12,8 @@ from bora.data.read import read_column
 from bora.lib.console import plain_console, tell
 from bora.lib.files import make_output_folder, user_path
 from bora.runs.corpus import split_documents
-from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE, write_csv
+from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE
+from bora.runs.values import write_csv
 from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
 from bora.use.restore import restore
 from bora.use.variance import Share, gradient_similarities, variance_shares

@@ -9,7 +9,8 @@ import pandas as pd
 
 from bora.report.evidence import Evidence
 from bora.runs.archive import Run
-from bora.runs.directory import DOCUMENTS, readable
+from bora.runs.directory import DOCUMENTS
+from bora.runs.values import readable
 from bora.train.authorship import N_BINS, Likelihoods, log_prior
 
 Sureness = tuple[np.ndarray, np.ndarray]  # the likeliest task's probability, and whether it is the true one, [N] each

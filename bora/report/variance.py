@@ -13,7 +13,8 @@ from bora.report.evidence import Evidence
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.tables import ReportTable
 from bora.runs.archive import Run
-from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE, readable
+from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE
+from bora.runs.values import readable
 
 MIN_UNITS_OF_SPREAD = 10  # of fewer the bootstrap's interval of a standard deviation is far too narrow
 

@@ -7,7 +7,8 @@ import pandas as pd
 from bora.lib.names import format_tau, one_line
 from bora.report.evidence import Evidence
 from bora.report.tables import ReportTable, number
-from bora.runs.directory import SUMMARY, readable
+from bora.runs.directory import SUMMARY
+from bora.runs.values import readable
 
 FOLDER, TOKENS, CONTINUATIONS = "voices", "tokens.csv", "continuations.csv"
 BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")

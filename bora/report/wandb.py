@@ -12,7 +12,7 @@ from bora.errors import first_line
 from bora.report.evidence import Evidence, place_taus
 from bora.report.page import Section
 from bora.runs.archive import Run
-from bora.runs.trackers import forget_wandb_run, wandb_mode
+from bora.runs.trackers.wandb import forget_wandb_run, wandb_mode
 
 MAX_LINES = 100  # tasks in a chart
 

@@ -21,8 +21,9 @@ import pandas as pd
 from bora.config.schema import flatten
 from bora.errors import UserError, first_line
 from bora.lib.files import atomic_write
-from bora.runs.directory import EVALUATIONS, SUMMARY, RunDirectory, read_json
+from bora.runs.directory import EVALUATIONS, SUMMARY, RunDirectory
 from bora.runs.older import newer_settings
+from bora.runs.values import read_json
 
 ARCHIVE = "runs.csv.gz"
 VERSIONS = "summary.versions."  # a column each

@@ -7,7 +7,8 @@ import pandas as pd
 from bora.data.prompts import whole_texts
 from bora.data.read import read_documents
 from bora.errors import UserError
-from bora.runs.directory import RunDirectory, hash_text
+from bora.runs.directory import RunDirectory
+from bora.runs.values import hash_text
 
 
 def split_documents(directory: RunDirectory, *splits: str, table: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -5,37 +5,41 @@ finished. SHA256SUMS, written just before it, lets `sha256sum -c` and `bora repo
 """
 
 import hashlib
-import json
 import logging
-import math
-import platform
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import reduce
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from filelock import FileLock, Timeout
 
-import bora
 from bora.config.parse import parse
 from bora.config.schema import Config, flatten
-from bora.errors import UserError, first_line, printable
-from bora.lib.files import PARTIAL, remove_folder, require_regular_file, write_text_atomically
+from bora.errors import UserError, printable
+from bora.lib.files import PARTIAL, remove_folder, write_text_atomically
 from bora.lib.machine import is_first_process
 from bora.runs.older import newer_settings
+from bora.runs.values import (
+    hash_file,
+    hash_text,
+    read_json,
+    read_yaml,
+    readable,
+    to_json,
+    to_yaml,
+    with_floats,
+    write_csv,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
 PER_TASK_COLUMNS = "task n_train n_val n_test train_tokens test_tokens".split()
 PER_TASK_COLUMNS += "val_nll val_perplexity test_nll test_perplexity distance".split()
 DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
-# Libraries whose version can change a number.
-LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "torchmetrics", "pandas", "wandb")
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
 UNITS, BY_TASK = "units.csv", "validation_by_task.csv"
@@ -198,7 +202,7 @@ class RunDirectory:
         """
         if not self.is_finished:
             raise UserError(f"{self.path} holds no finished run (no {SUMMARY})")
-        return _with_floats(read_json(self.path / SUMMARY))
+        return with_floats(read_json(self.path / SUMMARY))
 
     def per_task(self) -> pd.DataFrame:
         """Read per_task.csv.
@@ -329,99 +333,3 @@ def choosing_perplexity(summary: dict[str, Any]) -> float:
 def settings(config: Config) -> dict[str, Any]:
     """Give what decides a run's numbers, flat: {"prior.penalty": "gaussian", …}."""
     return {k: v for k, v in flatten(config.model_dump()).items() if k not in HOW_IT_RESUMES}
-
-
-@contextmanager
-def readable(file: Path) -> Iterator[Path]:
-    """Read a run's file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        yield require_regular_file(file)
-    except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not readable: {first_line(error)}") from error
-
-
-def read_yaml(file: Path) -> Any:
-    """Read a file of plain values.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    with readable(file):
-        return yaml.safe_load(file.read_text("utf-8"))  # not the C loader, which crashes on deep nesting
-
-
-def to_yaml(values: Any) -> str:
-    """Write plain values as YAML."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    with readable(file):
-        found = json.loads(file.read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-        return found
-
-
-def write_csv(file: Path, table: pd.DataFrame) -> None:
-    """Write a table, without its index, atomically."""
-    write_text_atomically(file, table.to_csv(index=False))
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_text_atomically(file, to_json(value))
-
-
-def to_json(value: dict[str, Any]) -> str:
-    """Write a JSON object as text."""
-    return json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def json_safe(value: Any) -> Any:
-    """Write infinite and undefined numbers as strings, which strict JSON has no other form for."""
-    if isinstance(value, dict):
-        return {k: json_safe(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def _with_floats(value: Any) -> Any:
-    """Undo `json_safe`."""
-    if isinstance(value, dict):
-        return {k: _with_floats(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_floats(v) for v in value]
-    return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def hash_file(file: Path) -> str:
-    """Compute a file's SHA-256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def hash_text(text: str) -> str:
-    """Hash a text: the first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """List the versions of Python and of the libraries that are there: a run without W&B needs no wandb."""
-    found = {"python": platform.python_version(), "bora": bora.__version__}
-    for name in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -17,7 +17,7 @@ from bora.bayes.model import HierarchicalLoRA
 from bora.errors import UserError, first_line
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
-from bora.runs.directory import read_json
+from bora.runs.values import read_json
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from bora.config.schema import Config, flatten
 from bora.errors import UserError
-from bora.runs.directory import CONFIG, OVERRIDES, read_yaml
+from bora.runs.directory import CONFIG, OVERRIDES
 from bora.runs.older import newer_settings
+from bora.runs.values import read_yaml
 
 AGAIN = "--again"
 

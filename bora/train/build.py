@@ -22,8 +22,9 @@ from bora.lib.machine import device_type, require_gpus
 from bora.model.backbone import Backbone
 from bora.model.pretrained import Pretrained, max_positions
 from bora.runs.checkpoints import load_checkpoint
-from bora.runs.directory import RunDirectory, hash_text
+from bora.runs.directory import RunDirectory
 from bora.runs.peft import has_adapters, log_start, start_from_adapters
+from bora.runs.values import hash_text
 from bora.train.module import TrainingModule
 
 MIN_UNITS = 3  # of a level whose τ is learned

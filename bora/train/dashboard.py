@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from bora.lib.names import safe_names
 from bora.runs.directory import CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMMARY, SUMS, RunDirectory
-from bora.runs.trackers import Tracker
+from bora.runs.trackers.tracker import Tracker
 from bora.train.loggers import RunLogger
 from bora.train.module import TrainingModule
 

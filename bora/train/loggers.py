@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from bora.runs.metrics import MetricsFile
-from bora.runs.trackers import TRACKED_RUN, Tracker
+from bora.runs.trackers.tracker import TRACKED_RUN, Tracker
 
 
 class RunLogger(Logger):

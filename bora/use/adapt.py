@@ -26,7 +26,8 @@ from bora.data.select import describe_dropped
 from bora.errors import UserError, require_count, require_positive
 from bora.lib.console import progress
 from bora.model.batch import to_device
-from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory, versions
+from bora.runs.directory import CONFIG, PER_TASK_COLUMNS, RunDirectory
+from bora.runs.values import versions
 from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.use.restore import Restored
 

@@ -19,17 +19,8 @@ from bora.data.prompts import whole_texts
 from bora.data.select import draw
 from bora.errors import UserError
 from bora.lib.files import make_output_folder, replace_files
-from bora.runs.directory import (
-    DOCUMENTS,
-    PER_TASK,
-    RUN_FILES,
-    SUMMARY,
-    hash_text,
-    read_json,
-    versions,
-    write_csv,
-    write_json,
-)
+from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY
+from bora.runs.values import hash_text, read_json, versions, write_csv, write_json
 from bora.train.authorship import Likelihoods, log_prior, score_tasks
 from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
 from bora.use.restore import Restored

@@ -28,7 +28,8 @@ from bora.model.backbone import Backbone
 from bora.model.batch import Batch, find_places
 from bora.model.likelihood import token_nll
 from bora.report.voices import CONTINUATIONS, FOLDER, TOKENS
-from bora.runs.directory import SUMMARY, versions, write_csv, write_json
+from bora.runs.directory import SUMMARY
+from bora.runs.values import versions, write_csv, write_json
 from bora.use.generate import generate
 from bora.use.restore import Restored
 

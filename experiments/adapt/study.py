@@ -22,7 +22,7 @@ from bora.data.batches import Batches, Documents, loader
 from bora.data.table import read
 from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
-from bora.runs.directory import versions
+from bora.runs.values import versions
 from bora.use.adapt import new_tasks, train_epochs
 from bora.use.restore import Restored, restore
 

@@ -52,7 +52,7 @@ from bora.model.likelihood import IGNORE, n_scored, scored_places
 from bora.model.loading import load_backbone
 from bora.model.lora import Layout, linear_shape
 from bora.model.targets import find_targets
-from bora.runs.directory import versions
+from bora.runs.values import versions
 
 MIB = 2**20
 

@@ -42,7 +42,7 @@ from bora.lib.machine import wait
 from bora.model import backbone, likelihood
 from bora.model.graphs import Recorder
 from bora.model.loading import load_backbone
-from bora.runs.directory import versions
+from bora.runs.values import versions
 from bora.train.build import load_corpus
 from bora.train.cost import count_cost, measure
 from experiments.bench import bench

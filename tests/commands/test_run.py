@@ -14,7 +14,8 @@ import yaml
 
 from bora.commands import generate
 from bora.model.pretrained import load_packaged
-from bora.runs.directory import RunDirectory, hash_text
+from bora.runs.directory import RunDirectory
+from bora.runs.values import hash_text
 from bora.use.restore import restore
 from tests.conftest import merged, one_line, table
 

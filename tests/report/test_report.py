@@ -26,7 +26,8 @@ from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.series import read_runs, series_of
 from bora.report.similarity import compare_tasks, explained_variance
 from bora.report.variance import spread
-from bora.runs.directory import RunDirectory, to_yaml, write_json
+from bora.runs.directory import RunDirectory
+from bora.runs.values import to_yaml, write_json
 
 # τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
 KNOWN = {

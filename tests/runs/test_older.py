@@ -6,8 +6,9 @@ import yaml
 from bora.config.schema import flatten
 from bora.errors import UserError
 from bora.runs.archive import read_archive, read_run, write_archive
-from bora.runs.directory import CONFIG, SUMS, RunDirectory, hash_file
+from bora.runs.directory import CONFIG, SUMS, RunDirectory
 from bora.runs.older import newer_settings
+from bora.runs.values import hash_file
 from tests.runs.test_directory import RUN
 
 GIVEN = {"tau", "logger.kind", "data.modules", "data.documents_per_task", "data.min_documents", "trainer.max_steps"}

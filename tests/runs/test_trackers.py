@@ -23,7 +23,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from bora.lib.names import safe_names
-from bora.runs import trackers
 from bora.train.module import TrainingModule
 from bora.use.restore import restore
 from tests.conftest import one_line, table
@@ -267,8 +266,8 @@ def test_without_a_server_wandb_logs_offline_unless_mode_is_online(command, tmp_
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where no server listens
-    monkeypatch.setattr(trackers, "WANDB_TIMEOUT_SECONDS", 2)
-    monkeypatch.setattr(trackers, "wandb_mode", lambda mode: "online")
+    monkeypatch.setattr("bora.runs.trackers.wandb.WANDB_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr("bora.runs.trackers.wandb.wandb_mode", lambda mode: "online")
     code, out, err = command(*SMALL, f"logger.mode={mode}")
     if mode == "online":
         assert code == 2

@@ -1,0 +1,1 @@
+"""Weights & Biases, MLflow and TensorBoard behind one small class."""
