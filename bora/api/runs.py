@@ -26,7 +26,9 @@ from bora.runs.archive import read_run
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, encode_documents, write_adapted
-from bora.use.evaluate import Ask, find_trained_on, hash_texts
+from bora.use.ask import Ask
+from bora.use.evaluate import find_trained_on
+from bora.use.evaluation_files import hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
 from bora.use.hub import push_to_hub
@@ -245,7 +247,7 @@ class Run:
             `bora.use.answers.score_answers` scores it.
 
         Raises:
-            UserError: see `bora.use.answers.generate_answers`; or a row is of no task of the run.
+            UserError: see `bora.use.ask.generate_answers`; or a row is of no task of the run.
         """
         found = self._documents(frame, task, text, labelled=True)
         ask = Ask(_sampling(options), per_task)

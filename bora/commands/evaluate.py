@@ -24,7 +24,9 @@ from bora.report.intervals import Interval
 from bora.runs.directory import DOCUMENTS, EVALUATIONS, TRAINED_ON
 from bora.train.authorship import PRIORS
 from bora.use.answers import NAMES, compare_answers
-from bora.use.evaluate import Ask, Evaluation, evaluate, hash_texts, make_evaluation_folder, write_evaluation
+from bora.use.ask import Ask
+from bora.use.evaluate import Evaluation, evaluate
+from bora.use.evaluation_files import hash_texts, make_evaluation_folder, write_evaluation
 from bora.use.restore import Restored, restore
 from bora.use.sampling import Sampling
 from bora.use.score import MODELS

@@ -1,4 +1,4 @@
-"""Generate answers, score them against the responses that they should have been, and show them side by side.
+"""Score answers against the responses that they should have been, and show them side by side.
 
 An answer's scores, each from 0 to 1:
 
@@ -12,10 +12,9 @@ responses' range allows, and none counts as more; `no_number` is the share of an
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -23,15 +22,10 @@ from jinja2 import Environment, PackageLoader
 from torch import Tensor
 from torchmetrics.functional.text import chrf_score, rouge_score
 
-from bora.bayes.model import Under
-from bora.data.prompts import show_prompt
 from bora.lib.files import write_text_atomically
 from bora.lib.names import safe_names
 from bora.report.answers import SCORES, WHO
 from bora.report.intervals import Interval, bootstrap
-from bora.use.generate import Speaker, continue_all, encode_start
-from bora.use.restore import Restored
-from bora.use.sampling import Sampling
 
 PREFIX = "under_"  # of a column of answers
 ALL = "all"
@@ -43,37 +37,6 @@ WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+|,\d{1,2}|,\d{4,})?")  # 1,000 may be one or a thousand
 # What the page calls models and scores.
 NAMES = WHO | SCORES | {"no_number": "no number"}
-
-
-def generate_answers(
-    restored: Restored, table: pd.DataFrame, sampling: Sampling, kinds: Sequence[Under] = get_args(Under)
-) -> pd.DataFrame:
-    """Let models answer the prompts of documents, in batches of mixed tasks.
-
-    Args:
-        restored: a finished run, on documents that have prompts.
-        table: columns task, text and what prompts take; every task is one of the run's.
-        kinds: who answers: θ_d of the document's task, Θ, or the frozen backbone.
-
-    Returns:
-        A row a document, on the table's index: task, prompt (as a person reads it), response, and a column of answers for
-        each kind: under_task, under_mean, under_base.
-
-    Raises:
-        UserError: a prompt does not fit the model.
-    """
-    asked, new = restored.tokens.ask(table), sampling.max_new_tokens
-    speakers = [Speaker(kind, task) for kind in kinds for task in table["task"]]
-    each = [encode_start(restored, task, ask, new) for task, (ask, _) in zip(table["task"], asked, strict=True)]
-    starts = each * len(kinds)
-    order = sorted(range(len(starts)), key=lambda i: len(starts[i]))  # like lengths together, so that little is padded
-    found = continue_all(restored, [starts[i] for i in order], [speakers[i] for i in order], sampling)
-    texts = np.empty(len(starts), dtype=object)
-    texts[order] = [text for text, *_ in found]
-    prompts, responses = ([show_prompt(prompt) for prompt, _ in asked], [response for _, response in asked])
-    about = {"task": table["task"].to_numpy(), "prompt": prompts, "response": responses}
-    answers = zip(kinds, texts.reshape(len(kinds), -1), strict=True)
-    return pd.DataFrame(about | {PREFIX + kind: column for kind, column in answers}, table.index)
 
 
 def score_answers(answers: pd.DataFrame) -> pd.DataFrame:

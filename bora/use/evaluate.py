@@ -4,83 +4,24 @@ Rows whose task the run knows are scored under it, under Θ and under the frozen
 gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), with the run's temperature T.
 """
 
-import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bora.bayes.levels import Levels
-from bora.data.corpus import hash_rows
 from bora.data.prompts import whole_texts
-from bora.data.select import draw
 from bora.errors import UserError
-from bora.lib.files import make_output_folder, replace_files
-from bora.runs.directory import DOCUMENTS, PER_TASK, RUN_FILES, SUMMARY
-from bora.runs.values import hash_text, read_json, versions, write_csv, write_json
+from bora.runs.values import hash_text
 from bora.train.authorship import Likelihoods, log_prior, score_tasks
-from bora.use.answers import PREFIX, compare_answers, generate_answers, samples_page, score_answers
+from bora.use.answers import score_answers
+from bora.use.ask import Ask
 from bora.use.restore import Restored
-from bora.use.sampling import Sampling
 from bora.use.score import likeliest, measure_accuracy, measure_sureness, perplexities
 
-log = logging.getLogger(__name__)
-ANSWERS, ANSWER_SCORES, ANSWERS_PAGE = "answers.csv", "answer_scores.csv", "answers.html"
-FILES = (DOCUMENTS, PER_TASK, ANSWERS, ANSWER_SCORES, ANSWERS_PAGE, "likelihoods.csv", "likelihoods.parquet", SUMMARY)
 SEVERAL = "(several)"  # in the place of the unit of a task whose documents have several
-
-
-@dataclass(frozen=True)
-class Ask:
-    """How prompts are answered.
-
-    Args:
-        sampling: of the answers.
-        per_task: at most so many prompts of each task, drawn at random; None for all.
-        beside: further runs, by name, whose θ of the same task answers too; such as those at τ = 0 and ∞.
-    """
-
-    sampling: Sampling
-    per_task: int | None = None
-    beside: Mapping[str, Restored] = field(default_factory=dict)
-
-    def check(self, restored: Restored, tasks: Iterable[str]) -> None:
-        """
-        Raises:
-            UserError: a run's documents have no prompts, or a run beside has other ones, or lacks one of the tasks.
-        """
-        ours = restored.tokens
-        if not ours.answers:
-            raise UserError("there are no prompts to answer: the run's data.prompt takes no columns")
-        for name, other in self.beside.items():
-            theirs = other.tokens
-            if (theirs.chat, theirs.columns) != (ours.chat, ours.columns):
-                raise UserError(f"--beside {name}: its prompts take other columns than the run's")
-            if lacking := sorted(set(tasks) - set(other.model.adapters.task_names)):
-                raise UserError(f"--beside {name}: that run has no task {lacking[0]}")
-
-    def answers(self, restored: Restored, table: pd.DataFrame) -> pd.DataFrame:
-        """Have the prompts of rows answered; see `bora.use.answers.generate_answers`.
-
-        Raises:
-            UserError: see there; or no row has a prompt.
-        """
-        chat, asked = restored.tokens.chat, restored.tokens.ask(table)
-        asks = np.array([bool(prompt) or not chat for prompt, _ in asked], dtype=bool)
-        if n := int((~asks).sum()):
-            log.warning("%d chats begin with their only answer and have no question; they are skipped", n)
-            table = table[asks]
-        if table.empty:
-            raise UserError("no row has a prompt to answer")
-        table = draw(table, self.per_task)
-        found = generate_answers(restored, table, self.sampling)
-        for name, other in self.beside.items():
-            more = generate_answers(other, table, self.sampling, ("task",))
-            found[f"{PREFIX}{name}"] = more[f"{PREFIX}task"]
-        return found
 
 
 @dataclass(frozen=True)
@@ -102,7 +43,7 @@ class Evaluation:
         counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
             and unknown_tasks, task → rows.
         temperature: T; 1 where the run has none.
-        answers, answer_scores: see `generate_answers` and `score_answers` in bora.use.answers, of rows of the run's
+        answers, answer_scores: see `generate_answers` and `score_answers`, of rows of the run's
             tasks; None where none were asked for.
     """
 
@@ -167,19 +108,13 @@ def evaluate(
         raise UserError("the run was trained on every text with a token to score; give others, or --include-trained")
     prior_nats = log_prior(restored.model.task_documents.cpu().numpy(), prior)
     posterior = np.exp(scores.posterior(prior_nats, restored.temperature)[0])
-    best, probability = likeliest(names, posterior, scorable)
-    documents = pd.DataFrame(
-        {
-            "row": table.index,
-            "task": table["task"].to_numpy(),
-            "best": best,
-            "posterior": probability,
-            "task_posterior": np.where(known & scorable, posterior[np.arange(len(table)), index], np.nan),
-            "n_scored": scores.n_scored,
-            "trained_on": trained_on if all_known else np.where(trained_on, "True", ""),
-        }
-    )
     units = level_posteriors(restored.model.adapters.levels, posterior)
+    documents = pd.DataFrame({"row": table.index, "task": table["task"].to_numpy()})
+    documents["best"], documents["posterior"] = likeliest(names, posterior, scorable)
+    of_own = posterior[np.arange(len(table)), index]
+    documents["task_posterior"] = np.where(known & scorable, of_own, np.nan)
+    documents["n_scored"] = scores.n_scored
+    documents["trained_on"] = trained_on if all_known else np.where(trained_on, "True", "")
     for level, (unit_names, _, of_unit) in units.items():
         documents[f"best_{level}"], documents[f"{level}_posterior"] = likeliest(unit_names, of_unit, scorable)
     levels = {}
@@ -205,17 +140,17 @@ def evaluate(
     evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
     mixture = float(np.exp(-evidence.sum() / scores.n_scored[reported].sum()))
     return Evaluation(
-        documents,
-        per_task,
-        overall,
-        classification,
-        levels,
-        mixture,
-        scores,
-        counts,
-        restored.temperature,
-        answers,
-        answer_scores,
+        documents=documents,
+        per_task=per_task,
+        overall=overall,
+        classification=classification,
+        levels=levels,
+        mixture_perplexity=mixture,
+        likelihoods=scores,
+        counts=counts,
+        temperature=restored.temperature,
+        answers=answers,
+        answer_scores=answer_scores,
     )
 
 
@@ -249,89 +184,3 @@ def level_posteriors(
                 of_task = np.where(several, len(units), of_task)
                 found[column] = np.array(names, dtype=object), of_task, posterior @ np.eye(len(names))[of_task]
     return found
-
-
-def _mean_scores(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Average scores of answers: model, or "one − other" → score → its mean over tasks, and its 95 % interval."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for row in compare_answers(scores).to_dict("records"):
-        who = f"{row['under']} − {row['minus']}" if row["minus"] else row["under"]
-        found.setdefault(who, {})[row["score"]] = {key: row[key] for key in ("value", "low", "high")}
-    return found
-
-
-def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
-    """Make the folder for an evaluation's files.
-
-    Args:
-        out: the folder.
-        run: the run's folder, of which an evaluation there is replaced if it is of the same rows.
-        data_sha256: of the rows, see `hash_texts`.
-
-    Raises:
-        UserError: nothing can be written there, or it holds a run, whose files have the same names, or an evaluation
-            of another run or of other rows.
-    """
-    if any((out / name).exists() for name in RUN_FILES):
-        raise UserError(f"{out} holds a run; give another folder for the evaluation with --out")
-    if found := [name for name in FILES if (out / name).exists()]:
-        if SUMMARY not in found:  # which an evaluation writes last
-            raise UserError(f"{out} holds {', '.join(found)}; remove them, or give another folder with --out")
-        earlier = read_json(out / SUMMARY)
-        # A run may have been moved, with its evaluations in it.
-        same_run = out.resolve().is_relative_to(run.resolve()) or earlier.get("run") == str(run.resolve())
-        if not same_run or earlier.get("data_sha256") != data_sha256:
-            what = "other rows" if same_run else "another run"
-            raise UserError(f"{out} holds an evaluation of {what}; remove it, or give another folder with --out")
-    make_output_folder(out)
-
-
-def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
-    """Write an evaluation's files, and then replace an earlier one's by them.
-
-    Args:
-        names: the run's tasks.
-        about: what was evaluated: the summary's first part.
-        out: from `make_evaluation_folder`.
-        form: of the table of likelihoods, csv or parquet; None for no such table.
-    """
-    with replace_files(out, FILES) as new:
-        write_csv(new / DOCUMENTS, found.documents)
-        if found.per_task is not None:
-            write_csv(new / PER_TASK, found.per_task)
-        if found.answers is not None and found.answer_scores is not None:
-            scores = found.answer_scores
-            write_csv(new / ANSWERS, found.answers.rename_axis("row").reset_index())
-            write_csv(new / ANSWER_SCORES, scores)
-            samples_page(found.answers, scores, new / ANSWERS_PAGE)
-        if form == "csv":
-            write_csv(new / "likelihoods.csv", tabulate_likelihoods(found, names))
-        elif form == "parquet":
-            tabulate_likelihoods(found, names).to_parquet(new / "likelihoods.parquet", index=False)
-        results = {
-            "documents": found.counts,
-            "temperature": found.temperature,
-            "perplexity": found.overall,
-            "mixture_perplexity": found.mixture_perplexity,
-            "classification": found.classification,
-            "levels": found.levels,
-            "answers": None if found.answer_scores is None else _mean_scores(found.answer_scores),
-        }
-        write_json(new / SUMMARY, about | results | {"versions": versions()})
-
-
-def tabulate_likelihoods(found: Evaluation, names: list[str]) -> pd.DataFrame:
-    """Make a table of a row a document and task: row, task, log_likelihood (nats)."""
-    n = len(found.documents)
-    return pd.DataFrame(
-        {
-            "row": found.documents["row"].repeat(len(names)).to_numpy(),
-            "task": pd.Categorical.from_codes(np.tile(range(len(names)), n), pd.Index(names)),
-            "log_likelihood": found.likelihoods.nats.ravel(),
-        }
-    )
-
-
-def hash_texts(table: pd.DataFrame) -> str:
-    """Compute the SHA-256 of a table of texts, of its rows' numbers, tasks, texts and what prompts take."""
-    return hash_rows(table.index, table["task"], whole_texts(table))
