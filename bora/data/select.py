@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from bora.data.dates import parse_dates
 from bora.data.prompts import whole_texts
 from bora.data.task_names import warn_of_look_alikes
 from bora.errors import UserError
@@ -103,20 +104,7 @@ def select(
         log.warning("data.n_tasks=%d, but only %d tasks qualify: all are taken", n_tasks, len(names))
     rows = keep(rows, rows["task"].isin(chosen), f"of {len(names) - len(chosen)} tasks not chosen (data.n_tasks)")
     if documents_per_task is not None:
-        if isinstance(documents_per_task, int):
-            caps = dict.fromkeys(chosen, documents_per_task)
-        elif len(documents_per_task) == len(chosen):
-            caps = dict(zip(chosen, documents_per_task, strict=True))
-        else:
-            raise UserError(
-                f"data.documents_per_task lists {len(documents_per_task)} numbers, but there are {len(chosen)} "
-                "tasks; give one number, or one for each task"
-            )
-        rng = np.random.default_rng(seed)
-        shuffled = rows.iloc[rng.permutation(len(rows))]
-        place = shuffled.groupby("task").cumcount()
-        kept = shuffled.index[place < shuffled["task"].map(caps)]
-        rows = keep(rows, rows.index.isin(kept), "over the cap data.documents_per_task")
+        rows = keep(rows, _under_cap(rows, chosen, documents_per_task, seed), "over the cap data.documents_per_task")
     rows = rows.drop(columns="length")
     rows["text"] = _at(texts, rows.index)
     return rows[table.columns], chosen, dropped
@@ -128,6 +116,26 @@ def draw(table: pd.DataFrame, per_task: int | None) -> pd.DataFrame:
         return table
     drawn = table.sample(frac=1, random_state=0).groupby("task").head(per_task)
     return table[table.index.isin(drawn.index)]
+
+
+def _under_cap(rows: pd.DataFrame, chosen: list[str], cap: int | Sequence[int], seed: int) -> pd.Series:
+    """Draw documents of each task at random, `cap` at most, or as many as its place in the list says.
+
+    Raises:
+        UserError: the list has not one number for each task.
+    """
+    if isinstance(cap, int):
+        caps = dict.fromkeys(chosen, cap)
+    elif len(cap) == len(chosen):
+        caps = dict(zip(chosen, cap, strict=True))
+    else:
+        raise UserError(
+            f"data.documents_per_task lists {len(cap)} numbers, but there are {len(chosen)} tasks; give one number, or "
+            "one for each task"
+        )
+    shuffled = rows.iloc[np.random.default_rng(seed).permutation(len(rows))]
+    place = shuffled.groupby("task").cumcount()
+    return (place < shuffled["task"].map(caps)).reindex(rows.index)
 
 
 def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:
@@ -158,27 +166,3 @@ def _in_order(table: pd.DataFrame, selection: str) -> list[str]:
     if len(undated):
         parse_dates(table[table["task"] == undated[0]])  # raises, and names the row
     return sorted(names, key=lambda name: (first[name], name))
-
-
-def parse_dates(table: pd.DataFrame, missing: bool = False) -> pd.Series:
-    """Parse the date column (ISO 8601) to timestamps; a date without a time zone is UTC.
-
-    Args:
-        missing: whether a cell may be empty.
-
-    Raises:
-        UserError: a date cannot be read, or is missing and may not be.
-    """
-    # pandas also parses "now" and "today"; finer than microseconds it has no year before 1677 or after 2262.
-    text = table["date"].str.strip().str.replace(r"(\.\d{6})\d+", r"\1", regex=True)
-    written = text.where(text.str.match(r"\d{4}"))
-    dates = pd.to_datetime(written, errors="coerce", format="ISO8601", utc=True)
-    bad = dates.isna() & ~((text == "") & missing)
-    if bad.any():
-        row, date = next(table["date"][bad].items())
-        raise UserError(
-            f"{bad.sum():,} of {len(table):,} documents have no date of the form YYYY-MM-DD (row {row}: "
-            f"{date[:40]!r}), and a chronological order needs one; name the column with "
-            "data.date, leave those rows out, or use data.selection=largest and data.split.method=random"
-        )
-    return dates

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from bora.data.dates import parse_dates
 from bora.data.prompts import whole_texts
-from bora.data.select import parse_dates
 
 SPLITS = ("train", "validation", "test")  # in the order in which they are used
 
