@@ -26,7 +26,6 @@ from bora.data.module import TaskDataModule
 from bora.data.tokens import Encoded, Truncation
 from bora.model.backbone import Backbone
 from bora.model.lora import LowRank
-from bora.report import page
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 
@@ -118,9 +117,9 @@ def quick_reports(request, monkeypatch):
     """Draw the figures of those tests alone that look at them; they take most of the time."""
     marker = request.node.get_closest_marker("figures")
     if marker is None:
-        monkeypatch.setattr(page, "draw_figures", lambda *_: [])
+        monkeypatch.setattr("bora.report.page.draw_figures", lambda *_: [])
     elif "pdf" not in marker.args:
-        monkeypatch.setattr(page, "FORMATS", {"png": {}})
+        monkeypatch.setattr("bora.report.pictures.FORMATS", {"png": {}})
 
 
 @pytest.fixture
@@ -178,7 +177,7 @@ def figure_6_alone(monkeypatch):
     others = "sizes perplexity_by_tau improvement distances size_and_perplexity effects pooling"
     for name in others.split():
         monkeypatch.setattr(f"bora.report.figures.{name}", lambda *_: None)
-    monkeypatch.setattr("bora.report.page.learning_curves", lambda *_: None)
+    monkeypatch.setattr("bora.report.pictures.learning_curves", lambda *_: None)
 
 
 TASKS = {"a": 24, "a longer name": 40, "../b | <i>*x*": 30}

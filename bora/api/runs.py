@@ -25,13 +25,14 @@ from bora.report.write import write
 from bora.runs.archive import read_run
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
-from bora.use.adapt import adapt, encode_documents, write_adapted
+from bora.use.adapt import adapt, write_adapted
 from bora.use.ask import Ask
 from bora.use.evaluate import find_trained_on
 from bora.use.evaluation_files import hash_texts
 from bora.use.export import export
 from bora.use.generate import generate
 from bora.use.hub import push_to_hub
+from bora.use.new_tasks import encode_documents
 from bora.use.restore import Restored, find_tasks, restore
 from bora.use.sampling import Sampling
 from bora.use.score import guess_tasks, perplexities

@@ -7,8 +7,9 @@ from bora.commands.exits import cli_errors
 from bora.config.schema import Count, Positive, Seed
 from bora.lib.console import tell
 from bora.lib.files import user_path, write_folder
-from bora.use.adapt import adapt, describe_epochs, encode_documents, write_adapted
+from bora.use.adapt import adapt, describe_epochs, write_adapted
 from bora.use.evaluation_files import hash_texts
+from bora.use.new_tasks import encode_documents
 from bora.use.restore import restore
 
 

@@ -23,7 +23,8 @@ from bora.data.table import read
 from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
 from bora.runs.values import versions
-from bora.use.adapt import new_tasks, train_epochs
+from bora.use.adapt import train_epochs
+from bora.use.new_tasks import new_tasks
 from bora.use.restore import Restored, restore
 
 HERE = Path(__file__).parent

@@ -20,7 +20,8 @@ from bora.data.batches import Documents
 from bora.data.read import read_column, read_documents
 from bora.model.likelihood import n_scored
 from bora.report.intervals import bootstrap, weighted_mean
-from bora.use.adapt import new_tasks, train_epochs
+from bora.use.adapt import train_epochs
+from bora.use.new_tasks import new_tasks
 from bora.use.restore import Restored, restore
 
 N_VALIDATION, N_TEST, TEST_SPEECHES = 6, 14, 12

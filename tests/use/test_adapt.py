@@ -18,7 +18,8 @@ from bora.data.tokens import Encoded, Truncation
 from bora.errors import UserError
 from bora.runs.directory import RunDirectory
 from bora.runs.sweep import finished_runs
-from bora.use.adapt import NewDocuments, adapt, new_tasks, train_epochs
+from bora.use.adapt import adapt, train_epochs
+from bora.use.new_tasks import NewDocuments, new_tasks
 from bora.use.restore import restore
 from tests.conftest import VOCABULARY, encoded_of, hierarchical, one_line, random_factors, table, tiny_opt
 

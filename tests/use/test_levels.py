@@ -20,8 +20,9 @@ from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.train.run import train
 from bora.use import curvature
-from bora.use.adapt import adapt, encode_documents
+from bora.use.adapt import adapt
 from bora.use.evaluate import level_posteriors
+from bora.use.new_tasks import encode_documents
 from bora.use.restore import restore
 from bora.use.score import perplexities
 from tests.conftest import hierarchical, one_line, tiny_opt

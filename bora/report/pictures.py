@@ -1,0 +1,166 @@
+"""The figures of a series with their captions, as files and as parts of the page."""
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bora.lib.names import format_tau
+from bora.report import figures
+from bora.report.authors import Guesses
+from bora.report.curves import MAX_PANELS, curves_by_task, learning_curves
+from bora.report.evidence import Evidence
+from bora.report.similarity import Similarity
+from bora.report.variance import evidence_profile
+from bora.runs.archive import Run
+
+FORMATS: dict[str, dict] = {"png": {}, "pdf": {"CreationDate": None}}  # of a figure's files → metadata
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as written: NAME.png and NAME.pdf, its title, an svg element for the page, and the sentence below it."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str
+
+    @property
+    def number(self) -> str:
+        return self.name.removeprefix("figure")
+
+
+def draw_figures(
+    evidence: Evidence,
+    similar: Similarity | None,
+    curves: list[tuple[Run, pd.DataFrame]],
+    by_task: list[tuple[Run, pd.DataFrame]],
+    guesses: Guesses | None,
+) -> list[tuple[str, Figure, str]]:
+    """Draw figures 1 to 12, as far as the runs give them: name, figure, caption."""
+    middle = evidence.best_middle_tau
+    at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
+    beside = " The limits, τ = 0 and ∞, are drawn one decade beyond the values between them."
+    has_limits = any(tau == 0 or math.isinf(tau) for tau in evidence.series.taus)
+    drawn: list[tuple[str, Figure | None, str]] = [
+        ("figure1", figures.sizes(evidence), "Number of documents of each task."),
+        (
+            "figure2",
+            figures.perplexity_by_tau(evidence),
+            "τ against perplexity: the thick line is the whole corpus, each thin grey line a task."
+            + beside * has_limits,
+        ),
+        (
+            "figure3",
+            figures.improvement(evidence),
+            f"How much lower each task's perplexity is at {at} than at the limits, by training size. Above the line the "
+            "hierarchical model is better.",
+        ),
+        ("figure4", figures.distances(evidence), f"How far each task is from the hierarchical mean at {at}."),
+        ("figure5", figures.size_and_perplexity(evidence), "Training size and perplexity of each task."),
+    ]
+    if similar is not None:
+        caption = (
+            f"The cosine of each two tasks' deviations from Θ at τ = {format_tau(similar.tau)}, less their mean; like "
+            "tasks stand beside each other."
+        )
+        if similar.column is not None:
+            caption += (
+                f" {similar.column} explains {similar.explained:.1%} of the variance of the deviations; the same groups "
+                f"dealt out at random explain {similar.by_chance:.1%} (permutation p = {similar.p_value:.2g})."
+            )
+        drawn.append(("figure6", figures.similarity(similar), caption))
+    drawn += [
+        (
+            "figure7",
+            figures.effects(evidence),
+            f"How much lower the NLL of each task's test documents is under its own θ than under Θ, at {at}; 95 % "
+            "intervals over documents."
+            + " An empty circle is of one document."
+            * bool((evidence.tasks()["n_test"] == 1).any()),
+        ),
+        (
+            "figure8",
+            figures.pooling(evidence),
+            f"Each task alone, under one model, and at {at}, which borrows from both; larger points: more training "
+            "documents.",
+        ),
+        (
+            "figure9",
+            learning_curves(evidence, curves),
+            "Validation while training, a line a run; the circle is the epoch that the run kept."
+            + " c is the factor by which validation shrinks the deviations (first seed); at the end it is chosen by task."
+            * bool(evidence.series.learned),
+        ),
+        (
+            "figure12",
+            curves_by_task(evidence, by_task),
+            f"Validation perplexity while training, of at most {MAX_PANELS} tasks, the largest, against the lowest that "
+            "any of these runs reached on the task: at the best τ and the limits, one seed; circles: each run's best.",
+        ),
+    ]
+    if guesses is not None:
+        order = None if similar is None else [similar.tasks[i] for i in similar.order]
+        drawn.append(("figure10", figures.authorship(evidence, guesses, order), _about_guesses(evidence, guesses)))
+    profile = evidence_profile(evidence)
+    if profile is not None:
+        drawn.append(
+            (
+                "figure11",
+                figures.profile(evidence, *profile),
+                "Above, how well held-out text is predicted at each τ of the runs: τ for perplexity. Below, the "
+                f"evidence, all of θ integrated over, by gradients of the run at τ = {format_tau(middle or 0)}: τ for "
+                "inference. " + _about_range(profile[1]),
+            )
+        )
+    return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
+
+
+def _about_range(inferred: tuple[float, float]) -> str:
+    low, high = (f"{tau:.2g}".replace("inf", "∞") for tau in inferred)
+    if low == high:
+        return f"It is {low} by both counts of the parameters that the data determine."
+    return f"It lies in the grey range, {low} to {high}, between two counts of the parameters that the data determine."
+
+
+def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
+    found = guesses.summary["classification"]
+    accuracy, low, high, chance = (100 * found[name] for name in ("accuracy", "low", "high", "chance"))
+    caption = (
+        f"{guesses.folder.name}: {found['n']:,} documents under {guesses.folder.parent.parent.name}. The likeliest task "
+        f"is the true one for {accuracy:.1f} % [{low:.1f}, {high:.1f}] (95 % Wilson interval), by chance for "
+        f"{chance:.2g} %. "
+    )
+    if not evidence.tasks().index.isin(guesses.truth).all():
+        caption += "A grey row is a task without documents. "
+    caption += (
+        "Below, documents by the probability of their likeliest task: how often it is right, and n, their number; ECE is "
+        "the expected calibration error"
+    )
+    if guesses.summary["temperature"] != 1:
+        caption += f", {found['calibration_error_at_1']:.3f} by Bayes' rule without the run's temperature"
+    return caption + "."
+
+
+def save_picture(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found once, not for each format again
+    for file_format, metadata in FORMATS.items():
+        figure.savefig(folder / f"{name}.{file_format}", metadata=metadata)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = name_on_hover(svg[svg.index("<svg") :])
+    # Ids must differ from those of all other figures on the page.
+    svg = re.sub(r'( id="|href="#|="url\(#)', rf"\g<1>{slug}-{name}-", svg)
+    return Picture(name, figure.get_suptitle() or figure.axes[0].get_title(loc="left"), svg, caption)
+
+
+def name_on_hover(svg: str) -> str:
+    """Turn links, as which `drawing.hover_names` gives names, into titles. Matplotlib has escaped them."""
+    return re.sub(r"""<a xlink:href=(["'])(.*?)\1[^>]*>""", r"<g><title>\2</title>", svg).replace("</a>", "</g>")
