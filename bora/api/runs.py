@@ -373,18 +373,19 @@ class Run:
         Raises:
             UserError: fewer than three tasks, or tasks that do not differ.
         """
-        import matplotlib as mpl
-        import matplotlib.pyplot  # with it a notebook shows figures
+        import matplotlib.pyplot  # noqa: F401  # with it a notebook shows figures
 
-        from bora.report.drawing import STYLE
+        from bora.report.drawing import drawing_style
         from bora.report.figures import similarity
+        from bora.report.fonts import find_fonts
         from bora.report.similarity import compare_tasks
 
         found = compare_tasks(read_run(self._directory.path))
         if groups is not None:
             chosen = pd.Series(groups).reindex(found.tasks).fillna(NONE)
             found = replace(found, column=str(chosen.name or ""), groups=chosen)
-        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+        fonts, _ = find_fonts([*found.tasks, *(() if found.groups is None else found.groups)])
+        with drawing_style(fonts):
             return similarity(found)
 
     def _documents(self, frame: Any, task: str | None, text: str | None, labelled: bool = False) -> pd.DataFrame:

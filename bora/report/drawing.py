@@ -2,13 +2,16 @@
 
 One visual language for all: black is the whole corpus, grey a task; blue is against separate models, vermilion against
 one model (Okabe and Ito's colours, told apart by all kinds of sight; markers differ too). Draw within
-`mpl.rc_context(STYLE)`.
+`drawing_style`.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -57,6 +60,14 @@ MAX_POINT_NAMES = 30  # names written beside points
 ASIDE = [(4, 0), (-4, 0), (0, 4), (0, -4), (3, 3), (3, -3), (-3, 3), (-3, -3)]
 HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
 VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
+
+
+@contextmanager
+def drawing_style(fonts: Sequence[str]) -> Iterator[None]:
+    """Draw within this style, in the fonts of `bora.report.fonts.find_fonts`."""
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the report says it once
+        yield
 
 
 def color_by_tau(tau: float, taus: Iterable[float]) -> tuple[float, float, float, float]:

@@ -8,7 +8,6 @@ from datetime import date
 from pathlib import Path
 from urllib.parse import quote
 
-import matplotlib as mpl
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
@@ -19,8 +18,9 @@ from bora.lib.names import format_tau, safe_names
 from bora.report.answers import answers_table, find_answers
 from bora.report.authors import Guesses, find_guesses
 from bora.report.claims import Claim, judge_claims
-from bora.report.drawing import STYLE
+from bora.report.drawing import drawing_style
 from bora.report.evidence import Evidence
+from bora.report.fonts import find_fonts
 from bora.report.pictures import Picture, draw_figures, save_picture
 from bora.report.series import Series, series_of
 from bora.report.similarity import Similarity, compare_tasks, group_by
@@ -29,6 +29,8 @@ from bora.report.variance import variance_table
 from bora.report.voices import voices_table
 from bora.runs.archive import Run
 from bora.runs.directory import BY_TASK, METRICS, RunDirectory
+
+MAX_SHOWN = 20  # characters that no font has
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,12 @@ def _write_section(
     for table in (*tables, claims_table(claims), *(table for table, _ in answers), voices):
         if table is not None:
             table.write(folder)
-    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-        similar = _compare_tasks(evidence, column, problems)
+    similar = _compare_tasks(evidence, column, problems)
+    groups = () if similar is None or similar.groups is None else similar.groups
+    fonts, missing = find_fonts([*evidence.tasks().index, *groups])
+    if missing:
+        problems.append(f"figures: no font here has {''.join(missing[:MAX_SHOWN])}; install one, such as Noto's")
+    with drawing_style(fonts):
         curves, by_task = (
             _read_curves(evidence, problems, METRICS, RunDirectory.validations),
             _read_curves(evidence, problems, BY_TASK, RunDirectory.by_task),
