@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from bora.commands.exits import cli_errors
+from bora.commands.tables import print_runs, print_sweep
 from bora.errors import UserError
-from bora.lib.console import print_runs, print_sweep
 from bora.lib.files import user_path
 from bora.runs.directory import OVERRIDES, SUMMARY
 from bora.runs.sweep import failed_runs, finished_runs

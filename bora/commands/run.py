@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 
 from bora.commands.exits import cli_errors, describe_error, exit_for
 from bora.commands.overrides import overrides_in, prepare
+from bora.commands.tables import print_tasks
 from bora.config.compose import compose_config, format_value, recorded, to_config
 from bora.config.schema import conf_folder
-from bora.lib.console import print_tasks, short_path
+from bora.lib.console import short_path
 from bora.lib.machine import find_launch, is_first_process
 from bora.runs.directory import RunDirectory, choosing_perplexity
 from bora.runs.replay import AGAIN, changed_defaults, replay, split_again

@@ -8,7 +8,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from bora.lib.console import print_sweep, short_path
+from bora.commands.tables import print_sweep
+from bora.lib.console import short_path
 from bora.lib.stopping import stop_jobs_too
 from bora.runs.sweep import failed_runs, finished_runs
 

@@ -1,7 +1,6 @@
-"""What people read on the terminal: lines, bars, the tables of a run and of a sweep, sizes and durations."""
+"""What people read on the terminal: lines, bars, sizes and durations."""
 
 import logging
-import math
 import multiprocessing
 import os
 import sys
@@ -12,9 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import pandas as pd
 from rich.console import Console
-from rich.table import Table
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -137,88 +134,3 @@ def duration(seconds: float) -> str:
         words.append(f"{int(seconds // unit)} {name}")
         seconds %= unit
     return " ".join(word for word in words if not word.startswith("0 "))
-
-
-def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
-    """Print a row for each task, and the whole corpus below.
-
-    The gain is the change of test perplexity from the frozen backbone's.
-    """
-    learned = f", learned (c = {summary['learned']['c']:.2f})" if "learned" in summary else ""
-    table = Table(title=f"τ = {float(summary['tau']):.4g}{learned}", title_justify="left")
-    table.add_column("task", overflow="fold")
-    for column in ("train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"):
-        table.add_column(column, justify="right")
-    for t in per_task.to_dict("records"):
-        perplexities = _perplexities(t["val_perplexity"], t["test_perplexity"], t["base_test_perplexity"])
-        table.add_row(t["task"], f"{t['n_train']:,}", *perplexities, f"{t['distance']:.3f}")
-    table.add_section()
-    # In the file an infinite perplexity is the string "inf".
-    ppl = {key: float(value) for key, value in summary.items() if "perplexity" in key}
-    overall = _perplexities(ppl["val_perplexity"], ppl["test_perplexity"], ppl["base_test_perplexity"])
-    table.add_row("all (by token)", f"{per_task.n_train.sum():,}", *overall, "")
-    frozen = per_task["base_test_perplexity"].mean()
-    mean = _perplexities(ppl["val_perplexity_macro"], ppl["test_perplexity_macro"], frozen)
-    table.add_row("mean over tasks", "", *mean, "")
-    plain_console().print(table)
-
-
-def _perplexities(validation: float, test: float, frozen: float) -> list[str]:
-    """Format three perplexities, and the gain."""
-    gain = f"{100 * (test / frozen - 1):+.1f} %".replace("-", "−")
-    return [f"{value:.2f}" for value in (validation, test, frozen)] + [gain]
-
-
-def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
-    """Print a row for each setting, averaged over its seeds, and mark the one that validation chooses.
-
-    Args:
-        runs: a row a run: the columns `by`, seed, val_perplexity, test_perplexity, best_epoch.
-        by: what tells a setting from the others; tau, the first, sorts them.
-    """
-    caption = "* chosen by validation"
-    if runs["seed"].nunique() > 1:
-        caption += "; ± is the standard deviation over seeds"
-    table = Table(title="τ → perplexity", title_justify="left", caption=caption, caption_justify="left")
-    for column in ("τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"):
-        table.add_column(column, justify="right", overflow="fold")
-    groups = [group for _, group in runs.groupby(by, dropna=False)]
-    best = min(groups, key=lambda group: group["val_perplexity"].mean())
-    for group in groups:
-        epochs = sorted(set(group["best_epoch"]))
-        tau, *others = group[by].iloc[0]
-        mark = " *" if group is best else "  "
-        table.add_row(
-            _tau(tau),
-            *others,
-            f"{group['seed'].nunique()}",
-            _mean(group["val_perplexity"]) + mark,
-            _mean(group["test_perplexity"]),
-            " to ".join(f"{epoch}" for epoch in dict.fromkeys((epochs[0], epochs[-1]))),
-        )
-    plain_console().print(table)
-
-
-def _tau(tau: float) -> str:
-    return "learn" if math.isnan(tau) else f"{tau:g}"
-
-
-def _mean(values: pd.Series) -> str:
-    spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{spread}"
-
-
-def print_runs(runs: pd.DataFrame, by: list[str]) -> None:
-    """Print a row for each finished run.
-
-    Args:
-        runs, by: see `print_sweep`; and run, its folder.
-    """
-    table = Table(title="runs", title_justify="left")
-    for column in ("τ", *by[1:], "seed", "validation ppl", "test ppl", "best epoch", "run"):
-        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
-    for r in runs.sort_values([*by, "seed"]).to_dict("records"):
-        perplexities = (f"{r[key]:.2f}" for key in ("val_perplexity", "test_perplexity"))
-        others = (r[key] for key in by[1:])
-        table.add_row(_tau(r["tau"]), *others, f"{r['seed']}", *perplexities, f"{r['best_epoch']}", r["run"])
-    plain_console().print(table)

@@ -1,0 +1,29 @@
+"""The tables on the terminal."""
+
+from contextlib import redirect_stdout
+
+import pandas as pd
+
+from bora.commands.tables import print_tasks
+from tests.lib.test_console import Terminal
+
+
+def test_the_table_fits_80_columns_and_has_the_gain(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")  # of 80 columns, without colours
+    numbers = {"n_train": 12_345, "val_perplexity": 1234.5, "test_perplexity": 80.0, "distance": 12.3456}
+    tasks = pd.DataFrame([{"task": "Anniken Scharning Huitfeldt", **numbers, "base_test_perplexity": 1000.0}])
+    names = ("val_perplexity", "test_perplexity", "val_perplexity_macro", "test_perplexity_macro")
+    with redirect_stdout(Terminal()) as terminal:
+        print_tasks(tasks, dict.fromkeys(names, 80.0) | {"tau": 100, "base_test_perplexity": 64.0})
+    shown = terminal.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    (row,) = (line for line in shown.splitlines() if "12.346" in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == [
+        "12,345",
+        "1234.50",
+        "80.00",
+        "1000.00",
+        "−92.0 %",
+        "12.346",
+    ]
+    assert "+25.0 %" in next(line for line in shown.splitlines() if "all (by token)" in line)
