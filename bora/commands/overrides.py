@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from bora.config.compose import compose_whole, forced, parse_overrides, recorded, to_config
 from bora.config.schema import Trainer
 from bora.errors import UserError
-from bora.lib.machine import check_launch, find_launch, is_first_process, require_gpus
+from bora.lib.machine import Launch, check_launch, find_launch, is_first_process, require_gpus
 
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
 # The launchers whose jobs run on this machine.
@@ -58,20 +58,29 @@ def prepare(words: list[str]) -> list[str]:
         plain.append("hydra/job_logging=none")
         if launch is not None and not any(word.startswith("hydra.run.dir=") for word in plain):
             plain.append("hydra.run.dir=.")  # the first process's is taken, whose name may have a time in it
+    return flags + (_prepare_sweep(plain) if arguments.multirun else _prepare_run(plain, launch))
+
+
+def _prepare_run(plain: list[str], launch: Launch | None) -> list[str]:
+    """Check the settings of one run, and settle its folder."""
     overrides = parse_overrides(plain)
-    if not arguments.multirun:
-        for override in overrides:
-            if override.is_sweep_override():
-                raise UserError(_several_values(override))
-        composed = compose_whole(plain)
-        trainer = to_config(composed).trainer
-        check_launch(launch, trainer.devices, trainer.num_nodes)
-        if not _sets(overrides, "hydra.run.dir"):
-            plain.append(forced(f"hydra.run.dir={composed.hydra.run.dir}"))
-        return flags + plain
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(_several_values(override))
+    composed = compose_whole(plain)
+    trainer = to_config(composed).trainer
+    check_launch(launch, trainer.devices, trainer.num_nodes)
+    if _sets(overrides, "hydra.run.dir"):
+        return plain
+    return [*plain, forced(f"hydra.run.dir={composed.hydra.run.dir}")]
+
+
+def _prepare_sweep(plain: list[str]) -> list[str]:
+    """Check the settings of a sweep's jobs, and settle how their folders are named."""
+    overrides = parse_overrides(plain)
     params = OmegaConf.select(compose_whole(next(_jobs_to_check(overrides))), "hydra.sweeper.params") or {}
     # Hydra would take the experiment's own values of such a key too, and run each given one as often.
-    plain += [f"~hydra.sweeper.params.{key}" for key in params if _sets(overrides, key) and "." not in key]
+    plain = plain + [f"~hydra.sweeper.params.{key}" for key in params if _sets(overrides, key) and "." not in key]
     own = parse_overrides([f"{key}={values}" for key, values in params.items()])
     overrides += [override for override in own if not _sets(overrides, override.key_or_group)]
     if not _sets(overrides, "hydra.sweep.subdir"):
@@ -79,7 +88,7 @@ def prepare(words: list[str]) -> list[str]:
         plain.append(f"hydra.sweep.subdir='${{bora.job_name:{','.join(swept)}}}'")
         overrides += parse_overrides(plain[-1:])
     _check_jobs(overrides)
-    return flags + plain
+    return plain
 
 
 def _sets(overrides: list[Override], key: str) -> bool:
