@@ -219,23 +219,26 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
         for i in few:
             model.nll(to_device(loader.dataset[validation[i]], device)).sum().item()
     validation_seconds = (time.perf_counter() - start) / len(few) * len(validation)
+    return Measured(
+        step_seconds=step_seconds,
+        tokens_per_second=tokens / seconds,
+        validation_seconds=validation_seconds,
+        epoch_seconds=step_seconds * cost.steps + validation_seconds,
+        run_seconds=step_seconds * cost.max_steps + validation_seconds * _count_passes(cfg, cost),
+        peak_memory=peak_memory(device.type),
+    )
+
+
+def _count_passes(cfg: Config, cost: Cost) -> float:
+    """Count the times that a run evaluates as many documents as validation has, at most."""
     # At the end the best epoch is validated again, and tested: as it is, under Θ, without a LoRA, without each deviation.
     validations = _count_validations(cfg, cost) + 1
     levels = len(cfg.data.levels)
     if cfg.tau == "learn":
         searches = 1 + (levels + 1 if levels else 0)
         validations = MAX_SCALES * validations + N_REFINED * searches
-    tests = (3 + (1 + levels if levels else 0) if cost.trained_parameters > cost.parameters_per_task else 2) * (
-        cost.documents["test"] / cost.documents["validation"]
-    )
-    return Measured(
-        step_seconds=step_seconds,
-        tokens_per_second=tokens / seconds,
-        validation_seconds=validation_seconds,
-        epoch_seconds=step_seconds * cost.steps + validation_seconds,
-        run_seconds=step_seconds * cost.max_steps + validation_seconds * (validations + tests),
-        peak_memory=peak_memory(device.type),
-    )
+    tests = 3 + (1 + levels if levels else 0) if cost.trained_parameters > cost.parameters_per_task else 2
+    return validations + tests * cost.documents["test"] / cost.documents["validation"]
 
 
 def _count_validations(cfg: Config, cost: Cost) -> int:
