@@ -9,6 +9,7 @@ from typing import cast
 
 import pandas as pd
 from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bora.lib.files import write_text_atomically
 from bora.lib.names import markdown, one_line
@@ -32,6 +33,12 @@ tokenizer = AutoTokenizer.from_pretrained({place})
 model = AutoModelForCausalLM.from_pretrained({place}, dtype="{dtype}")"""
 
 
+# Markdown, whose escapes are lib.names.markdown's.
+TEMPLATES = Environment(  # noqa: S701
+    loader=PackageLoader("bora", "use"), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
+)
+
+
 def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, str | None], repo: str | None) -> None:
     """Write the card of a folder of adapters: its tasks, where each is, and how to load one.
 
@@ -43,49 +50,24 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
         repo: the folder's name on the hub; None where it is on this machine only.
     """
     summary, perplexity = restored.summary, restored.per_task.set_index("task")["test_perplexity"]
-    rows = [
-        f"| {'*the hierarchical mean Θ*' if task is None else markdown(task)} | `{folder}` "
-        f"| {'' if math.isnan(value := perplexity.get(task, math.nan)) else f'{value:.3f}'} |"
-        for folder, task in tasks.items()
-    ]
-    how = "fitted to new tasks one by one" if "adapted_from" in summary else "trained together"
-    lines = [
-        f"LoRA adapters {how} by BoRA under a Gaussian prior of precision τ = {float(summary['tau']):g} around the mean "
-        "Θ, a folder for each task. Made by `bora export`."
-    ]
-    if "test_perplexity" in summary:  # a folder of bora adapt has none
-        lines.append(
-            f"The test perplexity of the run's {summary['n_tasks']} tasks together, by token, is "
-            f"{summary['test_perplexity']:.3f} with their LoRAs and {summary['base_test_perplexity']:.3f} with the "
-            "frozen base model."
-        )
-    if Path(base).is_absolute():
-        lines.append(
-            f"The base model, {markdown(base)}, is a folder of the machine that they were trained on, and not on the hub."
-        )
-    place = repo or "PATH/OF/THIS/FOLDER"
-    text = f"""\
----
-{_metadata(base, repo).to_yaml()}
----
-
-# {markdown(repo.partition("/")[2]) if repo else "LoRAs, one a task"}
-
-{" ".join(lines)}
-
-## Load one
-
-```python
-{LOAD_ADAPTER.format(base=base, place=f'"{place}", subfolder="{next(iter(tasks))}"', dtype=summary["dtype"])}
-```
-
-## Tasks
-
-| task | folder | test perplexity |
-|---|---|---:|
-{chr(10).join(rows)}
-"""
-    write_text_atomically(out / CARD, text)
+    rows = []
+    for folder, task in tasks.items():
+        value = perplexity.get(task, math.nan)
+        name = "*the hierarchical mean Θ*" if task is None else markdown(task)
+        rows.append((folder, name, "" if math.isnan(value) else f"{value:.3f}"))
+    place = f'"{repo or "PATH/OF/THIS/FOLDER"}", subfolder="{next(iter(tasks))}"'
+    index = TEMPLATES.get_template("index.md.j2").render(
+        metadata=_metadata(base, repo).to_yaml(),
+        title=markdown(repo.partition("/")[2]) if repo else "LoRAs, one a task",
+        how="fitted to new tasks one by one" if "adapted_from" in summary else "trained together",
+        tau=float(summary["tau"]),
+        summary=summary,
+        local=Path(base).is_absolute(),
+        base=markdown(base),
+        load=LOAD_ADAPTER.format(base=base, place=place, dtype=summary["dtype"]),
+        tasks=rows,
+    )
+    write_text_atomically(out / CARD, index)
 
 
 def write_card(
@@ -101,48 +83,39 @@ def write_card(
         repo: see `write_index`.
         merged: it is a whole model, not an adapter.
     """
-    n_tasks = restored.summary["n_tasks"]
-    if task is None:
-        title = "the hierarchical mean"
-        about = f"The mean Θ of the prior of {n_tasks} tasks' LoRAs, as a LoRA of its own."
-    elif task not in restored.model.adapters.task_names:
-        title = markdown(task)
-        about = "What one group of tasks has in common, as a LoRA of its own: Θ and the group's deviation."
-    else:
-        title = markdown(task)
-        about = "A LoRA for one task, fitted by BoRA "
-        if "adapted_from" in restored.summary:
-            about += "to a few documents, with the prior's mean Θ from a run on other tasks."
-        else:
-            about += "alone." if n_tasks == 1 else f"together with those of {n_tasks - 1} other tasks."
-    if merged:
-        about += " It is merged into its base model: this is a whole model."
     place = '"PATH/OF/THIS/FOLDER"'
     if repo:
         place = f'"{repo}"' if merged else f'"{repo}", subfolder="{folder.name}"'
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(restored, base, task))
-    text = f"""\
----
-{_metadata(base, repo, merged).to_yaml()}
----
+    rank = restored.model.hyperparameters["rank"]
+    load = LOAD_MERGED if merged else LOAD_ADAPTER
+    card = TEMPLATES.get_template("card.md.j2").render(
+        metadata=_metadata(base, repo, merged).to_yaml(),
+        title="the hierarchical mean" if task is None else markdown(task),
+        about=_about(restored, task) + " It is merged into its base model: this is a whole model." * merged,
+        facts=_facts(restored, base, task),
+        load=load.format(base=base, place=place, dtype=restored.summary["dtype"]),
+        merged=merged,
+        repo=repo,
+        base=shlex.quote(one_line(base or "")),
+        folder=folder.name,
+        rank=rank,
+        vllm_ranks=VLLM_RANKS,
+        max_rank=next((r for r in VLLM_RANKS if r >= rank), None),
+    )
+    write_text_atomically(folder / CARD, card)
 
-# {title}
 
-{about} Made by `bora export`.
-
-| | |
-|---|---|
-{rows}
-
-## Load it
-
-```python
-{(LOAD_MERGED if merged else LOAD_ADAPTER).format(base=base, place=place, dtype=restored.summary["dtype"])}
-```
-"""
-    if not merged:
-        text += _explain_vllm(folder.name, base, restored.model.hyperparameters["rank"], repo)
-    write_text_atomically(folder / CARD, text)
+def _about(restored: Restored, task: str | None) -> str:
+    """Say what a LoRA is."""
+    n_tasks = restored.summary["n_tasks"]
+    if task is None:
+        return f"The mean Θ of the prior of {n_tasks} tasks' LoRAs, as a LoRA of its own."
+    if task not in restored.model.adapters.task_names:
+        return "What one group of tasks has in common, as a LoRA of its own: Θ and the group's deviation."
+    about = "A LoRA for one task, fitted by BoRA "
+    if "adapted_from" in restored.summary:
+        return about + "to a few documents, with the prior's mean Θ from a run on other tasks."
+    return about + ("alone." if n_tasks == 1 else f"together with those of {n_tasks - 1} other tasks.")
 
 
 def _metadata(base: str | None, repo: str | None, merged: bool = False) -> ModelCardData:
@@ -193,22 +166,3 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[t
     yield "longest document", f"{restored.tokens.max_tokens} tokens"
     libraries = ("bora", "torch", "transformers")
     yield "trained with", ", ".join(f"{name} {markdown(summary['versions'][name])}" for name in libraries)
-
-
-def _explain_vllm(folder: str, base: str | None, rank: int, repo: str | None) -> str:
-    """Say how vLLM serves an adapter."""
-    enough = next((r for r in VLLM_RANKS if r >= rank), None)
-    if enough is None:
-        return f"\nvLLM serves LoRAs up to rank {VLLM_RANKS[-1]}; this one, of rank {rank}, must be merged.\n"
-    model, name = shlex.quote(one_line(base or "")), (repo or "").rpartition("/")[2]
-    download = f"hf download {repo} --local-dir {name} && cd {name}\n" if repo else ""
-    return f"""
-## Serve it with vLLM
-
-From the folder above this one, where vLLM has LoRA for the architecture; more tasks are more `NAME=PATH` after
-`--lora-modules`.
-
-```sh
-{download}vllm serve {model} --enable-lora --max-lora-rank {enough} --lora-modules {folder}=./{folder}
-```
-"""
