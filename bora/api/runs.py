@@ -362,7 +362,7 @@ class Run:
         Raises:
             UserError: the report extra is not installed, or nothing can be written there.
         """
-        return write_report(self._directory.path, output)
+        return show_report(self._directory.path, output)
 
     def similarity(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
         """Draw which tasks deviate from Θ alike, like ones beside each other.
@@ -430,7 +430,7 @@ class Run:
         return table(title, rows)
 
 
-def write_report(folder: Path, output: str | Path | None) -> Report:
+def show_report(folder: Path, output: str | Path | None) -> Report:
     """Write the report of the runs in a folder; None for report/ in it.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bora.api.runs import Run, write_report
+from bora.api.runs import Run, show_report
 from bora.api.show import Report, table
 from bora.config.schema import Dtype
 from bora.errors import UserError
@@ -82,7 +82,7 @@ class Sweep:
         Raises:
             UserError: the report extra is not installed, or nothing can be written there.
         """
-        return write_report(self.folder, output)
+        return show_report(self.folder, output)
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""

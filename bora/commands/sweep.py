@@ -16,7 +16,7 @@ from bora.runs.sweep import failed_runs, finished_runs
 OFFLINE = "wandb/offline-run-*"  # in a job's folder: what W&B has not uploaded
 
 
-class Sweep(Callback):
+class SweepCallback(Callback):
     """Hydra's callback around a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

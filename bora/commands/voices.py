@@ -19,7 +19,7 @@ from bora.report.voices import arrange_voices
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.use.restore import find_tasks, restore
-from bora.use.voices import MAX_NEW_TOKENS, Voices, find_voices, require_voices, write_voices
+from bora.use.voices import MAX_NEW_TOKENS, VoiceTables, find_voices, require_voices, write_voices
 
 MAX_SHOWN = 30  # tasks in the terminal
 
@@ -68,7 +68,7 @@ def read_prompt(words: Sequence[str], columns: Sequence[str]) -> Any:
     return words[0]
 
 
-def show(found: Voices) -> None:
+def show(found: VoiceTables) -> None:
     """Print a row a speaker, Θ first, then the tasks that gain most."""
     rows = arrange_voices(*found)
     prompt = one_line(found.continuations["prompt"].iloc[0])

@@ -60,7 +60,7 @@ class Data(Group):
     eval_batch_size: Count
 
 
-class Columns(Data):
+class TabularData(Data):
     """A corpus that is a table with columns."""
 
     task: Name | None
@@ -69,25 +69,25 @@ class Columns(Data):
     date: Name | None
 
 
-class TableData(Columns):
+class TableData(TabularData):
     source: Literal["table"]
     path: str
 
 
-class DatasetsData(Columns):
+class DatasetsData(TabularData):
     source: Literal["datasets"]
     path: str
     split_name: str
     subset: str | None
 
 
-class TalkOfNorwayData(Columns):
+class TalkOfNorwayData(TabularData):
     source: Literal["talk_of_norway"]
     path: str | None
     url: str
 
 
-class FrameData(Columns):
+class FrameData(TabularData):
     source: Literal["frame"]
     sha256: str | None
 

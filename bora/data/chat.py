@@ -84,7 +84,7 @@ def _to_message(value: Any) -> Message:
     return message
 
 
-def write(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool = False) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool = False) -> str:
     """Write messages by the tokenizer's chat template; one that writes the date is given TODAY.
 
     Args:
@@ -116,14 +116,14 @@ def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     Some templates begin an answer otherwise when a model is to give it, by <think> for example. Others write the
     messages themselves otherwise: Mistral's puts the system's before the user's last only as long as no answer follows.
     """
-    asked = write(tokenizer, messages, answer=True)
+    asked = render(tokenizer, messages, answer=True)
     if messages and messages[-1]["role"] == "assistant":
         return asked
-    answered = write(tokenizer, [*messages, {"role": "assistant", "content": ANSWER}])
+    answered = render(tokenizer, [*messages, {"role": "assistant", "content": ANSWER}])
     shared = asked[: _shared(asked, answered)]
     if shared.rstrip() == asked.rstrip():
         return shared
-    if answered.startswith(write(tokenizer, messages)):
+    if answered.startswith(render(tokenizer, messages)):
         _warn(
             f"the chat template starts an answer that a model is to give with {asked[len(shared) :]!r}, but not the "
             "answers that are trained on; it is left out when this run's models answer"
@@ -136,9 +136,9 @@ def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     return answered[: answered.rfind(ANSWER)].rstrip(" ")
 
 
-def write_within(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> str:
+def render_within(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> str:
     """Write messages as they stand in `text`, a chat that begins with them and has an answer, or asks for one."""
-    alone = write(tokenizer, messages)
+    alone = render(tokenizer, messages)
     return alone if text.startswith(alone) else begin_answer(tokenizer, messages)
 
 
@@ -164,9 +164,9 @@ def encode_chat(
         thinking out), a text for each answer, which ends with it: the chat as it is when the model has to give it.
 
     Raises:
-        UserError: see `write`.
+        UserError: see `render`.
     """
-    text = write(tokenizer, messages)
+    text = render(tokenizer, messages)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     template = _on_today(tokenizer.get_chat_template())
     if GENERATION.search(template):
@@ -198,11 +198,11 @@ def _find_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         The chat up to where the assistant begins it; the chat with it; and where in that its words end. What the template
         puts behind them may depend on what follows: Phi's ends a chat, not each turn.
     """
-    until, said = write(tokenizer, messages), messages[-1]["content"].strip()
+    until, said = render(tokenizer, messages), messages[-1]["content"].strip()
     _check_written(tokenizer, messages, until)
     # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
     at = until.rfind(said)
-    before = write(tokenizer, messages[:-1], answer=True) if len(messages) > 1 else until[:at]
+    before = render(tokenizer, messages[:-1], answer=True) if len(messages) > 1 else until[:at]
     if not until.startswith(before):
         before = begin_answer(tokenizer, messages[:-1])
     return before, until, at + len(said)
@@ -216,7 +216,7 @@ def _check_written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
     """
     if messages[-1]["content"].strip() in text:
         return
-    if write(tokenizer, [*messages[:-1], messages[-1] | {"content": ANSWER}]) == write(tokenizer, messages):
+    if render(tokenizer, [*messages[:-1], messages[-1] | {"content": ANSWER}]) == render(tokenizer, messages):
         raise UserError("the tokenizer's chat template does not write what the assistant says, where it is a text")
     _warn("the chat template leaves out or changes parts of what the assistant says, so they are not trained on")
 
@@ -244,7 +244,7 @@ def _find_asked(
         return slice(start, start)
 
     def before(answer: int) -> slice:
-        asked = write_within(tokenizer, messages[:answer], text)
+        asked = render_within(tokenizer, messages[:answer], text)
         return find_question(ids, asked, messages[answer - 1], encode)
 
     end = before(answers[0])
@@ -257,7 +257,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], Ids]
     """Find the token by which the template ends an answer; None where there is none of its own."""
     turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text = write(tokenizer, turns)
+        text = render(tokenizer, turns)
     except UserError:
         return None
     behind = encode(text[text.rfind(ANSWER) + len(ANSWER) :])

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from bora.config.schema import AnyData
-from bora.config.schema import Columns as ColumnSettings
+from bora.config.schema import AnyData, TabularData
 from bora.data import huggingface, stdlib, table, talk_of_norway
 from bora.data.columns import Columns
 from bora.data.errors import SETTINGS, input_errors
@@ -13,7 +12,7 @@ from bora.data.prompts import prompt_columns
 from bora.errors import UserError
 
 
-def columns_of(data: ColumnSettings) -> Columns:
+def columns_of(data: TabularData) -> Columns:
     """Return which columns a config's `data` means."""
     return Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt), data.levels)
 
@@ -28,7 +27,7 @@ def read_column(data: AnyData, column: str, rows: Iterable[int], argument: str) 
         UserError: the corpus is no table, the file has moved, or it has no such column.
     """
     # The column is read in the text's place.
-    only = {"text": column, "prompt": None} | ({"messages": None} if isinstance(data, ColumnSettings) else {})
+    only = {"text": column, "prompt": None} | ({"messages": None} if isinstance(data, TabularData) else {})
     table = read_documents(data.model_copy(update=only), SETTINGS | {"text": argument})
     return table["text"].reindex(list(rows)).tolist()
 

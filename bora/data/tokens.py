@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config.schema import Data
-from bora.data.chat import Message, begin_answer, encode_chat, end_of_turn, find_question, write_within
+from bora.data.chat import Message, begin_answer, encode_chat, end_of_turn, find_question, render_within
 from bora.data.columns import to_text
 from bora.data.pieces import TOKENS, Cutter, Encoded, Parts, Truncation, to_pieces
 from bora.data.prompts import PLACEHOLDER, TASK, fill, placeholders, prompt_cells, prompt_columns, show_prompt
@@ -259,7 +259,7 @@ class Tokens:
         first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
         if len(ids) <= room or not first:
             return ids
-        text = write_within(self.tokenizer, messages[:first], asked)
+        text = render_within(self.tokenizer, messages[:first], asked)
         place = find_question(ids, text, messages[first - 1], lambda part: self._ids([part])[0])
         begun = ids[: place.start] + self.cutter.shorten(ids[place], room - len(ids) + place.stop - place.start)
         rest = ids[place.stop :]

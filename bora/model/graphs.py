@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 DOCUMENTS, TOKENS = 8, 16  # a recording's numbers are multiples of these
 MAX_RECORDINGS = 32
 
-Run = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], θ [R, P] or [P] → hidden states [R, T, H]
+Forward = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], θ [R, P] or [P] → hidden states [R, T, H]
 
 
 class Recording(NamedTuple):
@@ -51,7 +51,7 @@ class Recorder:
         max_tokens: that `run` has positions for; None for any number.
     """
 
-    def __init__(self, run: Run, max_tokens: int | None = None):
+    def __init__(self, run: Forward, max_tokens: int | None = None):
         self.run, self.max_tokens = run, max_tokens
         self.turn = 0  # replays of a forward
         self.forget()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bora.report.evidence import Evidence
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 from bora.runs.directory import DOCUMENTS
 from bora.runs.values import readable
 from bora.train.authorship import N_BINS, Likelihoods, log_prior
@@ -57,7 +57,7 @@ def find_guesses(evidence: Evidence) -> Guesses | None:
     return _read(*max(found, key=lambda each: each[2]["classification"]["n"])) if found else None
 
 
-def _read(run: Run, folder: Path, summary: dict[str, Any]) -> Guesses:
+def _read(run: RunRecord, folder: Path, summary: dict[str, Any]) -> Guesses:
     with readable(folder / DOCUMENTS) as file:
         documents = pd.read_csv(file, dtype={"task": str, "best": str}, keep_default_na=False)
         documents = documents[documents["task"].isin(run.per_task.index) & (documents["n_scored"] > 0)]
@@ -69,7 +69,7 @@ def _read(run: Run, folder: Path, summary: dict[str, Any]) -> Guesses:
     return Guesses(folder, summary, truth, best, sureness, at_1)
 
 
-def _read_at_1(run: Run, folder: Path, prior: str, documents: pd.DataFrame) -> Sureness | None:
+def _read_at_1(run: RunRecord, folder: Path, prior: str, documents: pd.DataFrame) -> Sureness | None:
     """Compute the posterior by Bayes' rule from the table of likelihoods, if the evaluation kept it."""
     for file in folder.glob("likelihoods.*"):
         with readable(file):

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from bora.lib.names import format_tau
 from bora.report.drawing import BLACK, WIDTH, canvas, color_by_tau, put_legend_above, set_logarithmic, shorten
 from bora.report.evidence import Evidence
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 
 MAX_LEGEND_TAUS = 9
 LEARNED = math.nan  # in the place of a τ
@@ -19,7 +19,7 @@ MIN_TOP = 1.25  # of the axis of curves by task
 SHOWN = 0.9  # of all its points: the first of a run may be many times higher
 
 
-def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
+def learning_curves(evidence: Evidence, curves: list[tuple[RunRecord, pd.DataFrame]]) -> Figure | None:
     """Draw figure 9: each run's validation perplexity while training, by epoch, or by step if epochs have several.
 
     Args:
@@ -57,7 +57,7 @@ def learning_curves(evidence: Evidence, curves: list[tuple[Run, pd.DataFrame]]) 
     return figure
 
 
-def curves_by_task(evidence: Evidence, by_task: list[tuple[Run, pd.DataFrame]]) -> Figure | None:
+def curves_by_task(evidence: Evidence, by_task: list[tuple[RunRecord, pd.DataFrame]]) -> Figure | None:
     """Draw figure 12: each task's validation perplexity while training, a panel a task, the largest ones.
 
     Args:

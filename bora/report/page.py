@@ -27,7 +27,7 @@ from bora.report.similarity import Similarity, compare_tasks, group_by
 from bora.report.tables import ReportTable, claims_table, learned_table, table1, table2
 from bora.report.variance import variance_table
 from bora.report.voices import voices_table
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 from bora.runs.directory import BY_TASK, METRICS, RunDirectory
 
 MAX_SHOWN = 20  # characters that no font has
@@ -83,7 +83,7 @@ class Section:
         return ", ".join(parts) + "."
 
 
-def write_report(runs: list[Run], problems: list[str], output: Path, column: str | None = None) -> list[Section]:
+def write_report(runs: list[RunRecord], problems: list[str], output: Path, column: str | None = None) -> list[Section]:
     """Write the report of the runs: index.html, and the series' files; each in its folder if there are several.
 
     Args:
@@ -160,7 +160,7 @@ def _compare_tasks(evidence: Evidence, column: str | None, problems: list[str]) 
 
 def _read_curves(
     evidence: Evidence, problems: list[str], file: str, read: Callable[[RunDirectory], pd.DataFrame]
-) -> list[tuple[Run, pd.DataFrame]]:
+) -> list[tuple[RunRecord, pd.DataFrame]]:
     """Read the validations of each run that has the file, which an archive does not hold."""
     curves = []
     for run in evidence.series.all_runs:

@@ -16,7 +16,7 @@ from bora.report.curves import MAX_PANELS, curves_by_task, learning_curves
 from bora.report.evidence import Evidence
 from bora.report.similarity import Similarity
 from bora.report.variance import evidence_profile
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 
 FORMATS: dict[str, dict] = {"png": {}, "pdf": {"CreationDate": None}}  # of a figure's files → metadata
 
@@ -38,8 +38,8 @@ class Picture:
 def draw_figures(
     evidence: Evidence,
     similar: Similarity | None,
-    curves: list[tuple[Run, pd.DataFrame]],
-    by_task: list[tuple[Run, pd.DataFrame]],
+    curves: list[tuple[RunRecord, pd.DataFrame]],
+    by_task: list[tuple[RunRecord, pd.DataFrame]],
     guesses: Guesses | None,
 ) -> list[tuple[str, Figure, str]]:
     """Draw figures 1 to 12, as far as the runs give them: name, figure, caption."""

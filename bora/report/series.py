@@ -10,7 +10,7 @@ from typing import Any
 
 from bora.errors import UserError
 from bora.lib.names import format_tau
-from bora.runs.archive import ARCHIVE, Run, read_archive, read_run
+from bora.runs.archive import ARCHIVE, RunRecord, read_archive, read_run
 from bora.runs.directory import CONFIG, FAILED, HOW_IT_RESUMES, METRICS, PER_TASK_COLUMNS, SUMMARY, RunDirectory
 
 # Settings that may differ within a series. The documents are held to their hash, wherever the table lies.
@@ -50,7 +50,7 @@ def run_folders(top: Path) -> list[Path]:
     return sorted({file.parent for file in files if not file.match("wandb/*/files/*")})
 
 
-def read_runs(tops: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def read_runs(tops: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
     """Read every finished run at or below the folders, and in archives; a line for each that is damaged or unfinished.
 
     A run that is in an archive and still has its folder is read from the folder.
@@ -58,7 +58,7 @@ def read_runs(tops: Iterable[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         UserError: a folder is not there, or there is no finished run at all.
     """
-    runs: dict[Path, Run | None] = {}
+    runs: dict[Path, RunRecord | None] = {}
     problems: list[str] = []
     tops = list(tops)
     for top in tops:
@@ -92,7 +92,7 @@ def changed_files(tops: Iterable[Path]) -> Iterator[str]:
                 yield str(error)
 
 
-def _read_finished(folder: Path) -> Run:
+def _read_finished(folder: Path) -> RunRecord:
     """Read a run.
 
     Raises:
@@ -105,7 +105,7 @@ def _read_finished(folder: Path) -> Run:
     raise UserError(f"{folder} is unfinished; rerun the sweep's command to resume it")
 
 
-def _require_figures(run: Run) -> Run:
+def _require_figures(run: RunRecord) -> RunRecord:
     """Return a run that has all that a report needs.
 
     Raises:
@@ -132,8 +132,8 @@ class Series:
     """
 
     label: str
-    runs: list[Run]
-    learned: list[Run]
+    runs: list[RunRecord]
+    learned: list[RunRecord]
 
     @property
     def only_learned(self) -> bool:
@@ -142,12 +142,12 @@ class Series:
         return bool(between) and all(run.learned is not None for run in between)
 
     @property
-    def learned_beside(self) -> list[Run]:
+    def learned_beside(self) -> list[RunRecord]:
         """List the runs that learned τ, where there are runs at given τ to compare them with."""
         return [] if self.only_learned else self.learned
 
     @property
-    def all_runs(self) -> list[Run]:
+    def all_runs(self) -> list[RunRecord]:
         """List the runs at given τ, and those that learned it beside them."""
         return [*self.runs, *self.learned_beside]
 
@@ -160,12 +160,12 @@ class Series:
     def seeds(self) -> list[int]:
         return sorted({run.seed for run in self.runs})
 
-    def at(self, tau: float) -> list[Run]:
+    def at(self, tau: float) -> list[RunRecord]:
         """Give the runs at one τ, a seed each."""
         return [run for run in self.runs if run.tau == tau]
 
 
-def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
+def series_of(runs: list[RunRecord]) -> tuple[list[Series], list[str]]:
     """Sort runs into series; a line for each run that is left out because another is the same.
 
     Runs at τ = 0 and ∞ do not depend on the parameterisation, and have no levels; they complete every series that shares
@@ -176,7 +176,7 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
     # Learned runs are a series of their own only where there is none at given τ.
     runs = given + _at_their_median(learned, {_key(run, *OF_LEVELS) for run in given})
     with_middle = {_key(run, *OF_MIDDLE) for run in runs if not run.is_limit}
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for run in runs:
         if not run.is_limit or _key(run, *OF_MIDDLE) not in with_middle:
             groups.setdefault(_key(run, *(OF_MIDDLE if run.is_limit else ())), []).append(run)
@@ -184,7 +184,7 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
     for (key, group), label in zip(groups.items(), _labels([group[0] for group in groups.values()]), strict=True):
         wanted = _key(group[0], *OF_MIDDLE)
         limits = [run for run in runs if run.is_limit and run not in group and _key(run, *OF_MIDDLE) == wanted]
-        chosen: dict[tuple[float, int], Run] = {}
+        chosen: dict[tuple[float, int], RunRecord] = {}
         for run in [*group, *sorted(limits, key=lambda run: _key(run) != key)]:  # those of its own form first
             first = chosen.setdefault((run.tau, run.seed), run)
             if first is not run and _key(first) == _key(run):
@@ -195,7 +195,7 @@ def series_of(runs: list[Run]) -> tuple[list[Series], list[str]]:
     return series, list(dict.fromkeys(problems))
 
 
-def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
+def _at_their_median(learned: list[RunRecord], given: set[str]) -> list[RunRecord]:
     """Put the learned runs of each series without runs at given τ at one τ, so that seeds average: at their median.
 
     Seeds for which validation prefers one model, τ = ∞, are ignored, unless all do.
@@ -203,7 +203,7 @@ def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
     Args:
         given: the keys of the series that have such runs.
     """
-    series: dict[str, list[Run]] = {}
+    series: dict[str, list[RunRecord]] = {}
     for run in learned:
         if _key(run, *OF_LEVELS) not in given:
             series.setdefault(_key(run), []).append(run)
@@ -214,7 +214,7 @@ def _at_their_median(learned: list[Run], given: set[str]) -> list[Run]:
     return found
 
 
-def _setting(run: Run) -> dict[str, Any]:
+def _setting(run: RunRecord) -> dict[str, Any]:
     """Give what all runs of a series share."""
     return {k: v for k, v in run.config.items() if not k.startswith(FREE_KEYS)} | {
         "warm start": run.config["init_from"] is not None,
@@ -224,7 +224,7 @@ def _setting(run: Run) -> dict[str, Any]:
     }
 
 
-def _tau_of_levels(run: Run) -> Any:
+def _tau_of_levels(run: RunRecord) -> Any:
     """Give the τ of each level; a word where they are the tasks', or learned, since then they change with it."""
     taus = run.summary.get("levels")
     if run.learned is not None:
@@ -236,7 +236,7 @@ def _tau_of_levels(run: Run) -> Any:
     return ", ".join(f"{level} {format_tau(tau)}" for level, tau in taus.items())
 
 
-def _key(run: Run, *without: str) -> str:
+def _key(run: RunRecord, *without: str) -> str:
     """Write a run's setting as text, equal for runs of one series.
 
     Args:
@@ -245,7 +245,7 @@ def _key(run: Run, *without: str) -> str:
     return json.dumps({k: v for k, v in _setting(run).items() if k not in without}, sort_keys=True)
 
 
-def _labels(firsts: list[Run]) -> list[str]:
+def _labels(firsts: list[RunRecord]) -> list[str]:
     """Name each series by corpus and model, and by what differs from the others of that corpus and model.
 
     Args:
@@ -264,7 +264,7 @@ def _labels(firsts: list[Run]) -> list[str]:
     return labels
 
 
-def _corpus(run: Run) -> str:
+def _corpus(run: RunRecord) -> str:
     """Name the corpus; a table by its file's name."""
     name, path = str(run.summary["data"]), run.config.get("data.path")
     return Path(path).name.split(".")[0] if name == "table" and path else name

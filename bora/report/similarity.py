@@ -13,7 +13,7 @@ from bora.bayes.levels import NONE
 from bora.bayes.saved import read_saved
 from bora.data.read import read_column
 from bora.errors import UserError
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
@@ -49,7 +49,7 @@ class Similarity:
     p_value: float = math.nan
 
 
-def compare_tasks(run: Run) -> Similarity:
+def compare_tasks(run: RunRecord) -> Similarity:
     """Compare a run's tasks by its best checkpoint.
 
     Raises:
@@ -76,7 +76,7 @@ def compare_tasks(run: Run) -> Similarity:
     return Similarity(run.tau, tasks, gram, cosines, hierarchy.leaves_list(tree))
 
 
-def group_by(found: Similarity, run: Run, column: str) -> Similarity:
+def group_by(found: Similarity, run: RunRecord, column: str) -> Similarity:
     """Group the tasks by a column of the run's table (party, gender, play), and test how much it explains.
 
     Raises:
@@ -108,7 +108,7 @@ def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, floa
     return mine, float(chance.mean()), float(p_value)
 
 
-def attribute(run: Run, column: str) -> pd.Series:
+def attribute(run: RunRecord, column: str) -> pd.Series:
     """Find each task's commonest value of a column of the table that the run was read from.
 
     Raises:

@@ -12,7 +12,7 @@ from bora.lib.names import format_tau
 from bora.report.evidence import Evidence
 from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.report.tables import ReportTable
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE
 from bora.runs.values import readable
 
@@ -53,7 +53,7 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
     return ReportTable("variance", data, cells := _cells(data), cells == "", _caption(data, tau, own == "effect"))
 
 
-def read_found(run: Run, name: str) -> pd.DataFrame | None:
+def read_found(run: RunRecord, name: str) -> pd.DataFrame | None:
     """Read a table that `bora variance` left in a run's folder; None where there is none."""
     return _read(run.folder / VARIANCE / name)
 
@@ -66,7 +66,7 @@ def _read(file: Path) -> pd.DataFrame | None:
         return pd.read_csv(file)
 
 
-def read_inferred(run: Run) -> tuple[float, float] | None:
+def read_inferred(run: RunRecord) -> tuple[float, float] | None:
     """Read τ for inference of a run, all parameters together: its two ends; None where there is none."""
     found = read_found(run, INFERRED)
     if found is None:
@@ -104,7 +104,7 @@ def _row(level: str, tau: float, effect: pd.Series, error: pd.Series, tokens: np
     return row
 
 
-def _with_gradients(data: pd.DataFrame, run: Run) -> pd.DataFrame:
+def _with_gradients(data: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
     shares = read_found(run, SHARES)
     if shares is None:
         return data

@@ -11,7 +11,7 @@ from wandb.plot import CustomChart
 from bora.errors import first_line
 from bora.report.evidence import Evidence, place_taus
 from bora.report.page import Section
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 from bora.runs.trackers.wandb import forget_wandb_run, wandb_mode
 
 MAX_LINES = 100  # tasks in a chart
@@ -19,7 +19,7 @@ MAX_LINES = 100  # tasks in a chart
 log = logging.getLogger(__name__)
 
 
-def log_view(sections: list[Section], runs: list[Run], output: Path) -> None:
+def log_view(sections: list[Section], runs: list[RunRecord], output: Path) -> None:
     """Log the panels, tables, figures and page of a report, if the first run was logged to W&B.
 
     Args:

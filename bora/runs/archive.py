@@ -31,7 +31,7 @@ NEEDED = ("run", "task", "summary.tau")
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunRecord:
     """A finished run.
 
     Attributes:
@@ -70,7 +70,7 @@ class Run:
             yield file.parent, read_json(file)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunRecord:
     """Read a finished run's folder.
 
     Raises:
@@ -78,10 +78,10 @@ def read_run(folder: Path) -> Run:
     """
     directory = RunDirectory(folder)
     config = flatten(directory.config().model_dump())
-    return Run(folder, config, directory.summary(), directory.per_task().set_index("task"))
+    return RunRecord(folder, config, directory.summary(), directory.per_task().set_index("task"))
 
 
-def write_archive(file: Path, runs: Sequence[Run]) -> None:
+def write_archive(file: Path, runs: Sequence[RunRecord]) -> None:
     """Write the runs to a gzipped CSV file, sorted by their places.
 
     A run's place is its path from the archive's folder, or, if some runs lie elsewhere, from their common folder.
@@ -106,7 +106,7 @@ def write_archive(file: Path, runs: Sequence[Run]) -> None:
         out.write(gzip.compress(text.encode(), mtime=0))
 
 
-def read_archive(file: Path) -> list[Run]:
+def read_archive(file: Path) -> list[RunRecord]:
     """Read the runs of an archive.
 
     Raises:
@@ -123,7 +123,7 @@ def read_archive(file: Path) -> list[Run]:
     return [_from_rows(file.parent / str(place), rows) for place, rows in table.groupby("run", sort=False)]
 
 
-def _from_rows(folder: Path, rows: pd.DataFrame) -> Run:
+def _from_rows(folder: Path, rows: pd.DataFrame) -> RunRecord:
     """Build a run from its rows; a column without a value in the first row is not this run's."""
     first = {str(name): cell for name, cell in rows.iloc[0].items() if cell and name not in ("run", "task")}
     config, summary = (
@@ -135,7 +135,7 @@ def _from_rows(folder: Path, rows: pd.DataFrame) -> Run:
     summary["versions"] = {k.removeprefix(VERSIONS): v for k, v in first.items() if k.startswith(VERSIONS)}
     own = [name for name in first if not name.startswith(("config.", "summary."))]
     per_task = pd.DataFrame({name: [_from_cell(cell) for cell in rows[name]] for name in own})
-    return Run(folder, config, summary, per_task.set_index(pd.Index(rows["task"].tolist(), name="task")))
+    return RunRecord(folder, config, summary, per_task.set_index(pd.Index(rows["task"].tolist(), name="task")))
 
 
 def _to_cell(value: Any) -> str:

@@ -56,7 +56,7 @@ class Trained(NamedTuple):
     prompt: str = ""
 
 
-class Parts(NamedTuple):
+class RunParts(NamedTuple):
     """What a run is made of.
 
     Attributes:
@@ -142,7 +142,7 @@ def train(
         return Trained(summary, tracker.where if tracker is not None else "", tokens.example(first.head(1)))
 
 
-def build(cfg: Config, table: pd.DataFrame | None) -> Parts:
+def build(cfg: Config, table: pd.DataFrame | None) -> RunParts:
     """Load the backbone and the documents, and build what is trained.
 
     Raises:
@@ -164,7 +164,7 @@ def build(cfg: Config, table: pd.DataFrame | None) -> Parts:
         log.info("at tau=%s the %s form is trained (not %s)", cfg.task_tau, form, cfg.prior.parameterization)
     about = describe_run(cfg, module, corpus) | {"backbone_sha256": backbone}
     fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
-    return Parts(pretrained, corpus, data, module, about, fingerprint)
+    return RunParts(pretrained, corpus, data, module, about, fingerprint)
 
 
 def write_documents(cfg: Config, directory: RunDirectory, corpus: Corpus) -> None:
@@ -175,7 +175,7 @@ def write_documents(cfg: Config, directory: RunDirectory, corpus: Corpus) -> Non
 
 
 def describe_start(
-    cfg: Config, parts: Parts, directory: RunDirectory, group: str, name: str, checkpoint: dict[str, Any]
+    cfg: Config, parts: RunParts, directory: RunDirectory, group: str, name: str, checkpoint: dict[str, Any]
 ) -> Start:
     """Describe the run to a tracker.
 

@@ -28,7 +28,7 @@ MAX_SAMPLED = 256  # documents of whose drawn tokens the gradients are compared
 SKETCH = 2**15  # numbers that a gradient is folded to for that; an inner product is then off by 1/181 of the lengths
 
 
-class Measured(NamedTuple):
+class GroupCurvature(NamedTuple):
     """One group of parameters; see `bora.bayes.marginal_likelihood.evidence_slopes`.
 
     Attributes:
@@ -65,7 +65,7 @@ class Gradients(NamedTuple):
     n_drawn: float
 
 
-def infer_tau(tokens: Tensor, groups: Sequence[Measured]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def infer_tau(tokens: Tensor, groups: Sequence[GroupCurvature]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Find the τ of the highest evidence, for each group of parameters and for all together.
 
     Args:
@@ -93,7 +93,7 @@ def infer_tau(tokens: Tensor, groups: Sequence[Measured]) -> tuple[pd.DataFrame,
     return pd.DataFrame(rows), pd.concat(profiles, ignore_index=True)
 
 
-def measure_curvature(restored: Restored, table: pd.DataFrame, batch_size: int) -> tuple[Tensor, list[Measured]]:
+def measure_curvature(restored: Restored, table: pd.DataFrame, batch_size: int) -> tuple[Tensor, list[GroupCurvature]]:
     """Measure what the tasks' training documents say of τ, for the factors A and B apart.
 
     Args:
@@ -127,7 +127,7 @@ def measure_curvature(restored: Restored, table: pd.DataFrame, batch_size: int) 
         eigenvalues = torch.linalg.eigvalsh(folded @ folded.T / sums.n_drawn).clamp(min=0)
         curvature = Curvature(values, counts, eigenvalues)
         dispersion = float(within[several].sum() / alone) if alone > 0 else 1.0  # one document a task tells nothing
-        found.append(Measured(name, curvature, squares, dispersion))
+        found.append(GroupCurvature(name, curvature, squares, dispersion))
     return sums.tokens.double(), found
 
 

@@ -37,7 +37,7 @@ MAX_NEW_TOKENS, REPETITION_PENALTY = 32, 1.2  # without the latter small models 
 SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
-class Voices(NamedTuple):
+class VoiceTables(NamedTuple):
     """What was found.
 
     Attributes:
@@ -67,7 +67,7 @@ def find_voices(
     documents: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-) -> Voices:
+) -> VoiceTables:
     """Find the tokens of tasks, and let Θ and the tasks continue one prompt.
 
     Args:
@@ -85,7 +85,7 @@ def find_voices(
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "repetition_penalty": REPETITION_PENALTY}
     said = continue_prompt(restored, tasks, prompt, **options)
     drawn = draw(table[table["task"].isin(tasks)], documents)
-    return Voices(characteristic_tokens(restored, drawn, batch_size), said)
+    return VoiceTables(characteristic_tokens(restored, drawn, batch_size), said)
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def continue_prompt(restored: Restored, tasks: Sequence[str], prompt: Any, **opt
     return pd.DataFrame(rows, columns=["task", "prompt", "text"])
 
 
-def write_voices(found: Voices, run: Path, about: dict[str, Any]) -> Path:
+def write_voices(found: VoiceTables, run: Path, about: dict[str, Any]) -> Path:
     """Write tokens.csv, continuations.csv and then summary.json to the run's folder `voices`, over earlier ones.
 
     Args:

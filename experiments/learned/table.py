@@ -7,7 +7,7 @@ import pandas as pd
 
 from bora.lib.names import format_tau
 from bora.report.intervals import bootstrap, weighted_mean
-from bora.runs.archive import Run, read_archive
+from bora.runs.archive import RunRecord, read_archive
 
 HERE = Path(__file__).parent
 # Corpus → the archive of its grid, and the grid's name there; None: beside the learned runs.
@@ -18,7 +18,7 @@ GRIDS = {
 }
 
 
-def compare(corpus: str, learned: list[Run], grid: list[Run]) -> list[dict]:
+def compare(corpus: str, learned: list[RunRecord], grid: list[RunRecord]) -> list[dict]:
     """A row a τ of the grid: means over the seeds that both have; in bold the τ that validation chooses."""
     mine, rows, validation = {run.seed: run for run in learned}, [], []
     for tau in sorted({run.tau for run in grid}):
@@ -28,7 +28,7 @@ def compare(corpus: str, learned: list[Run], grid: list[Run]) -> list[dict]:
         nll = pd.DataFrame({s: mine[s].per_task["test_nll"] - run.per_task["test_nll"] for s, run in theirs.items()})
         tokens = mine[min(theirs)].per_task["test_tokens"].to_numpy(float)
 
-        def mean(runs: dict[int, Run], figure: str, seeds=theirs) -> float:
+        def mean(runs: dict[int, RunRecord], figure: str, seeds=theirs) -> float:
             return sum(runs[s].summary[figure] for s in seeds) / len(seeds)
 
         validation.append(mean(theirs, "val_perplexity"))

@@ -8,19 +8,19 @@ import pandas as pd
 from bora.lib.names import format_tau
 from bora.report.intervals import bootstrap, weighted_mean
 from bora.report.series import read_runs
-from bora.runs.archive import Run
+from bora.runs.archive import RunRecord
 
 HERE = Path(__file__).parent
 
 
-def mean(runs: dict[int, Run], figure: str) -> float:
+def mean(runs: dict[int, RunRecord], figure: str) -> float:
     """Average a figure of the summaries."""
     return sum(run.summary[figure] for run in runs.values()) / len(runs)
 
 
-def compare(corpus: str, runs: list[Run]) -> list[dict]:
+def compare(corpus: str, runs: list[RunRecord]) -> list[dict]:
     """A row for each τ of the tasks and the level, beside the τ without the level that validation chooses."""
-    settings: dict[tuple, dict[int, Run]] = {}
+    settings: dict[tuple, dict[int, RunRecord]] = {}
     for run in runs:
         taus = (*run.summary.get("levels", {}).values(), run.tau)
         settings.setdefault(taus if run.learned is None else ("learned",) * len(taus), {})[run.seed] = run

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from bora.lib.names import format_tau
 from bora.report.drawing import GROUPS, STYLE
-from bora.runs.archive import Run, read_archive
+from bora.runs.archive import RunRecord, read_archive
 
 MARKERS = "osD^vPX*"
 
@@ -32,7 +32,7 @@ WAYS = {
 WITHIN = 1.01
 
 
-def place(run: Run) -> str:
+def place(run: RunRecord) -> str:
     """The run's folder as the archive names it: constant/tau=0,seed=0."""
     return run.folder.relative_to(HERE).as_posix()
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bora.errors import UserError
-from bora.runs.archive import Run, read_archive, write_archive
+from bora.runs.archive import RunRecord, read_archive, write_archive
 from bora.runs.older import newer_settings
 
 CONFIG = {
@@ -27,11 +27,11 @@ CONFIG = {
 SUMMARY = {"tau": math.inf, "seed": 3, "data_sha256": "1e5", "lr": 0.1 + 0.2, "nan": math.nan, "whole": 2.0}
 
 
-def a_run(folder: Path, **more) -> Run:
+def a_run(folder: Path, **more) -> RunRecord:
     columns = {"n_train": [3, 1], "test_nll": [1 / 3, math.nan], "distance": [1.0, 2.0]} | more
     per_task = pd.DataFrame(columns, index=pd.Index(["Å, b", "007"], name="task"))
     versions = {"bora": "0.1.0", "torch": "2.13"}
-    return Run(folder, dict(CONFIG), SUMMARY | {"versions": versions, "dropped": {"of a. kind": 1}}, per_task)
+    return RunRecord(folder, dict(CONFIG), SUMMARY | {"versions": versions, "dropped": {"of a. kind": 1}}, per_task)
 
 
 def exact(values: dict) -> str:
