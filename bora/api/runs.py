@@ -2,31 +2,28 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
 
-from bora.api.frames import documents
-from bora.api.show import Report, Scores, Voices, table
-from bora.bayes.levels import NONE
+from bora.api.frames import documents as take_documents
+from bora.api.run_files import RunFiles
+from bora.api.show import Report, Scores, Voices
 from bora.bayes.model import HierarchicalLoRA
-from bora.config.schema import Config, Dtype
 from bora.data.columns import Columns
 from bora.data.prompts import prompt_columns, show_prompt
+from bora.data.read import read_column
 from bora.errors import UserError
 from bora.lib.files import write_folder
-from bora.lib.names import format_tau
 from bora.model.lora import LowRank
 from bora.report.write import write
-from bora.runs.archive import read_run
 from bora.runs.corpus import split_documents
-from bora.runs.directory import RunDirectory
 from bora.use.adapt import adapt, write_adapted
 from bora.use.ask import Ask
+from bora.use.curvature import find_tau
 from bora.use.evaluate import find_trained_on
 from bora.use.evaluation_files import hash_texts
 from bora.use.export import export
@@ -36,67 +33,14 @@ from bora.use.new_tasks import encode_documents
 from bora.use.restore import Restored, find_tasks, restore
 from bora.use.sampling import Sampling
 from bora.use.score import guess_tasks, perplexities
+from bora.use.variance import MAX_DOCUMENTS, find_shares
 from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices
 
 log = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-
-class Run:
-    """A finished run. Tables come from its files; the model is loaded when it is first needed.
-
-    Args:
-        folder: the run directory.
-        device: where the model computes, cpu | cuda.
-        dtype: of the backbone; None for the one that the run was trained in.
-
-    Attributes:
-        folder: as given.
-        summary: summary.json: tau, seed, perplexities, versions, ….
-
-    Raises:
-        UserError: there is no finished run in that folder. Each attribute also where its file is damaged.
-    """
-
-    def __init__(self, folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> None:
-        self.folder = Path(folder).expanduser()
-        self._directory, self._device, self._dtype = RunDirectory(self.folder.absolute()), device, dtype
-        self.summary: dict[str, Any] = self._directory.summary()
-
-    @property
-    def tau(self) -> float:
-        """Return the precision of the prior."""
-        return float(self.summary["tau"])
-
-    @cached_property
-    def config(self) -> Config:
-        """Read config.yaml."""
-        return self._directory.config()
-
-    @property
-    def per_task(self) -> pd.DataFrame:
-        """Read per_task.csv: a row a task, its documents, perplexities and distance ‖θ_d − Θ‖."""
-        return self._directory.per_task()
-
-    @property
-    def tasks(self) -> list[str]:
-        """List the D tasks."""
-        return self.per_task["task"].tolist()
-
-    @property
-    def documents(self) -> pd.DataFrame:
-        """Read documents.csv: a row a document kept: row (of the frame, from 0), task, split, n_tokens, n_scored."""
-        return self._directory.documents()
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """Read metrics.csv: a row a validation, with epoch (from 1), step, val/nll (nats a token), val/perplexity.
-
-        train/nll is the mean over the epoch's logged steps, where there are any.
-        """
-        return self._directory.validations().dropna(axis=1, how="all").reset_index(drop=True)
+class Run(RunFiles):
+    """A finished run, and its model at work; the model is loaded when it is first needed."""
 
     @cached_property
     def restored(self) -> Restored:
@@ -184,11 +128,51 @@ class Run:
             UserError: all tasks are Θ; or see `generate`, and `bora.runs.corpus.split_documents`.
         """
         require_voices(self.summary)
-        given = None if frame is None else self._documents(frame, None, None)
-        table = split_documents(self._directory, "validation", table=given)
+        table = self._split("validation", frame)
         asked = self.tasks if tasks is None else find_tasks(_listed(tasks), self.tasks)
         how: dict[str, Any] = {"documents": documents, "max_new_tokens": max_new_tokens}
         return find_voices(self.restored, table, asked, prompt, **how)
+
+    def variance(
+        self, by: str | Sequence[str] = (), *, frame: Any = None, documents: int = MAX_DOCUMENTS, batch_size: int = 16
+    ) -> pd.DataFrame:
+        """Find how much tasks differ, and which columns go with that, from validation documents' gradients at Θ.
+
+        Args:
+            by: columns of what the run was trained on.
+            frame: that, where it is a frame.
+            documents: at most so many, drawn at random.
+            batch_size: documents in a backward.
+
+        Returns:
+            See `bora.use.variance.find_shares`.
+
+        Raises:
+            UserError: see there, and `bora.runs.corpus.split_documents`.
+        """
+        table = self._split("validation", frame)
+
+        def read(column: str, rows: pd.Index) -> list[str]:
+            if frame is None:
+                return read_column(self.config.data, column, rows, "by=")
+            return take_documents(frame, Columns(None, column))["text"].reindex(rows).tolist()
+
+        return find_shares(self.restored, table, read, _listed(by), documents, batch_size)
+
+    def infer_tau(self, *, frame: Any = None, batch_size: int = 16) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Infer τ by the evidence, as `bora variance --tau` does: τ for inference, not the best τ for perplexity.
+
+        Args:
+            frame: what the run was trained on, where it is a frame.
+            batch_size: documents in a backward.
+
+        Returns:
+            The frames of `bora.use.curvature.infer_tau`: τ by group of parameters, and the evidence at a range of τ.
+
+        Raises:
+            UserError: see `bora.use.curvature.measure_curvature`, and `bora.runs.corpus.split_documents`.
+        """
+        return find_tau(self.restored, self._split("train", frame), batch_size)
 
     def score(
         self,
@@ -364,29 +348,10 @@ class Run:
         """
         return show_report(self._directory.path, output)
 
-    def similarity(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
-        """Draw which tasks deviate from Θ alike, like ones beside each other.
-
-        Args:
-            groups: task → its group, to colour by; a series' name is the legend's title.
-
-        Raises:
-            UserError: fewer than three tasks, or tasks that do not differ.
-        """
-        import matplotlib.pyplot  # noqa: F401  # with it a notebook shows figures
-
-        from bora.report.drawing import drawing_style
-        from bora.report.figures import similarity
-        from bora.report.fonts import find_fonts
-        from bora.report.similarity import compare_tasks
-
-        found = compare_tasks(read_run(self._directory.path))
-        if groups is not None:
-            chosen = pd.Series(groups).reindex(found.tasks).fillna(NONE)
-            found = replace(found, column=str(chosen.name or ""), groups=chosen)
-        fonts, _ = find_fonts([*found.tasks, *(() if found.groups is None else found.groups)])
-        with drawing_style(fonts):
-            return similarity(found)
+    def _split(self, split: str, frame: Any) -> pd.DataFrame:
+        """Read the documents of a split again, from the frame that the run was trained on if there is one."""
+        given = None if frame is None else self._documents(frame, None, None)
+        return split_documents(self._directory, split, table=given)
 
     def _documents(self, frame: Any, task: str | None, text: str | None, labelled: bool = False) -> pd.DataFrame:
         """Take a frame's documents by the run's columns where none are named; `labelled`: each of a task of the run."""
@@ -394,7 +359,7 @@ class Run:
         messages = own.get("messages")
         text, chat = text or own.get("text", "text"), messages and (text or messages)
         task, prompt = task or own.get("task"), prompt_columns(own["prompt"])
-        found = documents(frame, Columns(task, text, None, chat, prompt, own["levels"], need_levels=False))
+        found = take_documents(frame, Columns(task, text, None, chat, prompt, own["levels"], need_levels=False))
         if not labelled:
             return found
         if n := int((found["task"] == "").sum()):
@@ -402,32 +367,6 @@ class Run:
         if unknown := sorted(set(found["task"]) - set(self.tasks)):
             raise UserError(f"the run has no task {unknown[0]!r}; leave its rows out")
         return found
-
-    def _title(self) -> str:
-        """Say what a run is in a line."""
-        n = self.summary["n_tasks"]
-        parts = [f"τ = {format_tau(self.tau)}", f"{n} task{'s' * (n > 1)}"]
-        if "test_perplexity" in self.summary:  # new tasks have none held out
-            parts.append(f"perplexity {self.summary['val_perplexity']:.2f} in validation")
-            parts.append(f"{self.summary['test_perplexity']:.2f} in test")
-        return ", ".join(parts)
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}: {self._title()})"
-
-    def _repr_html_(self) -> str:
-        columns = {
-            "task": "task",
-            "n_train": "training documents",
-            "val_perplexity": "validation perplexity",
-            "test_perplexity": "test perplexity",
-            "distance": "‖θ−Θ‖",
-        }
-        rows = self.per_task[list(columns)].rename(columns=columns).dropna(axis=1, how="all")
-        title = f"{self.folder}: {self._title()}"
-        if "base_test_perplexity" in self.summary:
-            title += f"; the frozen backbone's is {self.summary['base_test_perplexity']:.2f}"
-        return table(title, rows)
 
 
 def show_report(folder: Path, output: str | Path | None) -> Report:

@@ -1,6 +1,7 @@
 """The command `bora variance RUN --by COLUMN… --tau`: how much tasks and columns differ, and τ for inference."""
 
 import argparse
+from functools import partial
 
 import pandas as pd
 from rich.table import Table
@@ -14,11 +15,9 @@ from bora.lib.files import make_output_folder, user_path
 from bora.runs.corpus import split_documents
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, VARIANCE
 from bora.runs.values import write_csv
-from bora.use.curvature import MAX_TASKS, infer_tau, measure_curvature
+from bora.use.curvature import MAX_TASKS, find_tau
 from bora.use.restore import restore
-from bora.use.variance import Share, gradient_similarities, variance_shares
-
-MAX_DOCUMENTS = 1000
+from bora.use.variance import MAX_DOCUMENTS, find_shares
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,27 +65,16 @@ def main() -> None:
         table = split_documents(restored.directory, "validation")
         out = arguments.out or restored.directory.path / VARIANCE
         make_output_folder(out)
-        table = table.sample(min(arguments.documents, len(table)), random_state=0).sort_index()
-        columns = {name: read_column(restored.cfg.data, name, table.index, "--by=") for name in arguments.by}
-        tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
-        similarity = gradient_similarities(restored, table, arguments.batch_size)
-        shares = variance_shares(similarity, table["task"].tolist(), columns)
-        write_csv(out / SHARES, pd.DataFrame(map(vars, shares)))
+        read = partial(read_column, restored.cfg.data, argument="--by=")
+        shares = find_shares(restored, table, read, arguments.by, arguments.documents, arguments.batch_size)
+        write_csv(out / SHARES, shares)
         show(shares)
         if arguments.tau:
-            table = choose_tasks(split_documents(restored.directory, "train"))
-            tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
-            found, profile = infer_tau(*measure_curvature(restored, table, arguments.batch_size))
+            table = split_documents(restored.directory, "train")
+            found, profile = find_tau(restored, table, arguments.batch_size)
             write_csv(out / INFERRED, found)
             write_csv(out / EVIDENCE, profile)
             show_tau(found)
-
-
-def choose_tasks(documents: pd.DataFrame) -> pd.DataFrame:
-    """Keep the documents of MAX_TASKS tasks, drawn at random where there are more."""
-    names = documents["task"].drop_duplicates()
-    chosen = names.sample(min(MAX_TASKS, len(names)), random_state=0)
-    return documents[documents["task"].isin(chosen)]
 
 
 def show_tau(found: pd.DataFrame) -> None:
@@ -108,19 +96,19 @@ def show_tau(found: pd.DataFrame) -> None:
     )
 
 
-def show(shares: list[Share]) -> None:
+def show(shares: pd.DataFrame) -> None:
     """Print the shares, and what they mean for the tasks."""
     table = Table(title="share of the variance of documents' gradients [95 %]", title_justify="left")
     table.add_column("column", overflow="fold")
     for column in ("units", "share", "p"):
         table.add_column(column, justify="right")
-    for share in shares:
-        interval = f"{share.share:.1%} [{share.low:.1%}, {share.high:.1%}]".replace("-", "−")
-        table.add_row(share.column, f"{share.units:,}", interval, f"{share.p_value:.2g}")
+    for row in shares.to_dict("records"):
+        interval = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]".replace("-", "−")
+        table.add_row(row["column"], f"{row['units']:,}", interval, f"{row['p_value']:.2g}")
     console = plain_console()
     console.print(table)
-    task = next(share for share in shares if share.column == "task")
-    if task.low > 0:
+    (low,) = shares.loc[shares["column"] == "task", "low"]
+    if low > 0:
         console.print("documents of a task have similar gradients: a finite tau should help")
     else:
         console.print("no sign that documents of a task have similar gradients: one model (tau=inf) may do as well")

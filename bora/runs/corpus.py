@@ -29,8 +29,8 @@ def split_documents(directory: RunDirectory, *splits: str, table: pd.DataFrame |
     data = directory.config().data
     if table is None and data.source == "frame":
         raise UserError(
-            "the run was trained on a data frame, which is not kept with it: run.voices takes it, as frame=; for other "
-            "commands save it as a table and train with data=table"
+            "the run was trained on a data frame, which is not kept with it: in Python give it as frame=; for a "
+            "command save it as a table and train with data=table"
         )
     if table is None:
         try:

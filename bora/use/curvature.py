@@ -18,6 +18,7 @@ from bora.bayes.adapters import Adapters
 from bora.bayes.marginal_likelihood import TAUS, Curvature, bin_parameters, choose_tau, evidence_slopes, profile
 from bora.data.batches import by_length
 from bora.data.columns import level_cells
+from bora.lib.console import tell
 from bora.model.backbone import Backbone
 from bora.model.batch import Batch, Places, to_device
 from bora.model.likelihood import chunk_elements
@@ -63,6 +64,19 @@ class Gradients(NamedTuple):
     squares: Tensor
     folded: Tensor
     n_drawn: float
+
+
+def find_tau(restored: Restored, table: pd.DataFrame, batch_size: int = 16) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Infer τ from a run's deviations and the gradients of its training documents; see `infer_tau`.
+
+    Args:
+        table: training documents, columns task, text and what prompts take; of at most MAX_TASKS tasks, drawn at random.
+        batch_size: documents in a backward.
+    """
+    names = table["task"].drop_duplicates()
+    table = table[table["task"].isin(names.sample(min(MAX_TASKS, len(names)), random_state=0))]
+    tell(f"gradients of {len(table):,} training documents of {table['task'].nunique():,} tasks at their θ")
+    return infer_tau(*measure_curvature(restored, table, batch_size))
 
 
 def infer_tau(tokens: Tensor, groups: Sequence[GroupCurvature]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -11,7 +11,7 @@ and divided by the mean of ‖g_n‖² less the mean over pairs that share nothi
 between tasks only, so that party is not credited with what its speakers are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,43 @@ import torch
 from scipy.stats import norm
 
 from bora.errors import UserError
+from bora.lib.console import tell
 from bora.model.likelihood import n_scored
 from bora.use.restore import Restored
 
 SKETCH = 2**14  # numbers that a gradient is folded to; an inner product is then off by 1/128 of the lengths, at random
 PERMUTATIONS = 200
+MAX_DOCUMENTS = 1000  # pairs of them are compared
+
+
+def find_shares(
+    restored: Restored,
+    table: pd.DataFrame,
+    read: Callable[[str, pd.Index], Sequence[str]],
+    by: Sequence[str],
+    max_documents: int = MAX_DOCUMENTS,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Find which columns go with what documents would have of Θ.
+
+    Args:
+        table: validation documents, columns task, text and what prompts take.
+        read: gives the cells of a column in some of the table's rows.
+        by: columns.
+        max_documents: drawn at random where there are more.
+        batch_size: documents in a backward.
+
+    Returns:
+        A row for the task and for each column, with Share's attributes, the largest share first.
+
+    Raises:
+        UserError: see `variance_shares`.
+    """
+    table = table.sample(min(max_documents, len(table)), random_state=0).sort_index()
+    columns = {name: read(name, table.index) for name in by}
+    tell(f"gradients of {len(table):,} validation documents of {table['task'].nunique():,} tasks at Θ")
+    similarity = gradient_similarities(restored, table, batch_size)
+    return pd.DataFrame(map(vars, variance_shares(similarity, table["task"].tolist(), columns)))
 
 
 def gradient_similarities(restored: Restored, table: pd.DataFrame, batch_size: int) -> np.ndarray:

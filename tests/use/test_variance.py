@@ -5,15 +5,19 @@ import pandas as pd
 import pytest
 import torch
 
+import bora
 import bora.commands.variance
+from bora.config.compose import compose_config
 from bora.data.batches import Documents
 from bora.data.read import read_documents
 from bora.errors import UserError
+from bora.runs.directory import RunDirectory
+from bora.train.run import train
 from bora.use import curvature, variance
 from bora.use.curvature import draw_labels, measure_curvature
 from bora.use.restore import restore
 from bora.use.variance import gradient_similarities, variance_shares
-from tests.conftest import one_line
+from tests.conftest import one_line, table
 
 P = 400  # numbers of a gradient
 
@@ -116,6 +120,24 @@ def test_the_command_ranks_columns_and_infers_tau(trained, call):
     one_line(call(bora.commands.variance.main, run, "--by", "nonsense"), "--by=nonsense", "there is no such column")
 
 
+def test_python_has_what_the_command_finds_from_a_frame_too(call, tmp_path):
+    path = table(tmp_path / "t.csv", {"a": 24, "b": 40, "c": 30})
+    frame = pd.read_csv(path).assign(half=lambda rows: rows.index % 2)
+    frame.to_csv(path, index=False)
+    words = "data.min_documents=5 data.max_tokens=20 optim.lr=0.02 lora.rank=3 trainer.max_epochs=1".split()
+    config, _ = compose_config([*words, "data=table", f"data.path={path}", "tau=10", "logger=none"])
+    train(config, RunDirectory(tmp_path / "run"), group="group", name="run")
+    run, of_frame = bora.load(tmp_path / "run"), bora.fit(frame, tau=10, output=tmp_path / "of_frame", overrides=words)
+    assert call(bora.commands.variance.main, run.folder, "--by", "half", "--tau")[0] == 0
+    shares, tau = (pd.read_csv(run.folder / f"variance/{name}.csv") for name in ("shares", "tau"))
+    for found in (run.variance("half"), of_frame.variance("half", frame=frame)):
+        pd.testing.assert_frame_equal(found, shares, rtol=1e-4)
+    for found, _ in (run.infer_tau(), of_frame.infer_tau(frame=frame)):
+        pd.testing.assert_frame_equal(found, tau, rtol=1e-3)
+    with pytest.raises(UserError, match="give it as frame="):
+        of_frame.variance("half")
+
+
 def test_drawn_tokens_give_the_fisher_information(trained):
     """The mean of ‖g̃‖² over draws is the trace of Σ_i J_iᵀ Wᵀ (diag p_i − p_i p_iᵀ) W J_i, J_i of the hidden state."""
     run = restore(trained("tau=10"))
@@ -151,8 +173,8 @@ def test_the_evidence_is_taken_from_each_documents_gradients(trained, monkeypatc
     monkeypatch.setattr(curvature, "draw_labels", lambda backbone, batch, theta, generator: batch["labels"])
     _, by_own_tokens = measure_curvature(run, pd.concat(own.values()), 3)
     everything, of_task = [], []
-    for task, table in own.items():
-        encoded, _ = run.tokens.encode(table)
+    for task, rows in own.items():
+        encoded, _ = run.tokens.encode(rows)
         assert tokens[names.index(task)] == sum(piece.n_scored for piece in encoded)
         d = model.adapters.task_names.index(task)
         for piece in encoded:
