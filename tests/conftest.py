@@ -171,15 +171,6 @@ def one_line(found: tuple[int, str, str], *words: str, code: int = 2) -> None:
     assert all(word in found[2] for word in words), found[2]
 
 
-@pytest.fixture
-def figure_6_alone(monkeypatch):
-    """Let a report draw figure 6 alone: the others take seconds."""
-    others = "sizes perplexity_by_tau improvement distances size_and_perplexity effects pooling"
-    for name in others.split():
-        monkeypatch.setattr(f"bora.report.figures.{name}", lambda *_: None)
-    monkeypatch.setattr("bora.report.pictures.learning_curves", lambda *_: None)
-
-
 TASKS = {"a": 24, "a longer name": 40, "../b | <i>*x*": 30}
 
 

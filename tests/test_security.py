@@ -18,7 +18,7 @@ from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.model.pretrained import from_pretrained
 from tests.conftest import one_line, table
-from tests.report.test_report import write_run
+from tests.report.runs import write_run
 
 PACKAGE = Path(bora.__file__).parent
 ASSET = PACKAGE / "assets/opt_mini"
@@ -94,7 +94,7 @@ def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
     one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint")
 
 
-def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark, call, monkeypatch, figure_6_alone):
+def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tau in (0.0, 10.0):
         write_run(tmp_path / f"s/tau={tau:g}", tau)

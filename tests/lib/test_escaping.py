@@ -15,7 +15,7 @@ from bora.lib.names import latex, markdown, one_line
 from bora.report.drawing import shorten
 from bora.report.tables import ReportTable
 from tests.conftest import table
-from tests.report.test_report import KNOWN, write_run
+from tests.report.runs import KNOWN, write_run
 
 NASTY = [
     "<script>alert(1)</script>",

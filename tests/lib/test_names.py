@@ -1,8 +1,9 @@
 """Any task's name becomes a folder's and a metric's."""
 
+import math
 import re
 
-from bora.lib.names import safe_names
+from bora.lib.names import format_tau, latex, safe_names
 from tests.data.test_accepted import NAMES
 from tests.lib.test_escaping import NASTY
 
@@ -32,3 +33,8 @@ def test_names_are_safe_and_different_everywhere():
     assert names["ANN"] == "ANN"
     assert names["Ærø"] == "AEro"
     assert safe_names(ODD[::-1], reserved=("hierarchical-mean", "tasks.json")) == names
+
+
+def test_tau_and_latex_are_written_as_in_the_paper():
+    assert [format_tau(t) for t in (0.0, 1.0, 137.28, 1e4, 2e5, math.inf)] == ["0", "1", "137.28", "10⁴", "200000", "∞"]
+    assert latex("50 % of a_b & τ = 10⁴") == r"50 \% of a\_b \& $\tau$ = 10$^4$"

@@ -3,7 +3,7 @@
 import pytest
 
 from bora.report.wandb import chart, long_table, panels
-from tests.report.test_report import KNOWN, evidence_of, sweep  # noqa: F401
+from tests.report.runs import KNOWN, evidence_of
 
 
 def lines(panel) -> dict[str, list[tuple[float, float]]]:
@@ -15,7 +15,7 @@ def lines(panel) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def test_the_lines_are_the_means_over_seeds(sweep, tmp_path):  # noqa: F811
+def test_the_lines_are_the_means_over_seeds(sweep, tmp_path):
     found = panels(evidence_of(tmp_path / "s"))
     x = [0, 1, 2, 3]  # log10 of 10 and 100, the limits beside them
     overall = lines(found["perplexity by tau"])

@@ -1,0 +1,71 @@
+"""Differences between τ, their intervals, and the claims that follow from them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bora.report.claims import judge_claims
+from bora.report.evidence import rank_correlation
+from bora.report.intervals import Interval, bootstrap, weighted_mean
+from tests.report.runs import KNOWN, evidence_of, write_run
+
+
+def test_differences_are_paired_and_weighted_by_tokens(tmp_path):
+    evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    assert (evidence.best_tau, evidence.best_middle_tau) == (100, 100)  # by validation; test says 10
+    difference = evidence.difference(100.0, 0.0)
+    expected = np.log([14 / 22, 12 / 20, 14.5 / 21.5])
+    np.testing.assert_allclose(difference.by_task, expected)
+    assert difference.overall.value == pytest.approx(expected.mean())
+    assert difference.overall.low == pytest.approx(expected.min())  # of 3 tasks a draw may be one task thrice
+    assert difference.overall.high == pytest.approx(expected.max())
+    assert difference.improvement.tolist() == pytest.approx([100 * 8 / 22, 40, 100 * 7 / 21.5])
+    assert evidence.difference(100.0, 100.0) is None
+
+
+def test_a_bootstrap_is_close_to_the_normal_interval_and_a_rank_correlation_is_spearmans():
+    values = np.random.default_rng(1).normal(0.3, 2.0, 400)
+    interval = bootstrap(weighted_mean, values, np.ones(400))
+    half = 1.96 * values.std() / 20
+    assert (interval.low, interval.high) == pytest.approx((interval.value - half, interval.value + half), abs=0.02)
+    assert bootstrap(weighted_mean, np.array([1.0, 3.0]), np.array([3.0, 1.0])).value == 1.5
+    x, y = map(pd.Series, np.random.default_rng(0).integers(0, 9, (2, 30)))
+    assert rank_correlation(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert math.isnan(rank_correlation(pd.Series([1, 1, 1, 1]), x[:4]).value)
+
+
+def test_claims_follow_the_numbers(tmp_path, monkeypatch):
+    evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    best, *_ = judge_claims(evidence)
+    assert (best.verdict, best.numbers.endswith("3 tasks are too few")) == ("undecided", True)
+    monkeypatch.setattr("bora.report.claims.MIN_TASKS", 3)
+    verdicts = [c.verdict for c in judge_claims(evidence)]
+    assert verdicts == ["confirmed", "confirmed", "confirmed", "undecided", "undecided"]  # 3 tasks: no ρ
+    worse = {**KNOWN, math.inf: (1e-3, 10.0, 10.5, {"ann": 10.0, "bo": 11.0, "cy": 10.5})}
+    folders = [write_run(tmp_path / f"w{t}", t, known=worse) for t in KNOWN]
+    best, alone, one, *_ = judge_claims(evidence_of(*folders))
+    assert (best.verdict, alone.verdict, one.verdict) == ("refuted", "confirmed", "refuted")
+    assert "validation chooses τ = ∞" in best.numbers
+    # The largest of the τ tried is not one model.
+    best, alone, one, *_ = judge_claims(evidence_of(*(tmp_path / f"{t}" for t in KNOWN if t < math.inf)))
+    assert best.numbers.endswith("both limits, τ = 0 and τ = ∞, are needed")
+    assert alone.verdict == "confirmed"
+    assert (one.verdict, one.numbers) == ("undecided", "there is no run to compare with")
+
+
+def test_the_gain_of_each_task_has_a_t_interval_over_seeds(sweep, tmp_path):
+    ends = evidence_of(sweep).difference(100.0, 0.0).improvement_ends
+    first, second = math.log(14.0 / 22.0), math.log(14.2 / 22.2)
+    half = 12.7062 * abs(first - second) / 2  # t of one degree of freedom; s/√2 is half the distance
+    expected = [-100 * math.expm1((first + second) / 2 + sign * half) for sign in (1, -1)]
+    assert ends.loc["ann"].tolist() == pytest.approx(expected, rel=1e-4)
+    alone = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
+    assert alone.difference(100.0, 0.0).improvement_ends is None
+
+
+def test_an_interval_is_written_with_its_ends_and_has_a_sign_unless_it_holds_zero():
+    assert f"{Interval(1.0):.1f} {Interval(1.0, 0.5, 2.0):+.1f}" == "1.0 +1.0 [+0.5, +2.0]"
+    assert [Interval(1, *ends).sign for ends in ((0.1, 2), (-2, -0.1), (-1, 1))] == [1, -1, 0]
