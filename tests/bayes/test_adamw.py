@@ -42,18 +42,6 @@ def test_each_row_is_an_adamw_of_its_own(together, monkeypatch):
     assert optimiser.state[ours]["step"].tolist() == [3, 2, 3, 1, 0]
 
 
-def test_a_dense_gradient_is_as_in_torch():
-    start = torch.randn(7)
-    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    mine, torchs = RowwiseAdamW([ours], **OPTIONS), torch.optim.AdamW([theirs], **OPTIONS, weight_decay=0.0)
-    for _ in range(5):
-        ours.grad = torch.randn(7)
-        theirs.grad = ours.grad.clone()
-        mine.step()
-        torchs.step()
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_a_loaded_state_lies_where_its_parameter_lies():
     """A GPU's run is resumed from a checkpoint that was read onto the processor; "meta" is a GPU that needs none."""
     saved = torch.nn.Parameter(torch.randn(5, 6))

@@ -48,14 +48,6 @@ def test_tasks_rows_deviations_and_distances_agree(form):
     assert "nobody" not in adapters.tasks
 
 
-def test_tasks_are_views_in_the_centered_form():
-    adapters = build(Centered)
-    with torch.no_grad():
-        adapters.tasks["b"]["layers.0.q"].A.zero_()
-    assert not adapters.stored[1, :8].any()
-    assert adapters.stored[0, :8].all()
-
-
 @pytest.mark.parametrize("form", [Centered, NonCentered])
 @pytest.mark.parametrize("std", [0.0, 0.001])
 def test_every_task_starts_at_the_mean_or_around_it(form, std):
@@ -64,12 +56,6 @@ def test_every_task_starts_at_the_mean_or_around_it(form, std):
     A, B = adapters.layout.factors(adapters.mean)["x"]
     assert B.abs().max() == 0
     assert 0 < A.abs().max() <= 1 / 40**0.5  # PEFT's start
-
-
-def test_without_a_prior_the_mean_becomes_the_average():
-    adapters = build(Separate)
-    adapters.before_evaluation()
-    torch.testing.assert_close(adapters.mean, adapters.stored.mean(0))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,4 +1,4 @@
-"""Levels above the task: gradients against autograd, both ways of gathering, and what must hold at the optimum."""
+"""Levels above the task: gradients against autograd, both ways of gathering, and a linear mixed model."""
 
 import numpy as np
 import pandas as pd
@@ -42,16 +42,18 @@ def model_of(levels, **options):
     return model
 
 
+def one_nll(model, batch: dict, r: int, theta: torch.Tensor) -> torch.Tensor:
+    """The NLL of a document alone under this θ."""
+    one = {key: batch[key][r : r + 1] for key in ("input_ids", "labels")}
+    return model.backbone.nll(one | {"task": torch.tensor([0]), "batches": 1}, theta[None])[0]
+
+
 def reference(model, batch, units: list[list[int]]) -> torch.Tensor:
     """U/T, document by document."""
     adapters, total = model.adapters, torch.zeros((), dtype=torch.float64)
     for r, task in enumerate(TASKS):
         theta = adapters.mean + adapters.stored[task] + sum(adapters.stored[u] for u in units[r])
-        one = {key: batch[key][r : r + 1] for key in ("input_ids", "labels")} | {
-            "task": torch.tensor([0]),
-            "batches": 1,
-        }
-        total = total + model.backbone.nll(one, theta[None])[0]
+        total = total + one_nll(model, batch, r, theta)
     taus = [TAU] * 4 + adapters.levels.row_taus()
     prior = sum(tau / 2 * adapters.stored[i].square().sum() for i, tau in enumerate(taus))
     return (total + prior) / 55
@@ -75,22 +77,6 @@ def test_the_objective_and_its_gradient_are_those_of_a_loop(columns, estimator, 
     torch.testing.assert_close(found[1], of_stored)
 
 
-def test_a_level_whose_units_are_at_zero_is_none():
-    levels, units = levels_of("party", "year")
-    with_levels, without = model_of(levels), model_of(None)
-    with torch.no_grad():
-        with_levels.adapters.stored[4:] = 0
-        without.adapters.stored.copy_(with_levels.adapters.stored[:4])
-        without.adapters.mean.copy_(with_levels.adapters.mean)
-    losses = [model.objective(batch_of(own)).loss for model, own in ((with_levels, units), (without, None))]
-    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
-    for loss in losses:
-        loss.backward()
-    torch.testing.assert_close(with_levels.adapters.mean.grad, without.adapters.mean.grad, rtol=1e-10, atol=1e-15)
-    own = with_levels.adapters.stored.grad.to_dense()[:4]
-    torch.testing.assert_close(own, without.adapters.stored.grad.to_dense(), rtol=1e-10, atol=1e-15)
-
-
 def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents():
     levels, units = levels_of("party", "year")
     assert levels.units == [["left", "right"], ["1", "2", "3", "(none)"]]
@@ -98,14 +84,9 @@ def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents()
     assert levels.of_task == [[0, -1], [0, -1], [1, -1], [1, -1]]
     assert units[6] == [4 + 1, 4 + 2 + 3]
     assert levels.rows_of_task(2, 4) == [5]
+    assert levels.rows_of_cells({"year": YEAR, "party": PARTY}, n_tasks=4) == units
     assert levels.row_taus() == [30, 30, 7, 7, 7, 7]
     assert [line.split()[0] for line in describe_confounded(levels, TASKS, units)] == ["party", "year"]
-
-
-def test_the_rows_of_cells_are_those_of_the_documents():
-    levels, units = levels_of("party", "year")
-    cells = {"year": YEAR, "party": PARTY}
-    assert levels.rows_of_cells(cells, n_tasks=4) == units
 
 
 def test_units_of_one_task_are_told_also_where_a_task_has_several():
@@ -167,26 +148,9 @@ def test_a_tasks_theta_is_the_mean_and_all_of_its_deviations():
     # Of new text only the task is known; of the run's own documents the year too.
     known, unknown = batch_of(units), batch_of(None)
     nll = model.nll(unknown)
-    for r in range(len(TASKS)):
-        one = {key: unknown[key][r : r + 1] for key in ("input_ids", "labels")} | {
-            "task": torch.tensor([0]),
-            "batches": 1,
-        }
-        torch.testing.assert_close(nll[r], model.backbone.nll(one, adapters.theta(TASKS[r])[None])[0])
+    for r, task in enumerate(TASKS):
+        torch.testing.assert_close(nll[r], one_nll(model, unknown, r, adapters.theta(task)))
     assert not torch.allclose(model.nll(known), nll)
-
-
-def test_what_must_hold_at_the_optimum():
-    levels, units = levels_of("party")
-    model = model_of(levels, estimator="dense")
-    adapters = model.adapters
-    model.objective(batch_of(units)).loss.backward()
-    # The likelihood's part of a gradient is the same for Θ, summed over parties and over tasks, at any point. Where all
-    # gradients are 0 that says Σ Δ_party = 0, and Δ_party = τ / τ_party · Σ δ of its tasks.
-    likelihood = adapters.stored.grad - model.row_taus[:, None] / 55 * adapters.stored
-    torch.testing.assert_close(adapters.mean.grad, likelihood[4:].sum(0))
-    torch.testing.assert_close(likelihood[4], likelihood[:2].sum(0))
-    torch.testing.assert_close(likelihood[5], likelihood[2:4].sum(0))
 
 
 @pytest.mark.parametrize("years", ["crossed", "nested"])
@@ -228,15 +192,6 @@ def test_the_mode_is_that_of_a_linear_mixed_model(years, monkeypatch):
     assert adapters.mean.grad[0].abs() < 1e-6
     assert adapters.stored.grad.to_dense()[:, 0].abs().max() < 1e-6
     assert adapters.stored[:, 0].abs().min() > 1e-3
-
-
-def test_a_saved_model_with_levels_is_the_same_again():
-    levels, units = levels_of("party", "year")
-    model, batch = model_of(levels), batch_of(units)
-    again = type(model).from_hyperparameters(tiny_opt(dtype=torch.float64), model.hyperparameters).double()
-    again.load_trained_state(model.trained_state())
-    torch.testing.assert_close(again.nll(batch), model.nll(batch))
-    torch.testing.assert_close(again.adapters.distances(), model.adapters.distances())
 
 
 @pytest.mark.parametrize(
