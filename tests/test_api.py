@@ -316,7 +316,6 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"text": "spoken"}, "no such column"),
         ({"output": "t.csv"}, "output=t.csv is a file"),
         ({"tau": -1}, "tau=-1"),
         ({"max_epochs": "four"}, "trainer.max_epochs=four must be"),
@@ -328,9 +327,3 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
 def test_what_cannot_be_used_is_an_input_error(frame, change, said):
     with pytest.raises(UserError, match=said):
         bora.fit(frame, **(SMALL | COLUMNS | change))
-
-
-def test_what_is_no_frame_is_an_input_error():
-    for given in ([1, 2], pa.array([1]), pa.chunked_array([[1]])):
-        with pytest.raises(UserError, match=f"an Arrow table, not {type(given).__name__}"):
-            bora.fit(given)

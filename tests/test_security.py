@@ -72,14 +72,6 @@ def mark(tmp_path) -> Path:
     assert not path.exists()
 
 
-def test_a_bomb_goes_off_where_pickles_are_loaded(tmp_path):
-    file = io.BytesIO()
-    torch.save({"state_dict": Bomb(tmp_path / "it ran")}, file)
-    file.seek(0)
-    torch.load(file, weights_only=False)
-    assert (tmp_path / "it ran").exists()
-
-
 def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
     whole = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     for name, bomb in (("best", whole | {"x": Bomb(mark)}), ("last", Bomb(mark))):
@@ -148,14 +140,6 @@ def test_a_pickle_as_a_models_weights_is_not_run(folder, tmp_path, mark, command
     for write in (in_zip, bare):
         write(folder / "pytorch_model.bin", mark)
         one_line(command(*RUN, "model=hub", "model.path=model"), "model.path=model", "safetensors")
-
-
-def test_tensors_in_a_bin_file_are_read(folder):
-    weights = from_pretrained(str(folder)).model.state_dict()
-    (folder / "model.safetensors").unlink()
-    torch.save(weights, folder / "pytorch_model.bin")
-    read = from_pretrained(str(folder)).model.state_dict()
-    assert all(torch.equal(read[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize("kind", ["unknown", "known", "tokenizer", "generate"])

@@ -1,7 +1,6 @@
 """Odd tables that can be read; each with every cell that comes of it."""
 
 import csv
-import json
 import unicodedata
 from datetime import UTC, datetime
 
@@ -14,7 +13,7 @@ from bora.api.frames import documents
 from bora.data import csv_file, huggingface
 from bora.data.columns import Columns
 from bora.data.table import read
-from tests.data.inputs import GOOD, PACKED, docs, named, to_csv, to_json, to_parquet
+from tests.data.inputs import GOOD, PACKED, named, to_csv, to_json, to_parquet
 
 ODD = [
     "one\ntwo\r\nthree",
@@ -36,6 +35,7 @@ NUMBERS = [(n, "x") for n in ("7", "007", "7.0", "1e3", "99999999999999999999", 
 NFC, NFD = "José Ångström", unicodedata.normalize("NFD", "José Ångström")
 GAPS = b'{"text": "x"}\n{"task": "a"}\n\n{"task": null, "text": NaN}\n'
 FLOATS = to_parquet(task=[0.5, float("nan"), None], text=["x", None, "z"])
+SINGLES = to_parquet(task=pa.array([2.1, 1e10], pa.float32()), text=["x", "y"])
 INTEGERS = to_parquet(task=pa.array([2**53 + 1, None]), text=pa.array([b"x", "æ".encode()]))
 # What is odd: file, its bytes, the rows (task, text).
 CASES = {
@@ -55,6 +55,7 @@ CASES = {
     "numbers in JSON": ("t.jsonl", b'{"task": 1e3, "text": 0.10}', [("1e3", "0.10")]),
     "missing values in JSON": ("t.jsonl", GAPS, [("", "x"), ("a", ""), ("", "")]),
     "missing values in Parquet": ("t.parquet", FLOATS, [("0.5", "x"), ("", ""), ("", "z")]),
+    "numbers of 32 bits in Parquet": ("t.parquet", SINGLES, [("2.1", "x"), ("10000000000.0", "y")]),
     "integers with gaps, and bytes, in Parquet": ("t.parquet", INTEGERS, [("9007199254740993", "x"), ("", "æ")]),
     "white space in names": ("t.csv", to_csv([(n, "x") for n in (" A  B ", "A\u00a0B")]), [("A B", "x")] * 2),
     "one name in two forms of Unicode": ("t.csv", to_csv([(NFD, "x"), (NFC, "y")]), [(NFC, "x"), (NFC, "y")]),
@@ -83,11 +84,6 @@ def test_dates_are_read_where_there_is_such_a_column(tmp_path):
     assert cells(read(tmp_path / "t.csv")) == [("b", "x", "2001")]
     assert cells(read(tmp_path / "t.csv", Columns(date="day"))) == [("b", "x", "a")]
     assert cells(read(tmp_path / "t.csv", Columns(task="day", text="task"))) == [("a", "b", "2001")]
-
-
-def test_numbers_of_32_bits_in_a_file_are_as_short_as_they_were(tmp_path):
-    (tmp_path / "t.parquet").write_bytes(to_parquet(task=["a", "b"], text=pa.array([2.1, 1e10], pa.float32())))
-    assert [text for _, text, _ in cells(read(tmp_path / "t.parquet"))] == ["2.1", "10000000000.0"]
 
 
 NAN = float("nan")
@@ -155,24 +151,3 @@ def test_a_folder_of_files_is_read_as_text_with_the_labels_that_its_card_declare
     found = huggingface.read(path, "train", None, Columns("who", "said"))
     assert cells(found) == [("Zoë", "one", ""), ("b/c", "NA", "")]
     assert cells(huggingface.read(str(tmp_path / "json"), "train", None, Columns())) == [(*row, "") for row in GOOD]
-
-
-PATHS = ["../x", "..\\x", ".", "..", "/etc/passwd", "~", "-rf", "n" * 300, "n" * 299 + "m", "a/b", "a-b", "A-B"]
-MARKS = ["👩\u200d👧", "水", "*?<>|:\"'`$(x)", "${tau}", "{task}", "[red]x[/red]", "=1+1", "%s %d"]
-NAMES = [*PATHS, *MARKS, "hierarchical-mean"]
-
-
-def test_any_name_may_be_a_tasks(command, call, tmp_path):
-    from bora.commands import export
-
-    (tmp_path / "t.csv").write_bytes(to_csv([row for name in NAMES for row in docs(name, 3)]))
-    options = "data=table data.path=t.csv data.min_documents=3 data.n_tasks=null data.max_tokens=16 trainer.max_steps=1"
-    code, out, err = command(*options.split(), "logger=none", "lora.rank=1", "hydra.run.dir=run")
-    assert (code, err) == (0, "")
-    assert "[red]x[/red]" in out
-    code, _, err = call(export.main, tmp_path / "run", tmp_path / "out")
-    assert (code, err) == (0, "")
-    folders = json.loads((tmp_path / "out/tasks.json").read_text("utf-8"))["tasks"]
-    assert sorted(folders.values()) == sorted(NAMES)
-    assert all((tmp_path / "out" / folder / "adapter_config.json").is_file() for folder in folders)
-    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "run", "out"}

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 from bora.data.batches import Batches, Documents
 from tests.conftest import encoded_of, tiny_data
@@ -84,11 +83,3 @@ def test_evaluation_order_is_by_length_and_complete():
     widths = [b["input_ids"].shape[1] for b in loader]
     assert widths == sorted(widths)
     assert sum(len(b["task"]) for b in loader) == 4
-
-
-def test_task_documents_and_n_tokens_count_training_alone():
-    data = tiny_data({"a": 5, "b": 3})
-    assert data.task_documents == [5, 3]
-    scored = sum(int((b["labels"][:, 1:] != -100).sum()) for b in data.train_dataloader())
-    assert data.n_tokens == scored
-    assert torch.is_tensor(next(iter(data.train_dataloader()))["task"])

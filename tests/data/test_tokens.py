@@ -19,15 +19,6 @@ def tokenizer():
 TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå 水 🙂"]})
 
 
-def test_prompt_is_there_and_not_scored_text_and_end_are(tokenizer):
-    tokens = Tokens(tokenizer, len(tokenizer), 100, " [task] {task}", " [text] {text}", append_eos=True)
-    documents, _ = tokens.encode(TABLE)
-    prompt = tokenizer(" [task] b").input_ids
-    text = tokenizer(" [text] def f(x): return x", add_special_tokens=False).input_ids
-    assert documents[0].ids.tolist() == [*prompt, *text, tokenizer.eos_token_id]
-    assert documents[0].n_scored == len(text) + 1
-
-
 def test_what_stands_before_a_text(tokenizer):
     tokens = Tokens(tokenizer, len(tokenizer), 100, " [task] {task}")
     assert tokens.names_task
@@ -128,4 +119,4 @@ def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
 def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "file"))
-    assert len(Tokens(tokenizer, len(tokenizer), 100).encode(TABLE)[0]) == 2
+    assert len(Tokens(tokenizer, len(tokenizer), 100).encode(TABLE, cached=True)[0]) == 2

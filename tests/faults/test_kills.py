@@ -59,21 +59,6 @@ def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
         assert not list((tmp_path / name).rglob("*.partial"))
 
 
-def test_a_killed_sweep_runs_what_is_missing(tmp_path):
-    sweep = ["-m", "tau=0,10,inf", *SMALL]
-    assert finish(tmp_path, "whole", *sweep, "name=whole")[0] == 0
-    process = start(tmp_path, "killed", *sweep, "name=killed")
-    wait_for((tmp_path / "multirun/killed/tau=10,seed=0/checkpoints/last.ckpt").is_file, process)
-    process.kill()
-    process.join()
-    finished = {f.parent.name for f in (tmp_path / "multirun/killed").glob("*/summary.json")}
-    assert "tau=0,seed=0" in finished
-    assert "tau=inf,seed=0" not in finished
-    assert finish(tmp_path, "killed", *sweep, "name=killed")[0] == 0
-    for name in ("tau=0,seed=0", "tau=10,seed=0", "tau=inf,seed=0"):
-        same_files(tmp_path / "multirun/whole" / name, tmp_path / "multirun/killed" / name)
-
-
 @pytest.mark.skipif(KILLS < 100, reason="takes a minute: make test-faults")
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_two_processes_that_are_killed_together_resume_together(trainer, tmp_path):

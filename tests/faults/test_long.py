@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import torch
 
 from tests.conftest import table
 from tests.faults.processes import start
@@ -50,15 +49,3 @@ def test_memory_files_and_threads_stay_as_they_are(tmp_path, logger):
 def last_step(metrics: Path) -> int:
     steps = [line.split(",")[1] for line in metrics.read_text().splitlines()[1:]] if metrics.is_file() else []
     return int(steps[-1]) if steps and steps[-1].isdigit() else 0
-
-
-def test_a_thousand_tasks_are_not_a_thousand_metrics(command, tmp_path):
-    table(tmp_path / "t.csv", {f"task {d}": 4 for d in range(1000)})
-    data = "data.n_tasks=null data.min_documents=3 data.max_tokens=8 data.batch_size=64 data.drop_duplicates=false"
-    rest = "logger=tensorboard trainer.max_steps=2 lora.rank=1 trainer.log_every_n_steps=1"
-    code, _, err = command(*SMALL, *data.split(), *rest.split())
-    assert code == 0, err
-    assert sum(f.stat().st_size for f in (tmp_path / "a/tensorboard").iterdir()) < 500_000  # the table of tasks, once
-    assert len(pd.read_csv(tmp_path / "a/metrics.csv").columns) < 25
-    assert len(pd.read_csv(tmp_path / "a/per_task.csv")) == 1000
-    assert torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2

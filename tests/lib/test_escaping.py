@@ -38,6 +38,9 @@ NASTY = [
     "[x]: http://127.0.0.1/x",
     "[a][x]",
 ]
+PATHS = ["../x", "..\\x", ".", "..", "/etc/passwd", "~", "-rf", "n" * 300, "n" * 299 + "m", "a/b", "a-b", "A-B"]
+MARKS = ["👩\u200d👧", "水", "*?<>|:\"'`$(x)", "${tau}", "{task}", "[red]x[/red]", "=1+1", "%s %d"]
+NAMES = [*PATHS, *MARKS, "hierarchical-mean"]
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +141,13 @@ def test_text_survives_its_escaping(name):
     assert not re.search(r"(?<!\\)\$", shorten(name))  # matplotlib's mathematics
 
 
-def test_model_cards_show_names_as_they_are(command, call, tmp_path):
-    names = [one_line(name) for name in NASTY]  # the reader refuses control characters
+def test_any_name_may_be_a_tasks_and_model_cards_show_it_as_it_is(command, call, tmp_path):
+    names = [*(one_line(name) for name in NASTY), *NAMES]  # the reader refuses control characters
     table(tmp_path / "t.csv", dict.fromkeys(names, 8))
     data = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=64 data.drop_duplicates=false".split()
     how = "trainer.max_steps=1 lora.rank=1 logger=none hydra.run.dir=run".split()
-    code, _, err = command(*data, *how, "data.prompt='<b>[x](javascript:1) ``` {task}'")
-    assert (code, err) == (0, "")
+    code, out, err = command(*data, *how, "data.n_tasks=null", "data.prompt='<b>[x](javascript:1) ```'")
+    assert (code, err, "[red]x[/red]" in out) == (0, "", True)
     # A folder that came from elsewhere: what its files say stands in the card, too.
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     summary |= {"data": "<i>corpus</i>", "data_sha256": "<script>3</script>"}
@@ -161,6 +164,9 @@ def test_model_cards_show_names_as_they_are(command, call, tmp_path):
         assert "<i>corpus</i>" in page.text
         titles.add(page.text.split("\n")[0])
     assert titles == set(names) | {"the hierarchical mean"}
+    folders = json.loads((tmp_path / "out/tasks.json").read_text("utf-8"))["tasks"]
+    assert sorted(folders.values()) == sorted(names)
+    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "run", "out"}  # none has led elsewhere
 
 
 def test_a_bold_cell_is_escaped_once():
