@@ -132,18 +132,15 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
 
 def test_a_text_is_trained_on_as_it_is_given():
     rng = np.random.default_rng(0)
-    texts = [
-        "\\item {a}: \\nabla ",
-        "${x} \\${y}",
-        "C:\\data\\",
-        *("".join(rng.choice([*"\\'\"${}[],:=na "], 12)) for _ in range(30)),
-    ]
-    for text in texts:
+    texts = ["".join(rng.choice([*"\\'\"${}[],:=na "], 12)) for _ in range(30)]
+    for text in ("\\item {a}: \\nabla ", "${x} \\${y}", "C:\\data\\", *texts):
         assert compose_config(["data=frame", f"++data.prompt={to_word(text)}"])[0].data.prompt == text
     for typed, meant in (
         (r"x \alpha {a}: ", r"x \alpha {a}: "),
         (r"'x \alpha {a}\n'", "x \\alpha {a}\n"),
         ("It's {it's} \\d", "It's {it's} \\d"),
+        (r"'Customer's question: {q}\nReply: '", "Customer's question: {q}\nReply: "),
+        ("'Price: ${cost}'", "Price: ${cost}"),
     ):
         assert compose_config([f"data.prompt={typed}"])[0].data.prompt == meant
     config, folder = compose_config(["name=2020_21", "data.task=1e5", "data=frame", "hydra.run.dir=~/x"])
@@ -185,11 +182,8 @@ def test_rows_that_were_trained_on_are_in_no_score(frame, tmp_path, caplog):
     both = pd.concat([frame.iloc[held_out], new])
     assert run.score(pd.concat([frame, new])).equals(run.score(both))
     assert f"{len(frame) - len(held_out)} of {len(frame) + 4} rows, whose text the run was trained on" in caplog.text
-    assert (
-        run.score(frame)["n_documents"].sum()
-        == len(held_out)
-        < run.score(frame, include_trained=True)["n_documents"].sum()
-    )
+    new, every = run.score(frame), run.score(frame, include_trained=True)
+    assert new["n_documents"].sum() == len(held_out) < every["n_documents"].sum()
 
 
 def test_history_has_each_validated_epoch_once(trained):
@@ -203,20 +197,8 @@ def test_history_has_each_validated_epoch_once(trained):
 
 
 def test_voices_are_the_commands_answers(run, call):
-    arguments = [
-        run.folder,
-        "--task",
-        A,
-        "--mean",
-        "--prompt",
-        "the",
-        "--prompt",
-        "for",
-        "--max-new-tokens",
-        5,
-        "--json",
-    ]
-    answers = [json.loads(line) for line in call(generate.main, *arguments)[1].splitlines()]
+    how = "--mean --prompt the --prompt for --max-new-tokens 5 --json".split()
+    answers = [json.loads(line) for line in call(generate.main, run.folder, "--task", A, *how)[1].splitlines()]
     voices = run.generate(["the", "for"], A, mean=True, max_new_tokens=5)
     assert list(voices.columns) == [A, MEAN]
     assert voices.to_numpy().ravel().tolist() == [answer["text"] for answer in answers]

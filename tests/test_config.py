@@ -1,8 +1,5 @@
 """The schema: every config in conf/ fits it, and what does not fit is named, all of it at once."""
 
-import inspect
-
-import lightning as L
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -10,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from bora.bayes.adamw import learning_rate
 from bora.config.compose import compose_config, format_value
 from bora.config.parse import parse
-from bora.config.schema import Config, conf_folder, flatten
+from bora.config.schema import Config, conf_folder
 from bora.errors import UserError
 
 GROUPS = ("data", "experiment", "logger", "lora", "model", "optim", "prior", "trainer")
@@ -35,22 +32,14 @@ def test_every_config_fits_the_schema_and_survives_yaml(choice):
     ("override", "line"),
     [
         ("tau=-1", "tau=-1 must be a number from 0 to inf"),
-        ("tau=nan", "tau=nan must be a number from 0 to inf"),
-        ("tau=abc", "tau=abc must be a number from 0 to inf"),
         ("seed=0.5", "seed=0.5 must be a valid integer"),
-        ("lora.rank=0", "lora.rank=0 must be greater than or equal to 1"),
         ("lora.target_modules=[]", "lora.target_modules=[] must be "),
         ("prior.penalty=other", "prior.penalty=other must be 'gaussian' or 'norm'"),
-        ("optim.lr=inf", "optim.lr=inf must be less than or equal to 1000000000"),
-        ("optim.betas=[0.9]", "optim.betas=[0.9] must be"),
         ("optim.betas=[0.9,1.0]", "optim.betas.1=1.0 must be less than 1"),
-        ("data.split.test=0", "data.split.test=0 must be greater than 0"),
         ("data.append_eos=1", "data.append_eos=1 must be a valid boolean"),
         ("data.documents_per_task=2", "data.documents_per_task=2 must be greater than or equal to 3 or a valid list"),
-        ("data.split=3", "data.split=3 must be a valid dictionary"),
         ("trainer.accelerator=mps", "trainer.accelerator=mps must be 'cpu', 'gpu', 'cuda' or 'auto'"),
         ("trainer.max_steps=0", "trainer.max_steps=0 trains nothing"),
-        ("trainer.limit_train_batches=0.5", "trainer.limit_train_batches=0.5 must be a valid integer"),
         ("trainer.extra.precision=16", "trainer.extra.precision: adapters are trained in float32"),
         ("trainer.extra.limit_val_batches=2", "trainer.extra.limit_val_batches: validation and test read all"),
         ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val: there is no such setting; give optim.clip"),
@@ -103,11 +92,6 @@ def test_training_is_recorded_unless_something_forbids_it():
     assert not any(config(other).records_steps for other in others)
 
 
-@pytest.mark.parametrize("tau", ["0", "0.5", "100", "1e5", "inf"])
-def test_tau_from_zero_to_infinity_is_fine(tau):
-    assert config(f"tau={tau}").tau == float(tau)
-
-
 def test_the_papers_experiment_is_the_papers():
     cfg = config("experiment=paper")
     assert (cfg.model.path, cfg.data.name, cfg.data.selection) == ("facebook/opt-350m", "talk_of_norway", "paper")
@@ -116,11 +100,6 @@ def test_the_papers_experiment_is_the_papers():
     assert (cfg.trainer.max_epochs, cfg.optim.patience, cfg.name) == (1000, 8, "paper")
     rates = [learning_rate(t, "centered") for t in (0, 1, 10, 100, 1e3, 1e4)]
     assert rates == pytest.approx([1e-4, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1])  # Table 1
-
-
-def test_lightning_takes_every_key_of_the_trainer():
-    keys = set(config("trainer=gpu").trainer.model_dump()) - {"extra"}
-    assert keys <= set(inspect.signature(L.Trainer).parameters)
 
 
 def test_values_that_hydra_cannot_read_are_taken_as_they_are():
@@ -139,10 +118,6 @@ def test_different_values_have_different_names():
     values += ["x" * 300 + "a", "x" * 300 + "b", 0.1, 0.1 + 1e-16 * 2]
     assert len({format_value(v) for v in values}) == len(values)
     assert all("/" not in format_value(v) and len(format_value(v)) < 50 for v in values)
-
-
-def test_flatten_is_by_dots():
-    assert flatten({"a": {"b": [1], "c": {}}, "d": None}) == {"a.b": [1], "a.c": {}, "d": None}
 
 
 def test_the_callers_hydra_is_left_as_it_was(tmp_path):

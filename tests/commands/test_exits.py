@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import one_line, table
 
 TABLE = ["data=table", "data.path=t.csv", "data.min_documents=5"]
+TORCHRUN = "TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2"
+SRUN = "SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=2"
 SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"]
 
 
@@ -29,7 +31,6 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         (["--config-dir=mine"], "give a folder of settings as 'hydra.searchpath=[mine]'"),
         (["trainer=gpu"], "torch sees no GPU on this machine"),
         (["data=null"], "Invalid override"),
-        (["lora.target_modules=[nothing]"], "matches no linear layer of the model; it has"),
         (["lora.target_modules='('"], "regular expression"),
         (["lora.target_modules=q_proj"], "give names in brackets"),
         ([*TABLE, "data.min_documents=1"], "task 'tiny' is left with 1 training, 1 validation and 0 test documents"),
@@ -37,7 +38,6 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         (["model=opt_350m", "model.path=./nowhere"], "no such folder"),
         ([*TABLE, "trainer.accumulate_grad_batches=99"], "needs as many training documents, and there are 14"),
         (["trainer.extra.foo=1"], "Lightning refuses these settings"),
-        (["init_from=nowhere"], "nowhere"),
         (["trainer=ddp", "trainer.num_nodes=2"], "start the run on every machine, with torchrun or srun"),
         (["model.attention=flex_attention"], "trains on a GPU only; give auto, sdpa or eager"),
         (["hydra.run.dir=file"], "file); choose a folder that can be written to"),
@@ -53,21 +53,13 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
 @pytest.mark.parametrize(
     ("environment", "arguments", "message"),
     [
-        ("TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", "trainer=ddp trainer.num_nodes=2", "started 1 × 2"),
-        ("TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", "trainer=cpu", "but torchrun has started 1 × 2"),
-        (
-            "TORCHELASTIC_RUN_ID=x WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
-            "-m tau=1,2",
-            "start each run with a torchrun of its own",
-        ),
+        (TORCHRUN, "trainer=ddp trainer.num_nodes=2", "started 1 × 2"),
+        (TORCHRUN, "trainer=cpu", "but torchrun has started 1 × 2"),
+        (TORCHRUN, "-m tau=1,2", "start each run with a torchrun of its own"),
         ("RANK=1 WORLD_SIZE=2", "trainer=cpu", "RANK=1 is set, as for one of several processes, but the run has one"),
         # A batch script that asks for tasks but runs without srun.
         ("SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "trainer=ddp", "but srun has started 1 × 1"),
-        (
-            "SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=2",
-            "trainer=ddp trainer.devices=1 trainer.num_nodes=2",
-            "give --ntasks-per-node=1",
-        ),
+        (SRUN, "trainer=ddp trainer.devices=1 trainer.num_nodes=2", "give --ntasks-per-node=1"),
     ],
 )
 def test_processes_that_are_not_as_many_as_the_run_has(command, tmp_path, monkeypatch, environment, arguments, message):
@@ -123,10 +115,7 @@ def test_the_console_script_and_the_module_are_the_same():
     script = Path(sys.executable).with_name("bora")
     for start in ([sys.executable, "-m", "bora.run"], [script, "run"]):
         done = subprocess.run([*start, "tau=-3"], capture_output=True, text=True, env=environment, check=False)
-        assert (done.returncode, done.stderr) == (
-            2,
-            "bora: tau=-3 must be a number from 0 to inf, or learn; with data.levels also a list of numbers\n",
-        )
+        one_line((done.returncode, done.stdout, done.stderr), "bora: tau=-3 must be a number from 0 to inf, or learn")
     assert "bora run tau=100" in subprocess.run([script], capture_output=True, text=True, check=True).stdout
     done = subprocess.run([script, "walk"], capture_output=True, text=True, check=False)
     assert (done.returncode, "no command 'walk'" in done.stderr) == (2, True)

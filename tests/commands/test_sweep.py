@@ -77,12 +77,6 @@ def test_slurm_starts_a_task_for_each_process(words, launcher):
         assert [found.nodes, found.tasks_per_node, found.gpus_per_node] == launcher
 
 
-@pytest.mark.parametrize("subdir", ["${hydra.job.num}", "${tau}"])
-def test_folders_named_otherwise_are_taken_where_they_differ(command, tmp_path, subdir):
-    assert command("-m", "tau=1,2", *SMALL, f"hydra.sweep.subdir='{subdir}'")[0] == 0
-    assert len(list(tmp_path.glob("multirun/s/*/summary.json"))) == 2
-
-
 def test_a_refused_jobs_failure_outlives_the_run_that_holds_the_folder(tmp_path, trained):
     folder = tmp_path / "multirun/s/tau=1,seed=0"
     config = RunDirectory(trained()).config()

@@ -11,7 +11,6 @@ from peft import PeftModel
 
 import bora
 from bora.commands import adapt, evaluate, generate
-from bora.config.compose import compose_config
 from bora.model.pretrained import load_packaged
 from bora.use.answers import score_answers
 from bora.use.export import export
@@ -161,9 +160,8 @@ def test_answers_are_those_of_generate_and_their_scores_are_in_the_evaluations_f
     page = Path("e/answers.html").read_text()
     assert all(row["prompt"] in page for row in answers.to_dict("records"))
     means = json.loads(Path("e/summary.json").read_text())["answers"]
-    assert means["task"]["chrf"]["value"] == pytest.approx(
-        ours.query("under == 'task' and task != 'all'")["chrf"].mean()
-    )
+    by_task = ours.query("under == 'task' and task != 'all'")
+    assert means["task"]["chrf"]["value"] == pytest.approx(by_task["chrf"].mean())
 
 
 def test_a_run_on_plain_texts_has_no_prompts_to_answer(call, trained):
@@ -172,14 +170,6 @@ def test_a_run_on_plain_texts_has_no_prompts_to_answer(call, trained):
     found = call(evaluate.main, run, "--data", run.parent / "new.csv", "--out", run.parent / "e", "--answers")
     assert found[0] == 2
     assert "no prompts to answer" in found[2].splitlines()[-1]
-
-
-def test_a_prompt_may_hold_quotes_and_what_omegaconf_would_fill_in(tmp_path):
-    for typed, meant in (
-        (r"data.prompt='Customer's question: {q}\nReply: '", "Customer's question: {q}\nReply: "),
-        ("data.prompt='Price: ${cost}'", "Price: ${cost}"),
-    ):
-        assert compose_config([typed])[0].data.prompt == meant
 
 
 def test_what_cannot_be_asked_is_refused_before_work(command, call, pairs):

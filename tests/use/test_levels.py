@@ -33,16 +33,10 @@ WORDS = "the house speaker minister asks for a vote on this law today and tomorr
 
 def write_table(path, tasks: int, first: int = 0, n: int = 20, **more) -> pd.DataFrame:
     rng = np.random.default_rng(first)
-    rows = [
-        (
-            f"t{t}",
-            ["left", "right"][t % 2],
-            str(2000 + rng.integers(3)),
-            " ".join(rng.choice(WORDS, rng.integers(3, 30))),
-        )
-        for t in range(first, first + tasks)
-        for _ in range(n)
-    ]
+    parties, rows = ["left", "right"], []
+    for t in np.repeat(range(first, first + tasks), n):
+        year = str(2000 + rng.integers(3))
+        rows.append((f"t{t}", parties[t % 2], year, " ".join(rng.choice(WORDS, rng.integers(3, 30)))))
     table = pd.DataFrame(rows, columns=["task", "party", "year", "text"]).assign(**more)
     table.to_csv(path, index=False)
     return table
@@ -53,9 +47,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("levels")
     write_table(folder / "t.csv", 6)
     words = (
-        f"data=table data.path={folder}/t.csv data.levels=[party,year] tau=[10,100,50] data.max_tokens=20 logger=none"
+        f"data=table data.path={folder}/t.csv data.levels=[party,year] tau=[10,100,50] data.max_tokens=20 lora.rank=3"
     )
-    config, _ = compose_config([*words.split(), "trainer.max_epochs=2", "optim.lr=0.02", "lora.rank=3"])
+    config, _ = compose_config([*words.split(), "trainer.max_epochs=2", "optim.lr=0.02", "logger=none"])
     train(config, RunDirectory(folder / "run"), group="g", name="r")
     return folder / "run"
 
@@ -74,34 +68,22 @@ def test_the_runs_files_name_the_levels_and_their_units(run):
     documents = RunDirectory(run).documents().query("split == 'test'")
     table = pd.read_csv(run.parent / "t.csv").loc[documents["row"]]
     encoded, _ = restored.tokens.encode(table)
-    for level, column in enumerate(levels.columns):
-        for unit, rows in table.reset_index(drop=True).groupby(table[column].astype(str).to_numpy()):
-            nats = 0.0
-            for i in rows.index:
-                d = model.adapters.task_names.index(table["task"].iloc[i])
-                own = [levels.units[k].index(str(table[c].iloc[i])) for k, c in enumerate(levels.columns)]
-                own = [levels.first_row(k, len(model.tasks)) + u for k, u in enumerate(own)]
-                theta = [
-                    (model.adapters.mean + model.adapters.stored[[d, *kept]].sum(dim=0)).detach()
-                    for kept in (own, own[:level] + own[level + 1 :])
-                ]
-                batch = Documents([encoded[i]], [d])[[0], 1]
-                with_it, without = (float(model.backbone.nll(batch, t[None])) for t in theta)
-                nats += without - with_it
-            found = units[(units["level"] == column) & (units["unit"] == unit)].iloc[0]
-            assert found["effect"] * found["test_tokens"] == pytest.approx(nats, abs=1e-3)
-    for name, effect, n_tokens in per_task[["task", "own_effect", "test_tokens"]].itertuples(index=False):
-        nats = 0.0  # without the task's own deviation
-        for i in np.flatnonzero(table["task"] == name):
-            d = model.adapters.task_names.index(name)
-            own = {column: [str(table[column].iloc[i])] for column in levels.columns}
-            (rows,) = levels.rows_of_cells(own, len(model.tasks))
-            theta = (model.adapters.mean + model.adapters.stored[rows].sum(dim=0)).detach()
-            batch = Documents([encoded[i]], [d])[[0], 1]
-            both = theta, theta + model.adapters.stored[d].detach()
-            without, with_it = (float(model.backbone.nll(batch, t[None])) for t in both)
-            nats += without - with_it
-        assert effect * n_tokens == pytest.approx(nats, abs=1e-3)
+    nats = dict.fromkeys(model.adapters.names, 0.0)  # what the documents lose without this deviation
+    for document, row in zip(encoded, table.to_dict("records"), strict=True):
+        names = [row["task"], *(f"{column}={row[column]}" for column in levels.columns)]
+        own = [model.adapters.names.index(name) for name in names]
+        batch = Documents([document], own[:1])[[0], 1]
+        for left_out, name in zip([None, *own], [None, *names], strict=True):
+            theta = model.adapters.mean + model.adapters.stored[[r for r in own if r != left_out]].sum(dim=0)
+            nll = float(model.backbone.nll(batch, theta.detach()[None]))
+            if name is None:
+                whole = nll
+            else:
+                nats[name] += nll - whole
+    effects = dict(zip(per_task["task"], per_task["own_effect"] * per_task["test_tokens"], strict=True))
+    effects |= dict(zip(levels.names, units["effect"] * units["test_tokens"], strict=True))
+    assert (units["level"] + "=" + units["unit"]).tolist() == levels.names
+    assert effects == pytest.approx(nats, abs=1e-3)
     assert RunDirectory(run).summary()["levels"] == {"party": 100, "year": 50}
     assert RunDirectory(run).verify() == []
 
@@ -125,26 +107,15 @@ def test_curvature_is_taken_at_each_documents_own_theta(run, monkeypatch):
 
 
 def test_units_speak_and_are_exported(run, call, tmp_path):
-    code, out, _ = call(
-        bora.commands.generate.main,
-        run,
-        "--task",
-        "party=left",
-        "--task",
-        "t1",
-        "--prompt",
-        "the",
-        "--max-new-tokens",
-        2,
-    )
+    how = "--task party=left --task t1 --prompt the --max-new-tokens 2".split()
+    code, out, _ = call(bora.commands.generate.main, run, *how)
     assert (code, "--- party=left" in out) == (0, True)
     assert call(bora.commands.export.main, run, tmp_path / "out", "--task", "party=left")[0] == 0
     model = restore(run).model
     row = model.adapters.names.index("party=left")
     first = next(iter(model.tasks["party=left"].values()))
-    torch.testing.assert_close(
-        first.A.flatten(), (model.adapters.mean + model.adapters.stored[row])[: first.A.numel()], rtol=0, atol=0
-    )
+    theta = model.adapters.mean + model.adapters.stored[row]
+    assert torch.equal(first.A.flatten(), theta[: first.A.numel()])
 
 
 def test_a_new_speaker_of_a_known_party_starts_from_it(run):
@@ -189,9 +160,7 @@ def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
         assert (tmp_path / "frame" / name).read_text() == (run / name).read_text()
     new = write_table(tmp_path / "new.csv", 2, first=10, n=4)
     assert found.adapt(new, "new", epochs=1).model.adapters.levels.of_task == [[0, -1], [1, -1]]
-    with pytest.raises(
-        UserError, match=r"^levels=nope: there is no such column; the table has task, party, year, text$"
-    ):
+    with pytest.raises(UserError, match=r"^levels=nope: there is no such column; the table has task, party, year, te"):
         bora.fit(frame, levels=["nope"])
 
 
@@ -266,18 +235,10 @@ def test_a_party_is_as_likely_as_its_speakers(run, call, tmp_path):
 
 def test_a_tau_of_each_level_is_learned(tmp_path):
     rng = np.random.default_rng(0)
-    rows = [
-        (
-            f"t{t}",
-            party,
-            " ".join(
-                [*rng.choice(WORDS, 3), *[{"left": "tax cut", "right": "old ship"}.get(party, "sea")] * 3, f"t{t}"]
-            ),
-        )
-        for t in range(9)
-        for party in [["left", "right", "centre"][t % 3]]
-        for _ in range(20)
-    ]
+    parties, rows = [("left", "tax cut"), ("right", "old ship"), ("centre", "sea")], []
+    for t in np.repeat(range(9), 20):
+        party, theirs = parties[t % 3]
+        rows.append((f"t{t}", party, " ".join([*rng.choice(WORDS, 3), *[theirs] * 3, f"t{t}"])))
     pd.DataFrame(rows, columns=["task", "party", "text"]).to_csv(tmp_path / "t.csv", index=False)
     words = f"data=table data.path={tmp_path}/t.csv data.levels=[party] tau=learn data.max_tokens=20 logger=none"
     config, _ = compose_config([*words.split(), "trainer.max_epochs=12", "optim.lr=0.005", "lora.rank=3"])
