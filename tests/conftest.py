@@ -35,17 +35,14 @@ VOCABULARY = 60
 def tiny_opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
     """Two layers, 16 wide; the same weights for the same seed."""
     torch.manual_seed(seed)
-    config = OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        word_embed_proj_dim=16,
-        ffn_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        dropout=0.1,
-        init_std=0.3,
-    )
+    sizes = {
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = OPTConfig(vocab_size=VOCABULARY, max_position_embeddings=32, dropout=0.1, init_std=0.3, **sizes)
     return OPTForCausalLM(config).to(dtype).eval()
 
 
@@ -100,16 +97,8 @@ def merged(base: OPTForCausalLM, lora: dict[str, LowRank], scale: float) -> OPTF
 def silent_trainer(**options) -> L.Trainer:
     """A CPU trainer that prints and writes nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
+    off = "logger enable_checkpointing enable_progress_bar enable_model_summary use_distributed_sampler".split()
+    return L.Trainer(accelerator="cpu", num_sanity_val_steps=0, **dict.fromkeys(off, False), **options)
 
 
 @pytest.fixture(autouse=True)

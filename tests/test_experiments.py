@@ -60,9 +60,8 @@ def test_archived_configs_are_of_todays_schema(file):
             functools.reduce(lambda group, part: group.setdefault(part, {}), groups, nested)[name] = value
         nested["logger"] = {"kind": "none", "task_lines": 0, "samples": 0}  # in no series does it count
         today = flatten(parse(nested).model_dump())
-        assert {k: today[k] for k in today if not k.startswith("logger.")} == {
-            k: v for k, v in run.config.items() if not k.startswith("logger.")
-        }
+        found, expected = ({k: v for k, v in c.items() if not k.startswith("logger.")} for c in (today, run.config))
+        assert found == expected
 
 
 def cells(text: str) -> set[tuple[str, ...]]:

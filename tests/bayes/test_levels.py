@@ -97,13 +97,9 @@ def test_units_of_one_task_are_told_also_where_a_task_has_several():
     assert told[0].startswith("party: 2 of 4 units have one task (green, blue)")
     assert not any("groups" in line for line in told)
     # The only task of a unit, but with documents elsewhere: there the two can be told apart.
-    assert not any("have one task" in line for line in describe_confounded(*year_of_its_own()))
-
-
-def year_of_its_own():
     tasks = [0, 0, 1, 1]
     levels, rows = build_levels({"year": ["1", "2", "2", "2"]}, tasks, [True] * 4, [7.0])
-    return levels, tasks, rows
+    assert not any("have one task" in line for line in describe_confounded(levels, tasks, rows))
 
 
 def test_an_empty_cell_of_a_new_task_is_the_unit_none():

@@ -4,16 +4,10 @@ import pytest
 import torch
 
 from bora.bayes.adapters import PARAMETERIZATIONS
-from bora.bayes.objective import prior_by_document, sum_likelihood, task_mean_likelihood
+from bora.bayes.objective import prior_by_document, sum_likelihood
 from bora.bayes.prior import FLAT, Gaussian
 from bora.model.batch import find_places
 from bora.model.lora import Layout, add_low_rank
-
-
-def test_the_published_likelihood_leaves_absent_tasks_out():
-    nll, scored, task = torch.tensor([6.0, 2.0, 5.0]), torch.tensor([3, 1, 2]), torch.tensor([1, 1, 2])
-    found = task_mean_likelihood(nll, scored, task, torch.tensor([7, 10, 5]))
-    assert found.item() == pytest.approx(10 * 8 / 4 + 5 * 5 / 2)
 
 
 @pytest.mark.parametrize("estimator", ["by_document", "dense"])

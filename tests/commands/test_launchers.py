@@ -20,15 +20,10 @@ SMALL = [*SMALL.split(), "data.batch_size=6", "trainer.max_epochs=1", "name=s"]
 
 def run(folder, *command) -> subprocess.CompletedProcess:
     """Python with these arguments in a process of its own, as the launchers' other processes are."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "HYDRA_FULL_ERROR")}
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=kept | {"WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "HYDRA_FULL_ERROR")}
+    env["WANDB_MODE"] = "offline"
+    words = [sys.executable, *command]
+    return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 def sweep(folder, *arguments: str) -> subprocess.CompletedProcess:
@@ -61,9 +56,8 @@ def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
 def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, launcher):
     long = [f"sweep={launcher}", "tau=1,inf", "logger=none", "trainer.max_epochs=5000", "optim.patience=5000"]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bora.run", "-m", *SMALL, *long], cwd=tmp_path, stdout=out, stderr=err
-        )
+        words = [sys.executable, "-m", "bora.run", "-m", *SMALL, *long]
+        process = subprocess.Popen(words, cwd=tmp_path, stdout=out, stderr=err)
     last = [tmp_path / f"multirun/s/tau={tau},seed=0/checkpoints/last.ckpt" for tau in ("1", "inf")]
     wait_for(lambda: all(file.is_file() for file in last), process, seconds=180)
     jobs = psutil.Process(process.pid).children(recursive=True)

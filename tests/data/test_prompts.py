@@ -93,12 +93,9 @@ def test_pieces_score_every_token_once_behind_the_tokens_that_stand_there(words,
         assert context[: len(repeated)] == repeated
         behind = context[len(repeated) :]
         assert len(behind) == max(overlap, not repeated)
-        assert (
-            behind
-            == (pieces[0].ids[~pieces[0].scored].tolist() + answer)[: len(whole.ids)][
-                (n := (~pieces[0].scored).sum() + done) - len(behind) : n
-            ]
-        )
+        stood = (pieces[0].ids[~pieces[0].scored].tolist() + answer)[: len(whole.ids)]
+        n = (~pieces[0].scored).sum() + done
+        assert behind == stood[n - len(behind) : n]
         done += int(piece.scored.sum())
 
 

@@ -20,9 +20,9 @@ def table(sizes: dict[str, int], dates: dict[str, str] | None = None) -> pd.Data
 
 
 def test_chronological_goes_by_the_first_document():
-    dates = {"a": "2001-05-02", "b": "1999-01-01", "c": "2000-02-02"}
-    documents = table({"a": 3, "b": 3, "c": 3}, dates)
-    assert select(documents, "chronological", n_tasks=2)[1] == ["b", "c"]
+    documents = table({"a": 3, "b": 3, "c": 3}, {"a": "2001-05-02", "b": "1999-01-01", "c": "2000-02-02"})
+    documents.loc[8, "date"] = "1998-01-01"  # one of c's
+    assert select(documents, "chronological", n_tasks=2)[1] == ["c", "b"]
     assert select(documents, "alphabetical", n_tasks=2)[1] == ["a", "b"]
 
 

@@ -65,13 +65,8 @@ def test_two_processes_that_are_killed_together_resume_together(trainer, tmp_pat
     run = [sys.executable, "-m", "bora.run", *SMALL, "tau=100", f"trainer={trainer}", "trainer.accelerator=cpu"]
 
     def begin(name: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*run, f"hydra.run.dir={name}"],
-            cwd=tmp_path,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([*run, f"hydra.run.dir={name}"], cwd=tmp_path, start_new_session=True, **quiet)
 
     assert begin("whole").wait(120) == 0
     for rows in (3, 9):

@@ -66,25 +66,13 @@ def two_tasks(folder: Path, *arguments: str, words: tuple[str, str] = ("", "")) 
     Args:
         words: one more argument of each.
     """
-    slurm = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_NNODES": "2",
-        "SLURM_STEP_NUM_NODES": "2",
-        "SLURM_STEP_NUM_TASKS": "2",
-    }
-    slurm |= {"SLURM_JOB_NAME": "bora", "SLURM_NODELIST": "localhost", "MASTER_PORT": free_port(), "SLURM_LOCALID": "0"}
-    tasks = [
-        start(
-            folder,
-            f"task{i}",
-            *arguments,
-            *words[i].split(),
-            environment=slurm | {"SLURM_PROCID": str(i), "SLURM_NODEID": str(i)},
-        )
-        for i in (0, 1)
-    ]
+    about = "JOB_ID=1 NTASKS=2 NTASKS_PER_NODE=1 NNODES=2 STEP_NUM_NODES=2 STEP_NUM_TASKS=2 JOB_NAME=bora LOCALID=0"
+    slurm = dict(f"SLURM_{word}".split("=") for word in [*about.split(), "NODELIST=localhost"])
+    slurm["MASTER_PORT"] = free_port()
+    tasks = []
+    for i in (0, 1):
+        own = slurm | {"SLURM_PROCID": str(i), "SLURM_NODEID": str(i)}
+        tasks.append(start(folder, f"task{i}", *arguments, *words[i].split(), environment=own))
     for task in tasks:
         task.join(120)
         assert task.exitcode is not None, "it hangs"

@@ -3,7 +3,6 @@
 import io
 import logging
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import pytest
 

@@ -12,14 +12,8 @@ from tests.conftest import hierarchical, random_factors
 
 TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
 # Layer names as Llama's config has them, as GPT-2's has, and heads that share keys and values.
-TINY = TOKENS | {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 32,
-}
+TINY = TOKENS | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 32}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 4}
 GPT = TOKENS | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 GROUPED = TINY | {"num_key_value_heads": 2, "head_dim": 6}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bora.model import likelihood
-from bora.model.likelihood import IGNORE, Head, document_nll, n_scored, token_nll
+from bora.model.likelihood import Head, token_nll
 
 
 @pytest.mark.parametrize("chunk_elements", [7, 21, 10**6])
@@ -28,13 +28,3 @@ def test_token_nll_and_its_gradient_equal_torchs_cross_entropy(scale, cap, chunk
 def test_a_trainable_head_is_refused():
     with pytest.raises(ValueError, match="constant"):
         token_nll(torch.ones(2, 5), torch.zeros(2).long(), Head(torch.ones(7, 5, requires_grad=True), None))
-
-
-def test_the_prompt_and_unscored_tokens_do_not_count():
-    hidden, head = torch.randn(1, 4, 3), nn.Linear(3, 9).requires_grad_(False)
-    labels = torch.tensor([[IGNORE, IGNORE, 4, 5]])
-    log_p = head(hidden)[0].log_softmax(-1)
-    expected = -(log_p[1, 4] + log_p[2, 5])
-    torch.testing.assert_close(document_nll(hidden, labels, Head(head.weight, head.bias))[0], expected)
-    assert n_scored(labels).tolist() == [2]
-    assert document_nll(hidden, torch.full((1, 4), IGNORE), Head(head.weight, head.bias)).tolist() == [0.0]

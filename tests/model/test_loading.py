@@ -21,10 +21,6 @@ def test_auto_takes_bfloat16_where_it_is_fast_and_says_so(monkeypatch, caplog, s
     assert str(dtype).removeprefix("torch.") in caplog.text
 
 
-def test_the_speed_of_bfloat16_is_measured():
-    assert 0 < loading.bfloat16_speed(size=64, repeats=2) < 1000
-
-
 @pytest.mark.parametrize(
     ("dtype", "max_tokens", "asked", "taken"),
     [

@@ -125,11 +125,7 @@ def test_random_weights_have_the_shape_asked_for_and_are_always_the_same():
         assert torch.equal(a, b)
     assert one.get_input_embeddings().weight.std() > 0.01
     Backbone(one)
-    for wrong, said in (
-        ({"model_type": "opty"}, "model_type"),
-        ({"num_attention_heads": 3}, "num_heads"),
-        ({"hidden_size": "wide"}, "hidden_size"),
-        ({"vocab_size": 100}, "vocab_size"),
-    ):
-        with pytest.raises(UserError, match=rf"model\.config.*{said}"):
-            random_weights(small | wrong)
+    wrong = {"model_type": "opty", "num_attention_heads": 3, "hidden_size": "wide", "vocab_size": 100}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=rf"model\.config.*{name.replace('attention_', '')}"):
+            random_weights(small | {name: value})

@@ -60,10 +60,8 @@ def test_a_quantised_layer_is_small_and_keeps_no_float_weight_for_the_backward(k
         bnb = pytest.importorskip("bitsandbytes.functional")
         theirs = bnb.dequantize_4bit(*bnb.quantize_4bit(plain.weight.detach(), blocksize=64, quant_type="nf4"))
         torch.testing.assert_close(weight, theirs)
-    bytes_kept = sum(
-        t.untyped_storage().nbytes()
-        for t in ((layer.quantised.qdata, layer.quantised.scale) if kind == "int8" else layer.buffers())
-    )
+    kept = (layer.quantised.qdata, layer.quantised.scale) if kind == "int8" else layer.buffers()
+    bytes_kept = sum(t.untyped_storage().nbytes() for t in kept)
     assert bytes_kept <= {"int8": 1.1, "nf4": 0.65}[kind] * weight.numel()
     x, saved = torch.randn(2, 5, 256, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):

@@ -26,14 +26,8 @@ def test_without_a_default_or_a_match_the_layers_are_asked_for():
 
 
 def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
-    for patterns in (
-        ["q_proj"],
-        ["self_attn.q_proj", "fc1"],
-        ["model.decoder.layers.0.fc2"],
-        r".*\.0\..*_proj",
-        r".*layers\.[01]\.fc\d",
-        "ALL-LINEAR",
-    ):
+    names = ["q_proj"], ["self_attn.q_proj", "fc1"], ["model.decoder.layers.0.fc2"]
+    for patterns in (*names, r".*\.0\..*_proj", r".*layers\.[01]\.fc\d", "ALL-LINEAR"):
         peft = get_peft_model(tiny("opt"), LoraConfig(r=1, target_modules=patterns))
         theirs = {name.removesuffix(".lora_A.default") for name, _ in peft.named_modules() if "lora_A." in name}
         ours = find_targets(tiny("opt"), patterns)

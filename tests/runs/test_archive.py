@@ -12,18 +12,10 @@ from bora.errors import UserError
 from bora.runs.archive import RunRecord, read_archive, write_archive
 from bora.runs.older import newer_settings
 
-CONFIG = {
-    "tau": math.inf,
-    "init_from": None,
-    "model.compile": False,
-    "optim.betas": [0.9, 0.999],
-    "trainer.extra": {},
-    "data.name": "2024",  # texts that look like other values
-    "data.text": "null",
-    "data.prompt": "",
-    "data.template": 'æ, "{text}"\r\n',
-    "data.date": "inf",
-}
+CONFIG = {"tau": math.inf, "init_from": None, "model.compile": False, "optim.betas": [0.9, 0.999], "trainer.extra": {}}
+# Texts that look like other values.
+CONFIG |= {"data.name": "2024", "data.text": "null", "data.date": "inf", "data.prompt": ""}
+CONFIG["data.template"] = 'æ, "{text}"\r\n'
 SUMMARY = {"tau": math.inf, "seed": 3, "data_sha256": "1e5", "lr": 0.1 + 0.2, "nan": math.nan, "whole": 2.0}
 
 

@@ -134,10 +134,7 @@ def test_gpt2s_transposed_layers_come_back(trained, gpt2, tmp_path):  # noqa: F8
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
         ({"rank": 5}, "rank 5; give lora.rank=5 or more"),
         ({"target_modules": ["q_proj"]}, "only this run adapts the layer model.decoder.layers.0.self_attn.v_proj"),
-        (
-            {"target_modules": ["q_proj", "v_proj", "k_proj"]},
-            "adapts the layer model.decoder.layers.0.self_attn.k_proj",
-        ),
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "adapts the layer model.decoder.layers.0.self_attn.k_pro"),
     ],
 )
 def test_what_is_no_plain_lora_of_these_layers_is_refused(tmp_path, config, message):

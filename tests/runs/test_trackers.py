@@ -318,14 +318,9 @@ def test_the_environments_run_id_is_of_one_run_and_of_no_sweep(tmp_path):
 def test_a_run_continues_when_wandb_dies(tmp_path):
     table(tmp_path / "t.csv", {"ann": 60, "bo": 60})
     others = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}  # this process's own
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bora.commands.run", *EACH_STEP],
-        cwd=tmp_path,
-        env=others | {"WANDB_MODE": "offline"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words, pipe = [sys.executable, "-m", "bora.commands.run", *EACH_STEP], subprocess.PIPE
+    env = others | {"WANDB_MODE": "offline"}
+    process = subprocess.Popen(words, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True)
     metrics = tmp_path / "run/metrics.csv"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 3, process)
     children = psutil.Process(process.pid).children(recursive=True)

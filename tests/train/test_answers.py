@@ -27,11 +27,8 @@ RUN = (
 def pairs(tmp_path) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     words = "the house speaker asks for a vote on this law today".split()
-    rows = [
-        (task, " ".join(rng.choice(words, rng.integers(2, 40))), " ".join(rng.choice(words, rng.integers(1, 6))))
-        for task in ("a", "b")
-        for _ in range(16)
-    ]
+    draw = lambda low, high: " ".join(rng.choice(words, rng.integers(low, high)))  # noqa: E731
+    rows = [(task, draw(2, 40), draw(1, 6)) for task in "ab" for _ in range(16)]
     table = pd.DataFrame(rows, columns=["task", "article", "headline"])
     table.to_csv(tmp_path / "t.csv", index=False)
     return table

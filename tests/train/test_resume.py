@@ -83,9 +83,7 @@ CASES = {
     "tau=inf": Case(f"tau=inf data.batch_size=4 {EACH_STEP}", "training_step", 4, 3),
     "a schedule": Case(f"optim.schedule=cosine optim.warmup_steps=3 {EACH_STEP}", "training_step", 6, 5),
     "learning tau, in the deviations": Case(f"{LEARN} {EACH_STEP}", "training_step", 21, 20),
-    "learning tau, validations within an epoch": Case(
-        f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 46
-    ),
+    "learning tau, half epochs": Case(f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 46),
     "levels": Case(f"data.levels=[summary] tau=[10,20] {EACH_STEP}", "training_step", 6, 5),
     "learning tau of levels": Case(f"{LEARN} data.levels=[summary] {EACH_STEP}", "training_step", 24, 23),
     "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),

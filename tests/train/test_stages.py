@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +13,7 @@ from bora.train import stages
 from bora.train.stages import SCALES
 from bora.use.restore import restore
 from bora.use.score import perplexities
-from tests.conftest import hierarchical, one_line, tiny_opt
+from tests.conftest import one_line
 
 LONG = ("trainer.max_epochs=9", "data.batch_size=8")
 
@@ -124,25 +123,3 @@ def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained, monk
 )
 def test_settings_that_it_does_not_have_are_refused(command, setting, words):
     one_line(command("tau=learn", "logger=none", setting), *words)
-
-
-def test_a_held_mean_gets_no_step():
-    model = hierarchical(tiny_opt(), ["a", "b"], [4, 4], 30, "learn")
-    adapters = model.adapters
-    adapters.deviates = True
-    optimizer = model.optimizer(0.1)
-    batch = {
-        "input_ids": torch.tensor([[2, 5, 6], [2, 7, 8]]),
-        "labels": torch.tensor([[-100, 5, 6], [-100, 7, 8]]),
-        "task": torch.tensor([0, 1]),
-        "batches": 1,
-    }
-    with torch.no_grad():
-        adapters.mean.normal_(std=0.1)
-    before = adapters.mean.detach().clone()
-    model.objective(batch).loss.backward()
-    assert adapters.mean.grad is not None  # torch's DDP waits for it
-    adapters.before_step()
-    optimizer.step()
-    assert torch.equal(adapters.mean, before)
-    assert np.all(adapters.distances().numpy() > 0)

@@ -52,11 +52,8 @@ def test_the_runs_own_test_rows_have_the_runs_own_perplexities(trained, line, tm
     assert ours["perplexity"].tolist() == pytest.approx(theirs["test_perplexity"].tolist(), rel=1e-9)
     assert ours["nll"].tolist() == pytest.approx(theirs["test_nll"].tolist(), rel=1e-9)
     summary, of_run = (json.loads((f / "summary.json").read_text()) for f in (tmp_path / "evaluation", run))
-    for key, name in (
-        ("perplexity", "test_perplexity"),
-        ("perplexity_macro", "test_perplexity_macro"),
-        ("base_model_perplexity", "base_test_perplexity"),
-    ):
+    keys = {"perplexity": "test_perplexity", "perplexity_macro": "test_perplexity_macro"}
+    for key, name in (keys | {"base_model_perplexity": "base_test_perplexity"}).items():
         assert summary["perplexity"][key] == pytest.approx(of_run[name], rel=1e-9)
     assert f"{of_run['base_test_perplexity']:.2f}" in out
     if overrides == ["tau=inf"]:
@@ -156,14 +153,9 @@ def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
     assert "2 rows are of 1 task(s) that the run does not have: 'nobody' (2)" in err
     assert "1 rows name no task" in err
     assert "1 rows have no token to score" in err
-    assert json.loads((tmp_path / "evaluation/summary.json").read_text())["documents"] == {
-        "rows": 5,
-        "of_the_runs_tasks": 2,
-        "unlabelled": 1,
-        "without_a_token_to_score": 1,
-        "trained_on": 0,
-        "unknown_tasks": {"nobody": 2},
-    }
+    counts = {"rows": 5, "of_the_runs_tasks": 2, "unlabelled": 1, "without_a_token_to_score": 1, "trained_on": 0}
+    counts["unknown_tasks"] = {"nobody": 2}
+    assert json.loads((tmp_path / "evaluation/summary.json").read_text())["documents"] == counts
     documents = pd.read_csv("evaluation/documents.csv", keep_default_na=False)
     assert documents["task"].tolist() == tasks
     assert (documents["best"] == "").tolist() == [False, False, False, True, False]

@@ -176,6 +176,7 @@ def test_cells_of_levels_are_part_of_the_data(tmp_path):
     [
         ("data.levels=[party] tau=[1,2,3]", ["3 values", "need 2"]),
         ("data.levels=[party] tau=inf", ["above 0 and finite"]),
+        ("data.levels=[party] tau=learn", ["data.levels=party: 2 units are too few", "tau=[100,1000]"]),
         ("data.levels=[party,party]", ["party is named twice"]),
         ("data.levels=[party] prior.penalty=norm", ["prior.penalty=gaussian"]),
         ("data.levels=[nope]", ["data.levels=nope: there is no such column; the table has task, party, year"]),
@@ -212,12 +213,6 @@ def test_cells_are_spelled_alike_and_what_is_not_known_is_told(run, call, comman
     one_line(call(bora.commands.variance.main, tmp_path / "b", "--by", "party"), "was made by bora adapt")
     table.replace({"task": {"t0": "party=left"}}).to_csv(tmp_path / "t.csv", index=False)
     one_line(command(*small, "data.levels=[party]"), "party=left is the name of a task and of a unit")
-
-
-def test_two_units_are_too_few_to_learn_from(command, tmp_path):
-    write_table(tmp_path / "t.csv", 4)
-    words = "data=table data.path=t.csv data.min_documents=5 logger=none tau=learn data.levels=[party]".split()
-    one_line(command(*words), "data.levels=party: 2 units are too few", "tau=[100,1000]")
 
 
 def test_a_party_is_as_likely_as_its_speakers(run, call, tmp_path):
