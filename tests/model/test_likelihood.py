@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bora.model import likelihood
-from bora.model.likelihood import Head, token_nll
+from bora.model.likelihood import IGNORE, Head, document_nll, n_scored, token_nll
 
 
 @pytest.mark.parametrize("chunk_elements", [7, 21, 10**6])
@@ -28,3 +28,9 @@ def test_token_nll_and_its_gradient_equal_torchs_cross_entropy(scale, cap, chunk
 def test_a_trainable_head_is_refused():
     with pytest.raises(ValueError, match="constant"):
         token_nll(torch.ones(2, 5), torch.zeros(2).long(), Head(torch.ones(7, 5, requires_grad=True), None))
+
+
+def test_unscored_tokens_do_not_count_and_the_first_is_never_scored():
+    labels = torch.tensor([[3, IGNORE, 4, 5], [IGNORE] * 4])
+    assert n_scored(labels).tolist() == [2, 0]
+    assert document_nll(torch.randn(2, 4, 3), labels, Head(torch.randn(9, 3), None))[1] == 0
