@@ -101,6 +101,14 @@ def silent_trainer(**options) -> L.Trainer:
     return L.Trainer(accelerator="cpu", num_sanity_val_steps=0, **dict.fromkeys(off, False), **options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Cache for this session alone: tokens that an earlier version made would hide what this one does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def quick_reports(request, monkeypatch):
     """Draw the figures of those tests alone that look at them; they take most of the time."""

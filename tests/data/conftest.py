@@ -1,14 +1,10 @@
-"""What these tests cache stays theirs."""
+"""What these tests cache of datasets stays theirs."""
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory):
-    return tmp_path_factory.mktemp("caches")
-
-
-@pytest.fixture(autouse=True)
-def own_caches(caches, monkeypatch):
-    monkeypatch.setenv("BORA_CACHE", str(caches / "bora"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(caches / "datasets"))
+@pytest.fixture(scope="session", autouse=True)
+def own_datasets(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        yield
