@@ -48,7 +48,7 @@ def test_every_import_is_a_declared_dependency():
 def test_no_extra_is_needed_to_import_a_command():
     core = {canonical(r) for r in PROJECT["dependencies"]}
     # Of the report extra, imported where a report is asked for.
-    drawing = {"curves.py", "drawing.py", "figures.py", "page.py"}
+    drawing = {"curves.py", "drawing.py", "figures.py", "fonts.py", "pictures.py"}
     sources = [s for s in sorted((REPOSITORY / "bora").rglob("*.py")) if s.name not in drawing]
     assert {str(s): u for s in sources if (u := undeclared(imported(s, everywhere=False), core))} == {}
 

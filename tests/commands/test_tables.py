@@ -18,12 +18,6 @@ def test_the_table_fits_80_columns_and_has_the_gain(monkeypatch):
     shown = terminal.getvalue()
     assert max(map(len, shown.splitlines())) <= 80
     (row,) = (line for line in shown.splitlines() if "12.346" in line)
-    assert [cell.strip() for cell in row.split("│")[2:-1]] == [
-        "12,345",
-        "1234.50",
-        "80.00",
-        "1000.00",
-        "−92.0 %",
-        "12.346",
-    ]
+    cells = [cell.strip() for cell in row.split("│")[2:-1]]
+    assert cells == ["12,345", "1234.50", "80.00", "1000.00", "−92.0 %", "12.346"]
     assert "+25.0 %" in next(line for line in shown.splitlines() if "all (by token)" in line)

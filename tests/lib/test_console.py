@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from bora.lib import console
-from bora.lib.console import above_bars, close_bar, open_bar, progress, short_path, tell
+from bora.lib.console import above_bars, close_bar, open_bar, progress, tell
 
 
 class Terminal(io.StringIO):
@@ -52,9 +52,3 @@ def test_a_log_file_has_no_bar_but_a_line_now_and_then(monkeypatch, capsys):
     assert list(progress(range(9), "long")) == list(range(9))
     out, err = capsys.readouterr()
     assert (out.splitlines(), err) == (["long: 0 of 9", "long: 4 of 9", "long: 8 of 9"], "")
-
-
-def test_a_path_is_written_as_it_is_typed(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert short_path(tmp_path / "outputs/first") == "outputs/first"
-    assert short_path(Path("/etc")) == "/etc"

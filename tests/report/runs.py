@@ -11,7 +11,8 @@ import pandas as pd
 from bora.config.compose import compose_config
 from bora.report.evidence import Evidence
 from bora.report.series import Series, read_runs, series_of
-from bora.runs.directory import RunDirectory, to_yaml, write_json
+from bora.runs.directory import RunDirectory
+from bora.runs.values import to_yaml, write_json
 
 # τ → (learning rate, validation perplexity, test perplexity, test perplexity by task)
 KNOWN = {

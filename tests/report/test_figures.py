@@ -11,7 +11,7 @@ import pytest
 from bora.report import figures
 from bora.report.authors import find_guesses, reliability
 from bora.report.drawing import MAX_AXIS_NAMES
-from bora.runs.directory import write_json
+from bora.runs.values import write_json
 from tests.report.runs import KNOWN, evidence_of, write_run
 
 

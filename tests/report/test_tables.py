@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from bora.report import paper
-from bora.runs.directory import write_json
+from bora.runs.values import write_json
 from tests.report.runs import write_run
 
 
