@@ -61,7 +61,7 @@ def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
             encoded.append(encoded_of(ids, document=len(rows)))
             rows.append((len(rows), 0, task, split, "…", len(ids), len(ids) - 1))
     documents = pd.DataFrame(rows, columns=["row", "piece", "task", "split", "text", "n_tokens", "n_scored"])
-    return Corpus(list(sizes), documents, encoded, {}, Truncation(0, 0), "", {})
+    return Corpus(list(sizes), documents, encoded, {}, Truncation(0, 0), "", {}, {})
 
 
 def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> TaskDataModule:

@@ -77,6 +77,8 @@ def test_all_problems_are_named_at_once():
         ("model.gradient_checkpointing=true model.compile=true", r"set model\.compile=false"),
         ("experiment=reference trainer=ddp", r"trainer\.devices=1"),
         ("experiment=reference trainer.strategy=ddp trainer.num_nodes=2", r"trainer\.num_nodes=1"),
+        ("experiment=reference trainer.accumulate_grad_batches=2", r"trainer\.accumulate_grad_batches=1"),
+        ("trainer.limit_train_batches=3 trainer.accumulate_grad_batches=2", "^trainer.limit_train_batches=3 leaves"),
         ("trainer.num_nodes=2", "^trainer.num_nodes=2 needs several processes: give trainer=ddp or trainer=fsdp"),
         ("trainer.extra.num_nodes=2", "^trainer.extra.num_nodes: give trainer.num_nodes"),
     ],

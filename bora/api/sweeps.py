@@ -1,5 +1,6 @@
 """A sweep's finished runs as an object, and `load`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,13 +56,17 @@ class Sweep:
 
     @property
     def best_tau(self) -> float | str:
-        """Choose the τ with the lowest mean validation perplexity over seeds; "learn" where learned runs have it.
+        """Choose the τ with the lowest mean validation perplexity over seeds; "learn" where all runs learned it.
+
+        Beside given τ a learned one is not chosen: its c was fitted to the documents that would choose.
 
         Raises:
             UserError: see `by_tau`.
         """
         means = self.by_tau
-        return means["tau"][means["val_perplexity"].argmin()]
+        given = means["tau"] != "learn"
+        compared = means["val_perplexity"].where(given if given.any() else ~given, math.inf)
+        return means["tau"][compared.argmin()]
 
     @property
     def best(self) -> Run:

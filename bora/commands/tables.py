@@ -41,8 +41,11 @@ def _perplexities(validation: float, test: float, frozen: float) -> list[str]:
 def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     """Print a row for each setting, averaged over its seeds, and mark the one that validation chooses.
 
+    Perplexities of the same tokens alone are compared. Beside given τ a learned one is not chosen: its c was fitted to
+    validation.
+
     Args:
-        runs: a row a run: the columns `by`, seed, val_perplexity, test_perplexity, best_epoch.
+        runs: a row a run: the columns `by`, tokens_of, seed, val_perplexity, test_perplexity, best_epoch.
         by: what tells a setting from the others; tau, the first, sorts them.
     """
     caption = "* chosen by validation"
@@ -52,11 +55,15 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     for column in ("τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"):
         table.add_column(column, justify="right", overflow="fold")
     groups = [group for _, group in runs.groupby(by, dropna=False)]
-    best = min(groups, key=lambda group: group["val_perplexity"].mean())
+    chosen = []
+    for _, own in runs.groupby("tokens_of"):
+        given = own[own["tau"].notna()]
+        settings = [group for _, group in (own if given.empty else given).groupby(by, dropna=False)]
+        chosen.append(min(settings, key=lambda group: group["val_perplexity"].mean()).index[0])
     for group in groups:
         epochs = sorted(set(group["best_epoch"]))
         tau, *others = group[by].iloc[0]
-        mark = " *" if group is best else "  "
+        mark = " *" if group.index[0] in chosen else "  "
         table.add_row(
             _tau(tau),
             *others,

@@ -51,8 +51,16 @@ def rules(config: Config) -> Iterator[str]:
         yield from _rules_of_levels(config)
     if config.tau == "learn":
         yield from _rules_of_learning(config)
-    if config.likelihood == "task_mean" and (trainer.devices, trainer.num_nodes) != (1, 1):
-        yield "likelihood=task_mean averages over a whole batch, so it needs trainer.devices=1 trainer.num_nodes=1"
+    parts = {f"trainer.{key}": getattr(trainer, key) for key in ("devices", "num_nodes", "accumulate_grad_batches")}
+    if config.likelihood == "task_mean" and set(parts.values()) != {1}:
+        needed = " ".join(f"{key}=1" for key in parts)
+        yield f"likelihood=task_mean averages over a whole batch, so it needs {needed}"
+    accumulate, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    if limit is not None and limit % accumulate:
+        yield (
+            f"trainer.limit_train_batches={limit} leaves a step of fewer than "
+            f"trainer.accumulate_grad_batches={accumulate} batches, whose gradient would be too small; give a multiple"
+        )
     if trainer.num_nodes > 1 and trainer.strategy == "auto":
         yield f"trainer.num_nodes={trainer.num_nodes} needs several processes: give trainer=ddp or trainer=fsdp"
     if isinstance(config.logger, WandbLogger) and "/" in config.logger.project:

@@ -31,6 +31,7 @@ class Corpus:
         truncation: what was cut off.
         sha256: of every document's row, task, split, text, what its prompt takes, and its cells of levels.
         levels: column above the task → its cell for each of `documents`.
+        leakage: documents of validation and test that were seen before; see `bora.data.split.leakage`.
     """
 
     task_names: list[str]
@@ -40,6 +41,7 @@ class Corpus:
     truncation: Truncation
     sha256: str
     levels: dict[str, list[str]]
+    leakage: dict[str, dict[str, int]]
 
     def per_task(self) -> pd.DataFrame:
         """Count documents and scored tokens by task: n_train, n_val, n_test, train_tokens, test_tokens."""
@@ -66,10 +68,6 @@ class Corpus:
             found.update(document.ids.tobytes() + document.scored.tobytes())
         return found.hexdigest()
 
-    def leakage(self) -> dict[str, dict[str, int]]:
-        """Count documents of validation and test whose text was seen before; see `bora.data.split.leakage`."""
-        return leakage(self.documents[self.documents["piece"] == 0])
-
     def describe(self) -> str:
         """Describe the corpus in a few lines: its size, and what was dropped, cut off or seen before."""
         counts, n = self.per_task(), self.documents["row"].nunique()
@@ -92,7 +90,7 @@ class Corpus:
         parts = [
             f"{n['in_all']:,} of {totals[part]:,} {part} documents repeat a text of "
             f"{before} ({n['within_task']:,} of their own task)"
-            for (part, n), before in zip(self.leakage().items(), ("training", "training or validation"), strict=True)
+            for (part, n), before in zip(self.leakage.items(), ("training", "training or validation"), strict=True)
             if n["in_all"]
         ]
         return ", ".join(parts) or "none"
@@ -145,8 +143,8 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         n_tokens=[len(e.ids) for e in encoded],
         n_scored=[e.n_scored for e in encoded],
     )
-    levels = level_cells(documents, data.levels)
-    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256, levels)
+    levels, repeated = level_cells(documents, data.levels), _find_leakage(documents, encoded, tokens)
+    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256, levels, repeated)
     counts = corpus.per_task()[["n_train", "n_val", "n_test"]]
     short = counts.index[(counts == 0).any(axis=1)]
     if len(short):
@@ -157,3 +155,14 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
             "data.min_documents, or, where no token is left to score, raise data.max_tokens or shorten data.prompt"
         )
     return corpus
+
+
+def _find_leakage(documents: pd.DataFrame, encoded: list[Encoded], tokens: Tokens) -> dict[str, dict[str, int]]:
+    """Count the documents of validation and test whose text, up to max_tokens, was seen before."""
+    seen: dict[int, bytes] = {}
+    for row, one in zip(documents["row"], encoded, strict=True):
+        # Not the prompt, in which the task may be named; but the questions of a chat.
+        ids = one.ids if tokens.chat else one.ids[one.scored]
+        seen[row] = seen.get(row, b"") + ids.tobytes()
+    first = documents[documents["piece"] == 0]
+    return leakage(first.assign(text=[hashlib.sha256(seen[row]).hexdigest() for row in first["row"]]))

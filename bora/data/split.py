@@ -57,7 +57,7 @@ def split(
 
 
 def leakage(documents: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Count the documents of a split that repeat, letter by letter, a text of a split that is used before it.
+    """Count the documents of a split that repeat a text of a split that is used before it.
 
     Args:
         documents: columns task, text, split and what prompts take.

@@ -355,5 +355,5 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Hash all that decides a tokenizer's ids; None for a tokenizer in Python, whose code decides too."""
     if not tokenizer.is_fast:
         return None
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     return digest([tokenizers.__version__, transformers.__version__, special], [tokenizer.backend_tokenizer.to_str()])

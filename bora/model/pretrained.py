@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from bora.config.schema import AnyModel, Dtype
@@ -137,6 +139,9 @@ def _load(
             tokenizer = AutoTokenizer.from_pretrained(
                 source, local_files_only=local_files_only, trust_remote_code=False
             )
+            _as_saved(tokenizer, source, local_files_only)
+            if not set(tokenizer("a b", add_special_tokens=False).input_ids) - set(tokenizer.all_special_ids):
+                raise ValueError("it has no tokenizer, or an empty one")  # which transformers makes of no files
             if not weights:
                 return Pretrained(_shape(config, dtype), tokenizer)
             loaded = AutoModelForCausalLM.from_pretrained(
@@ -145,6 +150,8 @@ def _load(
                 output_loading_info=True,
                 local_files_only=local_files_only,
                 trust_remote_code=False,
+                # With PEFT installed it looks for an adapter too, and forgets that it is to look here alone.
+                adapter_kwargs={"local_files_only": local_files_only},
             )
             model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)  # transformers declares no pair
     except pickle.UnpicklingError as error:  # transformers reads pytorch_model.bin as tensors alone
@@ -166,6 +173,20 @@ def _load(
             "random; give a complete causal language model"
         )
     return Pretrained(model, tokenizer)
+
+
+def _as_saved(tokenizer: PreTrainedTokenizerBase, source: str, local_files_only: bool) -> None:
+    """Have texts cut into words as tokenizer.json says, whatever the class that tokenizer_config.json names does.
+
+    transformers' own classes of several models replace the file's rule, so that the model would see other tokens than in
+    its pretraining: https://github.com/huggingface/transformers/issues/45920.
+    """
+    file = cached_file(
+        source, "tokenizer.json", local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False
+    )
+    if tokenizer.is_fast and file is not None and not getattr(tokenizer, "fix_mistral_regex", False):
+        ours, saved = tokenizer.backend_tokenizer, Tokenizer.from_file(file)
+        ours.normalizer, ours.pre_tokenizer, ours.decoder = saved.normalizer, saved.pre_tokenizer, saved.decoder
 
 
 def _shape(config: PreTrainedConfig, dtype: Dtype) -> PreTrainedModel:

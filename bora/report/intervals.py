@@ -8,6 +8,7 @@ import numpy as np
 
 DRAWS = 10_000
 BLOCK = 2**22  # numbers drawn at once
+MIN_TASKS = 6  # of fewer, n, draws give no interval of 95 %: all agree by chance in 2^(1 − n) of samples
 LEVEL = 0.95
 QUANTILES = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 
@@ -35,12 +36,14 @@ class Interval:
 def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Interval:
     """Compute a statistic of the tasks, with the percentile interval of 10,000 draws of tasks (seed 0).
 
+    Fewer than MIN_TASKS have no interval.
+
     Args:
         statistic: of arrays [..., D] along the last axis.
         samples: [D] each.
     """
     value, n = float(statistic(*samples)), len(samples[0])
-    if n < 2:
+    if n < MIN_TASKS:
         return Interval(value)
     rng, values = np.random.default_rng(0), []
     for size in map(len, np.array_split(np.arange(DRAWS), 1 + DRAWS * n // BLOCK)):

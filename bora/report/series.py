@@ -221,6 +221,7 @@ def _setting(run: RunRecord) -> dict[str, Any]:
         "tau of levels": _tau_of_levels(run),
         "model.dtype": run.summary.get("dtype"),  # the one that was taken, where auto was asked for
         "data_sha256": run.summary["data_sha256"],
+        "n_tokens": run.summary.get("n_tokens"),  # of the same documents others where the tokenizer has changed
     }
 
 

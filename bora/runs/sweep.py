@@ -23,9 +23,9 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Read the finished runs at or below a folder, at any depth.
 
     Returns:
-        A row a run: FIGURES, with NaN for a τ that was learned, `run`, its place in the folder, and what else the runs'
-        overrides vary, as text. The columns that tell one setting from another: tau, and those. A line for each run that
-        is not readable.
+        A row a run: FIGURES, with NaN for a τ that was learned, `tokens_of`, the same for runs on the same tokens, `run`,
+        its place in the folder, and what else the runs' overrides vary, as text. The columns that tell one setting from
+        another: tau, and those. A line for each run that is not readable.
     """
     rows, overrides, unreadable = [], [], []
     for file in sorted(folder.glob(f"**/{SUMMARY}")):
@@ -44,14 +44,15 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             unreadable.append(f"{file} lacks {error}")
             continue
         row |= {"tau": math.nan} if "learned" in summary else {}
+        row["tokens_of"] = f"{summary.get('data_sha256')} {summary.get('n_tokens')}"
         rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
         if "learned" not in summary and (
             levels := summary.get("levels")
         ):  # their τ stand behind the tasks' in the override
             given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
         overrides.append(
-            given | {"documents": summary.get("data_sha256", "")[:6]}
-        )  # of a table that was changed meanwhile
+            given | {"documents": summary.get("data_sha256", "")[:6], "tokens": summary.get("n_tokens", "")}
+        )  # of a table, or a tokenizer, that was changed meanwhile
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
     varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]
     return pd.DataFrame(rows).join(table[varied]), ["tau", *varied], unreadable

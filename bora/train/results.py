@@ -37,7 +37,7 @@ def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[st
         "params_per_task": model.n_parameters,
         "dropped": corpus.dropped,
         **corpus.truncation.summary(),
-        "leakage": corpus.leakage(),
+        "leakage": corpus.leakage,
         "data_sha256": corpus.sha256,
         "versions": versions(),
         "threads": torch.get_num_threads(),

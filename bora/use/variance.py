@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
+from scipy.stats import t
 
 from bora.errors import UserError
 from bora.lib.console import tell
@@ -168,7 +168,8 @@ def _share(
             for which in (same, other)
         )
     jackknife = (within - between)[np.isfinite(within - between)] / total
-    half = norm.ppf(0.975) * np.sqrt((len(jackknife) - 1) * jackknife.var()) if len(jackknife) > 1 else np.nan
+    n = len(jackknife)
+    half = t.ppf(0.975, n - 1) * np.sqrt((n - 1) * jackknife.var()) if n > 1 else np.nan
     share = float(mine / total)
     return Share(name, int(code.max()) + 1, share, float(share - half), float(share + half), float(p_value))
 

@@ -61,7 +61,7 @@ def report(call):
     [
         ["tau=100"],
         ["tau=0", "prior.estimator=dense", "lora.rank=2", "lora.target_modules=all-linear"],
-        ["tau=inf", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "trainer.limit_train_batches=3"],
+        ["tau=inf", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "trainer.limit_train_batches=4"],
         ["tau=[10,100]", "data.levels=[party]", "lora.rank=1"],
         ["tau=1", "prior.parameterization=centered", "trainer.max_steps=3", "model.dtype=bfloat16", "lora.rank=1"],
     ],

@@ -33,7 +33,7 @@ def test_the_hashes_follow_texts_splits_and_tokens(build):
 def test_leakage_is_counted_within_a_task_and_across(build):
     rows = [*docs("a", 20), *docs("a", 5), *(("b", text) for _, text in docs("a", 15)), *docs("b", 10)]
     corpus = build(rows, drop_duplicates=False)
-    documents, found = corpus.documents, corpus.leakage()
+    documents, found = corpus.documents, corpus.leakage
     for part, before in (("validation", ["train"]), ("test", ["train", "validation"])):
         here, earlier = documents[documents["split"] == part], documents[documents["split"].isin(before)]
         pairs = Counter(zip(earlier["task"], earlier["text"], strict=True))
@@ -45,6 +45,13 @@ def test_leakage_is_counted_within_a_task_and_across(build):
     assert (
         f"{found['test']['in_all']} of 12 test documents repeat a text of training or validation" in corpus.describe()
     )
+
+
+def test_what_is_cut_off_does_not_hide_that_a_text_repeats(build):
+    letters = [("a", f"Dear Sir or Madam, thank you for your letter of the {i}th") for i in range(20)]
+    assert build(letters, max_tokens=64).leakage["test"]["in_all"] == 0
+    cut = build(letters, max_tokens=6)
+    assert cut.leakage["test"]["within_task"] == (cut.documents["split"] == "test").sum() > 0
 
 
 def test_names_that_a_person_may_take_for_one_are_reported(build, caplog):

@@ -100,6 +100,9 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
         n_files = len(list(tmp_path.rglob("*.arrow")))
         replace(tokens, **options).encode(other_table, cached=True)
         assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 1
+    tokenizer.split_special_tokens = True  # which the tokenizer's file does not say
+    tokens.encode(table, cached=True)
+    assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 2
     assert file.is_file()
 
 

@@ -6,7 +6,17 @@ from importlib.util import find_spec
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer, BloomConfig, Gemma3Config, GPT2Config, MptConfig, OPTConfig, Phi3Config
+from tokenizers import Tokenizer
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    Gemma3Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MptConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from bora.config.schema import conf_folder
 from bora.errors import UserError
@@ -19,6 +29,11 @@ from bora.model.pretrained import (
     max_positions,
     random_weights,
 )
+
+DIGITS_APART = [
+    {"type": "Digits", "individual_digits": True},
+    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+]
 
 
 def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
@@ -36,8 +51,10 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     (tmp_path / "hub/models--someone--mini/refs/main").write_text("abc")
     for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
         monkeypatch.setattr(name, str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else transformers asks for an adapter
     monkeypatch.setattr("bora.model.pretrained.HfApi", lambda: pytest.fail("asked the network"))
+    # For an adapter beside the model, too.
+    asked = "huggingface_hub.file_download.get_hf_file_metadata"
+    monkeypatch.setattr(asked, lambda *_, **__: pytest.fail("asked the network"))
     cached = from_pretrained("someone/mini")
     assert torch.equal(cached.model.lm_head.weight, pretrained.model.lm_head.weight)
 
@@ -55,6 +72,27 @@ def test_weights_that_are_quantised_already_are_refused(tmp_path):
     (tmp_path / "m/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"its weights are quantised already \(gptq\)"):
         from_pretrained(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "TokenizersBackend"])
+def test_texts_are_cut_as_the_tokenizers_file_says_whatever_class_is_named(tmp_path, named):
+    shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
+    for name, change in (
+        ("tokenizer_config.json", {"tokenizer_class": named}),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Sequence", "pretokenizers": DIGITS_APART}}),
+    ):
+        file = tmp_path / "m" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    text = "def add(self, year=2023,  42):"
+    expected = Tokenizer.from_file(str(tmp_path / "m/tokenizer.json")).encode(text, add_special_tokens=False).ids
+    found = from_pretrained(str(tmp_path / "m")).tokenizer(text, add_special_tokens=False).input_ids
+    assert found == expected != load_packaged("opt_mini").tokenizer(text, add_special_tokens=False).input_ids
+
+
+def test_a_model_without_a_tokenizer_is_told(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=50)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="it has no tokenizer, or an empty one"):
+        from_pretrained(str(tmp_path))
 
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}

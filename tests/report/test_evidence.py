@@ -13,7 +13,8 @@ from bora.report.intervals import Interval, bootstrap, weighted_mean
 from tests.report.runs import KNOWN, evidence_of, write_run
 
 
-def test_differences_are_paired_and_weighted_by_tokens(tmp_path):
+def test_differences_are_paired_and_weighted_by_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr("bora.report.intervals.MIN_TASKS", 3)
     evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
     assert (evidence.best_tau, evidence.best_middle_tau) == (100, 100)  # by validation; test says 10
     difference = evidence.difference(100.0, 0.0)
@@ -41,7 +42,8 @@ def test_claims_follow_the_numbers(tmp_path, monkeypatch):
     evidence = evidence_of(*(write_run(tmp_path / f"{t}", t) for t in KNOWN))
     best, *_ = judge_claims(evidence)
     assert (best.verdict, best.numbers.endswith("3 tasks are too few")) == ("undecided", True)
-    monkeypatch.setattr("bora.report.claims.MIN_TASKS", 3)
+    for module in ("claims", "intervals"):
+        monkeypatch.setattr(f"bora.report.{module}.MIN_TASKS", 3)
     verdicts = [c.verdict for c in judge_claims(evidence)]
     assert verdicts == ["confirmed", "confirmed", "confirmed", "undecided", "undecided"]  # 3 tasks: no ρ
     worse = {**KNOWN, math.inf: (1e-3, 10.0, 10.5, {"ann": 10.0, "bo": 11.0, "cy": 10.5})}
@@ -49,6 +51,11 @@ def test_claims_follow_the_numbers(tmp_path, monkeypatch):
     best, alone, one, *_ = judge_claims(evidence_of(*folders))
     assert (best.verdict, alone.verdict, one.verdict) == ("refuted", "confirmed", "refuted")
     assert "validation chooses τ = ∞" in best.numbers
+    # One task of three is worse with both seeds, the average is better: that may be chance.
+    mixed = {**KNOWN, math.inf: (1e-3, 15.0, 15.5, {"ann": 15.0, "bo": 11.0, "cy": 15.5})}
+    folders = [write_run(tmp_path / f"m{t}{seed}", t, seed, known=mixed) for t in KNOWN for seed in (0, 1)]
+    one = judge_claims(evidence_of(*folders))[2]
+    assert (one.verdict, "worse with every seed: bo" in one.numbers) == ("undecided", True)
     # The largest of the τ tried is not one model.
     best, alone, one, *_ = judge_claims(evidence_of(*(tmp_path / f"{t}" for t in KNOWN if t < math.inf)))
     assert best.numbers.endswith("both limits, τ = 0 and τ = ∞, are needed")
