@@ -140,7 +140,7 @@ def _load(
                 source, local_files_only=local_files_only, trust_remote_code=False
             )
             _as_saved(tokenizer, source, local_files_only)
-            if not set(tokenizer("a b", add_special_tokens=False).input_ids) - set(tokenizer.all_special_ids):
+            if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
                 raise ValueError("it has no tokenizer, or an empty one")  # which transformers makes of no files
             if not weights:
                 return Pretrained(_shape(config, dtype), tokenizer)

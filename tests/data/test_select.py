@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from bora.data import select as selection
+from bora.data.dates import parse_dates
 from bora.errors import UserError
 
 
@@ -92,5 +93,5 @@ PANDAS_3 = pytest.mark.skipif(pd.__version__ < "3", reason="pandas 2 has the yea
     ],
 )
 def test_a_date_is_iso_8601_and_utc_where_it_has_no_time_zone(date, moment):
-    (found,) = selection.parse_dates(pd.DataFrame({"date": [date]}))
+    (found,) = parse_dates(pd.DataFrame({"date": [date]}))
     assert found.isoformat() == datetime.fromisoformat(moment).replace(tzinfo=UTC).isoformat()
