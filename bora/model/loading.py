@@ -7,7 +7,7 @@ import timeit
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bora.config.schema import AnyModel
 from bora.errors import UserError, first_line
@@ -21,6 +21,8 @@ MIN_SPEEDUP = 1.5  # of bfloat16 over float32; below that it is not worth its ro
 MAX_EAGER_TOKENS = 256  # up to here plain products beat torch's fused attention in bfloat16 on a CPU
 # Keys of transformers' configs that say where a model is from and how it is run, not what it is.
 NOT_THE_MODEL = {"_name_or_path", "transformers_version", "_attn_implementation", "dtype", "use_cache"}
+# Rules for words differ in digits, spaces, capitals, accents, line breaks and other scripts.
+PROBE = "The 2 FOXES' été, 1234  42:\n\tif x != -0.5:  # don’t 水 🙂"
 
 
 def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: bool = True) -> Pretrained:
@@ -63,6 +65,12 @@ def backbone_sha256(model: PreTrainedModel) -> str:
         if type(tensor) is Tensor:  # not a quantised tensor's own type
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash what tells a tokenizer from others: its vocabulary, and the tokens of a text that tries its rules."""
+    found = [sorted(tokenizer.get_vocab().items()), list(tokenizer(PROBE).input_ids)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:

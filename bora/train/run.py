@@ -22,7 +22,7 @@ from bora.data.tokens import Tokens
 from bora.lib.console import above_bars, tell
 from bora.lib.machine import is_first_process
 from bora.lib.stopping import stopping
-from bora.model.loading import backbone_sha256, load_backbone
+from bora.model.loading import backbone_sha256, load_backbone, tokenizer_sha256
 from bora.model.pretrained import Pretrained
 from bora.runs.checkpoints import check_same_run, load_own
 from bora.runs.directory import METRICS, SUMMARY, UNITS, RunDirectory, settings
@@ -162,7 +162,8 @@ def build(cfg: Config, table: pd.DataFrame | None) -> RunParts:
     form = module.model.adapters.name
     if form != cfg.prior.parameterization:
         log.info("at tau=%s the %s form is trained (not %s)", cfg.task_tau, form, cfg.prior.parameterization)
-    about = describe_run(cfg, module, corpus) | {"backbone_sha256": backbone}
+    hashes = {"backbone_sha256": backbone, "tokenizer_sha256": tokenizer_sha256(pretrained.tokenizer)}
+    about = describe_run(cfg, module, corpus) | hashes
     fingerprint = settings(cfg) | {"corpus or tokenizer": corpus.tokens_sha256(), "backbone": backbone}
     return RunParts(pretrained, corpus, data, module, about, fingerprint)
 

@@ -209,6 +209,7 @@ def write_adapted(
         "temperature_note": "not fitted: no document of the new tasks is held out",
         "versions": versions(),
     }
-    kept = {"model", "dtype", "data", "params_per_task", "backbone_sha256", "model_folder"}  # the last of some runs
+    # The last two of some runs.
+    kept = {"model", "dtype", "data", "params_per_task", "backbone_sha256", "tokenizer_sha256", "model_folder"}
     shared = {key: value for key, value in restored.summary.items() if key in kept}
     directory.write_summary(summary | shared | about)

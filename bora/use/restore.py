@@ -16,7 +16,7 @@ from bora.data.batches import Documents
 from bora.data.pieces import Truncation
 from bora.data.tokens import Tokens
 from bora.errors import UserError
-from bora.model.loading import backbone_sha256, load_backbone
+from bora.model.loading import backbone_sha256, load_backbone, tokenizer_sha256
 from bora.runs.checkpoints import load_checkpoint
 from bora.runs.directory import RunDirectory
 
@@ -138,6 +138,8 @@ def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
     same_dtype = dtype in (None, summary["dtype"])
     if same_dtype and summary["backbone_sha256"] != backbone_sha256(pretrained.model):
         log.warning("the backbone's weights differ from those that %s was trained on", run)
+    if summary.get("tokenizer_sha256") not in (None, tokenizer_sha256(pretrained.tokenizer)):  # older runs have none
+        log.warning("the tokenizer differs from the one that %s was trained with, and so will its perplexities", run)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
     model.load_trained_state(checkpoint["state_dict"])
     return Restored(model.eval().to(device), pretrained.tokenizer, cfg, summary, directory)

@@ -1,5 +1,6 @@
 """What a run cannot be restored from is named. test_evaluate.py holds a restored model to the run's own figures."""
 
+import json
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 from bora.use.restore import restore
 from tests.conftest import table
+from tests.model.test_pretrained import DIGITS_APART
 
 
 def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
@@ -31,7 +33,9 @@ def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
         restore(tmp_path / "run")
 
 
-def test_a_model_of_a_relative_path_is_found_from_elsewhere(command, tmp_path, monkeypatch):
+def test_a_model_of_a_relative_path_is_found_from_elsewhere_and_its_tokenizer_is_checked(
+    command, tmp_path, monkeypatch
+):
     table(tmp_path / "t.csv", {"a": 20, "b": 20})
     opt = load_packaged("opt_mini")
     opt.model.save_pretrained(tmp_path / "models/chat")
@@ -40,7 +44,16 @@ def test_a_model_of_a_relative_path_is_found_from_elsewhere(command, tmp_path, m
     code, _, _ = command("model=hub", "model.path=models/chat", "hydra.run.dir=run", "logger=none", *settings)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    warned: list[str] = []
+    monkeypatch.setattr("bora.use.restore.log.warning", lambda text, *values: warned.append(text % values))
     assert (code, restore("../run").cfg.model.path) == (0, str((tmp_path / "models/chat").resolve()))
+    assert not warned
+    file = tmp_path / "models/chat/tokenizer.json"
+    digits_apart = {"type": "Sequence", "pretokenizers": DIGITS_APART}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pre_tokenizer": digits_apart}))
+    restore("../run")
+    (line,) = warned
+    assert line.startswith("the tokenizer differs from the one that ../run was trained with")
 
 
 def test_a_task_is_found_by_a_beginning_that_no_other_has(trained):
