@@ -17,6 +17,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -179,14 +180,20 @@ def _as_saved(tokenizer: PreTrainedTokenizerBase, source: str, local_files_only:
     """Have texts cut into words as tokenizer.json says, whatever the class that tokenizer_config.json names does.
 
     transformers' own classes of several models replace the file's rule, so that the model would see other tokens than in
-    its pretraining: https://github.com/huggingface/transformers/issues/45920.
+    its pretraining: https://github.com/huggingface/transformers/issues/45920. But tokenizer_config.json's
+    `add_prefix_space` is meant to change the file's rule, and does.
     """
     file = cached_file(
         source, "tokenizer.json", local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False
     )
     if tokenizer.is_fast and file is not None and not getattr(tokenizer, "fix_mistral_regex", False):
         ours, saved = tokenizer.backend_tokenizer, Tokenizer.from_file(file)
-        ours.normalizer, ours.pre_tokenizer, ours.decoder = saved.normalizer, saved.pre_tokenizer, saved.decoder
+        rule, saved_rule = ours.pre_tokenizer, saved.pre_tokenizer
+        if isinstance(rule, Metaspace) and tokenizer.init_kwargs.get("add_prefix_space") is not None:
+            return
+        if isinstance(rule, ByteLevel) and isinstance(saved_rule, ByteLevel):
+            saved_rule.add_prefix_space = rule.add_prefix_space
+        ours.normalizer, ours.pre_tokenizer, ours.decoder = saved.normalizer, saved_rule, saved.decoder
 
 
 def _shape(config: PreTrainedConfig, dtype: Dtype) -> PreTrainedModel:

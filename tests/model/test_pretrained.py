@@ -1,6 +1,6 @@
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 
 import pytest
@@ -87,6 +87,17 @@ def test_texts_are_cut_as_the_tokenizers_file_says_whatever_class_is_named(tmp_p
     expected = Tokenizer.from_file(str(tmp_path / "m/tokenizer.json")).encode(text, add_special_tokens=False).ids
     found = from_pretrained(str(tmp_path / "m")).tokenizer(text, add_special_tokens=False).input_ids
     assert found == expected != load_packaged("opt_mini").tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("space", [False, True])
+def test_a_space_before_the_first_word_is_the_tokenizer_configs_to_ask_for(tmp_path, space):
+    shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
+    file = tmp_path / "m/tokenizer_config.json"
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": space}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    encode = partial(load_packaged("opt_mini").tokenizer, add_special_tokens=False)
+    found = from_pretrained(str(tmp_path / "m")).tokenizer("def f(x):", add_special_tokens=False).input_ids
+    assert found == encode(" def f(x):" if space else "def f(x):").input_ids
 
 
 def test_a_model_without_a_tokenizer_is_told(tmp_path):
