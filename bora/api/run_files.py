@@ -93,7 +93,7 @@ class RunFiles:
         if groups is not None:
             chosen = pd.Series(groups).reindex(found.tasks).fillna(NONE)
             found = replace(found, column=str(chosen.name or ""), groups=chosen)
-        fonts, _ = find_fonts([*found.tasks, *(() if found.groups is None else found.groups)])
+        fonts, _ = find_fonts(found.names)
         with drawing_style(fonts):
             return similarity(found)
 

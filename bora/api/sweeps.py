@@ -1,6 +1,5 @@
 """A sweep's finished runs as an object, and `load`."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,10 +62,8 @@ class Sweep:
         Raises:
             UserError: see `by_tau`.
         """
-        means = self.by_tau
-        given = means["tau"] != "learn"
-        compared = means["val_perplexity"].where(given if given.any() else ~given, math.inf)
-        return means["tau"][compared.argmin()]
+        rows = self.by_tau.to_dict("records")
+        return min(rows, key=lambda row: (row["tau"] == "learn", row["val_perplexity"]))["tau"]
 
     @property
     def best(self) -> Run:

@@ -55,15 +55,13 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     for column in ("τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"):
         table.add_column(column, justify="right", overflow="fold")
     groups = [group for _, group in runs.groupby(by, dropna=False)]
-    chosen = []
-    for _, own in runs.groupby("tokens_of"):
-        given = own[own["tau"].notna()]
-        settings = [group for _, group in (own if given.empty else given).groupby(by, dropna=False)]
-        chosen.append(min(settings, key=lambda group: group["val_perplexity"].mean()).index[0])
+    chosen: dict[str, pd.DataFrame] = {}  # by the tokens
+    for group in sorted(groups, key=lambda group: (group["tau"].isna().all(), group["val_perplexity"].mean())):
+        chosen.setdefault(group["tokens_of"].iloc[0], group)
     for group in groups:
         epochs = sorted(set(group["best_epoch"]))
         tau, *others = group[by].iloc[0]
-        mark = " *" if group.index[0] in chosen else "  "
+        mark = " *" if group is chosen[group["tokens_of"].iloc[0]] else "  "
         table.add_row(
             _tau(tau),
             *others,

@@ -125,8 +125,7 @@ def _write_section(
         if table is not None:
             table.write(folder)
     similar = _compare_tasks(evidence, column, problems)
-    groups = () if similar is None or similar.groups is None else similar.groups
-    fonts, missing = find_fonts([*evidence.tasks().index, *groups])
+    fonts, missing = find_fonts([*evidence.tasks().index, *([] if similar is None else similar.names)])
     if missing:
         problems.append(f"figures: no font here has {''.join(missing[:MAX_SHOWN])}; install one, such as Noto's")
     with drawing_style(fonts):

@@ -48,6 +48,11 @@ class Similarity:
     by_chance: float = math.nan
     p_value: float = math.nan
 
+    @property
+    def names(self) -> list[str]:
+        """List all names that its figure has: tasks and groups."""
+        return [*self.tasks, *(() if self.groups is None else self.groups)]
+
 
 def compare_tasks(run: RunRecord) -> Similarity:
     """Compare a run's tasks by its best checkpoint.

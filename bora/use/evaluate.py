@@ -22,7 +22,6 @@ from bora.use.restore import Restored
 from bora.use.score import likeliest, measure_accuracy, measure_sureness, perplexities
 
 SEVERAL = "(several)"  # in the place of the unit of a task whose documents have several
-Units = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # what `level_posteriors` returns
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,20 @@ def evaluate(
     prior_nats = log_prior(restored.model.task_documents.cpu().numpy(), prior)
     posterior = np.exp(scores.posterior(prior_nats, restored.temperature)[0])
     units = level_posteriors(restored.model.adapters.levels, posterior)
-    documents = _tabulate(table, names, index, posterior, scores.n_scored, units)
-    listed = trained_on if all_known else np.where(trained_on, "True", "")
-    documents.insert(documents.columns.tolist().index("n_scored") + 1, "trained_on", listed)
+    best, probability = likeliest(names, posterior, scorable)
+    documents = pd.DataFrame(
+        {
+            "row": table.index,
+            "task": table["task"].to_numpy(),
+            "best": best,
+            "posterior": probability,
+            "task_posterior": np.where(known & scorable, posterior[np.arange(len(table)), index], np.nan),
+            "n_scored": scores.n_scored,
+            "trained_on": trained_on if all_known else np.where(trained_on, "True", ""),
+        }
+    )
+    for level, (unit_names, _, of_unit) in units.items():
+        documents[f"best_{level}"], documents[f"{level}_posterior"] = likeliest(unit_names, of_unit, scorable)
     levels = {}
     per_task = overall = classification = answers = answer_scores = None
     if (rows := known & reported).any():
@@ -150,35 +160,15 @@ def evaluate(
     )
 
 
-def _tabulate(
-    table: pd.DataFrame, names: list[str], index: np.ndarray, posterior: np.ndarray, n_scored: np.ndarray, units: Units
-) -> pd.DataFrame:
-    """Make Evaluation.documents, but for `trained_on`.
-
-    Args:
-        index: [N], of each row's task among the run's; −1 for another.
-        posterior: p(d | text), [N, D].
-        n_scored: [N] tokens.
-        units: see `level_posteriors`.
-    """
-    scorable = n_scored > 0
-    found = pd.DataFrame({"row": table.index, "task": table["task"].to_numpy()})
-    found["best"], found["posterior"] = likeliest(names, posterior, scorable)
-    of_own = posterior[np.arange(len(table)), index]
-    found["task_posterior"] = np.where((index >= 0) & scorable, of_own, np.nan)
-    found["n_scored"] = n_scored
-    for level, (unit_names, _, of_unit) in units.items():
-        found[f"best_{level}"], found[f"{level}_posterior"] = likeliest(unit_names, of_unit, scorable)
-    return found
-
-
 def find_trained_on(table: pd.DataFrame, lists: Iterable[set[str] | None]) -> np.ndarray:
     """Find the rows whose text is in one of the lists of `RunDirectory.trained_on`, [N]."""
     seen = set().union(*(texts for texts in lists if texts is not None))
     return np.array([hash_text(text) in seen for text in whole_texts(table)], dtype=bool)
 
 
-def level_posteriors(levels: Levels | None, posterior: np.ndarray) -> Units:
+def level_posteriors(
+    levels: Levels | None, posterior: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Add up the posterior of the tasks of each unit, for levels that have one unit a task.
 
     Of a level that divides a task's documents, such as the year, a text's unit does not follow from its task. Where it
