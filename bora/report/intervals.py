@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 DRAWS = 10_000
 BLOCK = 2**22  # numbers drawn at once
@@ -34,9 +35,12 @@ class Interval:
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Interval:
-    """Compute a statistic of the tasks, with the percentile interval of 10,000 draws of tasks (seed 0).
+    """Compute a statistic of the tasks, with an interval from 10,000 draws of tasks (seed 0).
 
-    Fewer than MIN_TASKS have no interval.
+    Its ends are percentiles further out than 2.5 and 97.5, by as much as a t interval of so many tasks is wider than one
+    of a known variance (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, "expanded percentile"): those
+    alone are too narrow, and for a mean of 25 tasks leave out the truth in 7 % of samples. Fewer than MIN_TASKS have no
+    interval.
 
     Args:
         statistic: of arrays [..., D] along the last axis.
@@ -49,7 +53,8 @@ def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Int
     for size in map(len, np.array_split(np.arange(DRAWS), 1 + DRAWS * n // BLOCK)):
         drawn = rng.integers(0, n, (size, n))
         values.append(statistic(*(sample[drawn] for sample in samples)))
-    low, high = np.nanquantile(np.concatenate(values), QUANTILES)
+    tail = stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(QUANTILES[0], n - 1))
+    low, high = np.nanquantile(np.concatenate(values), (tail, 1 - tail))
     return Interval(value, float(low), float(high))
 
 

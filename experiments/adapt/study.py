@@ -22,6 +22,7 @@ from bora.data.batches import Batches, Documents, loader
 from bora.data.table import read
 from bora.lib.files import write_text_atomically
 from bora.model.likelihood import n_scored
+from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.runs.values import versions
 from bora.use.adapt import train_epochs
 from bora.use.new_tasks import new_tasks
@@ -136,7 +137,6 @@ WORDS = {
 def show() -> None:
     """Print the table and draw figure.png from results.csv; intervals are bootstraps over speakers."""
     results = pd.read_csv(HERE / "results.csv")
-    draws = np.random.default_rng(0).integers(0, N_TEST, (2000, N_TEST))
     wide = results.pivot(index="speaker", columns=["method", "speeches"], values="nats")
     tokens = results.groupby("speaker")["tokens"].first().loc[wide.index].to_numpy()
     per_token = {key: (wide[key].to_numpy(), tokens) for key in wide.columns}
@@ -145,11 +145,9 @@ def show() -> None:
         n, t = per_token[key]
         return float(np.exp(n.sum() / t.sum()))
 
-    def interval(key, other) -> tuple[float, float, float]:
-        """Nats a token of `key` minus `other`, with its 95 % bootstrap over speakers."""
-        n, t = per_token[key][0] - per_token[other][0], tokens
-        found = n[draws].sum(1) / t[draws].sum(1)
-        return n.sum() / t.sum(), *np.quantile(found, [0.025, 0.975])
+    def difference(key, other) -> Interval:
+        """Nats a token of `key` minus `other`."""
+        return bootstrap(weighted_mean, (per_token[key][0] - per_token[other][0]) / tokens, tokens)
 
     lines = ["| speeches | " + " | ".join(WORDS.values()) + " | prior − Θ alone, nats a token | prior − scratch |"]
     lines.append("|--:" * 7 + "|")
@@ -160,8 +158,7 @@ def show() -> None:
             perplexity(("scratch", n)),
             perplexity(("prior", n)),
         ]
-        differences = [interval(("prior", n), other) for other in (("mean", 0), ("scratch", n))]
-        shown = [f"{d:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") for d, low, high in differences]
+        shown = [f"{difference(('prior', n), other):+.3f}" for other in (("mean", 0), ("scratch", n))]
         lines.append(f"| {n} | " + " | ".join([*(f"{c:.2f}" for c in cells), *shown]) + " |")
     print("\n".join(lines))
 
