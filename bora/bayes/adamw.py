@@ -5,6 +5,14 @@ as they are until its task is in a batch, and the moments' bias is corrected by 
 number of steps: at τ = 0 each task is trained exactly as by an AdamW of its own that steps when the task has data.
 On a CPU the rows are changed where they are. On any other device they are gathered and written back, since to know there
 which rows they are is to wait for the device (bora.bayes.rows has the same two ways).
+
+At a constant learning rate the last values are the optimum and the noise of the last steps. With `average` a running average
+of each parameter, and of each row over its own steps, is kept beside them (Shamir & Zhang 2013, section 4,
+https://arxiv.org/abs/1212.1824)::
+
+    w̄ ← w̄ + c (w − w̄),    c = 10 / (t + 9) after step t
+
+It reaches back over about a tenth of the steps so far, however many these are.
 """
 
 import math
@@ -17,6 +25,7 @@ from torch.optim.adamw import adamw
 
 from bora.bayes.rows import together
 
+REACH = 10  # the running average is over about 1/REACH of the steps
 
 class RowwiseAdamW(torch.optim.Optimizer):
     """AdamW without weight decay, row by row where a gradient is sparse.
@@ -25,13 +34,20 @@ class RowwiseAdamW(torch.optim.Optimizer):
         params: dense gradients are handled as by torch.optim.AdamW; a parameter [D, …] may instead have a
             sparse one over its rows.
         lr, betas, eps: AdamW's.
+        average: keep a running average of each parameter; see `exchange_averages`.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        average: bool = False,
     ):
         # fused: torch loads the count of steps to the parameter's device, not to the processor, only where this is set.
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "fused": True})
+        self.average = average
 
     # torch declares two overloads, with and without a closure.
     @torch.no_grad()
@@ -44,37 +60,61 @@ class RowwiseAdamW(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": 0.0}
             options |= {"fused": group["fused"], "amsgrad": False, "maximize": False}
-            parts, gathered = [], []
+            parts, gathered, averaged = [], [], []
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 tensors = self._tensors(p, p.grad.is_sparse)
                 if not p.grad.is_sparse:
-                    parts.append((p.grad, *tensors))
+                    parts.append((p.grad, *tensors[:4]))
+                    averaged.append(tensors)
                     continue
                 gradient = p.grad.coalesce()
                 index, values = gradient.indices()[0], gradient.values()
                 if together(p.device):
                     rows = [t.index_select(0, index) for t in tensors]
                     gathered.append((tensors, index, rows))
-                    parts += zip(*(t.unbind() for t in (values, *rows)), strict=True)
+                    parts += zip(*(t.unbind() for t in (values, *rows[:4])), strict=True)
+                    averaged.append(rows)
                 else:
-                    parts += [(values[i], *(t[d] for t in tensors)) for i, d in enumerate(index.tolist())]
+                    each = [[t[d] for t in tensors] for d in index.tolist()]
+                    parts += [(value, *row[:4]) for value, row in zip(values, each, strict=True)]
+                    averaged += each
             if parts:
                 grads, params, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
                 adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps, **options)
+            for p, _, _, step, *average in averaged:
+                for mean in average:
+                    weight = (REACH / (step + REACH - 1)).to(p.dtype)
+                    mean.lerp_(p, weight.view(step.shape + (1,) * (p.dim() - step.dim())))
             for tensors, index, rows in gathered:
                 for whole, part in zip(tensors, rows, strict=True):
                     whole.index_copy_(0, index, part)
         return loss
 
-    def _tensors(self, p: nn.Parameter, by_row: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p, its first and second moment, and its steps: of all of p, or of each of its rows."""
+    @torch.no_grad()
+    def exchange_averages(self) -> None:
+        """Put the running averages in the parameters' place, and the parameters in theirs; a second time, back."""
+        for p, state in self.state.items():
+            if "average" in state:
+                state["average"], p.data = p.data, state["average"]
+
+    @torch.no_grad()
+    def restart_averages(self) -> None:
+        """Set the running averages to the parameters as they are."""
+        for p, state in self.state.items():
+            if "average" in state:
+                state["average"].copy_(p)
+
+    def _tensors(self, p: nn.Parameter, by_row: bool) -> list[Tensor]:
+        """p, its first and second moment, and its steps: of all of p, or of each of its rows; then its average, if any."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((len(p),) if by_row else (), dtype=torch.float32, device=p.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        return p, state["exp_avg"], state["exp_avg_sq"], state["step"]
+            if self.average:
+                state["average"] = p.detach().clone()
+        return [p, *(state[name] for name in ("exp_avg", "exp_avg_sq", "step", "average") if name in state)]
 
 
 def sum_over_processes(gradient: Tensor) -> Tensor:

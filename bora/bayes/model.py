@@ -199,9 +199,11 @@ class HierarchicalLoRA(nn.Module):
             prior = prior_by_document(potentials, rows, self.row_documents, batches, batch.get("share"))
         return Objective(likelihood / unit, prior / unit, nll.detach(), scored)
 
-    def optimizer(self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> RowwiseAdamW:
+    def optimizer(
+        self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, average: bool = False
+    ) -> RowwiseAdamW:
         """Return AdamW over all θ_d and Θ; without weight decay, which would be a second prior, around zero."""
-        return RowwiseAdamW(self.adapters.parameters(), lr, betas, eps)
+        return RowwiseAdamW(self.adapters.parameters(), lr, betas, eps, average)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what is trained, as a checkpoint holds it: everything but the frozen backbone."""

@@ -29,7 +29,7 @@ MEMORY = {
     "backbone": "frozen backbone",
     "theta": "θ and Θ",
     "gradients": "their gradients",
-    "moments": "AdamW's two moments",
+    "moments": "AdamW's moments, and average",
     "rows_of_a_batch": "a batch's rows of θ, and their gradients",
     "logits_of_a_chunk": "logits, a chunk at a time",
 }

@@ -157,6 +157,7 @@ class Optim(Group):
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)]
     clip: Annotated[float, Field(gt=0, le=1e9)] | None
+    average: bool
     patience: Annotated[int, Field(ge=1)]
     nonfinite: Literal["stop", "skip"]
 

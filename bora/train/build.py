@@ -147,7 +147,7 @@ def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
     optim = cfg.optim
     lr = learning_rate(model.tau, cfg.prior.parameterization) if optim.lr is None else optim.lr
     betas = (optim.betas[0], optim.betas[1])
-    how = optim.schedule, optim.warmup_steps, optim.nonfinite, cfg.seed
+    how = optim.schedule, optim.warmup_steps, optim.nonfinite, cfg.seed, optim.average
     return TrainingModule(model, lr, betas, optim.eps, *how)
 
 

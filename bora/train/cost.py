@@ -93,8 +93,8 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     steps = -(-batches // accumulate)
     max_steps = steps * cfg.trainer.max_epochs
     cut = corpus.truncation.tokens
-    # Beside the numbers of θ, Θ and two moments, and RowwiseAdamW's count of steps for each row, a checkpoint holds
-    # about 160 bytes of names for each tensor and 8 kB of Lightning's state.
+    # Beside the numbers of θ, Θ, two moments and the average, and RowwiseAdamW's count of steps for each row, a checkpoint
+    # holds about 160 bytes of names for each tensor and 8 kB of Lightning's state.
     tensors = 2 * len(layers) * (2 if rows else 1)
     return Cost(
         tasks=len(corpus.task_names),
@@ -108,7 +108,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
         parameters_per_task=layout.n_parameters,
         trained_parameters=trained,
         memory=_count_memory(cfg, model, layout.n_parameters, rows),
-        checkpoint=FLOAT_BYTES * (3 * trained + rows) + 160 * tensors + 8000,
+        checkpoint=FLOAT_BYTES * ((3 + cfg.optim.average) * trained + rows) + 160 * tensors + 8000,
     )
 
 
@@ -131,7 +131,7 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
         "backbone": _count_backbone(model, cfg.model.quantization),
         "theta": FLOAT_BYTES * (rows + 1) * P,
         "gradients": FLOAT_BYTES * (with_gradient + 1) * P,
-        "moments": 2 * FLOAT_BYTES * (rows + 1) * P,
+        "moments": (2 + cfg.optim.average) * FLOAT_BYTES * (rows + 1) * P,
         # Of each document; at τ = ∞ all documents share one. CUDA graphs have copies.
         "rows_of_a_batch": shared * (documents + recorded if rows else 1 + bool(recorded)),
         "logits_of_a_chunk": FLOAT_BYTES * min(chunk, documents * cfg.data.max_tokens * vocabulary),
@@ -188,7 +188,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     if isinstance(model.adapters, Staged):  # its second stage takes longer, and more memory
         model.adapters.deviates, model.adapters.holds_mean = True, False
     module = build_module(cfg, model)
-    optimizer = model.optimizer(module.lr, module.betas, module.eps)
+    optimizer = module.build_optimizer()
     reset_peak_memory()  # loading may need more than training
     batches = chain.from_iterable(repeat(data.train_dataloader()))  # an epoch may have fewer steps
 

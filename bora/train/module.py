@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import Metric
 
-from bora.bayes.adamw import clip_gradients, gradient_norm, sum_over_processes
+from bora.bayes.adamw import RowwiseAdamW, clip_gradients, gradient_norm, sum_over_processes
 from bora.bayes.adapters import Shared
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.shrinkage import Profile
@@ -57,6 +57,7 @@ class TrainingModule(L.LightningModule):
         warmup_steps: optimiser steps in which it rises from 0 before that.
         nonfinite: on an infinite or NaN loss, stop the run or skip the step.
         seed: of dropout.
+        average: validate, and keep, running averages of θ and Θ; see RowwiseAdamW.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class TrainingModule(L.LightningModule):
         warmup_steps: int = 0,
         nonfinite: str = "stop",
         seed: int = 0,
+        average: bool = False,
     ):
         super().__init__()
-        self.model = model
+        self.model, self.average = model, average
         self.lr, self.betas, self.eps, self.nonfinite = lr, betas, eps, nonfinite
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.lr_now = lr  # of the last step
@@ -144,8 +146,12 @@ class TrainingModule(L.LightningModule):
         whose = f"by documents of {tasks}" if tasks else "by the prior, or by documents of another process"
         return f"at step {step + 1} the loss is {float(figures[:2].sum())}, {whose}"
 
+    def build_optimizer(self) -> RowwiseAdamW:
+        """Build AdamW as it is configured."""
+        return self.model.optimizer(self.lr, self.betas, self.eps, self.average)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.model.optimizer(self.lr, self.betas, self.eps)
+        optimizer = self.build_optimizer()
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_rate)
@@ -209,6 +215,24 @@ class TrainingModule(L.LightningModule):
         nats, tokens = self.tested.found()
         other = nats[1 if part is None else 2 + part]
         return paired_difference(other - nats[0], tokens, self.groups(self._tested, part or 0))
+
+    @property
+    def _trained(self) -> RowwiseAdamW:
+        return cast(RowwiseAdamW, self.optimizers(use_pl_optimizer=False))
+
+    # While training is validated the model has the averages; callbacks come before both, so best.ckpt has them too.
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self._trained.exchange_averages()
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self._trained.exchange_averages()
+
+    def start_at(self, mean: Tensor) -> None:
+        """Go on from Θ [P] with deviations of zero; within a validation."""
+        self.model.adapters.start_at(mean.to(self.device))
+        self._trained.restart_averages()
 
     def on_validation_epoch_start(self) -> None:
         for name in self.validates:

@@ -82,7 +82,7 @@ class Stages(Callback):
         elif self._waited() >= self.patience or self._slows(trainer) or self._must_begin(trainer):
             assert self.mean is not None
             self.began = len(history)
-            adapters.start_at(self.mean.to(adapters.mean.device))
+            module.start_at(self.mean)
             self._deviate(module)
             tell(f"keeping Θ from epoch {self.progress.best.epoch}; now training the tasks' deviations from it")
 

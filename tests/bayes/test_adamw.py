@@ -1,5 +1,7 @@
 """AdamW by rows: each row is what torch's AdamW makes of it when it steps only if the row has a gradient."""
 
+import math
+
 import pytest
 import torch
 from lightning.fabric.utilities.optimizer import _optimizer_to_device
@@ -40,6 +42,35 @@ def test_each_row_is_an_adamw_of_its_own(together, monkeypatch):
             torch.testing.assert_close(ours[d], theirs[d], rtol=1e-12, atol=1e-12)
     assert torch.equal(ours[4], start[4])  # never in a batch
     assert optimiser.state[ours]["step"].tolist() == [3, 2, 3, 1, 0]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_running_average_is_the_weighted_mean_of_a_rows_own_steps(together, monkeypatch):
+    monkeypatch.setattr(adamw, "together", lambda device: together)
+    start = torch.randn(5, 6, dtype=torch.float64)
+    rows, dense = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimiser = RowwiseAdamW([rows, dense], **OPTIONS, average=True)
+    steps = {d: [start[d]] for d in range(5)}
+    whole = []
+    for places, values in gradients():
+        rows.grad, dense.grad = sparse(places, values), torch.ones_like(dense)
+        optimiser.step()
+        for d in set(places):
+            steps[d].append(rows[d].detach().clone())
+        whole.append(dense.detach().clone())
+
+    def average(values):
+        """Weigh value s of t by its factor c_s and the (1 − c) of those behind it; the start has none after a step."""
+        factors = [10 / (s + 9) for s in range(1, len(values) + 1)]
+        return sum(c * math.prod(1 - later for later in factors[s + 1 :]) * values[s] for s, c in enumerate(factors))
+
+    last = rows.detach().clone()
+    optimiser.exchange_averages()
+    for d in range(5):
+        torch.testing.assert_close(rows[d].detach(), average(steps[d][1:]) if d < 4 else start[4], rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(dense.detach(), average(whole), rtol=1e-7, atol=1e-7)
+    optimiser.exchange_averages()
+    assert torch.equal(rows, last)
 
 
 def test_a_loaded_state_lies_where_its_parameter_lies():

@@ -84,6 +84,8 @@ CASES = {
     "a schedule": Case(f"optim.schedule=cosine optim.warmup_steps=3 {EACH_STEP}", "training_step", 6, 5),
     "learning tau, in the deviations": Case(f"{LEARN} {EACH_STEP}", "training_step", 21, 20),
     "learning tau, half epochs": Case(f"{LEARN} {HALVES} checkpoint_minutes=0", "training_step", 47, 46),
+    "averages": Case(f"optim.average=true {EACH_STEP}", "training_step", 6, 5),
+    "learning tau, averages": Case(f"{LEARN} optim.average=true {EACH_STEP}", "training_step", 21, 20),
     "levels": Case(f"data.levels=[summary] tau=[10,20] {EACH_STEP}", "training_step", 6, 5),
     "learning tau of levels": Case(f"{LEARN} data.levels=[summary] {EACH_STEP}", "training_step", 24, 23),
     "dropout": Case(f"lora.dropout=0.3 model.gradient_checkpointing=true {EACH_STEP}", "training_step", 6, 5),
@@ -108,7 +110,7 @@ def epochs_told(run: Path) -> list[str]:
 
 # The others, that Lightning counts differently, run with the tests of processes.
 USUAL = {"in the second epoch", "while testing", "within an epoch", "tau=0", "tau=inf", "dropout", "stopped early"}
-USUAL |= {"learning tau, in the deviations", "before a validation within an epoch"}
+USUAL |= {"averages", "learning tau, in the deviations", "before a validation within an epoch"}
 
 
 @pytest.mark.parametrize("name", [c if c in USUAL else pytest.param(c, marks=pytest.mark.processes) for c in CASES])
