@@ -6,8 +6,8 @@ number of steps: at τ = 0 each task is trained exactly as by an AdamW of its ow
 On a CPU the rows are changed where they are. On any other device they are gathered and written back, since to know there
 which rows they are is to wait for the device (bora.bayes.rows has the same two ways).
 
-At a constant learning rate the last values are the optimum and the noise of the last steps. With `average` a running average
-of each parameter, and of each row over its own steps, is kept beside them (Shamir & Zhang 2013, section 4,
+At a constant learning rate the last values are the optimum and the noise of the last steps. With `average` a running
+average of each parameter, and of each row over its own steps, is kept beside them (Shamir & Zhang 2013, section 4,
 https://arxiv.org/abs/1212.1824)::
 
     w̄ ← w̄ + c (w − w̄),    c = 10 / (t + 9) after step t
@@ -26,6 +26,7 @@ from torch.optim.adamw import adamw
 from bora.bayes.rows import together
 
 REACH = 10  # the running average is over about 1/REACH of the steps
+
 
 class RowwiseAdamW(torch.optim.Optimizer):
     """AdamW without weight decay, row by row where a gradient is sparse.
@@ -83,8 +84,8 @@ class RowwiseAdamW(torch.optim.Optimizer):
             if parts:
                 grads, params, exp_avgs, exp_avg_sqs, steps = map(list, zip(*parts, strict=True))
                 adamw(params, grads, exp_avgs, exp_avg_sqs, [], steps, **options)
-            for p, _, _, step, *average in averaged:
-                for mean in average:
+            if self.average:
+                for p, _, _, step, mean in averaged:
                     weight = (REACH / (step + REACH - 1)).to(p.dtype)
                     mean.lerp_(p, weight.view(step.shape + (1,) * (p.dim() - step.dim())))
             for tensors, index, rows in gathered:
@@ -107,7 +108,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
                 state["average"].copy_(p)
 
     def _tensors(self, p: nn.Parameter, by_row: bool) -> list[Tensor]:
-        """p, its first and second moment, and its steps: of all of p, or of each of its rows; then its average, if any."""
+        """p, its moments, and its steps: of all of p, or of each of its rows; then its average, where there is one."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((len(p),) if by_row else (), dtype=torch.float32, device=p.device)

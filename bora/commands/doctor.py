@@ -29,7 +29,8 @@ MEMORY = {
     "backbone": "frozen backbone",
     "theta": "θ and Θ",
     "gradients": "their gradients",
-    "moments": "AdamW's moments, and average",
+    "moments": "AdamW's two moments",
+    "averages": "their running averages",
     "rows_of_a_batch": "a batch's rows of θ, and their gradients",
     "logits_of_a_chunk": "logits, a chunk at a time",
 }

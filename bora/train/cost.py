@@ -93,7 +93,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     steps = -(-batches // accumulate)
     max_steps = steps * cfg.trainer.max_epochs
     cut = corpus.truncation.tokens
-    # Beside the numbers of θ, Θ, two moments and the average, and RowwiseAdamW's count of steps for each row, a checkpoint
+    # Beside the numbers of θ, Θ, two moments and averages, and RowwiseAdamW's count of steps for each row, a checkpoint
     # holds about 160 bytes of names for each tensor and 8 kB of Lightning's state.
     tensors = 2 * len(layers) * (2 if rows else 1)
     return Cost(
@@ -131,7 +131,8 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
         "backbone": _count_backbone(model, cfg.model.quantization),
         "theta": FLOAT_BYTES * (rows + 1) * P,
         "gradients": FLOAT_BYTES * (with_gradient + 1) * P,
-        "moments": (2 + cfg.optim.average) * FLOAT_BYTES * (rows + 1) * P,
+        "moments": 2 * FLOAT_BYTES * (rows + 1) * P,
+        **({"averages": FLOAT_BYTES * (rows + 1) * P} if cfg.optim.average else {}),
         # Of each document; at τ = ∞ all documents share one. CUDA graphs have copies.
         "rows_of_a_batch": shared * (documents + recorded if rows else 1 + bool(recorded)),
         "logits_of_a_chunk": FLOAT_BYTES * min(chunk, documents * cfg.data.max_tokens * vocabulary),

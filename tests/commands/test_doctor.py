@@ -62,7 +62,7 @@ def report(call):
         ["tau=100"],
         ["tau=0", "prior.estimator=dense", "lora.rank=2", "lora.target_modules=all-linear"],
         ["tau=inf", "trainer.accumulate_grad_batches=2", "data.batch_size=4", "trainer.limit_train_batches=4"],
-        ["tau=[10,100]", "data.levels=[party]", "lora.rank=1"],
+        ["tau=[10,100]", "data.levels=[party]", "lora.rank=1", "optim.average=true"],
         ["tau=1", "prior.parameterization=centered", "trainer.max_steps=3", "model.dtype=bfloat16", "lora.rank=1"],
     ],
     ids=lambda settings: settings[0],
@@ -88,8 +88,9 @@ def test_the_figures_are_those_of_a_run(report, command, settings):
         assert found["checkpoint"] == pytest.approx(file.stat().st_size, rel=0.01)
     last = torch.load(file, weights_only=True)
     assert {value.dtype for value in last["state_dict"].values()} == {torch.float32}  # also over bfloat16
-    moments = last["optimizer_states"][0]["state"].values()
-    assert found["memory"]["moments"] == sum(s[m].nbytes for s in moments for m in ("exp_avg", "exp_avg_sq"))
+    states = last["optimizer_states"][0]["state"].values()
+    assert found["memory"]["moments"] == sum(s[m].nbytes for s in states for m in ("exp_avg", "exp_avg_sq"))
+    assert found["memory"].get("averages", 0) == sum(s["average"].nbytes for s in states if "average" in s)
 
 
 def load_corpus_of(settings: list[str]) -> Corpus:

@@ -3,11 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from bora.model.likelihood import n_scored
 from bora.train.module import TrainingModule
 from bora.train.perplexity import DocumentNLL, Groups, paired_difference
 from tests.conftest import hierarchical, random_factors, silent_trainer, tiny_data, tiny_opt
@@ -40,6 +42,38 @@ def test_the_gradients_norms_are_those_of_a_logged_steps_gradients():
     alone.objective(batch).loss.backward()
     expected = {"tasks": alone.adapters.stored.grad.to_dense().norm(), "mean": alone.adapters.mean.grad.norm()}
     assert module.gradient_norms == pytest.approx({f"grad_norm/{k}": float(v) for k, v in expected.items()}, rel=1e-4)
+
+
+@pytest.mark.parametrize("tau", [0.0, 5.0, math.inf])
+def test_averages_are_validated_and_last_values_are_trained(tau):
+    data = tiny_data({"a": 6, "b": 3}, batch_size=3)
+    plain, averaged = build(data, tau), build(data, tau)
+    averaged.average = True
+    steps, nlls = [], []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            steps.append(module.model.adapters.mean.detach().clone())
+
+        def on_validation_end(self, trainer, module):
+            expected = steps[0]
+            for t, mean in enumerate(steps[1:], 2):
+                expected = expected + 10 / (t + 9) * (mean - expected)
+            if tau:  # at 0 it follows from the tasks'
+                torch.testing.assert_close(module.model.adapters.mean.detach(), expected)
+            batches = list(data.val_dataloader())
+            nats = sum(float(module.model.nll(batch).sum()) for batch in batches)
+            assert float(trainer.callback_metrics["val/nll"]) == pytest.approx(
+                nats / sum(int(n_scored(batch["labels"]).sum()) for batch in batches), rel=1e-5
+            )
+            nlls.append(float(trainer.callback_metrics["val/nll"]))
+
+    silent_trainer(max_epochs=3).fit(plain, data)
+    silent_trainer(max_epochs=3, callbacks=[Watch()]).fit(averaged, data)
+    assert len(nlls) == 3
+    theirs, ours = (module.model.adapters for module in (plain, averaged))
+    for name in ours.suffixes if tau else ("stored",):  # at 0 Θ is computed for validation
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=0)
 
 
 def test_at_tau_zero_the_mean_is_the_average_of_the_tasks():
