@@ -50,5 +50,7 @@ def document_rows(task: Tensor, units: Tensor | None = None) -> Tensor:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch that lies on the CPU with its tensors on a device, without waiting for what the device has to do."""
-    moved = {k: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for k, value in batch.items()}
+    moved = {
+        k: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for k, value in batch.items()
+    }
     return cast(Batch, moved)

@@ -17,7 +17,7 @@ from bora.errors import first_line
 
 log = logging.getLogger(__name__)
 
-DOCUMENTS, TOKENS = 8, 16  # a recording's numbers are multiples of these
+TOKENS = 16  # a recording's tokens are a multiple of this
 MAX_RECORDINGS = 32
 
 Forward = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], θ [R, P] or [P] → hidden states [R, T, H]
@@ -67,7 +67,7 @@ class Recorder:
 
     def __call__(self, ids: Tensor, theta: Tensor) -> Tensor:
         """Return run(ids, theta)."""
-        documents, tokens = (-(-n // m) * m for n, m in zip(ids.shape, (DOCUMENTS, TOKENS), strict=True))
+        documents, tokens = (-(-n // m) * m for n, m in zip(ids.shape, (_multiple(len(ids)), TOKENS), strict=True))
         if self.max_tokens is not None:
             tokens = min(tokens, self.max_tokens)
         shape = (documents, tokens, theta.dim())
@@ -124,6 +124,11 @@ class Recorder:
             self._buffers[rows] = like.new_zeros(shape), like.new_zeros(shape)
         theta, of_theta = (buffer[:documents] if rows else buffer for buffer in self._buffers[rows])
         return theta.detach(), of_theta
+
+
+def _multiple(documents: int) -> int:
+    """Return what documents are rounded up to a multiple of: 8, and less where that would add a quarter or more."""
+    return min(8, 1 << max(0, documents.bit_length() - 3))
 
 
 class _Replay(torch.autograd.Function):
