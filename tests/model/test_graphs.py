@@ -51,7 +51,7 @@ def test_a_replay_equals_the_run_itself(shared):
             hidden = run(ids, leaf)
             n_eager += run is recorder and type(hidden.grad_fn).__name__ != "_ReplayBackward"
             found.append((hidden.detach(), *torch.autograd.grad((hidden * weights).sum(), leaf)))
-        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
     assert n_eager == 3  # the first of each rounded shape
     # Three documents are not computed as eight.
     assert recorder._recordings.keys() == {(*shape, theta.dim()) for shape in ((20, 32), (3, 32), (40, 16))}
