@@ -18,6 +18,7 @@ from bora.model.compiled import check_blocks, compilation
 from bora.model.graphs import Recorder
 from bora.model.likelihood import Head, document_nll
 from bora.model.lora import Layout, Linear, LowRank, adapted_linear, add_low_rank, linear_shape
+from bora.model.norms import fuse_norms
 from bora.model.pretrained import max_positions
 from bora.model.targets import find_targets
 from bora.model.unpadded import unpadded
@@ -119,6 +120,8 @@ class Backbone(nn.Module):
         self._recorder = Recorder(self._run, max_positions(model.config))
         self._recorded = cuda_graphs
         self.compiled, self._checked = compile, set[tuple[int, bool]]()
+        if not compile:  # which does it too
+            fuse_norms(model)
         if compile:
             # Else the first block would be compiled once more: its input needs no gradient.
             model.get_input_embeddings().register_forward_hook(_require_gradient)

@@ -45,7 +45,7 @@ from torch.nn.attention import SDPBackend
 from bora.bayes import adamw, rows
 from bora.config.compose import compose_config
 from bora.lib.machine import wait
-from bora.model import backbone, likelihood
+from bora.model import backbone, likelihood, norms
 from bora.model.graphs import Recorder
 from bora.model.loading import load_backbone
 from bora.runs.values import versions
@@ -292,10 +292,12 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
     corpus = load_corpus(config, pretrained)
     cost = count_cost(config, pretrained, corpus)
     taken = measure(config, corpus, cost)
-    compiled = None
+    alternatives = {}
     if cfg.device == "cuda" and config.data.max_tokens == 128:
-        other, _ = compose_config([*overrides, "model.compile=true"])
-        compiled = measure(other, corpus, cost).tokens_per_second
+        compiled, _ = compose_config([*overrides, "model.compile=true"])
+        alternatives["compiled"] = measure(compiled, corpus, cost).tokens_per_second
+        with patch.object(norms, "can_fuse", lambda x, weight: False):
+            alternatives["norms by transformers"] = measure(config, corpus, cost).tokens_per_second
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         printed = run_bora(overrides, Path(folder, "run"))
@@ -310,7 +312,7 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
         "step_seconds": taken.step_seconds,
         "wall_seconds": time.perf_counter() - start,
         "test_perplexity": summary["test_perplexity"],
-        "bare_compiled_tokens_per_second": compiled,
+        "bare_tokens_per_second_with": alternatives,
         "overrides": overrides,
         "printed": printed[-4000:],
     }
@@ -463,8 +465,7 @@ def show(result: dict[str, Any]) -> None:
     for name, row in ((key, row) for key, row in result.items() if key.startswith("run ")):
         more = [f"with its beginning {row['with_its_beginning']:,.0f}"]
         more += [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
-        if compiled := row["bare_compiled_tokens_per_second"]:
-            more.append(f"bare compiled {compiled:,.0f}")
+        more += [f"bare, {k} {v:,.0f}" for k, v in row["bare_tokens_per_second_with"].items()]
         cells = [f"{1e3 * row['step_seconds']:.1f}", "", f"{row['run_tokens_per_second']:,.0f}"]
         table.add_row("run", name.removeprefix("run "), *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))
     if profile := result.get("profile"):
