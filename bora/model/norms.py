@@ -37,7 +37,7 @@ def _is_plain(norm: Any) -> bool:
 
 
 @functools.cache
-def _fused(kind: type[nn.Module]) -> type[nn.Module]:
+def _fused(kind: type) -> type:
     class Fused(kind):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor) -> Tensor:
             return _fuse(self, x) if can_fuse(x, self.weight) else super().forward(x)
