@@ -14,8 +14,9 @@ from torch import Tensor, nn
 def fuse_norms(model: nn.Module) -> None:
     """Compute RMS norms at once where `can_fuse`; a norm that is another function stays as it is."""
     for norm in model.modules():
-        if type(norm).__name__.endswith("RMSNorm") and hasattr(norm, "variance_epsilon") and _is_plain(norm):
-            norm.__class__ = _fused(type(norm))
+        kind: Any = type(norm)
+        if kind.__name__.endswith("RMSNorm") and hasattr(norm, "variance_epsilon") and _is_plain(norm):
+            norm.__class__ = _fused(kind)
 
 
 def can_fuse(x: Tensor, weight: Tensor) -> bool:
@@ -37,8 +38,8 @@ def _is_plain(norm: Any) -> bool:
 
 
 @functools.cache
-def _fused(kind: type) -> type:
-    class Fused(kind):  # type: ignore[misc, valid-type]
+def _fused(kind: Any) -> type:
+    class Fused(kind):
         def forward(self, x: Tensor) -> Tensor:
             return _fuse(self, x) if can_fuse(x, self.weight) else super().forward(x)
 
