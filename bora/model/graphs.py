@@ -18,7 +18,7 @@ from bora.errors import first_line
 log = logging.getLogger(__name__)
 
 TOKENS = 16  # a recording's tokens are a multiple of this
-MAX_RECORDINGS = 32
+MAX_RECORDINGS = 32  # with a θ for each document, and as many with one for all
 
 Forward = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], θ [R, P] or [P] → hidden states [R, T, H]
 
@@ -84,7 +84,8 @@ class Recorder:
         """Return whether a shape has occurred before and there is room for another recording."""
         came = shape in self._seen
         self._seen.add(shape)
-        return came and self._possible and len(self._recordings) < MAX_RECORDINGS
+        alike = sum(known[-1] == shape[-1] for known in self._recordings)
+        return came and self._possible and alike < MAX_RECORDINGS
 
     def _record(self, documents: int, tokens: int, like: Tensor) -> Recording:
         """Record a shape, after a try or two of it.

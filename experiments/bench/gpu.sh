@@ -4,10 +4,10 @@
 #     experiments/bench/gpu.sh [--quick] [NAME=VALUE …]      settings: experiments/bench/gpu.py
 #
 # It needs the repository and its dependencies: no network, no W&B, no model hub. PYTHON is the interpreter that has
-# them. --quick is the same at small sizes, on a CPU too, to see that all of it runs.
+# them: .venv's, or python3. --quick is the same at small sizes, on a CPU too, to see that all of it runs.
 set -eu
 cd "$(dirname "$0")/../.."
-PYTHON=${PYTHON:-.venv/bin/python}
+PYTHON=${PYTHON:-$(command -v .venv/bin/python || echo python3)}
 if [ "${1:-}" = --quick ]; then
   shift
   set -- quick=true "$@"

@@ -4,6 +4,7 @@ padding and nothing of the batch before."""
 import pytest
 import torch
 
+from bora.model import graphs
 from bora.model.backbone import Backbone
 from bora.model.graphs import Recorder, Recording
 from tests.conftest import tiny_opt
@@ -73,6 +74,16 @@ def test_no_more_positions_are_recorded_than_the_model_has():
     for _ in range(2):
         recorder(torch.ones(2, 20, dtype=torch.long), torch.zeros(2, backbone.layout.n_parameters).double())
     assert recorder._recordings.keys() == {(2, 20, 2)}
+
+
+def test_both_stages_of_a_learned_tau_have_recordings(monkeypatch):
+    monkeypatch.setattr(graphs, "MAX_RECORDINGS", 1)
+    backbone = Backbone(tiny_opt(), rank=2)
+    recorder, P = OnTheCPU(backbone._run), backbone.layout.n_parameters
+    for theta in (torch.zeros(P), torch.zeros(2, P)):
+        for width in (8, 8, 17, 17):
+            recorder(torch.ones(2, width, dtype=torch.long), theta)
+    assert recorder._recordings.keys() == {(2, 16, 1), (2, 16, 2)}
 
 
 def test_moved_weights_are_recorded_anew():
