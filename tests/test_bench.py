@@ -1,12 +1,13 @@
 """The benchmark measures what it says, small."""
 
 import json
+import signal
 import sys
 
 import pytest
 import torch
 
-from experiments.bench import bench
+from experiments.bench import bench, gpu
 from tests.conftest import VOCABULARY, tiny_opt
 
 SMALL = ["model=opt_mini", "batch_size=4", "length=12", "rounds=2", "warmup=1", "loop_tasks=3", "lora.rank=2"]
@@ -60,3 +61,18 @@ def test_the_floor_goes_back_to_the_embeddings_and_trains_nothing(cfg):
     step(bench.of_tasks(next(bench.random_batches(cfg, VOCABULARY)), 1))
     assert gradients[0].abs().sum() > 0
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_part_that_fails_or_is_left_out_costs_no_other_its_result(tmp_path, monkeypatch):
+    def fail(cfg):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(gpu, "UP", [])
+    cfg = gpu.settings(["device=cpu", f"out={tmp_path / 'gpu.json'}"])
+    result = {"failed": {}, "seconds": {}, "said": []}
+    parts = {"a": fail, "b": lambda cfg: 1, "c": lambda cfg: gpu.give_up(signal.SIGALRM, None), "d": lambda cfg: 2}
+    gpu.measure_parts(cfg, parts, result, 0.0)
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["b"] == 1
+    assert written["failed"]["a"] == "ZeroDivisionError: by zero"
+    assert written["failed"].keys() == {"a", "c", "d"}
