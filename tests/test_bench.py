@@ -68,6 +68,7 @@ def test_a_part_that_fails_or_is_left_out_costs_no_other_its_result(tmp_path, mo
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(gpu, "UP", [])
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
     cfg = gpu.settings(["device=cpu", f"out={tmp_path / 'gpu.json'}"])
     result = {"failed": {}, "seconds": {}, "said": []}
     parts = {"a": fail, "b": lambda cfg: 1, "c": lambda cfg: gpu.give_up(signal.SIGALRM, None), "d": lambda cfg: 2}
