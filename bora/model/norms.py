@@ -15,7 +15,8 @@ def fuse_norms(model: nn.Module) -> None:
     """Compute RMS norms at once where `can_fuse`; a norm that is another function stays as it is."""
     for norm in model.modules():
         kind: Any = type(norm)
-        if kind.__name__.endswith("RMSNorm") and hasattr(norm, "variance_epsilon") and _is_plain(norm):
+        has_both = hasattr(norm, "variance_epsilon") and isinstance(getattr(norm, "weight", None), Tensor)
+        if kind.__name__.endswith("RMSNorm") and has_both and not hasattr(norm, "fused") and _is_plain(norm):
             norm.__class__ = _fused(kind)
 
 
@@ -40,6 +41,8 @@ def _is_plain(norm: Any) -> bool:
 @functools.cache
 def _fused(kind: Any) -> type:
     class Fused(kind):
+        fused = True
+
         def forward(self, x: Tensor) -> Tensor:
             return _fuse(self, x) if can_fuse(x, self.weight) else super().forward(x)
 
