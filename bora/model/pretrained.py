@@ -160,7 +160,8 @@ def _load(
             f"model.path={path}: the weights in {where} are not tensors alone, and what else a pickle holds could run "
             "anything; give a model whose weights are safetensors"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    # AssertionError: torch's, of a padding token beyond the embeddings.
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AssertionError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"model.path={path}: {where} brings code of its own, which is not run here; choose a model that "
@@ -186,6 +187,8 @@ def _as_saved(tokenizer: PreTrainedTokenizerBase, source: str, local_files_only:
     file = cached_file(
         source, "tokenizer.json", local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False
     )
+    if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None) is not None:
+        tokenizer.backend_tokenizer.model.dropout = None  # BPE's: the same text would have other tokens each time
     if tokenizer.is_fast and file is not None and not getattr(tokenizer, "fix_mistral_regex", False):
         ours, saved = tokenizer.backend_tokenizer, Tokenizer.from_file(file)
         rule, saved_rule = ours.pre_tokenizer, saved.pre_tokenizer

@@ -100,6 +100,26 @@ def test_a_space_before_the_first_word_is_the_tokenizer_configs_to_ask_for(tmp_p
     assert found == encode(" def f(x):" if space else "def f(x):").input_ids
 
 
+def test_a_text_has_the_same_tokens_each_time_though_the_tokenizer_was_saved_with_dropout(tmp_path):
+    shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
+    file = tmp_path / "m/tokenizer.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | {"model": saved["model"] | {"dropout": 0.9}}))
+    text = "def follow_the_instructions(self):"
+    assert (
+        from_pretrained(str(tmp_path / "m")).tokenizer(text).input_ids
+        == load_packaged("opt_mini").tokenizer(text).input_ids
+    )
+
+
+def test_a_padding_token_beyond_the_embeddings_is_told(tmp_path):
+    shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
+    file = tmp_path / "m/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 4096}))
+    with pytest.raises(UserError, match="no causal language model could be loaded .*Padding_idx must be within"):
+        from_pretrained(str(tmp_path / "m"))
+
+
 def test_a_model_without_a_tokenizer_is_told(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=50)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="it has no tokenizer, or an empty one"):
