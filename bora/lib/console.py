@@ -35,7 +35,7 @@ def is_watched() -> bool:
         alone
         and not os.environ.get("TQDM_DISABLE")
         and sys.stdout is not None  # closed, by >&-
-        and (sys.stdout.isatty() or type(sys.stdout).__module__.startswith("ipykernel"))
+        and (getattr(sys.stdout, "isatty", bool)() or type(sys.stdout).__module__.startswith("ipykernel"))
     )
 
 

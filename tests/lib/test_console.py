@@ -3,6 +3,7 @@
 import io
 import logging
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,11 @@ def test_lines_stand_above_the_bar_and_nothing_of_it_is_left(monkeypatch, logs):
         close_bar(bar)
         tell("last")
     assert terminal.screen() == ["first", "second", "third", "last", ""]
+
+
+def test_an_output_that_cannot_say_whether_it_is_a_terminal_has_no_bar(monkeypatch):
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=len))
+    assert not console.is_watched()
 
 
 def test_a_log_file_has_no_bar_but_a_line_now_and_then(monkeypatch, capsys):
