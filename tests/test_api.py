@@ -53,6 +53,18 @@ def speeches(tmp_path) -> pd.DataFrame:
     return pd.read_csv(table(tmp_path / "new.csv", dict.fromkeys(TASKS, 4), seed=1))
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["inference", "no_grad", "autocast"],
+)
+def test_a_run_is_the_same_whatever_mode_of_torch_the_caller_is_in(frame, mode):
+    plain = bora.fit(frame, **SMALL, **COLUMNS, output="plain").summary
+    with mode():
+        found = bora.fit(frame, **SMALL, **COLUMNS, output="in a mode").summary
+    assert found["test_perplexity"] == plain["test_perplexity"]
+
+
 def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
     torch.manual_seed(7)
     drawn = torch.get_rng_state()

@@ -20,7 +20,7 @@ from bora.data.module import TaskDataModule
 from bora.data.prompts import whole_texts
 from bora.data.tokens import Tokens
 from bora.lib.console import above_bars, tell
-from bora.lib.machine import is_first_process
+from bora.lib.machine import device_type, is_first_process
 from bora.lib.stopping import stopping
 from bora.model.loading import backbone_sha256, load_backbone, tokenizer_sha256
 from bora.model.pretrained import Pretrained
@@ -99,7 +99,12 @@ def train(
         Stopped: by a signal; with the same config and directory it resumes.
     """
     silence_warnings()
-    with keep_random_state(), stopping() as stop, claim_together(directory, cfg, overrides) as (directory, finished):
+    with (
+        own_modes(cfg),
+        keep_random_state(),
+        stopping() as stop,
+        claim_together(directory, cfg, overrides) as (directory, finished),
+    ):
         if finished:
             log.info("this run is finished already")
             _warn_of_later_data(cfg, directory)
@@ -240,6 +245,13 @@ def silence_warnings() -> None:
         "FSDP2-wrapped module .* returned a view tensor",  # nothing changes a block's output in place
     ):
         warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def own_modes(cfg: Config) -> Iterator[None]:
+    """Leave the caller's `torch.inference_mode` and `torch.autocast`, as of a notebook's cell, until the end."""
+    with torch.inference_mode(False), torch.autocast(device_type(cfg.trainer.accelerator), enabled=False):
+        yield
 
 
 @contextmanager
