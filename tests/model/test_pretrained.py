@@ -116,7 +116,7 @@ def test_a_padding_token_beyond_the_embeddings_is_told(tmp_path):
     shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
     file = tmp_path / "m/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 4096}))
-    with pytest.raises(UserError, match="no causal language model could be loaded .*Padding_idx must be within"):
+    with pytest.raises(UserError, match=r"no causal language model could be loaded .*Padding_idx must be within"):
         from_pretrained(str(tmp_path / "m"))
 
 
