@@ -39,6 +39,7 @@ def log_view(sections: list[Section], runs: list[RunRecord], output: Path) -> No
             job_type="report",
             dir=output,
             mode=mode,
+            reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),
         )
     except wandb.errors.Error as error:

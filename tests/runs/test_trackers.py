@@ -315,6 +315,19 @@ def test_the_environments_run_id_is_of_one_run_and_of_no_sweep(tmp_path):
 
 
 @pytest.mark.processes
+def test_the_callers_own_wandb_run_stays_open_and_its_own(command, tmp_path, monkeypatch):
+    table(tmp_path / "t.csv", TASKS)
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    (tmp_path / "own").mkdir()
+    own = wandb.init(mode="offline", dir=tmp_path / "own", settings=wandb.Settings(silent=True))
+    assert command(*SMALL, "trainer.max_epochs=1")[0] == 0
+    assert wandb.run is own
+    own.log({"mine": 1})
+    of_own, of_run = ({r.run.run_id for r in wandb_records(tmp_path / f / "wandb")} - {""} for f in ("own", "run"))
+    assert of_own == {"mine"}
+    assert len(of_run - of_own) == len(of_run) == 1
+
+
 def test_a_run_continues_when_wandb_dies(tmp_path):
     table(tmp_path / "t.csv", {"ann": 60, "bo": 60})
     others = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}  # this process's own

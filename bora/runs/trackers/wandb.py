@@ -94,6 +94,8 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
 
     # wandb's telemetry; on Python 3.14 it is shut down twice, which it would say at the end of every run.
     logging.getLogger("opentelemetry.sdk").setLevel(logging.ERROR)
+    if wandb.run is not None:  # the caller's own run is open, and the environment's is that one
+        forget_wandb_run()
     words = [*start.tags, *os.environ.get("WANDB_TAGS", "").split(",")]
     arguments: dict[str, Any] = {
         "name": start.name,
@@ -111,7 +113,7 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
     def begin(mode: Mode) -> Wandb:
         # Before 0.31 wandb warns of resume in every offline run.
         resume: Literal["allow"] | None = "allow" if mode == "online" or start.id else None
-        return Wandb(wandb.init(**arguments, mode=mode, resume=resume))
+        return Wandb(wandb.init(**arguments, mode=mode, resume=resume, reinit="create_new"))
 
     try:
         arguments["settings"] = wandb.Settings(console="off", silent=True, init_timeout=WANDB_TIMEOUT_SECONDS)
