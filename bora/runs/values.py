@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -78,11 +79,13 @@ def to_json(value: dict[str, Any]) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """Write infinite and undefined numbers as strings, which strict JSON has no other form for."""
+    """Write infinite and undefined numbers as strings, which strict JSON has no other form for; NumPy's as Python's."""
     if isinstance(value, dict):
         return {k: json_safe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_safe(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
