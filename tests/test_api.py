@@ -53,6 +53,22 @@ def speeches(tmp_path) -> pd.DataFrame:
     return pd.read_csv(table(tmp_path / "new.csv", dict.fromkeys(TASKS, 4), seed=1))
 
 
+def test_what_is_no_name_of_a_model_and_no_text_is_refused(frame, run):
+    with pytest.raises(UserError, match="model takes a name or a folder, not a OPTForCausalLM"):
+        bora.fit(frame, **COLUMNS, model=run.model.backbone.model)
+    for prompt in (None, 3, b"bytes"):
+        with pytest.raises(UserError, match="give a text to go on with, not "):
+            run.generate(prompt)
+    for ask in (run.generate, run.who_wrote):
+        with pytest.raises(UserError, match="half a surrogate pair"):
+            ask("cut in two \ud83d")
+
+
+def test_numbers_of_numpy_adapt_as_pythons_do(run, speeches, tmp_path):
+    adapted = run.adapt(speeches, tmp_path / "new", epochs=np.int64(1), tau=np.float64(3), batch_size=np.int32(4))
+    assert (adapted.summary["epochs"], adapted.tau) == (1, 3)
+
+
 @pytest.mark.parametrize(
     "mode",
     [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
@@ -243,7 +259,7 @@ def test_scores_and_writers_are_the_evaluations(run, speeches, call, tmp_path):
         "epochs=2.5": lambda: run.adapt(speeches, "adapted", epochs=2.5),
         "epochs=0": lambda: run.adapt(speeches, "adapted", epochs=0),
         "lr=-1.0": lambda: run.adapt(speeches, "adapted", lr=-1.0),
-        "there is no text": lambda: run.who_wrote([]),
+        "who_wrote: there are no rows": lambda: run.who_wrote([]),
         "no prompt: give a text": lambda: run.generate(speeches),
         "the run has no task 7": lambda: run.generate("a", 7),
         "the run has no task 8": lambda: run.export(tmp_path / "peft", [8]),

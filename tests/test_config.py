@@ -32,6 +32,7 @@ def test_every_config_fits_the_schema_and_survives_yaml(choice):
     ("override", "line"),
     [
         ("tau=-1", "tau=-1 must be a number from 0 to inf"),
+        ("tau='100'", "tau='100' (a text) must be a number from 0 to inf"),
         ("seed=0.5", "seed=0.5 must be a valid integer"),
         ("lora.target_modules=[]", "lora.target_modules=[] must be "),
         ("prior.penalty=other", "prior.penalty=other must be 'gaussian' or 'norm'"),

@@ -13,7 +13,8 @@ from bora.api.frames import documents as take_documents
 from bora.api.run_files import RunFiles
 from bora.api.show import Report, Scores, Voices
 from bora.bayes.model import HierarchicalLoRA
-from bora.data.columns import Columns
+from bora.data.columns import Columns, finish, text_table
+from bora.data.errors import input_errors
 from bora.data.prompts import prompt_columns, show_prompt
 from bora.data.read import read_column
 from bora.errors import UserError
@@ -92,8 +93,10 @@ class Run(RunFiles):
         Raises:
             UserError: see `bora.use.generate.generate`; or an option is unknown or out of its range.
         """
-        one = isinstance(prompt, (str, Mapping)) or (
-            self.restored.tokens.chat and isinstance(next(iter(prompt), None), Mapping)
+        one = (
+            pd.api.types.is_scalar(prompt)
+            or isinstance(prompt, Mapping)
+            or (self.restored.tokens.chat and isinstance(next(iter(prompt), None), Mapping))
         )
         if isinstance(prompt, pd.DataFrame):
             prompt = [{str(key): cell for key, cell in row.items()} for row in prompt.to_dict("records")]
@@ -260,10 +263,9 @@ class Run(RunFiles):
             if self.restored.tokens.answers:
                 raise UserError("this run's documents have prompts; give a frame with their columns")
             listed = [texts] if isinstance(texts, str) else list(texts)
+            with input_errors("who_wrote", {}):
+                table = finish(text_table([{"text": listed}], {"text": "text"}))
             index = texts.index if isinstance(texts, pd.Series) else pd.Index(listed, name="text")
-            table = pd.DataFrame({"text": ["" if pd.isna(text) else text for text in listed]}, dtype=str)
-        if table.empty:
-            raise UserError("who_wrote: there is no text")
         return guess_tasks(self.restored, table, prior, batch_size).set_axis(index)
 
     def adapt(

@@ -60,7 +60,15 @@ def to_word(value: Any) -> str:
 
 
 def model_overrides(model: str | Path) -> list[str]:
-    """Write the choice of a model: a config of conf/model, or the hub name or folder of a causal language model."""
+    """Write the choice of a model: a config of conf/model, or the hub name or folder of a causal language model.
+
+    Raises:
+        UserError: it is neither a name nor a folder.
+    """
+    if not isinstance(model, (str, Path)):
+        raise UserError(
+            f"model takes a name or a folder, not a {type(model).__name__}; save_pretrained writes a folder"
+        )
     model = str(model)
     known = (conf_folder() / "model" / f"{model}.yaml").is_file() and not model.startswith("_")
     return [f"model={model}"] if known else ["model=hub", f"++model.path={to_word(model)}"]

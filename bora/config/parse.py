@@ -5,6 +5,7 @@ Nothing after it sees a DictConfig. Each problem is a line: which setting, its v
 
 import difflib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -62,7 +63,15 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
         value = _value_at(values, key.split("."))
         if key == "tau":
             messages = ["a number from 0 to inf, or learn; with data.levels also a list of numbers"]
-        yield f"{key}={'null' if value is None else value} must be {' or '.join(dict.fromkeys(messages))}"
+        yield f"{key}={_shown(value)} must be {' or '.join(dict.fromkeys(messages))}"
+
+
+def _shown(value: Any) -> str:
+    """Write a value; a text that reads as a number in quotes, which are what is wrong with it."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return f"{value!r} (a text)" if float(value) >= 0 else value
+    return "null" if value is None else str(value)
 
 
 _ABSENT = object()

@@ -329,14 +329,21 @@ class Tokens:
             yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Return what `tokenizer(texts, add_special_tokens=False)` gives."""
+        """Return what `tokenizer(texts, add_special_tokens=False)` gives.
+
+        Raises:
+            UserError: one of them has no form in UTF-8.
+        """
         if not texts:
             return []
         if self.tokenizer.is_fast:  # without the masks and the positions in the text, which nobody reads
             backend = self.tokenizer.backend_tokenizer
             backend.no_truncation()
             backend.no_padding()
-            return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            try:
+                return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            except TypeError as error:
+                raise UserError("a text holds half a surrogate pair, as of an emoji that was cut in two") from error
         # verbose=False: longer texts than the model's are cut here, so the warning would mislead.
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
