@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -123,9 +124,10 @@ def sweep(
     if "seed" in settings:
         raise UserError("bora.sweep takes seeds=[…], not seed=")
     own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages, "levels": levels}
-    if isinstance(tau, str):
-        raise UserError(f"bora.sweep takes a list: tau=[{tau!r}]")
-    values = [{"tau": t, "seed": s} for t in tau for s in seeds]
+    for name, given in (("tau", tau), ("seeds", seeds)):
+        if pd.api.types.is_scalar(given):
+            raise UserError(f"bora.sweep takes a list: {name}=[{given!r}]")
+    values = [{"tau": t, "seed": s} for t, s in product(tau, seeds)]  # also of what can be read once
     if not values:
         raise UserError("bora.sweep needs at least one τ and one seed")
     table, configured = _read(frame, [_configure(own, model, {**settings, **one}, overrides) for one in values])

@@ -80,7 +80,11 @@ def _to_message(value: Any) -> Message:
         message.setdefault("content", "")
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
-            raise ValueError(f'a message has no text in its "{key}"; join its parts, and leave images out')
+            raise ValueError(
+                f'a message has no text in its "{key}"; join its parts, and leave images out'
+                if key in value
+                else f'a message has no "{key}", but {", ".join(map(repr, message)) or "nothing"}'
+            )
     return message
 
 
