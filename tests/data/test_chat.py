@@ -267,7 +267,7 @@ def test_other_fields_of_a_message_are_kept_as_json_has_them():
     [
         ({"role": "user"}, "give a list of messages"),
         (["hi"], "a message is an object"),
-        ([{"role": "user", "content": None}], 'a message has no text in its "content"'),
+        ([{"role": "user", "content": None}], """a message has no "content", but 'role'"""),
         ([{"from": "human", "value": "Hi"}], """a message has no "role", but 'from', 'value'"""),
         ("not json", "Expecting value"),
         (3, "give a list of messages"),
