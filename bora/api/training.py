@@ -164,7 +164,7 @@ def _configure(
     Raises:
         UserError: an unknown setting or an invalid value.
     """
-    if isinstance(overrides, str):
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
     tau = f"++tau={to_word(settings.pop('tau'))}"
     data = [f"++data.{name}={to_word(value)}" for name, value in own.items() if value is not None and value != ()]
