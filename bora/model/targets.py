@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.errors import UserError
-from bora.model.lora import Linear
+from bora.model.lora import Linear, linear_shape
 
 DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that test the layers
 
@@ -126,11 +126,11 @@ def _matcher(patterns: str | list[str]) -> Callable[[str], bool]:
 
 
 @torch.no_grad()
-def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
+def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, Linear]) -> None:
     """Check what a LoRA a document takes for granted of each layer, on three documents of eight tokens.
 
-    A layer must see all tokens of all documents, document after document, and return a tensor. A routed expert
-    sees only the tokens sent to it; a layer of an encoder or a vision tower sees none.
+    A layer must see all tokens of all documents, document after document, and return n_out numbers for each. A routed
+    expert sees only the tokens sent to it; a layer of an encoder or a vision tower sees none.
 
     The documents are run in two orders. A layer's input must change its order with them, all but rounding.
     """
@@ -138,21 +138,24 @@ def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, nn.Module]) -> N
     ids = torch.stack([tokens * (row + 1) + row for row in range(DOCUMENTS)])
     ids %= backbone.config.get_text_config().vocab_size
     first, moved = (_inputs(backbone, layers, order) for order in (ids, ids.roll(1, 0)))
-    for name in layers:
-        if not (first[name] and _follows(first[name], moved[name])):
-            raise UserError(
-                f"lora.target_modules: {name} does not process a batch row by row, which a LoRA per task "
-                "needs (a routed expert, or a layer that text does not reach?); name other layers"
-            )
+    refused = [name for name in layers if not (first[name] and _follows(first[name], moved[name]))]
+    if refused:
+        others = sorted(set(_endings(layers)) - set(_endings(refused)))
+        raise UserError(
+            f"lora.target_modules: {refused[0]} does not process a batch row by row, which a LoRA per task "
+            "needs (a routed expert or its router, a layer whose weight alone is used, or one that text does not "
+            "reach?); name other layers" + (f": lora.target_modules=[{','.join(others)}]" if others else "")
+        )
 
 
-def _inputs(backbone: nn.Module, layers: Mapping[str, nn.Module], ids: Tensor) -> dict[str, list[Tensor]]:
-    """Record what each layer was called with, call by call: its one tensor; an empty one if it returned none."""
+def _inputs(backbone: nn.Module, layers: Mapping[str, Linear], ids: Tensor) -> dict[str, list[Tensor]]:
+    """Record what each layer was called with, call by call: its one tensor; an empty one if its output is another."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str):
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[name].append(args[0].detach().float() if isinstance(output, Tensor) else ids.new_empty(0))
+            plain = isinstance(output, Tensor) and output.shape == (*args[0].shape[:-1], linear_shape(layers[name])[1])
+            seen[name].append(args[0].detach().float() if plain else ids.new_empty(0))
 
         return hook
 
@@ -174,7 +177,8 @@ def _follows(first: list[Tensor], moved: list[Tensor]) -> bool:
     if len(first) != len(moved):
         return False
     for x, y in zip(first, moved, strict=True):
-        if x.shape != y.shape or x.shape[:-1] not in ((DOCUMENTS, LENGTH), (DOCUMENTS * LENGTH,)):
+        by_document = x.shape[:1] == (DOCUMENTS,) and x.shape[1:-1].numel() == LENGTH  # DeepSeek has [R, 1, T, n]
+        if x.shape != y.shape or not (by_document or x.shape[:-1] == (DOCUMENTS * LENGTH,)):
             return False
         x, y = x.reshape(DOCUMENTS, -1), y.reshape(DOCUMENTS, -1)
         # Compared with how far the documents are apart: by rounding, a router may decide differently for some token.

@@ -1,5 +1,7 @@
 """Which layers get a LoRA: named as PEFT reads it, and refused where a LoRA a document cannot be."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -9,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bora.errors import UserError
 from bora.model.lora import LowRank, add_low_rank
 from bora.model.targets import find_targets
-from tests.conftest import tiny_opt
-from tests.model.test_architectures import tiny
+from tests.conftest import hierarchical, merged, random_factors, tiny_opt
+from tests.model.test_architectures import TINY, tiny
 
 
 def test_without_a_default_or_a_match_the_layers_are_asked_for():
@@ -74,9 +76,26 @@ def test_a_routed_expert_is_refused_and_what_is_around_it_is_not():
         with pytest.raises(UserError, match=r"layers\.0\.mlp\.experts\.0 does not process a batch row by row") as error:
             find_targets(model, patterns)
         assert "\n" not in str(error.value)
+    others = "down_proj,gate_proj,k_proj,o_proj,q_proj,router,up_proj,v_proj"
+    assert str(error.value).endswith(f"name other layers: lora.target_modules=[{others}]")
     assert len(find_targets(model, ["router", "q_proj", "v_proj"])) == 5
     assert [module.training for module in model.modules()] == before
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_may_see_the_documents_with_an_axis_more():
+    """DeepSeek's kv_b_proj is given [R, 1, T, n]; held to merged weights, a document at a time."""
+    sizes = dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 4)
+    shape = TINY | sizes | {"num_hidden_layers": 1, "first_k_dense_replace": 1}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("deepseek_v3", **shape)).eval()
+    model = hierarchical(copy.deepcopy(base), ["a", "b"], [1, 1], 1, 1.0, targets=["kv_b_proj"])
+    random_factors(model)
+    ids = torch.arange(3, 15).view(2, 6)
+    nll = model.nll({"input_ids": ids, "labels": ids, "task": torch.tensor([1, 0])})
+    for row, task in enumerate("ba"):
+        plain = merged(copy.deepcopy(base), model.tasks[task], model.backbone.scale)
+        logits = plain(input_ids=ids[row : row + 1]).logits[0, :-1]
+        torch.testing.assert_close(nll[row], nn.functional.cross_entropy(logits, ids[row, 1:], reduction="sum"))
 
 
 def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
@@ -91,7 +110,10 @@ def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
     up = model.model.layers[0].mlp.up_proj
     plain = up.forward
     up.forward = lambda x: (plain(x), None)
-    model.model.layers[0].mlp.forward = lambda x: up(x)[0][..., :16]
+    model.model.layers[0].mlp.forward = lambda x: (up(x)[0] if isinstance(up(x), tuple) else up(x))[..., :16]
+    with pytest.raises(UserError, match="up_proj does not process"):
+        find_targets(model, ["up_proj"])
+    up.forward = lambda x: plain(x)[..., :16]  # as DeepSeek-V4's layers of blocks, which are no W x
     with pytest.raises(UserError, match="up_proj does not process"):
         find_targets(model, ["up_proj"])
 
