@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bora.config.schema import Config, HubModel
-from bora.errors import UserError
+from bora.errors import UserError, first_line
 from bora.lib.console import progress
 from bora.lib.files import write_folder, write_text_atomically
 from bora.lib.names import safe_names
@@ -133,21 +133,27 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: fl
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
     )
     config.target_modules = target_modules(model, layers)  # PEFT makes a set of a list, in any order
-    _require_loadable(config, model)
+    _require_loadable(config, model, layers)
     return config
 
 
-def _require_loadable(config: "LoraConfig", model: PreTrainedModel) -> None:
-    """Raise where PEFT takes dense layers for routed experts by their names, and leaves them out (peft#3711)."""
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+def _require_loadable(config: "LoraConfig", model: PreTrainedModel, layers: list[str]) -> None:
+    """Raise where PEFT would not load the adapters into all of their layers, as a model without weights shows.
 
-    targets, loaded = set(config.target_modules or ()), copy.deepcopy(config)
-    loaded.target_modules = set(targets)  # type: ignore[assignment]  # as PEFT reads the list
-    convert_peft_config_for_transformers(loaded, model, None)
-    if lost := sorted(targets.difference(loaded.target_modules or ())):
+    PEFT 0.21 takes dense layers for routed experts by their names (peft#3711), and refuses Mamba's out_proj.
+    """
+    from peft import get_peft_model
+
+    wrong, instead = f"PEFT {version('peft')} would", "write whole models with --merge --task NAME"
+    with torch.device("meta"):
+        shape = type(model)(copy.deepcopy(model.config))
+        try:
+            loaded = get_peft_model(shape, copy.deepcopy(config))
+        except ValueError as error:
+            raise UserError(f"{wrong} refuse these adapters ({first_line(error)}); {instead}") from error
+    if lost := [name for name in layers if not hasattr(loaded.get_submodule(f"base_model.model.{name}"), "lora_A")]:
         raise UserError(
-            f"PEFT {version('peft')} would take {lost[0]} of a {model.config.model_type} for a routed expert and load it "
-            "without its LoRA (peft#3711); write whole models with --merge --task NAME"
+            f"{wrong} load {lost[0]} of a {model.config.model_type} without its LoRA (peft#3711); {instead}"
         )
 
 

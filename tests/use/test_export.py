@@ -25,7 +25,7 @@ from bora.model.targets import named_targets
 from bora.use.export import base_name, export, merge_into, peft_config, target_modules
 from bora.use.restore import restore
 from tests.conftest import TASKS, one_line, tiny_opt
-from tests.model.test_architectures import GROUPED
+from tests.model.test_architectures import GROUPED, TOKENS
 
 TOKENIZER = Path(bora.__file__).parent / "assets/opt_mini"
 FOLDERS = {"a": "a", "a longer name": "a-longer-name", "../b | <i>*x*": "b-i-x"}
@@ -223,5 +223,15 @@ def test_adapters_that_peft_would_load_as_experts_are_refused():
     model = AutoModelForCausalLM.from_config(config)
     hparams = {"rank": 2, "alpha": 2.0}
     peft_config(model, hparams | {"layers": list(named_targets(model, ["q_proj"]))}, "base", 0.0)
-    with pytest.raises(UserError, match=r"would take down_proj of a qwen3_moe for a routed expert"):
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.gate_proj of a qwen3_moe without its LoRA"):
         peft_config(model, hparams | {"layers": list(named_targets(model, "all-linear"))}, "base", 0.0)
+
+
+def test_adapters_that_peft_would_not_load_are_refused():
+    config = AutoConfig.for_model(
+        "mamba2", **TOKENS, hidden_size=16, num_heads=4, head_dim=8, n_groups=1, num_hidden_layers=1
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    hparams = {"rank": 2, "alpha": 2.0, "layers": list(named_targets(model, "all-linear"))}
+    with pytest.raises(UserError, match=r"PEFT .* would refuse these adapters \(.*out_proj.*\); write whole models"):
+        peft_config(model, hparams, "base", 0.0)
