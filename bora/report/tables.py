@@ -121,7 +121,8 @@ def table1(evidence: Evidence) -> ReportTable:
             caption += " Not every τ has the same seeds, so that means differ by their seeds too."
     if len(series.taus) > 1:
         cells["nats a token above the best τ [95 %, tasks]"] = above_best
-        caption += " The last column is the paired difference of the NLL, a 95 % bootstrap over tasks in brackets."
+        caption += " The last column is the paired difference of the NLL, from six tasks on "
+        caption += "with a 95 % bootstrap over tasks in brackets."
     bold = pd.DataFrame(dict.fromkeys(cells, data["tau"] == best))
     if is_talk_of_norway(evidence):
         data["paper_perplexity"] = data["tau"].map(paper.table1().set_index("tau")["perplexity"])
@@ -164,8 +165,8 @@ def learned_table(evidence: Evidence) -> ReportTable | None:
         data["nll_minus_best_given"] = difference.overall.value
         caption += (
             f" Against τ = {format_tau(difference.other)}, which validation chooses among those given: "
-            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and seeds; in brackets "
-            "a 95 % bootstrap over tasks."
+            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and seeds; from six "
+            "tasks on in brackets a 95 % bootstrap over tasks."
         )
     return ReportTable("learned", data, cells, cells == "", caption)
 
