@@ -149,10 +149,7 @@ class Batches(Sampler):
         self.n_steps = max(1, n_spare // self.documents_a_step)
 
     def check_trainable(self) -> None:
-        """
-        Raises:
-            UserError: a step's batches, a share of each for every process, are more than there are documents.
-        """
+        """Raise a UserError where a step's batches, shared out over the processes, outnumber the documents."""
         if len(self.lengths) < self.least:
             raise UserError(
                 f"trainer.accumulate_grad_batches={self.accumulate} on {self.n_processes} device(s) needs as many "
@@ -160,7 +157,7 @@ class Batches(Sampler):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of every epoch."""
+        """Lightning calls this at the start of every epoch."""
         self.epoch = epoch
 
     def _steps(self) -> list[np.ndarray]:

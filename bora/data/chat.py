@@ -54,22 +54,18 @@ def to_messages(value: Any) -> str:
         return ""
     else:
         value = _without_nulls(value)
-    messages = [_to_message(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else None
-    if messages is None:
+    if not isinstance(value, list):
         raise ValueError('give a list of messages, [{"role": "user", "content": "…"}, …]')
-    return json.dumps(messages, ensure_ascii=False, default=_to_plain) if messages else ""
-
-
-def _to_plain(value: Any) -> Any:
-    """Convert what JSON does not know: NumPy's arrays and numbers to Python's, a date to text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    return json.dumps([*map(_to_message, value)], ensure_ascii=False, default=str) if value else ""
 
 
 def _without_nulls(value: Any) -> Any:
-    """Leave out what is null at any depth: Arrow gives every object of a column the keys of all."""
+    """Convert NumPy's values to Python's, and leave out what is null at any depth: Arrow gives every object all keys."""
     if isinstance(value, Mapping):
         return {str(key): _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, (list, tuple, np.ndarray)) else value
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_without_nulls(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _to_message(value: Any) -> Message:
@@ -196,11 +192,9 @@ def encode_chat(
 
 
 def _find_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, int]:
-    """Find where a chat's last message stands, which is an answer.
+    """Return a chat up to where its last message, an answer, begins; all of the chat; and where in it its words end.
 
-    Returns:
-        The chat up to where the assistant begins it; the chat with it; and where in that its words end. What the template
-        puts behind them may depend on what follows: Phi's ends a chat, not each turn.
+    What the template puts behind them may depend on what follows: Phi's ends a chat, not each turn.
     """
     until, said = render(tokenizer, messages), messages[-1]["content"].strip()
     _check_written(tokenizer, messages, until)
@@ -213,11 +207,7 @@ def _find_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 
 
 def _check_written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> None:
-    """Check that a chat, written as `text`, has the words of its last message; warn if they were changed.
-
-    Raises:
-        UserError: the template does not write them at all.
-    """
+    """Warn if the template changed words of a chat's last message; refuse one that does not write them at all."""
     if messages[-1]["content"].strip() in text:
         return
     if render(tokenizer, [*messages[:-1], messages[-1] | {"content": ANSWER}]) == render(tokenizer, messages):
@@ -235,11 +225,7 @@ def _find_asked(
     encode: Callable[[str], Ids],
 ) -> slice:
     """Find what a text that is too long loses first: from the message before the chat's first answer to the one before
-    the first that is scored.
-
-    Args:
-        answers: the place of that among the messages; empty for none.
-        text, ids, scored: the chat, written.
+    the first that is scored, whose place is `answers[0]`, if there is one.
     """
     start = int(scored.argmax()) if scored.any() else len(ids)
     if not answers:
@@ -270,15 +256,11 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], Ids]
 
 
 def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str], Ids]) -> slice:
-    """Find where a message's own words stand in a chat's tokens.
+    """Find where a message's own words stand in a chat's tokens; all of the chat if they are not written as they are.
 
     Args:
         ids: of the chat, or of one that goes on with it.
         text: the chat, which ends with the message.
-        message: its last.
-
-    Returns:
-        Their place; of the whole chat where the template does not write them as they are.
     """
     content = message["content"].strip()
     at = text.rfind(content)

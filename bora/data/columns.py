@@ -102,8 +102,7 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
         Columns as the keys of `found`.
 
     Raises:
-        UserError: a value has no text, see `to_text`, or is no chat, see `to_messages`, or is half a surrogate pair; or
-            there are no rows.
+        UserError: a value is no text, chat or valid Unicode, see `to_text` and `to_messages`; or there are no rows.
     """
     tables: list[pa.Table] = []
     n_rows = 0
@@ -153,34 +152,29 @@ def to_text(value: Any) -> str:
     Raises:
         ValueError: it is a list or an object, or bytes that are not UTF-8.
     """
+    if isinstance(value, str):
+        return value
     if isinstance(value, bytes):
         return value.decode()
-    if not isinstance(value, str):
-        if not pd.api.types.is_scalar(value):
-            raise ValueError(f"give a text or a number, not a {type(value).__name__}")
-        if pd.isna(value):
-            return ""
-        if isinstance(value, np.floating):
-            value = float(str(value))  # the shortest number that is this one in its own precision
-        return str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
-    return value
+    if not pd.api.types.is_scalar(value):
+        raise ValueError(f"give a text or a number, not a {type(value).__name__}")
+    if pd.isna(value):
+        return ""
+    if isinstance(value, np.floating):
+        value = float(str(value))  # the shortest number that is this one in its own precision
+    return str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
 
 
 def finish(table: pa.Table) -> pd.DataFrame:
-    """Complete a table: task, text and date, '' where there is none, and the others; names in one spelling.
-
-    Raises:
-        UserError: a task's name holds a control character.
-    """
+    """Complete a table: task, text and date, '' where there is none, and the others; names by `normalise_names`."""
     frame = table.to_pandas().rename(columns={"messages": "text"})
     for ours in ("task", "date"):
         if ours not in frame:
             frame[ours] = ""
-    frame["task"] = normalise_names(frame["task"])
-    others = [column for column in frame if column.startswith(LEVEL)]
-    for column in others:
+    levels = [column for column in frame if column.startswith(LEVEL)]
+    for column in ["task", *levels]:
         frame[column] = normalise_names(frame[column])
-    return frame[["task", "text", "date", *placeholders(frame), *others]]
+    return frame[["task", "text", "date", *placeholders(frame), *levels]]
 
 
 def level_cells(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:

@@ -114,8 +114,6 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     Raises:
         UserError: see `select` and `split`; also where a task has too few documents for its three parts.
     """
-    if "date" not in table:
-        table = table.assign(date="")
     table, names, dropped = select(
         table,
         selection=data.selection,
@@ -143,8 +141,8 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         n_tokens=[len(e.ids) for e in encoded],
         n_scored=[e.n_scored for e in encoded],
     )
-    levels, repeated = level_cells(documents, data.levels), _find_leakage(documents, encoded, tokens)
-    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256, levels, repeated)
+    levels, seen = level_cells(documents, data.levels), _find_leakage(documents, encoded, tokens)
+    corpus = Corpus(names, documents, encoded, dropped, truncation, sha256, levels, seen)
     counts = corpus.per_task()[["n_train", "n_val", "n_test"]]
     short = counts.index[(counts == 0).any(axis=1)]
     if len(short):

@@ -147,7 +147,7 @@ class Cutter:
 
 
 def to_pieces(tokens: pa.Table) -> list[Encoded]:
-    """Turn a table of TOKENS into pieces: views into one array (our own: Arrow's may not be written to)."""
+    """Turn a table of TOKENS into pieces: views into one array, a copy, since Arrow's may not be written to."""
     if not len(tokens):
         return []
     ids, scored = (tokens[name].combine_chunks() for name in ("ids", "scored"))

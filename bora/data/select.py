@@ -56,7 +56,7 @@ def select(
         The kept rows in the source's order, the task names in the order of selection, and reason → rows left out.
 
     Raises:
-        UserError: no date where one is needed, or no task left.
+        UserError: no date where one is needed, no task left, or not one number of `documents_per_task` for each.
     """
     rule = RULE_BOUNDS.get(selection, PLAIN_BOUNDS)
     min_documents = rule[0] if min_documents is None else min_documents
@@ -119,11 +119,7 @@ def draw(table: pd.DataFrame, per_task: int | None) -> pd.DataFrame:
 
 
 def _under_cap(rows: pd.DataFrame, chosen: list[str], cap: int | Sequence[int], seed: int) -> pd.Series:
-    """Draw documents of each task at random, `cap` at most, or as many as its place in the list says.
-
-    Raises:
-        UserError: the list has not one number for each task.
-    """
+    """Draw documents of each task at random, `cap` at most, or as many as its place in the list says."""
     if isinstance(cap, int):
         caps = dict.fromkeys(chosen, cap)
     elif len(cap) == len(chosen):

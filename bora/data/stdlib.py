@@ -44,7 +44,7 @@ class Function(NamedTuple):
 
     Attributes:
         text: all of it.
-        signature: what stands before the docstring, or before the body where there is none.
+        signature: up to the docstring, or to the body where there is none.
         docstring: without its quotes and its indentation.
         summary: the docstring's first line.
         body: what follows the docstring.

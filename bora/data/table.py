@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -38,11 +39,7 @@ def read(path: str | Path, columns: Columns = ANY) -> pd.DataFrame:
 
 
 def require_file(path: str | Path) -> Path:
-    """Return the file of that name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the file of that name; raise a UserError if there is none."""
     file = Path(os.path.expanduser(path))
     if any("\ud800" <= character <= "\udfff" for character in str(file)):
         raise UserError("the file's name is not in the encoding of this locale; rename it, or set LC_ALL=C.UTF-8")
@@ -50,10 +47,6 @@ def require_file(path: str | Path) -> Path:
         return file
     problem = "that is not a regular file" if os.path.exists(file) else "there is no such file"
     raise UserError(f"{problem} (seen from {Path.cwd()})")
-
-
-def _read_tsv(file: Path, columns: Columns) -> pd.DataFrame:
-    return read_csv(file, columns, "\t")
 
 
 def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
@@ -106,7 +99,7 @@ def _read_parquet(file: Path, columns: Columns) -> pd.DataFrame:
 
 READERS: dict[str, Callable[[Path, Columns], pd.DataFrame]] = {
     ".csv": read_csv,
-    ".tsv": _read_tsv,
+    ".tsv": partial(read_csv, separator="\t"),
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,

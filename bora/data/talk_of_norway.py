@@ -81,11 +81,7 @@ def _fetch(url: str, archive: Path, target: Path) -> None:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Write the archive's one file ton.csv to `target`; no name in the archive decides where anything is written.
-
-    Raises:
-        UserError: it is damaged, or holds no ton.csv.
-    """
+    """Write the archive's one file ton.csv to `target`; no name in the archive decides where anything is written."""
     try:
         # A stream: the archive is read once, up to the file that is wanted.
         with tarfile.open(archive, "r|gz") as members:

@@ -129,11 +129,7 @@ class Tokens:
         return self.beginning + self._ids([fill(self.prompt, {TASK: task or ""})])[0]
 
     def require_embeddings(self, ids: Sequence[int] | np.ndarray, where: str) -> None:
-        """Check that the model knows the tokens.
-
-        Raises:
-            UserError: it has no embedding of one.
-        """
+        """Raise a UserError if the model has no embedding of one of the tokens."""
         if (beyond := int(max(ids, default=0))) >= self.vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(beyond)
             raise UserError(
@@ -186,10 +182,8 @@ class Tokens:
 
         Args:
             table: as for `encode`.
-            names: all tasks that are compared: a text is cut to fit behind the longest prompt of them.
-
-        Raises:
-            UserError: that prompt leaves no room.
+            names: all tasks that are compared: a text is cut to fit behind the longest prompt of them. That one must
+                leave room, else a UserError is raised.
         """
         longest = max(len(self.before(name)) for name in names)
         if self.max_tokens - longest < 2:
@@ -199,11 +193,11 @@ class Tokens:
     def ask(self, table: pd.DataFrame) -> list[tuple[Any, str]]:
         """Take each row apart: what `start` takes, and the answer to it, as it is written; of a chat the last answer."""
         if self.chat:
-            chats = [json.loads(text) for text in table["text"]]
-            last = [
-                max((i for i, m in enumerate(chat) if m["role"] == "assistant"), default=len(chat)) for chat in chats
-            ]
-            return [(c[:i], c[i]["content"] if i < len(c) else "") for c, i in zip(chats, last, strict=True)]
+            asked = []
+            for chat in map(json.loads, table["text"]):
+                last = max((i for i, m in enumerate(chat) if m["role"] == "assistant"), default=len(chat))
+                asked.append((chat[:last], chat[last]["content"] if last < len(chat) else ""))
+            return asked
         prompts = [{name[1:-1]: cell for name, cell in cells.items()} for cells in prompt_cells(table)]
         return list(zip(prompts, table["text"], strict=True))
 
