@@ -42,7 +42,7 @@ ANY_OTHER = {
 def format_value(value: Any) -> str:
     """Write a value as part of a folder's name: 100.0 as 100, 1e5 as 100000, a path by its last part.
 
-    Values that differ get names that differ: where the name leaves something out, a short hash of it all follows.
+    Where a name leaves something out, a short hash follows, so that values that differ get names that differ.
     """
     if value is None:
         return "null"
@@ -104,9 +104,8 @@ def forced(word: str) -> str:
         try:
             override = OverridesParser.create().parse_override(quoted)
         except HydraException as error:
-            raise UserError(
-                f"Invalid override {word!r}: write KEY=VALUE, with the value in quotes: KEY='VALUE'"
-            ) from error
+            how = "write KEY=VALUE, with the value in quotes: KEY='VALUE'"
+            raise UserError(f"Invalid override {word!r}: {how}") from error
         word = quoted
     name = override.key_or_group
     if name in FOLDERS and value.startswith("~"):
@@ -114,15 +113,8 @@ def forced(word: str) -> str:
     elif name in TEXTS and type(override.value()) in (int, float):
         word = f"{key}={quote(value)}"
     is_group = "/" in name or (conf_folder() / name).is_dir()
-    if (
-        is_group
-        or name.split(".")[0] == "hydra"
-        or override.is_delete()
-        or override.is_add()
-        or override.is_force_add()
-    ):
-        return word
-    return f"++{word}"
+    is_settled = override.is_delete() or override.is_add() or override.is_force_add()
+    return word if is_group or is_settled or name.split(".")[0] == "hydra" else f"++{word}"
 
 
 def quote(value: str) -> str:
@@ -187,22 +179,16 @@ def _no_such_choice(group: str, choice: str) -> str:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Turn what Hydra composed into the checked config.
-
-    Raises:
-        UserError: it does not fit the schema, or reads the environment.
-    """
+    """Turn what Hydra composed into the checked config; raise a UserError if it does not fit, or fetches a secret."""
     raw = cast(dict[str, Any], OmegaConf.to_container(composed))
     raw.pop("hydra", None)
     fetching = [line for key, value in flatten(raw).items() if (line := find_secret(key, value))]
     if fetching:  # before it is resolved, which would fetch it
         raise UserError("\n".join(fetching))
     if any(value == "???" for value in flatten(raw).values()):  # and what is made of them cannot be resolved
-        values = raw
-    else:
-        bare = OmegaConf.masked_copy(composed, list(raw))
-        values = cast(dict[str, Any], OmegaConf.to_container(bare, resolve=True))
-    return parse(values)
+        return parse(raw)
+    bare = OmegaConf.masked_copy(composed, list(raw))
+    return parse(cast(dict[str, Any], OmegaConf.to_container(bare, resolve=True)))
 
 
 # What ${bora.job_name:…} and ${bora.short:…} in conf/ stand for.

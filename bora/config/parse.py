@@ -16,11 +16,7 @@ from bora.errors import UserError
 
 
 def parse(values: dict[str, Any]) -> Config:
-    """Check plain values against the schema.
-
-    Raises:
-        UserError: with a line for every problem that there is.
-    """
+    """Check plain values against the schema; raise a UserError with a line for every problem that there is."""
     problems = [secret for key, value in flatten(values).items() if (secret := find_secret(key, value))]
     try:
         config = Config.model_validate(_without_missing(values))
@@ -89,7 +85,7 @@ def _value_at(values: Any, place: list[str]) -> Any:
 
 
 def _suggest(key: str, values: dict[str, Any]) -> str:
-    """Name the setting that was meant, as far as it can be guessed."""
+    """Guess the setting that was meant."""
     group, _, name = key.partition(".")
     if group == "trainer" and name in RESERVED:
         return f"; {RESERVED[name]}"

@@ -36,8 +36,8 @@ def digest(about: object, texts: Iterable[str] = ()) -> str:
 def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
     """Return `make()`'s table, from the cache folder if it is there.
 
-    The cached table is an Arrow file mapped into memory, so the processes of a sweep share it. An
-    unreadable one is made again. If the cache folder is not writable, the table is made every time.
+    It is an Arrow file mapped into memory, so the processes of a sweep share it. An unreadable one is made again; where
+    the cache folder is not writable, the table is made every time.
 
     Args:
         kind: folder within the cache.

@@ -64,8 +64,7 @@ def remove_folder(folder: Path) -> None:
 def write_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside `out` that takes its name at the end: `out` appears complete, or not at all.
 
-    Raises:
-        UserError: something is at `out` already, or nothing can be written there.
+    Raises a UserError where something is at `out` already, or nothing can be written there.
     """
     out = out.expanduser().resolve()
     partial = out.with_name(f".bora.{os.getpid()}{PARTIAL}")
@@ -102,22 +101,14 @@ def replace_files(out: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 def require_regular_file(path: Path) -> Path:
-    """Return the path, unless it is a pipe or a device: reading from one may never end.
-
-    Raises:
-        OSError: it is one.
-    """
+    """Return the path; raise an OSError if it is a pipe or a device, since reading from one may never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError("it is not a regular file")
     return path
 
 
 def make_output_folder(out: Path) -> None:
-    """Make the folder that a command writes to.
-
-    Raises:
-        UserError: it cannot be made, or is not writable.
-    """
+    """Make the folder that a command writes to; raise a UserError if it cannot be made, or is not writable."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

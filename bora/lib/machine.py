@@ -62,13 +62,10 @@ def find_launch() -> Launch | None:
 
 
 def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> None:
-    """Check that the processes of a run are as many as it asks for.
+    """Raise a UserError unless the processes of a run are as many as it asks for, on all its machines.
 
     Args:
         devices, num_nodes: by Lightning's names.
-
-    Raises:
-        UserError: the numbers differ, or the other machines' processes were not started.
     """
     if launch is None:
         if num_nodes > 1:
@@ -92,14 +89,7 @@ def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> N
 
 
 def require_gpus(accelerator: str, devices: int | str) -> None:
-    """Check that this machine has the GPUs that a run asks for.
-
-    Args:
-        accelerator, devices: by Lightning's names.
-
-    Raises:
-        UserError: it has none, or too few.
-    """
+    """Raise a UserError unless this machine has the GPUs that a run asks for, by Lightning's names."""
     if accelerator not in ("gpu", "cuda"):
         return
     import torch

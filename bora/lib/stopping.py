@@ -27,8 +27,7 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int) -> None:
         self.signum, self.exit_code = signum, 128 + signum
-        name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}")
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
 
     def __reduce__(self) -> tuple[type["Stopped"], tuple[int]]:
         return Stopped, (self.signum,)  # a sweep's job may be another process
@@ -39,15 +38,10 @@ class Stop:
 
     While it trains, a signal waits until the run can be saved. At any other time, and when it comes a second time, the
     run stops at once.
-
-    Attributes:
-        signum: the signal that came; None so far.
-        waits: whether the run trains.
     """
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self.waits = False
+    signum: int | None = None  # the signal that came
+    waits = False  # whether the run trains
 
     def obey(self) -> None:
         """Raise Stopped if a signal came."""
@@ -77,13 +71,9 @@ def stopping() -> Iterator[Stop]:
 
 
 class JobsStop:
-    """Forward signals to a sweep's job processes, and end when they end.
+    """Forward signals to a sweep's job processes, and end when they end."""
 
-    Attributes:
-        signum: the signal that came; None so far.
-    """
-
-    signum: int | None = None
+    signum: int | None = None  # the signal that came
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         jobs = psutil.Process().children(recursive=True)
@@ -105,9 +95,6 @@ def stop_jobs_too() -> None:
 
 
 def signal_sent_on() -> int | None:
-    """Return the signal that was sent on to a sweep's jobs; None if there was none.
-
-    Launchers report jobs that were stopped by errors of their own.
-    """
+    """Return the signal that was sent on to a sweep's jobs, which launchers report as errors of their own, or None."""
     handler = signal.getsignal(signal.SIGTERM)
     return handler.signum if isinstance(handler, JobsStop) else None

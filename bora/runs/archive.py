@@ -71,11 +71,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a finished run's folder.
-
-    Raises:
-        UserError: one of its files is missing or not readable.
-    """
+    """Read a finished run's folder; see RunDirectory for what is raised."""
     directory = RunDirectory(folder)
     config = flatten(directory.config().model_dump())
     return RunRecord(folder, config, directory.summary(), directory.per_task().set_index("task"))
@@ -107,11 +103,7 @@ def write_archive(file: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def read_archive(file: Path) -> list[RunRecord]:
-    """Read the runs of an archive.
-
-    Raises:
-        UserError: the file is no archive of runs.
-    """
+    """Read the runs of an archive; raise a UserError if the file is none."""
     try:
         text = gzip.decompress(file.read_bytes()).decode()
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)

@@ -38,11 +38,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_own(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of the run that is being resumed.
-
-    Raises:
-        UserError: as `load_checkpoint`.
-    """
+    """Load a checkpoint of the run that is being resumed; see `load_checkpoint`."""
     try:
         return load_checkpoint(path)
     except UserError as error:
@@ -50,14 +46,11 @@ def load_own(path: Path) -> dict[str, Any]:
 
 
 def check_same_run(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
-    """Refuse to resume from another run's checkpoint.
+    """Refuse, by a UserError, to resume from the checkpoint of a run with other settings, documents, tokens or weights.
 
     Args:
         fingerprint: of the run that would resume: every setting, and hashes of its tokens and its backbone.
         path: of the checkpoint.
-
-    Raises:
-        UserError: it is of other settings, documents, tokens or weights.
     """
     theirs = checkpoint.get(FINGERPRINT, {})
     differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]

@@ -59,7 +59,7 @@ class FolderInUse(UserError):
 
 
 class RunDirectory:
-    """One run's folder.
+    """One run's folder. Whatever reads one of its files raises a UserError where that is missing or not readable.
 
     Attributes:
         checkpoints: the folder of best.ckpt and last.ckpt.
@@ -167,11 +167,7 @@ class RunDirectory:
         return sorted(k for k in (theirs.keys() | ours.keys()) - HOW_IT_RESUMES if theirs.get(k) != ours.get(k))
 
     def config(self) -> Config:
-        """Read config.yaml.
-
-        Raises:
-            UserError: it is not readable, or not a config of this version.
-        """
+        """Read config.yaml; raise a UserError also where it is not a config of this version."""
         values = self._read_config()
         try:
             return parse(values)
@@ -179,11 +175,7 @@ class RunDirectory:
             raise UserError(f"{self.path / CONFIG}: {error}") from error
 
     def _read_config(self) -> dict[str, Any]:
-        """Read config.yaml, with the settings that are newer than the run.
-
-        Raises:
-            UserError: it is not readable.
-        """
+        """Read config.yaml, with the settings that are newer than the run."""
         values = read_yaml(self.path / CONFIG)
         if not isinstance(values, dict):
             raise UserError(f"{self.path / CONFIG} holds no settings")
@@ -195,21 +187,13 @@ class RunDirectory:
         return values
 
     def summary(self) -> dict[str, Any]:
-        """Read summary.json; infinite and undefined numbers are floats.
-
-        Raises:
-            UserError: it is missing or not readable.
-        """
+        """Read summary.json; infinite and undefined numbers are floats."""
         if not self.is_finished:
             raise UserError(f"{self.path} holds no finished run (no {SUMMARY})")
         return with_floats(read_json(self.path / SUMMARY))
 
     def per_task(self) -> pd.DataFrame:
-        """Read per_task.csv.
-
-        Raises:
-            UserError: it is not readable, or lacks a column.
-        """
+        """Read per_task.csv."""
         with readable(self.path / PER_TASK) as file:
             per_task = pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
             for column in [*PER_TASK_COLUMNS[1:], *per_task.columns.drop(PER_TASK_COLUMNS, errors="ignore")]:
@@ -220,9 +204,6 @@ class RunDirectory:
         """Read the validations while training from metrics.csv; epoch and step are counted from 1.
 
         train/nll is the mean over the epoch's logged steps, where there are any.
-
-        Raises:
-            UserError: it is not readable.
         """
         with readable(self.path / METRICS) as file:
             rows = pd.read_csv(file)
@@ -233,11 +214,7 @@ class RunDirectory:
             return found.assign(epoch=found["epoch"] + 1, step=found["step"] + 1)
 
     def documents(self) -> pd.DataFrame:
-        """Read documents.csv.
-
-        Raises:
-            UserError: it is not readable.
-        """
+        """Read documents.csv."""
         with readable(self.path / DOCUMENTS) as file:
             return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
 
@@ -257,11 +234,7 @@ class RunDirectory:
         write_text_atomically(self.path / TRAINED_ON, "".join(f"{h}\n" for h in sorted(hashes)))
 
     def trained_on(self) -> set[str] | None:
-        """Read trained_on.txt; None where there is none.
-
-        Raises:
-            UserError: it is not readable.
-        """
+        """Read trained_on.txt; None where there is none."""
         if not (self.path / TRAINED_ON).exists():
             return None
         with readable(self.path / TRAINED_ON) as file:
@@ -277,11 +250,7 @@ class RunDirectory:
         write_csv(self.path / BY_TASK, validations)
 
     def by_task(self) -> pd.DataFrame:
-        """Read validation_by_task.csv.
-
-        Raises:
-            UserError: it is not readable.
-        """
+        """Read validation_by_task.csv."""
         with readable(self.path / BY_TASK) as file:
             return pd.read_csv(file, dtype={"task": str}, keep_default_na=False, na_values={"val_perplexity": ""})
 
@@ -295,21 +264,13 @@ class RunDirectory:
         write_text_atomically(self.path / SUMMARY, text)
 
     def verify(self) -> list[str]:
-        """List the files that are missing or not what the run wrote, by SHA256SUMS.
-
-        Raises:
-            UserError: there is no readable SHA256SUMS.
-        """
+        """List the files that are missing or not what the run wrote, by SHA256SUMS."""
         return [
             f for f, sum in self._sums().items() if not (self.path / f).is_file() or hash_file(self.path / f) != sum
         ]
 
     def _sums(self) -> dict[str, str]:
-        """Read SHA256SUMS: file → sum.
-
-        Raises:
-            UserError: there is none that is readable.
-        """
+        """Read SHA256SUMS: file → sum."""
         with readable(self.path / SUMS) as file:
             lines = (line.split("  ", 1) for line in file.read_text("utf-8").splitlines())
             return {name: sum for sum, name in lines}

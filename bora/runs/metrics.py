@@ -56,11 +56,7 @@ class MetricsFile:
             self.crc32 = zlib.crc32(path.read_bytes())
 
     def append(self, figures: Mapping[str, float], step: int) -> None:
-        """Add a row.
-
-        Raises:
-            ValueError: a figure has no column.
-        """
+        """Add a row; raise a ValueError if a figure has no column."""
         row: dict[str, Any] = {"step": step, **figures}
         unknown = row.keys() - set(COLUMNS)
         if unknown:

@@ -104,11 +104,7 @@ def log_start(ours: Sequence[str], theirs: Sequence[str]) -> None:
 
 
 def read_mapping(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """Read tasks.json: the mean's folder, or None; and folder → task.
-
-    Raises:
-        UserError: the file is not what `bora export` writes.
-    """
+    """Read tasks.json: the mean's folder, or None; and folder → task."""
     content = read_json(folder / MAPPING)
     mean, tasks = content.get("mean"), content.get("tasks")
     if (
@@ -123,11 +119,7 @@ def read_mapping(folder: Path) -> tuple[str | None, dict[str, str]]:
 
 
 def read_adapter(folder: Path) -> PeftLoRA:
-    """Read one adapter's folder.
-
-    Raises:
-        UserError: it is not readable, or not a plain LoRA.
-    """
+    """Read one adapter's folder; raise a UserError if it is not readable, or not a plain LoRA."""
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} is a PEFT adapter of type {config.get('peft_type')}; a LORA is needed")
@@ -166,9 +158,6 @@ def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
 
     Args:
         fresh: [P] the start without the adapter.
-
-    Raises:
-        UserError: other layers, or a larger rank.
     """
     theta = fresh.clone()
     factors = backbone.layout.factors(theta)

@@ -12,14 +12,7 @@ AGAIN = "--again"
 
 
 def split_again(words: list[str]) -> tuple[Path | None, list[str]]:
-    """Take `--again RUN` out of a command line.
-
-    Returns:
-        RUN, or None where it is not asked for; and the other words.
-
-    Raises:
-        UserError: not exactly one run is named.
-    """
+    """Take `--again RUN` out of a command line: return RUN, or None where it is not asked for, and the other words."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{AGAIN}=") else [word])]
     if AGAIN not in words:
         return None, words
@@ -41,11 +34,7 @@ def key_of(override: str) -> str:
 
 
 def read_overrides(run: Path) -> list[str]:
-    """Read the overrides that a run was started with.
-
-    Raises:
-        UserError: there is no record of them.
-    """
+    """Read the overrides that a run was started with; raise a UserError if there is no record of them."""
     found = read_yaml(run / OVERRIDES)
     if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
         raise UserError(f"{run / OVERRIDES} is not a list of overrides")

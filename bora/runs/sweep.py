@@ -43,16 +43,15 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         except KeyError as error:
             unreadable.append(f"{file} lacks {error}")
             continue
-        row |= {"tau": math.nan} if "learned" in summary else {}
+        if "learned" in summary:
+            row["tau"] = math.nan
+        elif levels := summary.get("levels"):  # their τ stand behind the tasks' in the override
+            given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
         row["tokens_of"] = f"{summary.get('data_sha256')} {summary.get('n_tokens')}"
         rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
-        if "learned" not in summary and (
-            levels := summary.get("levels")
-        ):  # their τ stand behind the tasks' in the override
-            given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
-        overrides.append(
-            given | {"documents": summary.get("data_sha256", "")[:6], "tokens": summary.get("n_tokens", "")}
-        )  # of a table, or a tokenizer, that was changed meanwhile
+        # Of a table, or a tokenizer, that was changed meanwhile.
+        given |= {"documents": summary.get("data_sha256", "")[:6], "tokens": summary.get("n_tokens", "")}
+        overrides.append(given)
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
     varied = [str(key) for key in table if table[key].nunique() > 1 and key not in ("tau", "seed")]
     return pd.DataFrame(rows).join(table[varied]), ["tau", *varied], unreadable

@@ -24,11 +24,7 @@ LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "
 
 @contextmanager
 def readable(file: Path) -> Iterator[Path]:
-    """Read a run's file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Read a run's file within; raise a UserError in place of what says that it cannot be read."""
     try:
         yield require_regular_file(file)
     except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
@@ -36,11 +32,7 @@ def readable(file: Path) -> Iterator[Path]:
 
 
 def read_yaml(file: Path) -> Any:
-    """Read a file of plain values.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Read plain values from a file of YAML; see `readable`."""
     with readable(file):
         return yaml.safe_load(file.read_text("utf-8"))  # not the C loader, which crashes on deep nesting
 
@@ -51,11 +43,7 @@ def to_yaml(values: Any) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Read a JSON object; see `readable`."""
     with readable(file):
         found = json.loads(file.read_text("utf-8"))
         if not isinstance(found, dict):
