@@ -1,5 +1,6 @@
-"""The console script `bora`: `bora run …` is `python -m bora.commands.run …`."""
+"""The console script `bora`."""
 
+import importlib
 import runpy
 import sys
 
@@ -23,5 +24,7 @@ def main() -> None:
         print(f"bora: no command {command!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [sys.argv[0], *arguments[1:]]
-    # As `python -m` does, so that DDP starts a run's other processes in the same way.
-    runpy.run_module(f"bora.commands.{command}", run_name="__main__", alter_sys=True)
+    if command == "run":  # as `python -m` does, so that DDP starts a run's other processes in the same way
+        runpy.run_module("bora.commands.run", run_name="__main__", alter_sys=True)
+    else:
+        importlib.import_module(f"bora.commands.{command}").main()

@@ -189,7 +189,7 @@ def test_a_job_that_fails_leaves_the_others(frame, tmp_path):
 
 
 def test_files_of_a_run_are_its_tables(run):
-    assert run.per_task.equals(run.restored.per_task)
+    assert run.per_task.equals(run.restored.directory.per_task())
     assert set(run.tasks) == set(TASKS)
     assert run.summary["tau"] == run.tau == 100
     counts = run.documents.groupby(["task", "split"]).size().unstack()

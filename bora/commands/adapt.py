@@ -28,7 +28,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         table = read_texts(arguments.data, columns_of(arguments, need_task=True))
@@ -46,7 +45,3 @@ def main() -> None:
         for name, n, distance in zip(model.tasks, model.task_documents.tolist(), distances, strict=True):
             print(f"{name}: {n} documents, ‖θ−Θ‖ {distance:.3f}")
         print(f"adapted: {arguments.out.resolve()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -78,22 +79,15 @@ def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Column
 
     Args:
         need_task: refuse a table without a column of tasks.
-
-    Raises:
-        UserError: there is no finished run.
     """
     directory = RunDirectory(arguments.run)
     directory.summary()  # says so where the run is not finished
     own = directory.config().data.model_dump()  # of a corpus that is no table, it names no columns
     tasks = tuple(filter(None, [own.get("task"), *TASK_COLUMNS]))
     texts = tuple(filter(None, [own.get("text"), "text"]))
-    prompt, messages = prompt_columns(own["prompt"]), own.get("messages")
-    if messages is not None:
-        messages = arguments.text or messages
-    needs = {"need_task": need_task, "need_levels": False}
-    return Columns(
-        arguments.task, arguments.text, None, messages, prompt, own["levels"], **needs, tasks=tasks, texts=texts
-    )
+    chat = own.get("messages") and (arguments.text or own["messages"])
+    named = Columns(arguments.task, arguments.text, None, chat, prompt_columns(own["prompt"]), own["levels"])
+    return replace(named, need_task=need_task, need_levels=False, tasks=tasks, texts=texts)
 
 
 def read_texts(path: Path, columns: Columns) -> pd.DataFrame:
@@ -102,9 +96,6 @@ def read_texts(path: Path, columns: Columns) -> pd.DataFrame:
     Returns:
         Columns `task` ('' where it is unknown), `text`, what the run's prompt takes and those of its levels that the
         table has; the index counts the table's rows from 0.
-
-    Raises:
-        UserError: see `bora.data.table.read`; it names the flag at fault.
     """
     with input_errors(path, READER_FLAGS):
         return read(path, columns).drop(columns="date")

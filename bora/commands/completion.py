@@ -23,7 +23,3 @@ complete -o nospace -o default -F _bora bora
 def main() -> None:
     """Print the script."""
     print(SCRIPT % " ".join(COMMANDS), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -47,11 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def examine(cfg: Config, measured: bool) -> dict[str, Any]:
-    """Collect what `bora doctor` reports: the config's names, the Cost, free memory, the Measured, warnings.
-
-    Raises:
-        UserError: the run could not start; or its model or documents are not on this machine.
-    """
+    """Collect what `bora doctor` reports: the config's names, the Cost, free memory, the Measured, warnings."""
     from bora.lib.machine import device_type, free_memory
     from bora.model.loading import load_backbone
     from bora.train.build import find_start, load_corpus
@@ -132,7 +128,6 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_intermixed_args()
     os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's libraries when they are imported, from here on
     with cli_errors():
@@ -148,7 +143,3 @@ def main() -> None:
             print(json.dumps(json_safe(report), ensure_ascii=False))
         else:
             show(report)
-
-
-if __name__ == "__main__":
-    main()

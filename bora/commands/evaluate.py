@@ -154,7 +154,6 @@ def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Itera
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     start = time.perf_counter()
     with cli_errors():
@@ -200,7 +199,3 @@ def main() -> None:
         for line in warnings_for(found, restored, arguments.include_trained):
             print(f"bora: {line}", file=sys.stderr)
         print(f"evaluation: {out.resolve()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -36,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         tell(f"loading {arguments.run}")
@@ -49,7 +48,3 @@ def main() -> None:
             raise UserError("--private is for a repository: give --push-to-hub NAMESPACE/NAME in the place of OUT")
         n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")
-
-
-if __name__ == "__main__":
-    main()

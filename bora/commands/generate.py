@@ -54,7 +54,6 @@ def show(answers: Sequence[Answer], n_sequences: int, continued: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         options = Sampling(**{name: getattr(arguments, name) for name in Sampling.model_fields}).model_dump()
@@ -67,7 +66,3 @@ def main() -> None:
                 print(to_json(answer))
         else:
             show(answers, options["num_return_sequences"], continued=not restored.tokens.answers)
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,6 @@ MAX_VARIED = 4  # settings that have a column; runs that differ in more are not 
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
     parser = argparse.ArgumentParser(
         prog="bora ls", description="List the runs at or below a folder: τ, seed, perplexities, and the best τ."
     )
@@ -26,11 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def ls(folder: Path) -> None:
-    """Print the finished runs, then those that are unfinished or failed.
-
-    Raises:
-        UserError: there is no such folder, or no run in it.
-    """
+    """Print the finished runs, then those that are unfinished or failed."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     runs, by, problems = finished_runs(folder)
@@ -52,11 +47,6 @@ def ls(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         ls(arguments.folder)
-
-
-if __name__ == "__main__":
-    main()

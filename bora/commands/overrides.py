@@ -66,7 +66,11 @@ def _prepare_run(plain: list[str], launch: Launch | None) -> list[str]:
     overrides = parse_overrides(plain)
     for override in overrides:
         if override.is_sweep_override():
-            raise UserError(_several_values(override))
+            key, value = override.key_or_group, override.get_value_string()
+            raise UserError(
+                f"{key}={value} is several values: for a run with each give -m; for a list give '{key}=[{value}]'; for "
+                f"one text give \"{key}='{value}'\""
+            )
     composed = compose_whole(plain)
     trainer = to_config(composed).trainer
     check_launch(launch, trainer.devices, trainer.num_nodes)
@@ -95,22 +99,10 @@ def _sets(overrides: list[Override], key: str) -> bool:
     return any(override.key_or_group == key for override in overrides)
 
 
-def _several_values(override: Override) -> str:
-    """Say how to give several values, a list, or a text with a comma in it."""
-    key, value = override.key_or_group, override.get_value_string()
-    return (
-        f"{key}={value} is several values: for a run with each give -m; for a list give '{key}=[{value}]'; for one text "
-        f"give \"{key}='{value}'\""
-    )
-
-
 def _check_jobs(overrides: list[Override]) -> None:
     """Check a sweep's jobs, each value of each setting once, and that no two have one folder.
 
     A job's name is made of its values, so two jobs differ in name if those differ that differ in one value alone.
-
-    Raises:
-        UserError: see `prepare`.
     """
     seen: dict[str, list[str]] = {}
     # One for all jobs: Hydra makes it without what they vary.
@@ -135,11 +127,7 @@ def _check_jobs(overrides: list[Override]) -> None:
 
 
 def _check_tasks(launcher: DictConfig, trainer: Trainer) -> None:
-    """Check that SLURM starts a task for each of a run's processes.
-
-    Raises:
-        UserError: it would start others.
-    """
+    """Check that SLURM starts a task for each of a run's processes."""
     if (launcher.nodes, launcher.tasks_per_node) != (trainer.num_nodes, trainer.devices):
         raise UserError(
             f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.devices}, but the sweep's jobs would have "

@@ -11,7 +11,6 @@ from bora.lib.files import user_path
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
     parser = argparse.ArgumentParser(
         prog="bora report",
         description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
@@ -55,11 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bool) -> None:
-    """Write the report, and print its main table and claims.
-
-    Raises:
-        UserError: see `bora.report.write`.
-    """
+    """Write the report, and print its main table and claims."""
     from bora.report.write import write
 
     sections, runs, problems = write(folders, output, color_by)
@@ -85,11 +80,7 @@ def default_output(folders: list[Path]) -> Path:
 
 
 def archive(folders: list[Path], file: Path) -> None:
-    """Read the runs and write them to an archive.
-
-    Raises:
-        UserError: no folder, or no finished run.
-    """
+    """Read the runs and write them to an archive."""
     from bora.lib.files import make_output_folder
     from bora.report.series import read_runs
     from bora.runs.archive import write_archive
@@ -102,15 +93,10 @@ def archive(folders: list[Path], file: Path) -> None:
 
 
 def verify(folders: list[Path]) -> None:
-    """Check the files of the finished runs against their SHA256SUMS.
-
-    Raises:
-        UserError: with a line for each file that is missing or was changed.
-    """
+    """Raise a UserError with a line for each file of the finished runs that is missing or was changed."""
     from bora.report.series import changed_files
 
-    changed = list(changed_files(folders))
-    if changed:
+    if changed := list(changed_files(folders)):
         raise UserError("\n".join(changed))
 
 
@@ -120,7 +106,6 @@ def _print_problems(problems: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         if arguments.verify:
@@ -130,7 +115,3 @@ def main() -> None:
         else:
             output = arguments.output or default_output(arguments.folders)
             report(arguments.folders, output, arguments.color_by, arguments.wandb == "auto")
-
-
-if __name__ == "__main__":
-    main()

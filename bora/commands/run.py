@@ -105,7 +105,6 @@ def resume_command() -> str:
 
 
 def main() -> None:
-    """Run the command line."""
     typed[:] = sys.argv[1:]
     # Hydra would end the process with code 1 itself; with this set, errors reach us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -21,7 +21,6 @@ from bora.use.variance import MAX_DOCUMENTS, find_shares
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
     parser = run_parser(
         "variance",
         "Rank the task and columns of the table by their share of the variance of the documents' gradients at Θ: what is "
@@ -57,7 +56,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         tell(f"loading {arguments.run}")
@@ -112,7 +110,3 @@ def show(shares: pd.DataFrame) -> None:
         console.print("documents of a task have similar gradients: a finite tau should help")
     else:
         console.print("no sign that documents of a task have similar gradients: one model (tau=inf) may do as well")
-
-
-if __name__ == "__main__":
-    main()

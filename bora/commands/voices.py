@@ -19,13 +19,12 @@ from bora.report.voices import arrange_voices
 from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 from bora.use.restore import find_tasks, restore
-from bora.use.voices import MAX_NEW_TOKENS, VoiceTables, find_voices, require_voices, write_voices
+from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices, write_voices
 
 MAX_SHOWN = 30  # tasks in the terminal
 
 
 def parser() -> argparse.ArgumentParser:
-    """Build the command line's parser."""
     parser = run_parser(
         "voices",
         "Show how each task speaks: the tokens that set it apart from Θ in the run's validation documents, and what it "
@@ -54,11 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_prompt(words: Sequence[str], columns: Sequence[str]) -> Any:
-    """Read --prompt: COLUMN=CELL for each of the columns, or one text.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Read --prompt: COLUMN=CELL for each of the columns, or one text."""
     cells = dict(word.partition("=")[::2] for word in words)
     if columns and cells.keys() == set(columns):
         return cells
@@ -68,10 +63,10 @@ def read_prompt(words: Sequence[str], columns: Sequence[str]) -> Any:
     return words[0]
 
 
-def show(found: VoiceTables) -> None:
+def show(tokens: pd.DataFrame, continuations: pd.DataFrame) -> None:
     """Print a row a speaker, Θ first, then the tasks that gain most."""
-    rows = arrange_voices(*found)
-    prompt = one_line(found.continuations["prompt"].iloc[0])
+    rows = arrange_voices(tokens, continuations)
+    prompt = one_line(continuations["prompt"].iloc[0])
     table = Table(
         title=f"how each task speaks: its most characteristic tokens, and how it goes on from “{prompt}”",
         title_justify="left",
@@ -93,7 +88,6 @@ def show(found: VoiceTables) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
     arguments = parser().parse_args()
     with cli_errors():
         directory = RunDirectory(arguments.run)
@@ -106,12 +100,8 @@ def main() -> None:
         tell(f"loading {arguments.run}")
         restored = restore(arguments.run, arguments.device, arguments.dtype)
         how = {name: getattr(arguments, name) for name in ("documents", "batch_size", "max_new_tokens")}
-        found = find_voices(restored, table, tasks, prompt, **how)
+        tokens, continuations = find_voices(restored, table, tasks, prompt, **how)
         about = {"tau": restored.model.tau, "data_sha256": restored.summary["data_sha256"], "tasks": tasks, **how}
-        out = write_voices(found, directory.path, about)
-        show(found)
+        out = write_voices(tokens, continuations, directory.path, about)
+        show(tokens, continuations)
         print(f"voices: {short_path(out)}")
-
-
-if __name__ == "__main__":
-    main()

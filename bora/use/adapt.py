@@ -127,7 +127,6 @@ def _cross_validate(
     Args:
         untrained: makes the model that is fitted to documents.
         texts: of the documents.
-        lr, batch_size, seed: see `train_epochs`.
 
     Returns:
         NLL after 0 to MAX_EPOCHS epochs, nats a token; None if no task has two different texts.
@@ -170,13 +169,11 @@ def describe_epochs(epochs: int, held_out_nll: list[float] | None) -> str:
 def write_adapted(
     model: HierarchicalLoRA, restored: Restored, documents: NewDocuments, about: dict[str, Any], out: Path
 ) -> None:
-    """Write a folder that `bora export`, `generate` and `evaluate` read as a run's.
+    """Write a folder, `out`, which exists, that `bora export`, `generate` and `evaluate` read as a run's.
 
     Args:
-        model: of the new tasks.
-        restored: the run that it was adapted from.
+        restored: the run that the model was adapted from.
         about: more for summary.json.
-        out: the folder, which exists.
     """
     directory = RunDirectory(out)
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)

@@ -127,22 +127,18 @@ def parse_number(text: str) -> float:
 
 
 def samples_page(answers: pd.DataFrame, scores: pd.DataFrame, file: Path) -> None:
-    """Write a page with the scores, and the first answers of each task side by side.
+    """Write a page in HTML with the scores of `score_answers`, and the first answers of each task side by side.
 
-    Args:
-        answers: see `score_answers`; and a column prompt.
-        scores: its result.
-        file: the page, HTML.
+    Answers have a column prompt beside those that are scored.
     """
     models = _models(answers)
-    intervals = {tuple(row[:3]): Interval(*row[3:]) for row in compare_answers(scores).itertuples(index=False)}
     template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("answers.html.j2")
     page = template.render(
         n=len(answers),
         models=models,
         pairs=[*combinations(models, 2)],
         metrics=[*scores.columns.drop(["under", "task", "n"])],
-        intervals=intervals,
+        intervals={tuple(row[:3]): Interval(*row[3:]) for row in compare_answers(scores).itertuples(index=False)},
         by_task=scores.groupby("under", sort=False).head(-1).groupby("task", sort=False),
         samples=answers.groupby("task", sort=False).head(SAMPLES_PER_TASK).groupby("task", sort=False),
         names=NAMES,

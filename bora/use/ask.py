@@ -35,10 +35,7 @@ class Ask:
     beside: Mapping[str, Restored] = field(default_factory=dict)
 
     def check(self, restored: Restored, tasks: Iterable[str]) -> None:
-        """
-        Raises:
-            UserError: a run's documents have no prompts, or a run beside has other ones, or lacks one of the tasks.
-        """
+        """Raise a UserError if documents have no prompts, or a run beside has other ones, or lacks one of the tasks."""
         ours = restored.tokens
         if not ours.answers:
             raise UserError("there are no prompts to answer: the run's data.prompt takes no columns")
@@ -50,11 +47,7 @@ class Ask:
                 raise UserError(f"--beside {name}: that run has no task {lacking[0]}")
 
     def answers(self, restored: Restored, table: pd.DataFrame) -> pd.DataFrame:
-        """Have the prompts of rows answered; see `generate_answers`.
-
-        Raises:
-            UserError: see there; or no row has a prompt.
-        """
+        """Have the prompts of rows answered, see `generate_answers`; raise a UserError if no row has one."""
         chat, asked = restored.tokens.chat, restored.tokens.ask(table)
         asks = np.array([bool(prompt) or not chat for prompt, _ in asked], dtype=bool)
         if n := int((~asks).sum()):
@@ -83,9 +76,6 @@ def generate_answers(
     Returns:
         A row a document, on the table's index: task, prompt (as a person reads it), response, and a column of answers for
         each kind: under_task, under_mean, under_base.
-
-    Raises:
-        UserError: a prompt does not fit the model.
     """
     asked, new = restored.tokens.ask(table), sampling.max_new_tokens
     speakers = [Speaker(kind, task) for kind in kinds for task in table["task"]]

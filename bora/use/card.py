@@ -40,16 +40,14 @@ TEMPLATES = Environment(  # noqa: S701
 
 
 def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, str | None], repo: str | None) -> None:
-    """Write the card of a folder of adapters: its tasks, where each is, and how to load one.
+    """Write the card of a run's folder of adapters: its tasks, where each is, and how to load one.
 
     Args:
-        out: the folder.
-        restored: the run.
         base: the base model's hub name or folder.
         tasks: folder → its task; None for the hierarchical mean.
         repo: the folder's name on the hub; None where it is on this machine only.
     """
-    summary, perplexity = restored.summary, restored.per_task.set_index("task")["test_perplexity"]
+    summary, perplexity = restored.summary, restored.directory.per_task().set_index("task")["test_perplexity"]
     rows = []
     for folder, task in tasks.items():
         value = perplexity.get(task, math.nan)
@@ -73,15 +71,11 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
 def write_card(
     folder: Path, restored: Restored, base: str | None, task: str | None, repo: str | None, merged: bool = False
 ) -> None:
-    """Write a folder's card.
+    """Write the card of a task's adapter, or of its whole model, `merged`, into its folder; see `write_index`.
 
     Args:
-        folder: what it is of.
-        restored: the run.
-        base: the base model's hub name or folder; None if it is in neither.
-        task: its name; None for the hierarchical mean.
-        repo: see `write_index`.
-        merged: it is a whole model, not an adapter.
+        base: None for a base model that is neither on the hub nor in a folder.
+        task: None for the hierarchical mean.
     """
     place = '"PATH/OF/THIS/FOLDER"'
     if repo:
@@ -130,7 +124,8 @@ def _metadata(base: str | None, repo: str | None, merged: bool = False) -> Model
 
 def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[tuple[str, str]]:
     """Yield the rows of the card's table."""
-    summary, hparams, per_task = restored.summary, restored.model.hyperparameters, restored.per_task.set_index("task")
+    summary, hparams = restored.summary, restored.model.hyperparameters
+    per_task = restored.directory.per_task().set_index("task")
     is_task = task in per_task.index
     # Names are unique, so .loc gives one row.
     row = cast(pd.Series, per_task.loc[task] if is_task else per_task.sum())

@@ -93,12 +93,8 @@ def infer_tau(tokens: Tensor, groups: Sequence[GroupCurvature]) -> tuple[pd.Data
     slopes = [evidence_slopes(group.curvature, tokens, group.squares, group.dispersion) for group in groups]
     together = [torch.stack(both).sum(dim=0) for both in zip(*slopes, strict=True)]
     rows, profiles = [], []
-    for name, dispersion, (diagonal, low_rank) in zip(
-        [*(group.name for group in groups), "all"],
-        [*(group.dispersion for group in groups), np.nan],
-        [*slopes, together],
-        strict=True,
-    ):
+    named = [*((group.name, group.dispersion) for group in groups), ("all", np.nan)]
+    for (name, dispersion), (diagonal, low_rank) in zip(named, [*slopes, together], strict=True):
         row: dict[str, Any] = {"group": name, "dispersion": dispersion}
         for key, chosen in (("tau", choose_tau(diagonal)), ("lower_tau", choose_tau(low_rank))):
             row |= {key: chosen.tau, f"{key}_low": chosen.low, f"{key}_high": chosen.high}
@@ -155,12 +151,7 @@ def _deviation(adapters: Adapters, task: str) -> Tensor:
 def _sum_gradients(
     restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int
 ) -> Gradients:
-    """Sum over all documents the gradients at their θ.
-
-    Args:
-        names: the D tasks.
-        groups: [P] each, which parameters are in it.
-    """
+    """Sum over all documents of the D tasks `names` the gradients at their θ; [P] each of `groups`, a mask."""
     model, n_parameters = restored.model, restored.model.n_parameters
     levels, n_tasks = model.adapters.levels, len(model.adapters.task_names)
     units = None if levels is None else levels.rows_of_cells(level_cells(table, levels.columns), n_tasks)
@@ -213,9 +204,7 @@ def _gradients(backbone: Backbone, batch: Batch, theta: Tensor, whose: Tensor) -
 def draw_labels(backbone: Backbone, batch: Batch, theta: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a label for every scored place from the prediction that stands there; [R, T], the other labels as they are.
 
-    Args:
-        theta: [R, P] of the rows.
-        generator: on the model's device.
+    θ is [R, P], of the rows; the generator is on the model's device.
     """
     head, places = backbone.head, batch["scored"]
     with backbone.routed(theta):

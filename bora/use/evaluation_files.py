@@ -20,11 +20,9 @@ FILES = (DOCUMENTS, PER_TASK, ANSWERS, ANSWER_SCORES, ANSWERS_PAGE, "likelihoods
 
 
 def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
-    """Make the folder for an evaluation's files.
+    """Make the folder for an evaluation's files; one of the same run and rows that is there will be replaced.
 
     Args:
-        out: the folder.
-        run: the run's folder, of which an evaluation there is replaced if it is of the same rows.
         data_sha256: of the rows, see `hash_texts`.
 
     Raises:

@@ -64,12 +64,7 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
-    """Return by what transformers loads the frozen model: its hub name, or its folder; None if it is in neither.
-
-    Args:
-        cfg: the run's config.
-        model: as it was loaded.
-    """
+    """Return by what transformers loads the frozen model: its hub name, or its folder; None if it is in neither."""
     loaded = model.config.name_or_path
     if not loaded:
         return None
@@ -109,8 +104,8 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: fl
 
     Args:
         model: the frozen model.
-        hparams: the model's: layers, rank, alpha.
-        base: by what transformers loads it.
+        hparams: layers, rank, alpha.
+        base: see `base_name`.
         dropout: that the run trained with; PEFT has it where an adapter is trained on.
 
     Raises:
@@ -160,9 +155,7 @@ def _require_loadable(config: "LoraConfig", model: PreTrainedModel, layers: list
 def target_modules(model: PreTrainedModel, layers: list[str]) -> list[str]:
     """Return by what PEFT finds exactly these layers: their last names if that is enough, else their whole names.
 
-    Args:
-        model: PEFT looks among all its modules, the head and what is not linear too.
-        layers: their whole names.
+    PEFT looks among all modules of a model, the head and what is not linear too.
     """
     endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
     found = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
@@ -179,11 +172,7 @@ def peft_tensors(lora: Mapping[str, LowRank]) -> dict[str, Tensor]:
 
 
 def write_merged(out: Path, restored: Restored, base: str | None, task: str, repo: str | None) -> None:
-    """Write one task's whole model, tokenizer and card.
-
-    Raises:
-        UserError: the base model is quantised.
-    """
+    """Write one task's whole model, tokenizer and card; refuse a quantised base model."""
     backbone, quantization = restored.model.backbone, restored.cfg.model.quantization
     if quantization is not None:
         raise UserError(f"--merge cannot add to weights in {quantization}, in which the base model is; export adapters")
@@ -195,12 +184,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, rep
 
 @torch.no_grad()
 def merge_into(model: PreTrainedModel, lora: Mapping[str, LowRank], scale: float) -> None:
-    """Set W to W + (α/r) B A at each adapted layer, computed in float32, kept in the weight's own dtype.
-
-    Args:
-        model: it is changed.
-        scale: α/r.
-    """
+    """Set W to W + (α/r) B A at each adapted layer, computed in float32, kept in its own dtype; α/r is `scale`."""
     for name, (A, B) in lora.items():
         layer, weight = model.get_submodule(name), model.get_parameter(f"{name}.weight")
         update = scale * (B.float() @ A.float())  # [n_out, n_in]

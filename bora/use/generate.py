@@ -105,13 +105,9 @@ def generate(
 def continue_all(
     restored: Restored, starts: Sequence[list[int]], speakers: Sequence[Speaker], sampling: Sampling
 ) -> list[tuple[str, list[int], bool]]:
-    """Let each speaker go on from its own start, in batches of mixed speakers.
+    """Let each speaker go on from its own start, in batches of mixed speakers: text, ids, ended, as in Answer.
 
-    Returns:
-        Each one's text, tokens, and whether it came to an end; see Answer.
-
-    Raises:
-        UserError: a start does not fit the model.
+    Raises a UserError where a start does not fit the model.
     """
     longest, new = max(map(len, starts)), sampling.max_new_tokens
     positions = max_positions(restored.model.backbone.model.config)
@@ -209,8 +205,7 @@ def _end_tokens(restored: Restored) -> set[int]:
 def encode_start(restored: Restored, task: str | None, prompt: Any, new: int) -> list[int]:
     """Encode a prompt; one that `Tokens.start` may shorten leaves room for `new` tokens.
 
-    Raises:
-        UserError: see `Tokens.start`; or there is no token, or one that the model does not have.
+    Raises a UserError also where there is no token, or one that the model does not have.
     """
     tokens, positions = restored.tokens, max_positions(restored.model.backbone.model.config)
     room = None if positions is None else max(1, min(tokens.max_tokens, positions - new))

@@ -64,10 +64,7 @@ def push_to_hub(
 
 
 def _check_name(repo: str) -> None:
-    """
-    Raises:
-        UserError: it is not NAMESPACE/NAME, as the hub allows it.
-    """
+    """Raise a UserError unless it is NAMESPACE/NAME, as the hub allows it."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -89,10 +86,7 @@ def _earlier_files(api: HfApi, repo: str) -> list[str]:
 
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """
-    Raises:
-        UserError: in place of what the client raises where the hub refuses or does not answer.
-    """
+    """Raise a UserError in place of what the client raises where the hub refuses or does not answer."""
     try:
         yield
     except LocalTokenNotFoundError as error:

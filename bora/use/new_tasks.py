@@ -101,14 +101,11 @@ def new_tasks(
     the prior has that unit's variance as well: N(Θ, 1/τ + 1/τ_level).
 
     Args:
-        levels: of the new tasks, see `place_new`; None for none.
         names: of the new tasks.
         task_documents: N_d, documents of each to learn from.
         n_tokens: scored tokens of all of them.
-        tau: precision of the prior, 0 < τ < ∞.
-
-    Raises:
-        UserError: τ is out of range.
+        tau: precision of the prior; a UserError is raised unless 0 < τ < ∞.
+        levels: of the new tasks, see `place_new`.
     """
     if not 0 < tau < math.inf:
         raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 nothing is known of it, at ∞ it is Θ; give --tau")

@@ -47,11 +47,6 @@ class Restored(NamedTuple):
         return Tokens.of(self.cfg.data, self.model.backbone.model, self.tokenizer)
 
     @property
-    def per_task(self) -> pd.DataFrame:
-        """Read the run's per_task.csv."""
-        return self.directory.per_task()
-
-    @property
     def temperature(self) -> float:
         """Return T of p(d | text), see `bora.train.authorship`; 1 where the run has none."""
         return self.summary.get("temperature") or 1.0
@@ -77,12 +72,9 @@ class Restored(NamedTuple):
 
 
 def find_tasks(wanted: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Find tasks by their whole names, or by a beginning that no other task has.
+    """Find tasks among all names by their whole names, or by a beginning that no other task has.
 
     Upper and lower case are told apart only where whole names differ in them.
-
-    Args:
-        names: of all tasks.
 
     Raises:
         UserError: there is no such task, or several; lists those, or the names near to it.

@@ -71,11 +71,7 @@ def likeliest(
 
 
 def guess_tasks(restored: Restored, table: pd.DataFrame, prior: str, batch_size: int) -> pd.DataFrame:
-    """Find the likeliest task of each text.
-
-    Args:
-        table: columns text and what prompts take.
-        prior, batch_size: see `log_prior` and `likelihoods`.
+    """Find the likeliest task of each text in a table with the columns text and what prompts take.
 
     Returns:
         A row a text: best, posterior, see `likeliest`; and a column a task with p(d | text).

@@ -62,9 +62,7 @@ def find_shares(
 def gradient_similarities(restored: Restored, table: pd.DataFrame, batch_size: int) -> np.ndarray:
     """Compute g_n · g_m of documents at Θ, [N, N]; documents without a scored token have zeros.
 
-    Args:
-        table: columns task, text and what prompts take.
-        batch_size: documents in a backward.
+    See `find_shares` for the arguments.
     """
     model, (documents, _) = restored.model, restored.documents(table)
     generator = torch.Generator().manual_seed(0)
@@ -109,8 +107,8 @@ def variance_shares(similarity: np.ndarray, tasks: Sequence[str], columns: Mappi
     A column that is one value in each task is permuted over tasks, another one over the documents of each task.
 
     Args:
-        similarity: [N, N].
-        tasks: [N] of the documents.
+        similarity: [N, N] of the documents.
+        tasks: [N].
         columns: name → [N] values.
 
     Raises:

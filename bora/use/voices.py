@@ -13,7 +13,7 @@ context. One that is rare cannot have a large contribution by its log-ratio alon
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,24 +37,8 @@ MAX_NEW_TOKENS, REPETITION_PENALTY = 32, 1.2  # without the latter small models 
 SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
-class VoiceTables(NamedTuple):
-    """What was found.
-
-    Attributes:
-        tokens: see `characteristic_tokens`.
-        continuations: see `continue_prompt`.
-    """
-
-    tokens: pd.DataFrame
-    continuations: pd.DataFrame
-
-
 def require_voices(summary: dict[str, Any]) -> None:
-    """Refuse a run by its summary.
-
-    Raises:
-        UserError: all tasks of the run are Θ.
-    """
+    """Raise a UserError if all tasks of a run are Θ, by its summary."""
     if np.isinf(summary["tau"]):
         raise UserError("at tau=inf all tasks are Θ, so none has a voice of its own; give a run with a finite tau")
 
@@ -67,8 +51,8 @@ def find_voices(
     documents: int | None = None,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-) -> VoiceTables:
-    """Find the tokens of tasks, and let Θ and the tasks continue one prompt.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Find the tokens of tasks, see `characteristic_tokens`, and let Θ and the tasks continue one prompt.
 
     Args:
         table: from `bora.runs.corpus.split_documents`.
@@ -76,16 +60,13 @@ def find_voices(
         prompt: see `continue_prompt`; None for the start of the first task's first document.
         documents: at most so many of each task, drawn at random; None for all.
         batch_size: rows in a forward.
-
-    Raises:
-        UserError: see `bora.use.generate.generate`.
     """
     if prompt is None:
         prompt = restored.tokens.example(table[table["task"] == restored.model.adapters.task_names[0]].head(1))
     options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "repetition_penalty": REPETITION_PENALTY}
     said = continue_prompt(restored, tasks, prompt, **options)
     drawn = draw(table[table["task"].isin(tasks)], documents)
-    return VoiceTables(characteristic_tokens(restored, drawn, batch_size), said)
+    return characteristic_tokens(restored, drawn, batch_size), said
 
 
 @torch.no_grad()
@@ -153,22 +134,19 @@ def continue_prompt(restored: Restored, tasks: Sequence[str], prompt: Any, **opt
     return pd.DataFrame(rows, columns=["task", "prompt", "text"])
 
 
-def write_voices(found: VoiceTables, run: Path, about: dict[str, Any]) -> Path:
-    """Write tokens.csv, continuations.csv and then summary.json to the run's folder `voices`, over earlier ones.
+def write_voices(tokens: pd.DataFrame, continuations: pd.DataFrame, run: Path, about: dict[str, Any]) -> Path:
+    """Write what `find_voices` found to the run's folder `voices`, over earlier ones, summary.json last.
 
     Args:
         about: what was asked: the summary's first part.
 
     Returns:
         The folder.
-
-    Raises:
-        UserError: nothing can be written there.
     """
     out = run / FOLDER
     make_output_folder(out)
     with replace_files(out, (TOKENS, CONTINUATIONS, SUMMARY)) as new:
-        write_csv(new / TOKENS, found.tokens)
-        write_csv(new / CONTINUATIONS, found.continuations)
+        write_csv(new / TOKENS, tokens)
+        write_csv(new / CONTINUATIONS, continuations)
         write_json(new / SUMMARY, about | {"versions": versions()})
     return out

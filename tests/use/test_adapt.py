@@ -115,7 +115,7 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
     assert restored.summary["truncated_documents"] == sum(n > 20 for n in lengths)
     assert torch.equal(restored.model.adapters.mean, theirs.adapters.mean)
     assert restored.model.adapters.distances().min() > 0
-    per_task = restored.per_task.set_index("task")
+    per_task = restored.directory.per_task().set_index("task")
     assert per_task["n_train"].to_dict() == {"c": 3, "d/e": 1}
     assert per_task["train_tokens"].sum() == restored.summary["n_tokens"] == sum(min(n, 20) - 1 for n in lengths)
     # Of the run's own documents neither θ_new nor Θ is free.

@@ -90,7 +90,7 @@ def test_the_posterior_is_that_of_a_loop_over_single_task_models(trained, overri
             for t in range(max(1, len(prompts[d])), whole.shape[1]):
                 nats[i, d] += log_p[t - 1, whole[0, t]].item()
     assert found.likelihoods.nats == pytest.approx(nats, rel=1e-9)
-    n = restored.per_task.set_index("task")["n_train"]
+    n = restored.directory.per_task().set_index("task")["n_train"]
     weights = np.array([n[name] if prior == "documents" else 1 for name in names], dtype=float)
     scores = nats + np.log(weights / weights.sum())
     posterior = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)

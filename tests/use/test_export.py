@@ -132,7 +132,7 @@ def test_the_card_says_what_it_is(trained, tmp_path):
     card = ModelCard.load(tmp_path / "out/b-i-x/README.md")
     assert (card.data.base_model, card.data.library_name) == (str(TOKENIZER), "peft")
     restored = restore(run)
-    per_task = restored.per_task.set_index("task")
+    per_task = restored.directory.per_task().set_index("task")
     row = per_task.loc["../b | <i>*x*"]
     for line in (
         r"| task | ../b \| \<i\>\*x\* |",
