@@ -372,21 +372,14 @@ class Run(RunFiles):
 
 
 def show_report(folder: Path, output: str | Path | None) -> Report:
-    """Write the report of the runs in a folder; None for report/ in it.
-
-    Raises:
-        UserError: see `bora.report.write.write`.
-    """
+    """Write the report of the runs in a folder; None for report/ in it."""
     output = folder / "report" if output is None else Path(output)
     write([folder], output, None)
     return Report(output / "index.html")
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:
-    """
-    Raises:
-        UserError: an option is unknown or out of its range.
-    """
+    """Read the options; raise a UserError if one is unknown or out of its range."""
     try:
         return Sampling(**options)
     except ValidationError as error:

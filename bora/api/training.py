@@ -160,9 +160,6 @@ def _configure(
     Args:
         own: the frame's columns and the prompt, as `fit` takes them; what is None or empty is not given.
         settings: tau, and keywords of Settings.
-
-    Raises:
-        UserError: an unknown setting or an invalid value.
     """
     if isinstance(overrides, str) or not isinstance(overrides, Sequence):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
@@ -176,11 +173,7 @@ def _configure(
 
 
 def _read(frame: Any, jobs: list[Job]) -> tuple[pd.DataFrame, list[Job]]:
-    """Take the documents of a frame, and write their hash into the configs of runs on them.
-
-    Raises:
-        UserError: see `bora.api.frames.documents`.
-    """
+    """Take the documents of a frame, and write their hash into the configs of runs on them."""
     data = jobs[0].cfg.data
     assert isinstance(data, FrameData)
     table = documents(frame, columns_of(data))
@@ -191,10 +184,7 @@ def _read(frame: Any, jobs: list[Job]) -> tuple[pd.DataFrame, list[Job]]:
 
 
 def _folder(output: str | Path) -> Path:
-    """
-    Raises:
-        UserError: it is a file.
-    """
+    """Return an output folder; raise a UserError if it is a file."""
     folder = Path(output).expanduser()
     if folder.is_file():
         raise UserError(f"output={folder} is a file; give a folder")
@@ -202,12 +192,7 @@ def _folder(output: str | Path) -> Path:
 
 
 def _train(job: Job, table: pd.DataFrame, folder: Path, group: str) -> Run:
-    """Train a run, or find it finished.
-
-    Raises:
-        UserError: see `fit`.
-        KeyboardInterrupt: a signal came.
-    """
+    """Train a run, or find it finished; a signal is a KeyboardInterrupt."""
     try:
         train(job.cfg, RunDirectory(folder), group, folder.name, job.overrides, table, sample_texts)
     except Stopped as stopped:  # Ctrl-C, as a notebook knows it

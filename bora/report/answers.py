@@ -26,12 +26,7 @@ def find_answers(evidence: Evidence) -> dict[str, list[tuple[float, Path, dict]]
 
 
 def answers_table(name: str, found: list[tuple[float, Path, dict]]) -> ReportTable:
-    """Tabulate the scores of one evaluation by τ, means over tasks and then over seeds.
-
-    Args:
-        name: the evaluation's.
-        found: of `find_answers`.
-    """
+    """Tabulate the scores of one evaluation of `find_answers` by τ, means over tasks and then over seeds."""
     rows = [
         {"tau": tau, "who": who, **{score: means[score]["value"] for score in SCORES if score in means}}
         for tau, _, summary in found
@@ -40,9 +35,7 @@ def answers_table(name: str, found: list[tuple[float, Path, dict]]) -> ReportTab
     ]
     groups = pd.DataFrame(rows).groupby(["who", "tau"], sort=False)
     data = groups.mean().assign(runs=groups.size()).reset_index()
-    data = data.sort_values("tau", kind="stable").sort_values(
-        "who", kind="stable", key=lambda who: who.map([*WHO].index)
-    )
+    data = data.sort_values(["who", "tau"], key=lambda cells: cells.map([*WHO].index) if cells.name == "who" else cells)
     cells = pd.DataFrame({"who answers": data["who"].map(WHO), "τ": data["tau"].map(format_tau)})
     for score in data.columns.intersection([*SCORES], sort=False):
         cells[SCORES[score]] = data[score].map("{:.3f}".format)

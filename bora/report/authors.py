@@ -42,11 +42,7 @@ class Guesses:
 
 
 def find_guesses(evidence: Evidence) -> Guesses | None:
-    """Read the evaluation of most labelled documents, of the runs at the best τ between the limits; None without one.
-
-    Raises:
-        UserError: one of its files is not readable.
-    """
+    """Read the evaluation of most labelled documents, of the runs at the best τ between the limits; None without one."""
     tau = evidence.best_middle_tau
     found = [
         (run, folder, summary)

@@ -22,8 +22,7 @@ SHOWN = 0.9  # of all its points: the first of a run may be many times higher
 def learning_curves(evidence: Evidence, curves: list[tuple[RunRecord, pd.DataFrame]]) -> Figure | None:
     """Draw figure 9: each run's validation perplexity while training, by epoch, or by step if epochs have several.
 
-    Args:
-        curves: runs with their validations, see RunDirectory.validations.
+    The runs come with their validations, of RunDirectory.validations.
     """
     curves = [(run, table) for run, table in curves if len(table)]
     if not curves:
@@ -60,8 +59,7 @@ def learning_curves(evidence: Evidence, curves: list[tuple[RunRecord, pd.DataFra
 def curves_by_task(evidence: Evidence, by_task: list[tuple[RunRecord, pd.DataFrame]]) -> Figure | None:
     """Draw figure 12: each task's validation perplexity while training, a panel a task, the largest ones.
 
-    Args:
-        by_task: runs with their validations by task, see RunDirectory.by_task.
+    The runs come with their validations by task, of RunDirectory.by_task.
     """
     # Of the lowest seed at both limits and the best τ, and of those that learned it: [validations, D].
     found: dict[float, pd.DataFrame] = {}

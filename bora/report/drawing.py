@@ -119,14 +119,9 @@ def set_size_axis(ax: Axes, n: pd.Series) -> None:
 
 
 def put_legend_above(ax: Axes, columns: int = 2, right: bool = False, **which: Any) -> None:
-    """Put the legend between title and axes, where it hides no point.
-
-    Args:
-        right: begin at the axes' right end, where names at their left leave room.
-    """
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0)}
-    if right:
-        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+    """Put the legend between title and axes, where it hides no point; at the right, names at the left leave room."""
+    side, anchor = ("right", (1.0, 1.0)) if right else ("left", (-0.01, 1.0))
+    place = {"loc": f"lower {side}", "bbox_to_anchor": anchor}
     legend = ax.legend(ncols=columns, columnspacing=1.2, borderaxespad=0.1, **place, **which)
     ax.set_title(ax.get_title(loc="left"), pad=10 + 16 * math.ceil(len(legend.get_texts()) / columns))
 

@@ -178,7 +178,6 @@ def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
 def similarity(found: Similarity) -> Figure:
     """Draw figure 6: the cosine of each two tasks' deviations, like tasks beside each other."""
     n = len(found.tasks)
-    named = n <= MAX_AXIS_NAMES
     figure, ax = canvas(min(5.6, max(3.6, 1.4 + 0.17 * n)))
     cosines = found.cosines[np.ix_(found.order, found.order)].copy()
     np.fill_diagonal(cosines, np.nan)  # each task's with itself is 1, and would be all that is seen
@@ -186,20 +185,21 @@ def similarity(found: Similarity) -> Figure:
     bound = float(np.nanmax(np.abs(cosines - chance))) or 1.0
     image = ax.imshow(cosines, cmap=DIVERGING, vmin=chance - bound, vmax=chance + bound, interpolation="nearest")
     figure.colorbar(image, ax=ax, shrink=0.8, label="cosine of the deviations from Θ")
-    names = [shorten(found.tasks[i], 28) for i in found.order]
-    ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=_map_font(n))
-    ax.set_xticks([])
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
+    _set_map_axes(ax, [shorten(found.tasks[i], 28) for i in found.order])
     ax.set_title(f"Which tasks deviate alike at τ = {format_tau(found.tau)}")
     if found.groups is not None:
         _draw_groups(figure, ax, found.groups.iloc[found.order], str(found.column))
     return figure
 
 
-def _map_font(n: int) -> float:
-    """Give the size, in points, at which n names stand beside a square map without touching."""
-    return min(7.5, 290 / n)
+def _set_map_axes(ax: Axes, names: list[str]) -> None:
+    """Name the rows of a square map of tasks, where there are not too many, so that no two names touch."""
+    n = len(names)
+    named = n <= MAX_AXIS_NAMES
+    ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=min(7.5, 290 / n))
+    ax.set_xticks([])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
 
 
 def _draw_groups(figure: Figure, ax: Axes, groups: pd.Series, column: str) -> None:
@@ -207,12 +207,8 @@ def _draw_groups(figure: Figure, ax: Axes, groups: pd.Series, column: str) -> No
     counts = groups.value_counts()
     shown = counts.index[: len(GROUPS) if len(counts) <= len(GROUPS) else len(GROUPS) - 1]
     colors = dict(zip(shown, GROUPS, strict=False))
-    mark: dict[str, Any] = {
-        "marker": "s",
-        "ms": max(2.0, min(7.0, 220 / len(groups))),
-        "linewidth": 0,
-        "clip_on": False,
-    }
+    size = max(2.0, min(7.0, 220 / len(groups)))
+    mark: dict[str, Any] = {"marker": "s", "ms": size, "linewidth": 0, "clip_on": False}
     for place, group in enumerate(groups):
         ax.plot(place, -0.02, color=colors.get(group, LIGHT), transform=ax.get_xaxis_transform(), **mark)
     for group, color in colors.items():
@@ -279,24 +275,16 @@ def pooling(evidence: Evidence) -> Figure | None:
 def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) -> Figure:
     """Draw figure 10: which task each task's documents are taken for, and how sure the model is against how right.
 
-    Args:
-        order: of the tasks; None for by size.
+    Tasks stand in an order, or by size.
     """
     tasks = order or [str(task) for task in evidence.tasks().sort_values("n_train", ascending=False).index]
-    n = len(tasks)
-    named = n <= MAX_AXIS_NAMES
-    height = max(3.0, min(5.2, 0.9 + 0.17 * n))
+    height = max(3.0, min(5.2, 0.9 + 0.17 * len(tasks)))
     figure = Figure(figsize=(WIDTH, height + 3.0))
     above, below = figure.subplots(2, height_ratios=[height, 3.0])
     image = above.imshow(guesses.confusion(tasks), cmap="Blues", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=above, shrink=0.8, label="share of the row")
-    above.set_yticks(
-        np.arange(n) if named else [], [shorten(t, 22) for t in tasks] if named else [], fontsize=_map_font(n)
-    )
-    above.set_xticks([])
+    _set_map_axes(above, [shorten(task, 22) for task in tasks])
     above.set_facecolor(LIGHT)
-    above.grid(visible=False)
-    above.spines[:].set_visible(False)
     above.set(xlabel="likeliest task, in the same order", ylabel="true task", title="Who wrote it")
     _draw_reliability(below, guesses)
     return figure

@@ -129,10 +129,8 @@ def _write_section(
     if missing:
         problems.append(f"figures: no font here has {''.join(missing[:MAX_SHOWN])}; install one, such as Noto's")
     with drawing_style(fonts):
-        curves, by_task = (
-            _read_curves(evidence, problems, METRICS, RunDirectory.validations),
-            _read_curves(evidence, problems, BY_TASK, RunDirectory.by_task),
-        )
+        curves = _read_curves(evidence, problems, METRICS, RunDirectory.validations)
+        by_task = _read_curves(evidence, problems, BY_TASK, RunDirectory.by_task)
         drawn = draw_figures(evidence, similar, curves, by_task, _find_guesses(evidence, problems))
         pictures = [save_picture(folder, slug, *each) for each in drawn]
     return Section(series.label, slug, folder, evidence, claims, *tables, pictures, answers, voices)

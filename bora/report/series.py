@@ -39,11 +39,7 @@ MAX_VALUE_CHARS = 24  # of a setting in a label
 
 
 def run_folders(top: Path) -> list[Path]:
-    """List the folders at or below `top` that hold a run, finished or not; an evaluation is none.
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """List the folders at or below `top` that hold a run, finished or not; an evaluation is none."""
     if not top.exists():
         raise UserError(f"{top}: there is no such folder or archive of runs")
     files = (file for name in (CONFIG, METRICS, FAILED) for file in top.rglob(name))
@@ -63,12 +59,14 @@ def read_runs(tops: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
     tops = list(tops)
     for top in tops:
         for folder in run_folders(top):
-            if folder.resolve() not in runs:
-                runs[folder.resolve()] = None
-                try:
-                    runs[folder.resolve()] = _require_figures(_read_finished(folder))
-                except UserError as error:
-                    problems.append(str(error))
+            place = folder.resolve()
+            if place in runs:
+                continue
+            runs[place] = None
+            try:
+                runs[place] = _require_figures(_read_finished(folder))
+            except UserError as error:
+                problems.append(str(error))
         for file in [top] if top.is_file() else sorted(top.rglob(ARCHIVE)):
             try:
                 for run in read_archive(file):
@@ -93,11 +91,7 @@ def changed_files(tops: Iterable[Path]) -> Iterator[str]:
 
 
 def _read_finished(folder: Path) -> RunRecord:
-    """Read a run.
-
-    Raises:
-        UserError: it is damaged, failed or unfinished.
-    """
+    """Read a run; raise a UserError if it is damaged, failed or unfinished."""
     if (folder / SUMMARY).is_file():
         return read_run(folder)
     if (folder / FAILED).is_file():
@@ -106,11 +100,7 @@ def _read_finished(folder: Path) -> RunRecord:
 
 
 def _require_figures(run: RunRecord) -> RunRecord:
-    """Return a run that has all that a report needs.
-
-    Raises:
-        UserError: naming what it lacks.
-    """
+    """Return a run that has all that a report needs; raise a UserError that names what another lacks."""
     if "adapted_from" in run.summary:
         raise UserError(
             f"{run.folder} was made by bora adapt, which holds no documents out: there is nothing to report"
@@ -238,20 +228,12 @@ def _tau_of_levels(run: RunRecord) -> Any:
 
 
 def _key(run: RunRecord, *without: str) -> str:
-    """Write a run's setting as text, equal for runs of one series.
-
-    Args:
-        without: what does not count.
-    """
+    """Write a run's setting, but for the keys `without`, as text, equal for runs of one series."""
     return json.dumps({k: v for k, v in _setting(run).items() if k not in without}, sort_keys=True)
 
 
 def _labels(firsts: list[RunRecord]) -> list[str]:
-    """Name each series by corpus and model, and by what differs from the others of that corpus and model.
-
-    Args:
-        firsts: a run of each series, in the middle of τ's range if there is one.
-    """
+    """Name each series, by a run of it, by corpus and model, and by what differs from the others of those."""
     settings = [_setting(run) for run in firsts]
     names = [f"{_corpus(run)} · {run.summary['model']}" for run in firsts]
     labels = []

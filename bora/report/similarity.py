@@ -55,11 +55,7 @@ class Similarity:
 
 
 def compare_tasks(run: RunRecord) -> Similarity:
-    """Compare a run's tasks by its best checkpoint.
-
-    Raises:
-        UserError: no checkpoint, fewer than three tasks, or tasks that do not differ.
-    """
+    """Compare a run's tasks by its best checkpoint; refuse fewer than three tasks, and tasks that do not differ."""
     if not RunDirectory(run.folder).best.is_file():
         raise UserError("the similarity of tasks needs checkpoints/best.ckpt, which an archive does not hold")
     checkpoint = load_checkpoint(RunDirectory(run.folder).best)
@@ -82,11 +78,7 @@ def compare_tasks(run: RunRecord) -> Similarity:
 
 
 def group_by(found: Similarity, run: RunRecord, column: str) -> Similarity:
-    """Group the tasks by a column of the run's table (party, gender, play), and test how much it explains.
-
-    Raises:
-        UserError: no such column.
-    """
+    """Group the tasks by a column of the run's table (party, gender, play), and test how much it explains."""
     groups = attribute(run, column).reindex(found.tasks)
     explained, by_chance, p_value = explained_variance(found.gram, groups)
     return replace(found, column=column, groups=groups, explained=explained, by_chance=by_chance, p_value=p_value)
@@ -114,11 +106,7 @@ def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, floa
 
 
 def attribute(run: RunRecord, column: str) -> pd.Series:
-    """Find each task's commonest value of a column of the table that the run was read from.
-
-    Raises:
-        UserError: the corpus is no table, the file has moved or changed, or it has no such column.
-    """
+    """Find each task's commonest value of a column of the table that the run was read from."""
     directory = RunDirectory(run.folder)
     documents = split_documents(directory, "train", "validation")
     values = read_column(directory.config().data, column, documents.index, "--color-by=")

@@ -16,11 +16,7 @@ N_BEST, MIN_COUNT, MIN_DOCUMENTS = 8, 3, 2  # tokens of a task that are shown, a
 
 
 def best_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Take the most characteristic tokens of each task: of those that several documents have, and not once only.
-
-    Args:
-        tokens: from `bora.use.voices.characteristic_tokens`.
-    """
+    """Take each task's most characteristic tokens of `bora.use.voices.characteristic_tokens` that several texts have."""
     often = (tokens["count"] >= MIN_COUNT) & (tokens["documents"] >= MIN_DOCUMENTS) & (tokens["contribution"] > 0)
     return tokens[often].groupby("task", sort=False).head(N_BEST)
 
@@ -40,11 +36,7 @@ def arrange_voices(tokens: pd.DataFrame, continuations: pd.DataFrame) -> pd.Data
 
 
 def voices_table(evidence: Evidence) -> ReportTable | None:
-    """Tabulate the voices of the first run at the best middle τ; None where `bora voices` left none.
-
-    Raises:
-        UserError: its files are not readable.
-    """
+    """Tabulate the voices of the first run at the best middle τ; None where `bora voices` left none."""
     tau = evidence.best_middle_tau
     folder = Path() if tau is None else evidence.series.at(tau)[0].folder / FOLDER
     if tau is None or not (folder / SUMMARY).is_file():

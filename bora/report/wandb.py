@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def log_view(sections: list[Section], runs: list[RunRecord], output: Path) -> None:
-    """Log the panels, tables, figures and page of a report, if the first run was logged to W&B.
-
-    Args:
-        output: the report's folder, as written.
-    """
+    """Log the panels, tables, figures and page of a report, written to `output`, if the first run was logged to W&B."""
     config = runs[0].config
     mode = wandb_mode(config["logger.mode"]) if config.get("logger.kind") == "wandb" else "disabled"
     if mode == "disabled":

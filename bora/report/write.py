@@ -20,19 +20,16 @@ def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list
     try:
         from bora.report.page import write_report
     except ModuleNotFoundError as error:
-        packages = "matplotlib tabulate"
-        raise UserError(f"bora report lacks a package (there is no {error.name}): pip install {packages}") from error
+        raise UserError(
+            f"bora report lacks a package (there is no {error.name}): pip install matplotlib tabulate"
+        ) from error
     runs, problems = read_runs(folders)
     _claim_output(output, folders)
     return write_report(runs, problems, output, color_by), runs, problems
 
 
 def _claim_output(output: Path, folders: list[Path]) -> None:
-    """Make a report's folder, and note in runs.txt there what it is about.
-
-    Raises:
-        UserError: nothing can be written there, or the folder has a page about other runs.
-    """
+    """Make a report's folder, and note in runs.txt there what it is about; refuse one with a page about other runs."""
     make_output_folder(output)
     about, note = "".join(sorted(f"{os.path.relpath(folder, output)}\n" for folder in folders)), output / "runs.txt"
     if (output / "index.html").exists() and not (note.is_file() and note.read_text("utf-8") == about):
