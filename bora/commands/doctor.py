@@ -85,12 +85,9 @@ def warnings_for(report: dict[str, Any]) -> list[str]:
     if free is None:
         return ["trainer.accelerator asks for a GPU, and torch sees none; give trainer=cpu"]
     needed = max(sum(report["memory"].values()), (report["measured"] or {}).get("peak_memory", 0))
-    if needed <= FULL * free:
-        return []
-    return [
-        f"a step needs {size(needed)} of memory, and {size(free)} are free; give fewer tasks, a lower lora.rank, a "
-        "smaller data.batch_size or model.dtype=bfloat16"
-    ]
+    fix = "give fewer tasks, a lower lora.rank, a smaller data.batch_size or model.dtype=bfloat16"
+    too_much = f"a step needs {size(needed)} of memory, and {size(free)} are free; {fix}"
+    return [too_much] if needed > FULL * free else []
 
 
 def show(report: dict[str, Any]) -> None:

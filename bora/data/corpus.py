@@ -17,6 +17,9 @@ from bora.data.split import SPLITS, leakage, split
 from bora.data.tokens import Tokens
 from bora.errors import UserError
 
+SELECTION = {"selection", "n_tasks", "min_documents", "max_documents", "documents_per_task"}  # settings of `select`
+SELECTION |= {"min_characters", "drop_duplicates"}
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -114,17 +117,7 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
     Raises:
         UserError: see `select` and `split`; also where a task has too few documents for its three parts.
     """
-    table, names, dropped = select(
-        table,
-        selection=data.selection,
-        n_tasks=data.n_tasks,
-        min_documents=data.min_documents,
-        max_documents=data.max_documents,
-        documents_per_task=data.documents_per_task,
-        min_characters=data.min_characters,
-        drop_duplicates=data.drop_duplicates,
-        seed=data.split.seed,
-    )
+    table, names, dropped = select(table, **data.model_dump(include=SELECTION), seed=data.split.seed)
     encoded, truncation = tokens.encode(table, cached=True)
     encoded = [e for e in encoded if e.n_scored > 0]
     whose = np.array([e.document for e in encoded], dtype=np.int64)

@@ -41,7 +41,10 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
     try:
         found = _load(path, subset)
         if isinstance(found, datasets.DatasetDict):
-            found = _choose_split(found, split)
+            parts = dict(found)
+            if split != "all" and split not in parts:
+                raise ReadError("split_name", split, f"the dataset has the splits {', '.join(parts)}; or give all")
+            found = datasets.concatenate_datasets([*parts.values()]) if split == "all" else parts[split]
         return documents(found, columns)
     except UserError:
         raise
@@ -95,17 +98,6 @@ def _cells_as_text(path: str, subset: str | None) -> dict[str, Any]:
     labels = {c: f for c, f in declared.items() if isinstance(f, datasets.ClassLabel)}
     text = {column: labels.get(column, datasets.Value("string")) for column in first_row}
     return {"features": datasets.Features(text), "keep_default_na": False}
-
-
-def _choose_split(found: Any, split: str) -> Any:
-    """Choose one of the dataset's own splits, or join all of them."""
-    import datasets
-
-    if split == "all":
-        return datasets.concatenate_datasets(list(found.values()))
-    if split not in found:
-        raise ReadError("split_name", split, f"the dataset has the splits {', '.join(found)}; or give all")
-    return found[split]
 
 
 def _values(found: Any, column: str) -> Iterable:

@@ -121,7 +121,7 @@ def set_size_axis(ax: Axes, n: pd.Series) -> None:
 def put_legend_above(ax: Axes, columns: int = 2, right: bool = False, **which: Any) -> None:
     """Put the legend between title and axes, where it hides no point; at the right, names at the left leave room."""
     side, anchor = ("right", (1.0, 1.0)) if right else ("left", (-0.01, 1.0))
-    place = {"loc": f"lower {side}", "bbox_to_anchor": anchor}
+    place: dict[str, Any] = {"loc": f"lower {side}", "bbox_to_anchor": anchor}
     legend = ax.legend(ncols=columns, columnspacing=1.2, borderaxespad=0.1, **place, **which)
     ax.set_title(ax.get_title(loc="left"), pad=10 + 16 * math.ceil(len(legend.get_texts()) / columns))
 

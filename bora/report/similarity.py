@@ -78,8 +78,12 @@ def compare_tasks(run: RunRecord) -> Similarity:
 
 
 def group_by(found: Similarity, run: RunRecord, column: str) -> Similarity:
-    """Group the tasks by a column of the run's table (party, gender, play), and test how much it explains."""
-    groups = attribute(run, column).reindex(found.tasks)
+    """Group tasks by their commonest value of a column of the run's table (party, play), and test what it explains."""
+    directory = RunDirectory(run.folder)
+    documents = split_documents(directory, "train", "validation")
+    values = read_column(directory.config().data, column, documents.index, "--color-by=")
+    by_task = pd.Series(values, index=documents["task"]).groupby(level=0)
+    groups = by_task.agg(lambda cells: cells.value_counts().index[0]).replace("", NONE).reindex(found.tasks)
     explained, by_chance, p_value = explained_variance(found.gram, groups)
     return replace(found, column=column, groups=groups, explained=explained, by_chance=by_chance, p_value=p_value)
 
@@ -103,12 +107,3 @@ def explained_variance(gram: np.ndarray, groups: pd.Series) -> tuple[float, floa
     chance = np.array([share(rng.permutation(len(codes))) for _ in range(PERMUTATIONS)])
     p_value = (1 + (chance >= mine - 1e-12).sum()) / (1 + PERMUTATIONS)
     return mine, float(chance.mean()), float(p_value)
-
-
-def attribute(run: RunRecord, column: str) -> pd.Series:
-    """Find each task's commonest value of a column of the table that the run was read from."""
-    directory = RunDirectory(run.folder)
-    documents = split_documents(directory, "train", "validation")
-    values = read_column(directory.config().data, column, documents.index, "--color-by=")
-    commonest = pd.Series(values, index=documents["task"]).groupby(level=0).agg(lambda v: v.value_counts().index[0])
-    return commonest.replace("", NONE)

@@ -176,7 +176,8 @@ def table2(evidence: Evidence) -> ReportTable:
     taus = evidence.series.taus
     overall = pd.DataFrame({tau: [evidence.over_seeds(tau).value] for tau in taus}, index=["all"])
     ours = pd.concat([evidence.task_means().sort_index(), overall])
-    theirs = paper.table2().reindex([_plain_name(task) for task in ours.index]).set_axis(ours.index)
+    names_there = [task.lower().replace(".", "").strip() for task in ours.index]  # as the paper's Table 2 has them
+    theirs = paper.table2().reindex(names_there).set_axis(ours.index)
     theirs = theirs.dropna(axis=1, how="all") if is_talk_of_norway(evidence) else theirs.iloc[:, :0]
     table = pd.concat([ours, theirs], axis=1)
     paper_taus = [tau for tau in paper.TAUS if tau in theirs]
@@ -197,11 +198,6 @@ def table2(evidence: Evidence) -> ReportTable:
 def _lowest(table: pd.DataFrame) -> np.ndarray:
     """Mark the lowest number of each row."""
     return table.to_numpy() == table.min(axis=1).to_numpy()[:, None]
-
-
-def _plain_name(name: str) -> str:
-    """Write a speaker's name as the paper's Table 2 does."""
-    return name.lower().replace(".", "").strip()
 
 
 def claims_table(claims: list[Claim]) -> ReportTable:

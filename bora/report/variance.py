@@ -47,15 +47,9 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
         together = weighted_mean(evidence.by_task(tau, "effect").mean(axis=1).to_numpy(float), tasks)
         data["gain_share"] = data["worth"] / together if together > 0 else math.nan
     data = _with_gradients(data, runs[0])
-    inferred = read_inferred(runs[0])
-    if inferred is not None:
+    if (inferred := read_inferred(runs[0])) is not None:
         data.loc[0, ["inferred_lower_tau", "inferred_tau"]] = inferred
     return ReportTable("variance", data, cells := _cells(data), cells == "", _caption(data, tau, own == "effect"))
-
-
-def read_found(run: RunRecord, name: str) -> pd.DataFrame | None:
-    """Read a table that `bora variance` left in a run's folder; None where there is none."""
-    return _read(run.folder / VARIANCE / name)
 
 
 def _read(file: Path) -> pd.DataFrame | None:
@@ -68,7 +62,7 @@ def _read(file: Path) -> pd.DataFrame | None:
 
 def read_inferred(run: RunRecord) -> tuple[float, float] | None:
     """Read τ for inference of a run, all parameters together: its two ends; None where there is none."""
-    found = read_found(run, INFERRED)
+    found = _read(run.folder / VARIANCE / INFERRED)
     if found is None:
         return None
     low, high = found.loc[found["group"] == "all", ["lower_tau", "tau"]].to_numpy(float)[0]
@@ -78,8 +72,10 @@ def read_inferred(run: RunRecord) -> tuple[float, float] | None:
 def evidence_profile(evidence: Evidence) -> tuple[pd.DataFrame, tuple[float, float]] | None:
     """Read the evidence by τ of the first run at the best middle τ: tau, evidence (nats); and τ for inference."""
     tau = evidence.best_middle_tau
-    run = None if tau is None else evidence.series.at(tau)[0]
-    found, inferred = (None, None) if run is None else (read_found(run, EVIDENCE), read_inferred(run))
+    if tau is None:
+        return None
+    run = evidence.series.at(tau)[0]
+    found, inferred = _read(run.folder / VARIANCE / EVIDENCE), read_inferred(run)
     return None if found is None or inferred is None else (found[found["group"] == "all"], inferred)
 
 
@@ -105,7 +101,7 @@ def _row(level: str, tau: float, effect: pd.Series, error: pd.Series, tokens: np
 
 
 def _with_gradients(data: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
-    shares = read_found(run, SHARES)
+    shares = _read(run.folder / VARIANCE / SHARES)
     if shares is None:
         return data
     shares = shares.rename(columns={"column": "level", "low": "share_low", "high": "share_high"})

@@ -15,18 +15,13 @@ BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 N_BEST, MIN_COUNT, MIN_DOCUMENTS = 8, 3, 2  # tokens of a task that are shown, and how often they must be there
 
 
-def best_tokens(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Take each task's most characteristic tokens of `bora.use.voices.characteristic_tokens` that several texts have."""
-    often = (tokens["count"] >= MIN_COUNT) & (tokens["documents"] >= MIN_DOCUMENTS) & (tokens["contribution"] > 0)
-    return tokens[often].groupby("task", sort=False).head(N_BEST)
-
-
 def arrange_voices(tokens: pd.DataFrame, continuations: pd.DataFrame) -> pd.DataFrame:
     """Arrange a row a speaker, Θ first, then the tasks that gain most: task, gain, tokens, says.
 
     Below each token stands its contribution in thousandths of a nat.
     """
-    best = best_tokens(tokens)
+    often = (tokens["count"] >= MIN_COUNT) & (tokens["documents"] >= MIN_DOCUMENTS) & (tokens["contribution"] > 0)
+    best = tokens[often].groupby("task", sort=False).head(N_BEST)
     shown = best["token"] + best["contribution"].map(lambda x: f"{1000 * x:.0f}".translate(BELOW)).astype(str)
     said = continuations.set_index("task")["text"].map(lambda text: one_line(text.replace("\n", " ↵ ")))
     gain = tokens.groupby("task")["contribution"].sum().reindex(said.index)
