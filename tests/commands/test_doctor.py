@@ -79,7 +79,7 @@ def test_the_figures_are_those_of_a_run(report, command, settings):
     assert (found["tasks"], found["dtype"]) == (3, run.summary["dtype"])
     assert found["scored_tokens"] == run.summary["n_tokens"]
     columns = {"train": "n_train", "validation": "n_val", "test": "n_test"}
-    assert found["documents"] == {split: run.per_task[column].sum() for split, column in columns.items()}
+    assert found["documents"] == {split: run.directory.per_task()[column].sum() for split, column in columns.items()}
     cut, whole = run.summary["truncated_tokens"], load_corpus_of(settings).documents["n_tokens"].sum()
     assert found["truncated_share"] == pytest.approx(cut / (cut + whole))
     assert found["max_steps"] == run.summary["steps"]
