@@ -166,7 +166,9 @@ def to_text(value: Any) -> str:
 
 
 def finish(table: pa.Table) -> pd.DataFrame:
-    """Complete a table: task, text and date, '' where there is none, and the others; names by `normalise_names`."""
+    """Complete what every reader returns: its columns task, text and date, '' where there is none, one for each of the
+    prompt's placeholders and one for each level, all text; its index counts the source's rows from 0.
+    """
     frame = table.to_pandas().rename(columns={"messages": "text"})
     for ours in ("task", "date"):
         if ours not in frame:

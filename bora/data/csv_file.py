@@ -18,17 +18,13 @@ csv.field_size_limit(2**31 - 1)  # a cell may be long; the module's own limit is
 
 
 def read_csv(file: Path, columns: Columns, separator: str = ",", missing: str | None = None) -> pd.DataFrame:
-    """Read a CSV file's needed columns; those of a large file are cached for the next start.
+    """Read a CSV file's needed columns, see `finish`; those of a large file are cached for the next start.
 
     Args:
         file: plain or compressed.
         missing: a cell that stands for a missing value; None if there is no such mark.
 
-    Returns:
-        Columns task, text, date; the index counts rows from 0.
-
     Raises:
-        ReadError: see Columns.find.
         UserError: the file is not UTF-8, or a row is not as the header says; names the line. Or there are no rows.
     """
     rows = _rows(file, separator)

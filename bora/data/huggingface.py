@@ -18,7 +18,7 @@ SAVED = ("dataset_info.json", "dataset_dict.json")  # save_to_disk writes one of
 
 
 def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.DataFrame:
-    """Read one split's columns that are needed.
+    """Read one split's columns that are needed, see `finish`.
 
     Args:
         path: a folder, or a dataset's name on the hub (or in its cache).
@@ -26,9 +26,6 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
             "all" joins all of them.
         subset: the dataset's configuration, where it has several.
         columns: a column of class labels gives the labels' names.
-
-    Returns:
-        Columns `task`, `text`, `date`, all text; the index counts the rows from 0.
 
     Raises:
         ReadError: there is no such split or column.

@@ -20,7 +20,7 @@ class TaskDataModule(L.LightningDataModule):
         batch_size: documents in a training batch, all processes together.
         eval_batch_size: the same in validation and test, where it changes speed alone, but for `val_perplexity_by_batch`.
         seed: of the training order.
-        scored_padding: the token id of padding that is scored too (the published code); None: it is not scored.
+        scored_padding: see Documents.
         levels, units: above the tasks, and [N, L] rows of the matrix of the corpus's documents; see bora.bayes.levels.
         order: of training (see Batches): bucketed | shuffled | fixed (one shuffled order for every
             epoch, and for validation and test too, as in the published code).

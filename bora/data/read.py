@@ -33,14 +33,10 @@ def read_column(data: AnyData, column: str, rows: Iterable[int], argument: str) 
 
 
 def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.DataFrame:
-    """Read a corpus with the reader of its `source`.
+    """Read a corpus with the reader of its `source`; see `bora.data.columns.finish` for what comes of it.
 
     Args:
         names: what the user calls each argument of a reader, for messages.
-
-    Returns:
-        Columns `task`, `text` and `date`, one for each placeholder of the prompt and one for each level, all text; the
-        index counts the source's rows from 0.
 
     Raises:
         UserError: the input cannot be used; names the setting at fault.

@@ -93,16 +93,13 @@ def functions(source: str) -> Iterator[str]:
 
 
 def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
-    """Read one row a function, of the columns task (the module), package, file and those of Function.
+    """Read one row a function, see `finish`.
 
     Args:
-        columns: which of them are the text and what the prompt takes.
-
-    Returns:
-        Columns `task`, `text`, `date`, which is empty, and one for each placeholder of the prompt.
+        columns: those of Function, task (the module), package and file.
 
     Raises:
-        ReadError: a module has no source file in this interpreter's library; or see Columns.find.
+        ReadError: a module has no source file in this interpreter's library.
     """
     root = source_root()
     files = {module: source_files(module, root) for module in modules}

@@ -16,17 +16,13 @@ from bora.errors import UserError
 
 
 def read(path: str | Path, columns: Columns = ANY) -> pd.DataFrame:
-    """Read the columns that are needed, and only those.
+    """Read the columns that are needed, and only those, see `finish`.
 
     Args:
         path: .csv, .tsv, .jsonl (.ndjson) or .parquet; the first three also compressed (.gz, .bz2, .xz, .zst, .zip).
 
-    Returns:
-        Columns `task`, `text`, `date`, all text and '' where there is none; the index counts the table's rows from 0.
-
     Raises:
-        ReadError: see Columns.find.
-        UserError: there is no such file, or it has another ending or a row that cannot be used.
+        UserError: there is no such file, or it has another ending or a row or column that cannot be used.
         OSError, ValueError: the file is damaged; see `bora.data.errors.input_errors`.
     """
     file = require_file(path)

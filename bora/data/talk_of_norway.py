@@ -21,7 +21,7 @@ from bora.lib.files import atomic_write
 
 
 def read(path: str | None, url: str, columns: Columns) -> pd.DataFrame:
-    """Read the speeches.
+    """Read the speeches, see `bora.data.columns.finish`.
 
     R wrote missing values (a president's name) as NA: they are read as ''.
 
@@ -30,11 +30,7 @@ def read(path: str | None, url: str, columns: Columns) -> pd.DataFrame:
             None to use the downloaded one, fetching it on first use.
         url: the corpus archive (.tar.gz) that holds data/ton.csv.
 
-    Returns:
-        Columns `task` (speaker), `text`, `date`, all text; the index counts the file's rows from 0.
-
     Raises:
-        ReadError: see Columns.find.
         UserError: the archive cannot be downloaded or unpacked; or there is no such file, or it is not CSV.
     """
     if path is None:
@@ -47,11 +43,7 @@ def read(path: str | None, url: str, columns: Columns) -> pd.DataFrame:
 
 
 def download(url: str) -> Path:
-    """Fetch the archive and take ton.csv out of it, once; resume an interrupted download.
-
-    Raises:
-        UserError: the archive cannot be downloaded, or holds no ton.csv.
-    """
+    """Fetch the archive and take ton.csv out of it, once; resume an interrupted download."""
     folder = cache_root() / "talk_of_norway"
     target = folder / "ton.csv"
     if target.is_file():

@@ -70,8 +70,7 @@ class Tokens:
         """Make the one that a config's `data` asks for.
 
         Raises:
-            UserError: it asks for an end-of-text token, and the tokenizer has none, or one that the model does not have;
-                or for a chat template, and the tokenizer has none.
+            UserError: it asks for an end-of-text token or a chat template, and there is none.
         """
         vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
         pair = bool(prompt_columns(data.prompt)) and not data.chat_template

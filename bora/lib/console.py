@@ -58,7 +58,6 @@ def open_bar(total: float, what: str, done: int = 0, left: str = "{remaining} le
 
     Args:
         total, done: steps, all of them and those that are done already.
-        what: is being done.
         left: how the time left is worded.
         delay: seconds until the bar is drawn.
     """

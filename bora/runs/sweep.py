@@ -37,11 +37,8 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
                 continue  # new tasks of one of the runs: nothing was held out
             given = {key_of(word): word.partition("=")[2] for word in read_overrides(file.parent)}
             row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
-        except UserError as error:
-            unreadable.append(str(error))
-            continue
-        except KeyError as error:
-            unreadable.append(f"{file} lacks {error}")
+        except (UserError, KeyError) as error:
+            unreadable.append(str(error) if isinstance(error, UserError) else f"{file} lacks {error}")
             continue
         if "learned" in summary:
             row["tau"] = math.nan

@@ -31,9 +31,6 @@ def sample_texts(
 
     Returns:
         The columns prompt, task, text; a row for each prompt and task.
-
-    Raises:
-        UserError: see `generate`.
     """
     restored = Restored(model, tokenizer, cfg, directory.summary(), directory)
     firsts = documents[documents["split"] == "validation"].drop_duplicates("task").head(N_PROMPTS)

@@ -48,9 +48,6 @@ def find_shares(
 
     Returns:
         A row for the task and for each column, with Share's attributes, the largest share first.
-
-    Raises:
-        UserError: see `variance_shares`.
     """
     table = table.sample(min(max_documents, len(table)), random_state=0).sort_index()
     columns = {name: read(name, table.index) for name in by}
