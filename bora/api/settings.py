@@ -33,11 +33,7 @@ KEYS: dict[str, str] = {name: hint.__metadata__[0] for name, hint in get_type_hi
 
 
 def to_overrides(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Write keywords in the command line's words: max_epochs=4 as trainer.max_epochs=4.
-
-    Raises:
-        UserError: there is no such keyword; it names the nearest.
-    """
+    """Write keywords in the command line's words: max_epochs=4 as trainer.max_epochs=4; refuse an unknown one."""
     for name, value in settings.items():
         if name not in KEYS:
             close = difflib.get_close_matches(name, [*KEYS, *OWN], n=1)

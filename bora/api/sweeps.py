@@ -19,6 +19,8 @@ from bora.runs.sweep import failed_runs, finished_runs
 class Sweep:
     """Runs of the same experiment at several τ and seeds.
 
+    Where they differ in more than that, `by_tau`, `best_tau` and `best` raise a UserError.
+
     Attributes:
         folder: the sweep's.
         runs: the finished ones, by τ and seed.
@@ -41,9 +43,6 @@ class Sweep:
         """Average over seeds, a row a τ ("learn" where it was learned).
 
         The columns: tau, val_perplexity, which chooses, test_perplexity, and the number of runs.
-
-        Raises:
-            UserError: the runs differ in more than τ and seed.
         """
         series, _ = series_of([read_run(run.folder) for run in self.runs])
         if len(series) > 1:
@@ -58,32 +57,18 @@ class Sweep:
         """Choose the τ with the lowest mean validation perplexity over seeds; "learn" where all runs learned it.
 
         Beside given τ a learned one is not chosen: its c was fitted to the documents that would choose.
-
-        Raises:
-            UserError: see `by_tau`.
         """
         rows = self.by_tau.to_dict("records")
         return min(rows, key=lambda row: (row["tau"] == "learn", row["val_perplexity"]))["tau"]
 
     @property
     def best(self) -> Run:
-        """Return the run at `best_tau` with the lowest validation perplexity.
-
-        Raises:
-            UserError: see `by_tau`.
-        """
+        """Return the run at `best_tau` with the lowest validation perplexity."""
         tau = self.best_tau
         return min((r for r in self.runs if _given_tau(r) == tau), key=lambda r: choosing_perplexity(r.summary))
 
     def report(self, output: str | Path | None = None) -> Report:
-        """Write the tables, figures and page of all runs in the folder, as `bora report` does; a notebook shows the page.
-
-        Args:
-            output: the folder; None for report/ in the sweep's own.
-
-        Raises:
-            UserError: the report extra is not installed, or nothing can be written there.
-        """
+        """Write a report of all runs in the folder, to report/ in it if no other is given; see `Run.report`."""
         return show_report(self.folder, output)
 
     def __repr__(self) -> str:

@@ -174,8 +174,7 @@ def main() -> None:
             others = {name: restore(run, arguments.device, arguments.dtype) for name, run in beside.items()}
             sampling = {name: getattr(arguments, name) for name in ("max_new_tokens", "batch_size")}
             ask = Ask(Sampling(**sampling), arguments.answers or None, others)
-        how = (arguments.prior, arguments.batch_size, arguments.include_trained, ask)
-        found = evaluate(restored, table, *how)
+        found = evaluate(restored, table, arguments.prior, arguments.batch_size, arguments.include_trained, ask)
         about = {
             "run": str(run),
             "run_data_sha256": restored.summary["data_sha256"],

@@ -129,10 +129,7 @@ def recorded(words: list[str]) -> list[str]:
 
 
 def compose_config(overrides: list[str]) -> tuple[Config, Path]:
-    """Compose and check one run's config, as `bora run` would.
-
-    Args:
-        overrides: as typed.
+    """Compose and check one run's config from overrides as typed, as `bora run` would.
 
     Returns:
         The config, and the run directory that Hydra would choose.

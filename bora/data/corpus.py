@@ -53,15 +53,8 @@ class Corpus:
             x.unstack(fill_value=0).reindex(index=self.task_names, columns=SPLITS, fill_value=0)
             for x in (by["row"].nunique(), by["n_scored"].sum())
         )
-        return pd.DataFrame(
-            {
-                "n_train": counts["train"],
-                "n_val": counts["validation"],
-                "n_test": counts["test"],
-                "train_tokens": scored["train"],
-                "test_tokens": scored["test"],
-            }
-        )
+        counts = counts.rename(columns={"train": "n_train", "validation": "n_val", "test": "n_test"})
+        return counts.assign(train_tokens=scored["train"], test_tokens=scored["test"]).rename_axis(columns=None)
 
     def tokens_sha256(self) -> str:
         """Hash every document and its tokens, which depend on the tokenizer."""

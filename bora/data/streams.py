@@ -14,10 +14,6 @@ import pyarrow as pa
 from bora.errors import UserError
 
 
-def _open_zst(file: Path) -> Any:
-    return pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
-
-
 def _open_zip(file: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
@@ -30,7 +26,7 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
-    ".zst": _open_zst,
+    ".zst": lambda file: pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"),
     ".zip": _open_zip,
 }
 

@@ -51,9 +51,7 @@ def sizes(evidence: Evidence) -> Figure:
         figure, ax = canvas(max(2.2, 1.0 + 0.2 * n))
         ax.barh(np.arange(n), train, color=BLUE, height=0.72, label="training")
         ax.barh(np.arange(n), total - train, left=train, color=LIGHT, height=0.72, label="validation and test")
-        ax.set_yticks(np.arange(n), [shorten(name) for name in tasks.index], fontsize=8.5)
-        ax.set_ylim(-0.6, n - 0.4)
-        ax.grid(axis="y", visible=False)
+        set_task_axis(ax, tasks.index)
         ax.set_xlabel("documents")
     else:
         figure, ax = canvas()

@@ -71,7 +71,6 @@ def evaluate(
     """Score new text under a run's models.
 
     Args:
-        restored: a finished run.
         table: columns task (an empty string where it is unknown), text and what prompts take; its index is kept as `row`.
         prior: over tasks, see `log_prior`.
         batch_size: rows in a forward.

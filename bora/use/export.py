@@ -34,7 +34,6 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
     """Write a run's adapters, or one task's merged model.
 
     Args:
-        run: the run directory.
         out: the folder to write, complete or not at all.
         tasks: those wanted, see `Restored.find_tasks`; None for all of them and the mean.
         merge: write the whole model of the one task.

@@ -71,7 +71,6 @@ def generate(
     names the task, Θ and the backbone answer once for each of the tasks, prompted with its name.
 
     Args:
-        restored: a finished run.
         tasks: names of its tasks, or their beginnings, see `Restored.find_tasks`.
         prompts: texts to continue, or what `Tokens.start` takes.
         mean, base: let Θ, and the frozen backbone, answer too.

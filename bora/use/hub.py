@@ -32,7 +32,6 @@ def push_to_hub(
     files stay. The token is the one that huggingface_hub finds: HF_TOKEN, or the login.
 
     Args:
-        run: the run directory.
         repo: NAMESPACE/NAME.
         tasks, merge: see `export`.
         private: make the repository private; else a new one is as the namespace's settings have it.

@@ -106,7 +106,6 @@ def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
     """Load a finished run: its backbone from where the config has it, its factors from best.ckpt.
 
     Args:
-        run: the run directory.
         device: cpu or cuda.
         dtype: of the backbone; None for the one that the run was trained in.
 
