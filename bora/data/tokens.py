@@ -181,8 +181,8 @@ class Tokens:
 
         Args:
             table: as for `encode`.
-            names: all tasks that are compared: a text is cut to fit behind the longest prompt of them. That one must
-                leave room, else a UserError is raised.
+            names: all tasks that are compared: a text is cut to fit behind the longest prompt of them, which must
+                leave room.
         """
         longest = max(len(self.before(name)) for name in names)
         if self.max_tokens - longest < 2:

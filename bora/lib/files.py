@@ -64,7 +64,7 @@ def remove_folder(folder: Path) -> None:
 def write_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside `out` that takes its name at the end: `out` appears complete, or not at all.
 
-    Raises a UserError where something is at `out` already, or nothing can be written there.
+    Refuse, by a UserError, an `out` that holds something already, or where nothing can be written.
     """
     out = out.expanduser().resolve()
     partial = out.with_name(f".bora.{os.getpid()}{PARTIAL}")

@@ -119,7 +119,7 @@ def set_size_axis(ax: Axes, n: pd.Series) -> None:
 
 
 def put_legend_above(ax: Axes, columns: int = 2, right: bool = False, **which: Any) -> None:
-    """Put the legend between title and axes, where it hides no point; at the right, names at the left leave room."""
+    """Put the legend between title and axes, where it hides no point: at the right end if names at the left need room."""
     side, anchor = ("right", (1.0, 1.0)) if right else ("left", (-0.01, 1.0))
     place: dict[str, Any] = {"loc": f"lower {side}", "bbox_to_anchor": anchor}
     legend = ax.legend(ncols=columns, columnspacing=1.2, borderaxespad=0.1, **place, **which)

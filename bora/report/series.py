@@ -233,7 +233,7 @@ def _key(run: RunRecord, *without: str) -> str:
 
 
 def _labels(firsts: list[RunRecord]) -> list[str]:
-    """Name each series, by a run of it, by corpus and model, and by what differs from the others of those."""
+    """Name each series, of which a run is given, by corpus, model, and what tells it from the others of both."""
     settings = [_setting(run) for run in firsts]
     names = [f"{_corpus(run)} · {run.summary['model']}" for run in firsts]
     labels = []

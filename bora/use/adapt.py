@@ -169,7 +169,7 @@ def describe_epochs(epochs: int, held_out_nll: list[float] | None) -> str:
 def write_adapted(
     model: HierarchicalLoRA, restored: Restored, documents: NewDocuments, about: dict[str, Any], out: Path
 ) -> None:
-    """Write a folder, `out`, which exists, that `bora export`, `generate` and `evaluate` read as a run's.
+    """Fill the folder `out` with what `bora export`, `generate` and `evaluate` read as a run's.
 
     Args:
         restored: the run that the model was adapted from.

@@ -71,7 +71,7 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
 def write_card(
     folder: Path, restored: Restored, base: str | None, task: str | None, repo: str | None, merged: bool = False
 ) -> None:
-    """Write the card of a task's adapter, or of its whole model, `merged`, into its folder; see `write_index`.
+    """Write the card of a task's adapter, or of its whole model if `merged`, into its folder; see `write_index`.
 
     Args:
         base: None for a base model that is neither on the hub nor in a folder.

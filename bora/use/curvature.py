@@ -151,7 +151,7 @@ def _deviation(adapters: Adapters, task: str) -> Tensor:
 def _sum_gradients(
     restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int
 ) -> Gradients:
-    """Sum over all documents of the D tasks `names` the gradients at their θ; [P] each of `groups`, a mask."""
+    """Sum the gradients, at their θ, of the documents of D tasks; a group of parameters is a mask, [P]."""
     model, n_parameters = restored.model, restored.model.n_parameters
     levels, n_tasks = model.adapters.levels, len(model.adapters.task_names)
     units = None if levels is None else levels.rows_of_cells(level_cells(table, levels.columns), n_tasks)

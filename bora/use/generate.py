@@ -71,7 +71,7 @@ def generate(
     names the task, Θ and the backbone answer once for each of the tasks, prompted with its name.
 
     Args:
-        tasks: names of its tasks, or their beginnings, see `Restored.find_tasks`.
+        tasks: names of the run's tasks, or their beginnings, see `Restored.find_tasks`.
         prompts: texts to continue, or what `Tokens.start` takes.
         mean, base: let Θ, and the frozen backbone, answer too.
         options: see Sampling.
@@ -106,7 +106,7 @@ def continue_all(
 ) -> list[tuple[str, list[int], bool]]:
     """Let each speaker go on from its own start, in batches of mixed speakers: text, ids, ended, as in Answer.
 
-    Raises a UserError where a start does not fit the model.
+    Refuse a start that does not fit the model.
     """
     longest, new = max(map(len, starts)), sampling.max_new_tokens
     positions = max_positions(restored.model.backbone.model.config)
@@ -204,7 +204,7 @@ def _end_tokens(restored: Restored) -> set[int]:
 def encode_start(restored: Restored, task: str | None, prompt: Any, new: int) -> list[int]:
     """Encode a prompt; one that `Tokens.start` may shorten leaves room for `new` tokens.
 
-    Raises a UserError also where there is no token, or one that the model does not have.
+    Refuse also one without a token, or with one that the model does not have.
     """
     tokens, positions = restored.tokens, max_positions(restored.model.backbone.model.config)
     room = None if positions is None else max(1, min(tokens.max_tokens, positions - new))
