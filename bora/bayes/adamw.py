@@ -101,11 +101,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
                 state["average"], p.data = p.data, state["average"]
 
     @torch.no_grad()
-    def restart_averages(self) -> None:
-        """Set the running averages to the parameters as they are."""
-        for p, state in self.state.items():
-            if "average" in state:
-                state["average"].copy_(p)
+    def restart_average(self, p: nn.Parameter) -> None:
+        """Set a parameter's running average to the parameter as it is; while they are exchanged, the reverse."""
+        if "average" in self.state.get(p, {}):
+            self.state[p]["average"].copy_(p)
 
     def _tensors(self, p: nn.Parameter, by_row: bool) -> list[Tensor]:
         """p, its moments, and its steps: of all of p, or of each of its rows; then its average, where there is one."""

@@ -229,10 +229,9 @@ class TrainingModule(L.LightningModule):
         if self.trainer.state.fn == "fit":
             self._trained.exchange_averages()
 
-    def start_at(self, mean: Tensor) -> None:
-        """Go on from Θ [P] with deviations of zero; within a validation."""
-        self.model.adapters.start_at(mean.to(self.device))
-        self._trained.restart_averages()
+    def keep_mean(self) -> None:
+        """Go on from Θ as it is validated, the average where there is one; within a validation."""
+        self._trained.restart_average(self.model.adapters.mean)
 
     def on_validation_epoch_start(self) -> None:
         for name in self.validates:

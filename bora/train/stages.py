@@ -77,12 +77,16 @@ class Stages(Callback):
             self.mean = adapters.mean.detach().cpu().clone()
         if self.began is not None:
             self.tried.append(trainer.callback_metrics["val/c"].item())
+            learned = not adapters.holds_mean
             self._deviate(module)
+            if learned and adapters.holds_mean:
+                module.keep_mean()
             trainer.should_stop |= self._waited() >= self.patience
         elif self._waited() >= self.patience or self._slows(trainer) or self._must_begin(trainer):
             assert self.mean is not None
             self.began = len(history)
-            module.start_at(self.mean)
+            adapters.start_at(self.mean.to(adapters.mean.device))
+            module.keep_mean()
             self._deviate(module)
             tell(f"keeping Θ from epoch {self.progress.best.epoch}; now training the tasks' deviations from it")
 
