@@ -20,13 +20,13 @@ from bora.runs.archive import RunRecord, read_archive
 HERE = Path(__file__).resolve().parent
 
 
-def find(pattern: str) -> dict[tuple[float, int], RunRecord]:
-    """Find the runs of a pattern, by τ and seed."""
-    found: dict[tuple[float, int], RunRecord] = {}
+def find(pattern: str) -> dict[tuple[str, int], RunRecord]:
+    """Find the runs of a pattern, by τ, in words, and seed."""
+    found: dict[tuple[str, int], RunRecord] = {}
     for run in read_archive(HERE / pattern.partition("/")[0] / "runs.csv.gz"):
         folder = re.sub(r"/tau=[^,]*,seed=\d+,?", "/", str(run.folder.relative_to(HERE))).rstrip("/")
         if fnmatch(folder, pattern):
-            key = run.tau, run.summary["seed"]
+            key = format_tau(run.tau) if run.learned is None else "learned", run.summary["seed"]
             if key in found:
                 sys.exit(f"{pattern}: {found[key].folder} and {run.folder} have the same τ and seed")
             found[key] = run
@@ -36,14 +36,14 @@ def find(pattern: str) -> dict[tuple[float, int], RunRecord]:
 def main() -> None:
     """Compare the runs of two patterns, at each τ that both have."""
     ours, theirs = map(find, sys.argv[1:])
-    both = sorted(ours.keys() & theirs.keys())
+    both = [key for key in ours if key in theirs]
     for tau in dict.fromkeys(tau for tau, _ in both):
-        seeds = [seed for t, seed in both if t == tau]
+        seeds = sorted(seed for t, seed in both if t == tau)
         pairs = [(ours[tau, seed].per_task, theirs[tau, seed].per_task) for seed in seeds]
         difference = pd.concat([a["test_nll"] - b["test_nll"] for a, b in pairs], axis=1).mean(axis=1)
         tokens = pairs[0][0]["test_tokens"].to_numpy(float)
         found = bootstrap(weighted_mean, difference.to_numpy(), tokens)
-        sys.stdout.write(f"τ = {format_tau(tau)}, seeds {', '.join(map(str, seeds))}: {found:+.4f}\n")
+        sys.stdout.write(f"τ = {tau}, seeds {', '.join(map(str, seeds))}: {found:+.4f}\n")
 
 
 if __name__ == "__main__":
