@@ -217,21 +217,21 @@ class TrainingModule(L.LightningModule):
         return paired_difference(other - nats[0], tokens, self.groups(self._tested, part or 0))
 
     @property
-    def _trained(self) -> RowwiseAdamW:
+    def _adamw(self) -> RowwiseAdamW:
         return cast(RowwiseAdamW, self.optimizers(use_pl_optimizer=False))
 
     # While training is validated the model has the averages; callbacks come before both, so best.ckpt has them too.
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
-            self._trained.exchange_averages()
+            self._adamw.exchange_averages()
 
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == "fit":
-            self._trained.exchange_averages()
+            self._adamw.exchange_averages()
 
     def keep_mean(self) -> None:
         """Go on from Θ as it is validated, the average where there is one; within a validation."""
-        self._trained.restart_average(self.model.adapters.mean)
+        self._adamw.restart_average(self.model.adapters.mean)
 
     def on_validation_epoch_start(self) -> None:
         for name in self.validates:
