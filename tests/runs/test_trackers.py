@@ -319,10 +319,11 @@ def test_the_callers_own_wandb_run_stays_open_and_its_own(command, tmp_path, mon
     table(tmp_path / "t.csv", TASKS)
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     (tmp_path / "own").mkdir()
-    own = wandb.init(mode="offline", dir=tmp_path / "own", settings=wandb.Settings(silent=True))
+    own = wandb.init(id="mine", mode="offline", dir=tmp_path / "own", settings=wandb.Settings(silent=True))
     assert command(*SMALL, "trainer.max_epochs=1")[0] == 0
     assert wandb.run is own
     own.log({"mine": 1})
+    own.finish()
     of_own, of_run = ({r.run.run_id for r in wandb_records(tmp_path / f / "wandb")} - {""} for f in ("own", "run"))
     assert of_own == {"mine"}
     assert len(of_run - of_own) == len(of_run) == 1
