@@ -120,13 +120,13 @@ class Backbone(nn.Module):
         self._recorder = Recorder(self._run, max_positions(model.config))
         self._recorded = cuda_graphs
         self.compiled, self._checked = compile, set[tuple[int, bool]]()
-        if not compile:  # which does it too
-            fuse_norms(model)
         if compile:
             # Else the first block would be compiled once more: its input needs no gradient.
             model.get_input_embeddings().register_forward_hook(_require_gradient)
             for block in blocks(self.decoder):
                 block.compile(dynamic=True)
+        else:  # compiled, norms are one operation already
+            fuse_norms(model)
         if gradient_checkpointing:
             for block in blocks(self.decoder):
                 block.forward = partial(_run_and_keep_input, block, block.forward)
