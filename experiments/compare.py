@@ -8,16 +8,24 @@ averaged over seeds. Below 0 the first are better.
 
 import re
 import sys
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
 
 from bora.lib.names import format_tau
-from bora.report.intervals import bootstrap, weighted_mean
+from bora.report.intervals import Interval, bootstrap, weighted_mean
 from bora.runs.archive import RunRecord, read_archive
 
 HERE = Path(__file__).resolve().parent
+
+
+def difference(pairs: Sequence[tuple[RunRecord, RunRecord]]) -> Interval:
+    """Return how much more nats a token the first of each pair has on test; a pair is of one seed."""
+    nll = pd.concat([ours.per_task["test_nll"] - theirs.per_task["test_nll"] for ours, theirs in pairs], axis=1)
+    tokens = pairs[0][0].per_task["test_tokens"].to_numpy(float)
+    return bootstrap(weighted_mean, nll.mean(axis=1).to_numpy(), tokens)
 
 
 def find(pattern: str) -> dict[tuple[str, int], RunRecord]:
@@ -39,10 +47,7 @@ def main() -> None:
     both = [key for key in ours if key in theirs]
     for tau in dict.fromkeys(tau for tau, _ in both):
         seeds = sorted(seed for t, seed in both if t == tau)
-        pairs = [(ours[tau, seed].per_task, theirs[tau, seed].per_task) for seed in seeds]
-        difference = pd.concat([a["test_nll"] - b["test_nll"] for a, b in pairs], axis=1).mean(axis=1)
-        tokens = pairs[0][0]["test_tokens"].to_numpy(float)
-        found = bootstrap(weighted_mean, difference.to_numpy(), tokens)
+        found = difference([(ours[tau, seed], theirs[tau, seed]) for seed in seeds])
         sys.stdout.write(f"τ = {tau}, seeds {', '.join(map(str, seeds))}: {found:+.4f}\n")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from bora.lib.names import format_tau
-from bora.report.intervals import bootstrap, weighted_mean
 from bora.runs.archive import RunRecord, read_archive
+from experiments.compare import difference
 
 HERE = Path(__file__).parent
 # Corpus → the archive of its grid, and the grid's name there; None: beside the learned runs.
@@ -25,8 +25,6 @@ def compare(corpus: str, learned: list[RunRecord], grid: list[RunRecord]) -> lis
         theirs = {run.seed: run for run in grid if run.tau == tau and run.seed in mine}
         if not theirs:
             continue
-        nll = pd.DataFrame({s: mine[s].per_task["test_nll"] - run.per_task["test_nll"] for s, run in theirs.items()})
-        tokens = mine[min(theirs)].per_task["test_tokens"].to_numpy(float)
 
         def mean(runs: dict[int, RunRecord], figure: str, seeds=theirs) -> float:
             return sum(runs[s].summary[figure] for s in seeds) / len(seeds)
@@ -40,7 +38,7 @@ def compare(corpus: str, learned: list[RunRecord], grid: list[RunRecord]) -> lis
                 "validation": f"{mean(theirs, 'val_perplexity'):.2f}",
                 "test": f"{mean(theirs, 'test_perplexity'):.2f}",
                 "learned, test": f"{mean(mine, 'test_perplexity'):.2f}",
-                "learned − τ, nats a token": f"{bootstrap(weighted_mean, nll.mean(axis=1).to_numpy(), tokens):+.4f}",
+                "learned − τ, nats a token": f"{difference([(mine[s], theirs[s]) for s in sorted(theirs)]):+.4f}",
                 "epochs, learned and τ": f"{mean(mine, 'epochs'):.1f}, {mean(theirs, 'epochs'):.1f}",
             }
         )

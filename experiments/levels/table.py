@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from bora.lib.names import format_tau
-from bora.report.intervals import bootstrap, weighted_mean
 from bora.report.series import read_runs
 from bora.runs.archive import RunRecord
+from experiments.compare import difference
 
 HERE = Path(__file__).parent
 
@@ -34,11 +34,8 @@ def compare(corpus: str, runs: list[RunRecord]) -> list[dict]:
         row["test"] = f"{mean(own, 'test_perplexity'):.2f}"
         row["against the best without"] = ""
         if setting != without and seeds:
-            nll = {s: own[s].per_task["test_nll"] - settings[without][s].per_task["test_nll"] for s in seeds}
-            tokens = own[seeds[0]].per_task["test_tokens"].to_numpy(float)
-            row["against the best without"] = (
-                f"{bootstrap(weighted_mean, pd.DataFrame(nll).mean(axis=1).to_numpy(), tokens):+.4f}"
-            )
+            pairs = [(own[seed], settings[without][seed]) for seed in seeds]
+            row["against the best without"] = f"{difference(pairs):+.4f}"
         rows.append(row)
     return rows
 
