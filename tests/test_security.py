@@ -159,7 +159,7 @@ def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(folder, mark, mon
     (folder / name).write_text(json.dumps(settings))
     (folder / "its.py").write_text(f"{code}class Config: pass\nclass Model: pass\nclass T: pass\n")
     if kind == "unknown":
-        with pytest.raises(UserError, match="brings code of its own, which is not run"):
+        with pytest.raises(UserError, match="needs code of its own, which bora does not run"):
             from_pretrained(str(folder))
     else:  # transformers has classes for it
         ids = torch.tensor([[5, 6]])

@@ -1,18 +1,18 @@
-"""MAP: AdamW that touches only the rows of the [D, P] matrix whose tasks are in the batch; clipping by rows.
+"""MAP: AdamW that touches only the rows of the [D, P] matrix whose tasks are in the batch; clipping of such gradients.
 
 A dense AdamW visits all D tasks in every step, though most have no gradient. Here a row and its two moments stay
-as they are until its task is in a batch, and the moments' bias is corrected by the row's own
-number of steps: at τ = 0 each task is trained exactly as by an AdamW of its own that steps when the task has data.
-On a CPU the rows are changed where they are. On any other device they are gathered and written back, since to know there
-which rows they are is to wait for the device (bora.bayes.rows has the same two ways).
+unchanged until its task is in a batch, and the moments' bias is corrected by the row's own
+number of steps: at τ = 0 each task is trained exactly as by its own AdamW that steps when the task has data.
+On a CPU the rows are updated in place. On any other device they are gathered and written back, since indexing them one
+by one would wait for the device (bora.bayes.rows has the same two ways).
 
-At a constant learning rate the last values are the optimum and the noise of the last steps. With `average` a running
-average of each parameter, and of each row over its own steps, is kept beside them (Shamir & Zhang 2013, section 4,
+At a constant learning rate the last values are the optimum plus the noise of the last steps. With `average` the optimiser
+also keeps a running average of each parameter, and of each row over its own steps (Shamir & Zhang 2013, section 4,
 https://arxiv.org/abs/1212.1824)::
 
     w̄ ← w̄ + c (w − w̄),    c = 10 / (t + 9) after step t
 
-It reaches back over about a tenth of the steps so far, however many these are.
+It reaches back over about a tenth of the steps so far.
 """
 
 import math
@@ -25,15 +25,15 @@ from torch.optim.adamw import adamw
 
 from bora.bayes.rows import together
 
-REACH = 10  # the running average is over about 1/REACH of the steps
+REACH = 10  # the running average reaches back over about 1/REACH of the steps
 
 
 class RowwiseAdamW(torch.optim.Optimizer):
-    """AdamW without weight decay, row by row where a gradient is sparse.
+    """AdamW without weight decay, row by row for sparse gradients.
 
     Args:
-        params: dense gradients are handled as by torch.optim.AdamW; a parameter [D, …] may instead have a
-            sparse one over its rows.
+        params: with dense gradients, handled as by torch.optim.AdamW; a parameter [D, …] may instead have a gradient
+            that is sparse over its rows.
         lr, betas, eps: AdamW's.
         average: keep a running average of each parameter; see `exchange_averages`.
     """
@@ -46,7 +46,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         average: bool = False,
     ):
-        # fused: torch loads the count of steps to the parameter's device, not to the processor, only where this is set.
+        # fused: without it torch would load the step counts of a checkpoint to the CPU, not to the parameter's device.
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "fused": True})
         self.average = average
 
@@ -95,19 +95,19 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def exchange_averages(self) -> None:
-        """Put the running averages in the parameters' place, and the parameters in theirs; a second time, back."""
+        """Swap the parameters and their running averages; a second call swaps them back."""
         for p, state in self.state.items():
             if "average" in state:
                 state["average"], p.data = p.data, state["average"]
 
     @torch.no_grad()
     def restart_average(self, p: nn.Parameter) -> None:
-        """Set a parameter's running average to the parameter as it is; while they are exchanged, the reverse."""
+        """Set a parameter's running average to its present value; while they are swapped, the reverse."""
         if "average" in self.state.get(p, {}):
             self.state[p]["average"].copy_(p)
 
     def _tensors(self, p: nn.Parameter, by_row: bool) -> list[Tensor]:
-        """p, its moments, and its steps: of all of p, or of each of its rows; then its average, where there is one."""
+        """Return p, its two moments, its step count (one, or one a row), and with `average` its running average."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((len(p),) if by_row else (), dtype=torch.float32, device=p.device)
@@ -118,10 +118,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
 
 def sum_over_processes(gradient: Tensor) -> Tensor:
-    """Sum all processes' sparse gradients, each of its own rows.
+    """Sum the sparse gradients of all processes, which may have different rows.
 
     Args:
-        gradient: sparse [D, P], of the rows that this process's documents need.
+        gradient: sparse [D, P], with the rows of this process's documents.
     """
     gradient = gradient.coalesce()
     mine, values = gradient.indices()[0], gradient.values()
@@ -136,17 +136,17 @@ def sum_over_processes(gradient: Tensor) -> Tensor:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], bound: float, by_value: bool = False) -> None:
-    """Clip the gradients of all tasks and of Θ together, in place; sparse ones too, which torch's own clipping cannot.
+    """Clip the gradients of all tasks and of Θ together, in place; unlike torch's clipping, sparse ones too.
 
     Args:
-        bound: of the norm of all of them together, or of each value.
+        bound: the largest norm of all of them together; with `by_value`, the largest absolute value.
     """
     parts = []
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None and gradient.is_sparse:
             gradient = parameter.grad = gradient.coalesce()
-            gradient = gradient._values()  # a change of these changes the gradient
+            gradient = gradient._values()  # shares the gradient's memory
         if gradient is not None:
             parts.append(gradient)
     factor = None if by_value else (bound / (torch.nn.utils.get_total_norm(parts) + 1e-6)).clamp(max=1)
@@ -158,7 +158,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], bound: float, by_value: b
 
 
 def gradient_norm(parameter: nn.Parameter | None) -> float | None:
-    """Return the norm of a parameter's gradient, of the rows that have one where it is sparse; None without one."""
+    """Return the norm of a parameter's gradient, sparse or dense; None if it has none."""
     if parameter is None or parameter.grad is None:
         return None
     gradient = parameter.grad
@@ -168,9 +168,9 @@ def gradient_norm(parameter: nn.Parameter | None) -> float | None:
 def learning_rate(tau: float, parameterization: str) -> float:
     """Return the default learning rate.
 
-    Where the centered form is asked for: the paper's rule, 1e-5 · τ, and 1e-4 at τ = 0 (Table 1). Else,
-    and at τ = ∞: 1e-3 at every τ, so that the limits are trained no worse than what lies between them
-    (experiments/stdlib: at τ = 0 the paper's rate is too low by far).
+    For the centered form: the paper's rule, 1e-5 · τ, and 1e-4 at τ = 0 (Table 1). Otherwise, and at τ = ∞: 1e-3 at
+    every τ, so that the limits are trained as well as what lies between them (experiments/stdlib: at τ = 0 the paper's
+    rate is far too low).
     """
     if parameterization != "centered" or math.isinf(tau):
         return 1e-3

@@ -1,13 +1,13 @@
-"""The tasks' LoRAs as one matrix: row d is of task d, every low-rank factor of it, layer after layer.
+"""The tasks' LoRAs as one matrix: row d holds all low-rank factors of task d, layer after layer.
 
-The hierarchical mean Θ is one more such row. What is stored beside it depends on the form::
+The hierarchical mean Θ is one more such row. What is stored for the tasks depends on the form::
 
     form          stored [D, P]              when
     Centered      θ_d                        the paper's parameterization
     NonCentered   δ_d = θ_d − Θ              the default
     Separate      θ_d; Θ is their average    τ = 0
-    Shared        nothing: every task is Θ   τ = ∞
-    Staged        δ_d, once Θ is trained     τ is learned
+    Shared        nothing: θ_d = Θ           τ = ∞
+    Staged        δ_d, once Θ is trained     tau=learn
 """
 
 import math
@@ -25,25 +25,25 @@ from bora.bayes.saved import MEAN, OFFSET, THETA, disk_names, read_saved
 from bora.model.batch import Places
 from bora.model.lora import Layout, LowRank
 
-ELEMENTS_AT_A_TIME = 2**24  # of the [D, P] matrix, where a float64 copy of all of it would be too much
+ELEMENTS_AT_A_TIME = 2**24  # a float64 copy of the whole [D, P] matrix could be too large
 
 
 class Adapters(nn.Module, ABC):
     """θ_1 … θ_D and Θ; a subclass for each form.
 
     Attributes:
-        name: of the form, as in the summary.
-        suffixes: on disk, of each parameter.
+        name: the form's name in summary.json.
+        suffixes: parameter → its suffix on disk.
         mean: [P] Θ.
         stored: [D, P], or None.
-        layout: of a row.
+        layout: where each factor is in a row.
         task_names: the D tasks; a document's task is an index into this list.
-        names: of every θ that there is: the tasks', and those of a new task of each unit, party=left.
-        sparse: `stored` gets a sparse gradient, of the rows in the batch alone.
-        levels: above the tasks; their units' deviations are rows of `stored` behind the tasks'.
+        names: the tasks, then the levels' units (party=left), each of which has a θ too.
+        sparse: whether the gradient of `stored` is sparse, with only the batch's rows.
+        levels: the levels above the tasks; their units' deviations are the rows of `stored` after the tasks'.
 
     Args:
-        init_std: standard deviation of θ_d around Θ at the start, in parameter units.
+        init_std: initial standard deviation of θ_d around Θ, in parameter units.
     """
 
     name: str
@@ -69,46 +69,46 @@ class Adapters(nn.Module, ABC):
 
     @abstractmethod
     def _start(self, init_std: float) -> nn.Parameter | None:
-        """Return `stored` at the start."""
+        """Return the initial `stored`."""
 
     @abstractmethod
     def theta(self, task: int) -> Tensor:
-        """Return θ of one task, [P], a view of the matrix in the centered form; behind the tasks, Θ + Δ of a unit."""
+        """Return a task's θ, [P], a view of the matrix in the centered form; beyond the tasks, Θ + Δ of a unit."""
 
     @abstractmethod
     def deviations(self, tasks: slice = slice(None)) -> Tensor:
-        """Return θ_d − Θ of some of the tasks, [M, P]."""
+        """Return θ_d − Θ of the tasks in the slice, [M, P]."""
 
     @abstractmethod
     def rows(self, places: Places, dtype: torch.dtype, prior: Prior = FLAT) -> tuple[Tensor, Tensor]:
-        """Return θ of a batch's documents, and the prior's potential of their tasks.
+        """Return θ of each document in a batch, and the prior's potential of its task.
 
         Args:
-            places: of R documents.
-            dtype: of θ.
+            places: the rows that R documents need.
+            dtype: dtype of the returned θ.
 
         Returns:
-            θ [R, P], or [P] where all tasks share it; potentials [R] in nats.
+            θ [R, P], or [P] if all tasks share it; potentials [R] in nats.
         """
 
     @abstractmethod
     def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
-        """Take over Θ [P], and θ or δ [D, P] as far as this form can hold them; without either, tasks start at Θ."""
+        """Set Θ [P], and the tasks from θ or δ [D, P] as far as this form can hold them, or without either to Θ."""
 
     def before_step(self) -> None:
-        """Drop the gradients of parameters that are held fixed."""
+        """Drop the gradients of parameters that are held fixed; called before each optimiser step."""
 
     def before_evaluation(self) -> None:
-        """Compute Θ, where training does not."""
+        """Compute Θ in forms that do not train it; called before each evaluation."""
 
     @torch.no_grad()
     def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """Return Θ + scale · (θ_d − Θ) of a batch's documents, [R, P], by their tasks alone."""
+        """Return Θ + scale · (θ_d − Θ) for each document of a batch, [R, P], from its task alone."""
         rows = [self.mean + scale * (self.theta(task) - self.mean) for task in places.present.tolist()]
         return torch.stack(rows).to(dtype).index_select(0, places.place)
 
     def saved(self) -> dict[str, Tensor]:
-        """Return Θ and `stored` as a checkpoint holds them; see bora.bayes.saved."""
+        """Return Θ and `stored` in a checkpoint's format; see bora.bayes.saved."""
         state: dict[str, Tensor] = {}
         for parameter, suffix in self.suffixes.items():
             factors = self.layout.factors(getattr(self, parameter).detach()).values()
@@ -117,10 +117,11 @@ class Adapters(nn.Module, ABC):
         return state
 
     def start_from(self, state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> None:
-        """Load what any form saved, as far as this form can represent it; see `read_saved`.
+        """Load a state saved by any form, as far as this form can represent it; see `read_saved`.
 
         Args:
-            names: of its rows, by which they find their place here, one that is not there at Θ; None for those of here.
+            names: the saved rows' names, to match with this one's `names`; rows without a match start at Θ. None: the
+                saved rows have this one's names.
         """
         saved = read_saved(state, list(self.layout.shapes))
         if names is not None:
@@ -134,7 +135,7 @@ class Adapters(nn.Module, ABC):
 
     @property
     def tasks(self) -> "TaskLoRAs":
-        """Each task's LoRA by name, and each unit's."""
+        """The tasks' and units' LoRAs by name."""
         return TaskLoRAs(self)
 
     @torch.no_grad()
@@ -147,7 +148,7 @@ class Adapters(nn.Module, ABC):
 
 
 class _Matrix(Adapters, Form):
-    """A form that stores a row a task."""
+    """A form that stores a row for each task."""
 
     stored: nn.Parameter
 
@@ -159,7 +160,7 @@ class _Matrix(Adapters, Form):
 
     @abstractmethod
     def _row(self, theta: Tensor | None, offset: Tensor | None) -> Tensor:
-        """Return what is stored of tasks with this θ or δ [D, P]; [P], of a task at Θ, without either."""
+        """Return the stored rows of tasks with this θ or δ [D, P]; without either, the row [P] of a task at Θ."""
 
     def _start(self, init_std: float) -> nn.Parameter:
         shape = (len(self.names), self.layout.n_parameters)
@@ -172,7 +173,7 @@ class _Matrix(Adapters, Form):
     def start_at(self, mean: Tensor, theta: Tensor | None = None, offset: Tensor | None = None) -> None:
         self.mean.copy_(mean)
         rows = self._row(theta, offset)
-        if rows.dim() == 2 and len(rows) < len(self.stored):  # of a run without levels: the tasks alone
+        if rows.dim() == 2 and len(rows) < len(self.stored):  # from a run without levels, which has only the tasks
             self.stored[len(rows) :] = 0
             self.stored[: len(rows)] = rows
         else:
@@ -216,13 +217,13 @@ class Centered(_Matrix):
 
 
 class NonCentered(_Matrix):
-    """The matrix holds δ_d = θ_d − Θ, and behind the tasks the deviations of the levels' units.
+    """The matrix holds δ_d = θ_d − Θ, and after the tasks the deviations of the levels' units.
 
-    θ_d is then Θ, δ_d and the deviations of the units that all of the task's documents have.
+    With levels, θ_d is Θ plus δ_d plus the deviations of the units to which all of the task's documents belong.
     """
 
     name, suffixes = "noncentered", {"mean": MEAN, "stored": OFFSET}
-    holds_units = False  # while new tasks are fitted
+    holds_units = False  # True while new tasks are fitted: units keep their deviations
 
     def theta(self, task: int) -> Tensor:
         if task >= self.n_tasks:
@@ -238,7 +239,7 @@ class NonCentered(_Matrix):
         return torch.stack([delta + self.stored[units].sum(dim=0) for delta, units in zip(own, rows, strict=True)])
 
     def before_step(self) -> None:
-        """With `holds_units`, set the gradients of the levels' units to 0."""
+        """Set the gradients of the levels' units to 0 if `holds_units`."""
         if self.holds_units and self.stored.grad is not None:
             gradient = self.stored.grad = self.stored.grad.coalesce()
             gradient.values()[gradient.indices()[0] >= self.n_tasks] = 0
@@ -259,7 +260,7 @@ class NonCentered(_Matrix):
 
 
 class Separate(Centered):
-    """No prior ties the tasks: no θ_d depends on Θ, which is their average, the limit τ → 0+."""
+    """Tasks without a prior: no θ_d depends on Θ, which is their average, its limit for τ → 0."""
 
     @torch.no_grad()
     def before_evaluation(self) -> None:
@@ -289,13 +290,13 @@ class Shared(Adapters):
 
 
 class Staged(NonCentered):
-    """First all tasks share Θ, as in Shared; then each has its δ_d, beside Θ held or learning.
+    """First all tasks share Θ, as in Shared; then each trains its δ_d, while Θ is held fixed or trained along.
 
     Attributes:
-        deviates: whether it is the tasks' turn.
-        holds_mean: whether Θ is held while it is.
-        part: what `shrunk_rows` scales where there are levels: 0 the tasks' deviations, 1 … L those of a level's units;
-            None for all of them.
+        deviates: whether the tasks have begun to train their δ_d.
+        holds_mean: whether Θ is held fixed meanwhile.
+        part: what `shrunk_rows` scales if there are levels: 0 the tasks' deviations, 1 … L those of a level's units;
+            None all of them.
     """
 
     deviates, holds_mean = False, True
@@ -308,7 +309,7 @@ class Staged(NonCentered):
 
     @torch.no_grad()
     def shrunk_rows(self, places: Places, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-        """Return Θ + scale · (θ_d − Θ) of a batch's documents, [R, P]; with levels see `part`."""
+        """Return Θ + scale · (θ_d − Θ) for each document of a batch, [R, P]; with levels see `part`."""
         if places.place.dim() == 1:
             return super().shrunk_rows(places, dtype, scale)
         weights = self.mean.new_ones(places.place.shape[1], 1)
@@ -317,7 +318,7 @@ class Staged(NonCentered):
         return (self.mean + (weights * deviations).sum(dim=1)).to(dtype)
 
     def before_step(self) -> None:
-        """Leave Θ without a gradient once it is held. (It must have had one: torch's DDP waits for it.)"""
+        """Drop Θ's gradient while Θ is held fixed. (The backward must compute one, since torch's DDP waits for it.)"""
         if self.deviates and self.holds_mean:
             self.mean.grad = None
 
@@ -326,10 +327,10 @@ PARAMETERIZATIONS = {form.name: form for form in (Centered, NonCentered)}
 
 
 def choose_form(tau: float | Literal["learn"], parameterization: str) -> type[Adapters]:
-    """Choose the form: Shared at τ = ∞, Separate at τ = 0, Staged where τ is learned, else the one asked for.
+    """Choose the form: Shared at τ = ∞, Separate at τ = 0, Staged for tau=learn, else the parameterization's.
 
     Raises:
-        ValueError: 0 < τ < ∞ and there is no such parameterization.
+        ValueError: 0 < τ < ∞ and the parameterization is unknown.
     """
     if tau == "learn":
         return Staged
@@ -342,9 +343,9 @@ def choose_form(tau: float | Literal["learn"], parameterization: str) -> type[Ad
 
 
 class TaskLoRAs(Mapping):
-    """One task's LoRA by the task's name, or one unit's, as party=left: layer name → LowRank. Iterates over the tasks.
+    """The LoRA (layer name → LowRank) of each task by its name, and of each unit, as party=left. Iterates over tasks.
 
-    In the centered form the tensors are views of the matrix: writing to them trains or edits that task alone.
+    In the centered form the tensors are views of the matrix, so writing to them changes that task.
     """
 
     def __init__(self, adapters: Adapters):

@@ -1,10 +1,10 @@
-"""Levels above the task: units such as parties, that several tasks share, or years, that divide a task's documents::
+"""Levels above the task: units such as parties, which several tasks share, or years, which divide a task's documents::
 
     θ_n = Θ + δ_task(n) + Σ_ℓ Δ_ℓ[unit of n at ℓ],     Δ_ℓ[u] ~ N(0, τ_ℓ⁻¹ I)
 
-All deviations are rows of one matrix, the D tasks first, then the units of each level. A document brings 1/N of the prior
-of each of its rows, with N the row's training documents, so that absent rows are untouched and a step costs the same
-however many there are. Where levels are nested (party → speaker) the optimum has
+All deviations are rows of one matrix, the D tasks first, then the units of each level. A document adds 1/N of the prior
+of each of its rows, with N the row's training documents, so absent rows are untouched and a step costs the same
+however many there are. For nested levels (party → speaker) the optimum has
 
     Σ_u Δ_1[u] = 0,     Δ_party[p] = (τ_speaker / τ_party) Σ_{speakers of p} δ[s]
 """
@@ -14,19 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 NONE = "(none)"  # the unit of an empty cell
-OTHER = "(other)"  # a unit that a run did not have
+OTHER = "(other)"  # stands for units that a run did not have
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What there is above the tasks.
+    """The levels above the tasks.
 
     Attributes:
-        columns: of the table, one a level.
+        columns: the table's column of each level.
         units: [L] the names of each level's units.
         taus: [L] precision of each level's deviations, 0 < τ < ∞.
         documents: training documents of each unit, level after level.
-        of_task: [D, L] the unit of all of a task's documents, counted within its level; −1 where they differ.
+        of_task: [D, L] the unit of a task's documents, as an index within its level; −1 if they have several.
     """
 
     columns: list[str]
@@ -50,12 +50,12 @@ class Levels:
         return n_tasks + sum(len(units) for units in self.units[:level])
 
     def rows_of_task(self, task: int, n_tasks: int) -> list[int]:
-        """List the rows of the units that all of a task's documents have."""
+        """List the rows of the units to which all of a task's documents belong."""
         found = enumerate(self.of_task[task])
         return [self.first_row(level, n_tasks) + unit for level, unit in found if unit >= 0]
 
     def rows_of_cells(self, values: Mapping[str, Sequence[str]], n_tasks: int) -> list[list[int]]:
-        """List the rows of the units of documents with these cells, [N, L]; all of them must be known.
+        """List each document's rows, [N, L], from its cells; all units must be known.
 
         Args:
             values: column → each document's cell.
@@ -70,13 +70,13 @@ class Levels:
 
 
 def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Sequence[int]]) -> list[str]:
-    """Describe, a line each, where a level cannot be told apart from the tasks.
+    """Describe, a line each, where a level can hardly be told apart from the tasks.
 
-    Those are units of one task; levels across most tasks that fall apart, as where some speakers spoke in some years only
-    and the others in others; and levels of few units.
+    That is: units with one task; tasks in groups without a common unit, such as speakers who spoke in some years
+    only and others in other years; units without a training document; levels of few units.
 
     Args:
-        tasks, rows: of the documents, see `build_levels`.
+        tasks, rows: of each document, as in `build_levels`.
     """
     lines = []
     for level, (column, units) in enumerate(zip(levels.columns, levels.units, strict=True)):
@@ -105,7 +105,7 @@ def describe_confounded(levels: Levels, tasks: Sequence[int], rows: Sequence[Seq
 
 
 def _count_groups(pairs: Iterable[tuple[int, int]]) -> int:
-    """Count the connected groups of a graph, from its edges."""
+    """Count the connected components of a graph, given its edges."""
     groups: list[set[int]] = []
     for pair in pairs:
         joined = set(pair).union(*(group for group in groups if not group.isdisjoint(pair)))
@@ -119,16 +119,16 @@ def build_levels(
     """Sort documents into the units of each level.
 
     Args:
-        values: column → each document's cell; an empty one is a unit of its own.
+        values: column → each document's cell; empty cells form the unit NONE.
         tasks: each document's task, 0 ≤ d < D.
-        training: whether it is trained on.
-        taus: of each column.
+        training: whether each document is trained on.
+        taus: τ of each column.
 
     Returns:
         The levels, and each document's row in the matrix for each level, [N, L].
 
     Raises:
-        ValueError: a level divides the documents as the tasks do, or as another level, or has one unit.
+        ValueError: a level divides the documents exactly as the tasks or another level do, or has one unit.
     """
     units, documents, places = [], [], []
     partitions: dict[tuple[int, ...], str] = {_partition(tasks): "the tasks"}
@@ -154,14 +154,14 @@ def build_levels(
 def place_new(
     levels: Levels, values: Mapping[str, Sequence[str]], tasks: Sequence[int]
 ) -> tuple[Levels, list[list[int]]]:
-    """Sort documents of new tasks into units that are known; in a unit that is not, Δ is 0, the mean of such units.
+    """Sort documents of new tasks into a run's units. In unknown units Δ is 0, its prior mean.
 
     Args:
-        values: column → each document's cell, for those of the levels' columns that are known.
+        values: column → each document's cell; columns of the levels may be missing.
         tasks: each document's task, 0 ≤ d < D.
 
     Returns:
-        The levels as the new tasks have them, each with one unit more, (other); and the documents' rows, [N, L].
+        The new tasks' levels, each with one unit more, (other); and the documents' rows, [N, L].
     """
     units = [[*own, OTHER] for own in levels.units]
     places = []
@@ -193,7 +193,7 @@ def _place(
     """Find the units of whole tasks, and the documents' rows.
 
     Args:
-        places: [L, N] each document's unit, counted within its level.
+        places: [L, N] each document's unit, as an index within its level.
         units: [L] the names of each level's units.
         tasks: [N] each document's task, 0 ≤ d < D.
 
@@ -215,6 +215,6 @@ def _place(
 
 
 def _partition(labels: Sequence[int]) -> tuple[int, ...]:
-    """Number labels by first appearance: equal for the same partition."""
+    """Number labels by first appearance, so that equal partitions give equal tuples."""
     numbers: dict[int, int] = {}
     return tuple(numbers.setdefault(label, len(numbers)) for label in labels)

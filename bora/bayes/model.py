@@ -1,4 +1,4 @@
-"""The hierarchical model: a frozen backbone, a LoRA θ_d a task, and the prior that ties them to Θ."""
+"""The hierarchical model: a frozen backbone, a LoRA θ_d for each task, and the prior that ties them to Θ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -37,21 +37,22 @@ class HierarchicalLoRA(nn.Module):
         task_names: the D tasks; a batch's `task` indexes this list.
         task_documents: N_d, training documents of each task.
         n_tokens: T, scored training tokens of all tasks.
-        tau: precision of the prior, 0 ≤ τ ≤ ∞; or "learn": Θ first, then the tasks' deviations, nearly free, which are
-            shrunk afterwards (bora.bayes.shrinkage).
+        tau: precision of the prior, 0 ≤ τ ≤ ∞; or "learn": train Θ first, then the tasks' deviations under a nearly flat
+            prior, and shrink them afterwards (bora.bayes.shrinkage).
         parameterization: centered | noncentered, for 0 < τ < ∞; see bora.bayes.adapters.
         penalty: gaussian (eq. 5) | norm (the published code).
-        estimator: of the prior in a step. by_document: 1/N_d of task d's with each of its documents; tasks
-            without a document in the batch are untouched | dense: all of it, every task in every step.
-        likelihood: sum over tokens (eq. 4) | task_mean, the published code's N_d × mean NLL, with which U
-            itself is minimised.
-        levels: above the tasks; then 0 < τ < ∞, and the prior is Gaussian and non-centered. τ is of the tasks.
-        init_std: standard deviation of θ_d around Θ at the start, in parameter units.
-        dropout: of the inputs of A in `objective`, while in training mode; as PEFT's lora_dropout.
+        estimator: how a step estimates the prior. by_document: 1/N_d of task d's with each of its documents; tasks
+            without a document in the batch are untouched | dense: the prior of all tasks, in every step.
+        likelihood: sum over tokens (eq. 4) | task_mean: the published code's N_d × mean NLL; then U is minimised
+            instead of U/T.
+        levels: levels above the tasks. They need 0 < τ < ∞, which is then the tasks', a Gaussian penalty and the
+            non-centered form.
+        init_std: initial standard deviation of θ_d around Θ, in parameter units.
+        dropout: dropout of A's inputs in `objective` in training mode, as PEFT's lora_dropout.
     """
 
     task_documents: Tensor
-    row_documents: Tensor  # [D], and the units' of levels behind them
+    row_documents: Tensor  # [D], followed by those of the levels' units
     row_taus: Tensor
 
     def __init__(
@@ -85,7 +86,7 @@ class HierarchicalLoRA(nn.Module):
                 "levels are made for 0 < tau < inf or learn, parameterization noncentered and penalty gaussian"
             )
         self.adapters = form(backbone.layout, task_names, init_std, estimator == "by_document", levels)
-        # With levels each row has a τ of its own, by which the potential at τ = 1 is multiplied.
+        # With levels each row has its own τ, which multiplies the potential at τ = 1.
         self.prior = make_prior(self.tau if levels is None else 1.0, penalty, backbone.layout.sizes)
         units, taus = ([], []) if levels is None else (levels.documents, levels.row_taus())
         self.register_buffer("row_documents", torch.tensor([*task_documents, *units]), persistent=False)
@@ -93,7 +94,7 @@ class HierarchicalLoRA(nn.Module):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Plain values, from which `from_hyperparameters` builds the model again."""
+        """Plain values from which `from_hyperparameters` rebuilds the model."""
         return {
             "tau": "learn" if self.learns_tau else self.tau,
             "parameterization": self.adapters.name,
@@ -110,10 +111,10 @@ class HierarchicalLoRA(nn.Module):
 
     @classmethod
     def from_hyperparameters(cls, model: Any, hyperparameters: Mapping[str, Any]) -> "HierarchicalLoRA":
-        """Build the model that a checkpoint is of, its factors not yet loaded.
+        """Rebuild a checkpoint's model, without loading its factors.
 
         Args:
-            model: the transformers model that it was trained on.
+            model: the transformers model that the run was trained on.
             hyperparameters: a checkpoint's `hyper_parameters`.
         """
         known = dict(hyperparameters)
@@ -139,14 +140,14 @@ class HierarchicalLoRA(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where θ is."""
+        """The device that holds θ."""
         return self.adapters.mean.device
 
     def nll(self, batch: Batch, under: Under | float = "task", without: int | None = None) -> Tensor:
-        """Return −log p of each document, [R] nats: under its task's θ_d, under Θ, under the bare backbone; or under
-        Θ + c (θ_d − Θ) where c is given.
+        """Return −log p of each document, [R] nats.
 
         Args:
+            under: task, its task's θ_d | mean, Θ | base, the bare backbone | a number c, Θ + c (θ_d − Θ).
             without: with levels, the deviation to leave out of θ_d: 0 the task's own, 1 … L that of its unit at a level.
         """
         if without is not None:
@@ -161,7 +162,7 @@ class HierarchicalLoRA(nn.Module):
             return self.backbone.nll(batch, None)
         if under == "mean":
             return self.backbone.nll(batch, self.adapters.mean)
-        if self.adapters.levels is not None and "units" not in batch:  # of these documents the task alone is known
+        if self.adapters.levels is not None and "units" not in batch:  # only the documents' tasks are known
             theta = self.adapters.shrunk_rows(_places(batch), self.backbone.dtype)
         else:
             theta = self.adapters.rows(_places(batch), self.backbone.dtype)[0]
@@ -175,11 +176,11 @@ class HierarchicalLoRA(nn.Module):
         return (self.row_taus * self.prior.potential(self.adapters.stored)).sum()
 
     def objective(self, batch: Batch, n_processes: int = 1) -> Objective:
-        """Estimate U/T from one batch of mixed tasks: its mean over an epoch's batches is U/T, as is its gradient's.
+        """Estimate U/T from one batch of mixed tasks. Its mean over an epoch's batches is U/T, and so for the gradient.
 
         Args:
-            batch: of documents; this process's share of it where there are several.
-            n_processes: over which the gradients are averaged.
+            batch: a batch; with several processes, this one's share of it.
+            n_processes: number of processes whose gradients are averaged.
         """
         task, scored = batch["task"], n_scored(batch["labels"])
         batches, n_d = batch["batches"] * n_processes, self.task_documents
@@ -202,15 +203,15 @@ class HierarchicalLoRA(nn.Module):
     def optimizer(
         self, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, average: bool = False
     ) -> RowwiseAdamW:
-        """Return AdamW over all θ_d and Θ; without weight decay, which would be a second prior, around zero."""
+        """Return AdamW over all θ_d and Θ, without weight decay, which would be a second prior, around zero."""
         return RowwiseAdamW(self.adapters.parameters(), lr, betas, eps, average)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return what is trained, as a checkpoint holds it: everything but the frozen backbone."""
+        """Return the trained tensors in a checkpoint's format: everything but the frozen backbone."""
         return self.adapters.saved()
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over all of what `trained_state` gave, of this very form.
+        """Load what `trained_state` of a model of this form returned.
 
         Raises:
             RuntimeError: a tensor is missing, unknown, or of another shape.
@@ -220,13 +221,13 @@ class HierarchicalLoRA(nn.Module):
         self.adapters.start_from(state)
 
     def start_from(self, checkpoint: Mapping[str, Any]) -> None:
-        """Begin at another run's Θ and, task by task, its θ, whatever its τ and parameterization; new tasks begin at Θ.
+        """Start at another run's Θ and, matched by name, its tasks' θ, whatever its τ and form; new tasks start at Θ.
 
         Args:
-            checkpoint: its `hyper_parameters` and `state_dict`.
+            checkpoint: that run's, with `hyper_parameters` and `state_dict`.
 
         Raises:
-            UserError: it is of other layers, rank or α, or has levels that this one has not.
+            UserError: the runs differ in layers, rank or α, or that run has levels that this one lacks.
         """
         ours, theirs = self.hyperparameters, checkpoint["hyper_parameters"]
         for key in ("layers", "rank", "alpha"):

@@ -3,10 +3,10 @@
     class      −log p(δ)
     Gaussian   τ/2 · ‖δ‖² + P/2 · log(2π/τ)              δ ~ N(0, τ⁻¹I) (eq. 5)
     Norm       Σ over factors f of (τ ‖f‖_F + log Z_f)   the published code's penalty, not squared
-    Flat       0                                         τ = 0; and τ = ∞, where no task deviates
+    Flat       0                                         τ = 0, and τ = ∞, where no task deviates
 
 Z_f = ∫ exp(−τ‖f‖) df = 2 π^{n/2} Γ(n) / (Γ(n/2) τⁿ) over the n numbers of a factor. The terms without δ are the
-normaliser. Training at a fixed τ leaves it out, so what is minimised and logged is the potential alone.
+normaliser. Training at a fixed τ leaves it out: it minimises and logs only the potential, the terms with δ.
 """
 
 import math
@@ -21,7 +21,7 @@ PENALTIES = ("gaussian", "norm")
 
 
 class Prior(ABC):
-    """A density of the deviation; rows are independent."""
+    """A density of deviations; rows are independent."""
 
     @abstractmethod
     def potential(self, deviations: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Prior(ABC):
     @property
     @abstractmethod
     def log_normaliser(self) -> float:
-        """The part of a row's −log p that does not depend on the deviation, in nats."""
+        """The part of a row's −log p that does not depend on its deviation, in nats."""
 
     def energy(self, deviations: Tensor) -> Tensor:
         """Return −log p of each row: [M, P] → [M] nats."""
@@ -66,11 +66,11 @@ class Gaussian(Prior):
 
 @dataclass(frozen=True)
 class Norm(Prior):
-    """∝ exp(−τ Σ ‖f‖_F) over the factors f that P is made of.
+    """∝ exp(−τ Σ ‖f‖_F) over the factors f that make up a row.
 
     Attributes:
         tau: 0 < τ < ∞, in (parameter units)⁻¹.
-        sizes: numbers in each factor.
+        sizes: how many numbers each factor has.
     """
 
     tau: float
@@ -97,7 +97,7 @@ class Norm(Prior):
 
 @dataclass(frozen=True)
 class Flat(Prior):
-    """No prior; improper, its constant taken as 0."""
+    """No prior: improper, with its constant set to 0."""
 
     def potential(self, deviations: Tensor) -> Tensor:
         return deviations.new_zeros(len(deviations))
@@ -117,9 +117,9 @@ def make_prior(tau: float, penalty: str, sizes: Sequence[int]) -> Prior:
     """Choose the prior.
 
     Args:
-        tau: 0 ≤ τ ≤ ∞; at both ends there is nothing to weigh.
+        tau: 0 ≤ τ ≤ ∞; at both ends the prior is flat.
         penalty: one of PENALTIES.
-        sizes: numbers in each factor, P in all.
+        sizes: how many numbers each factor has, P in all.
 
     Raises:
         ValueError: `penalty` is not one of PENALTIES.

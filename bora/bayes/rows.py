@@ -1,9 +1,9 @@
 """A batch's rows of the [D, P] matrix: θ for each document, the prior's potential for each task, and their gradients.
 
-The rows are gathered, moved by Θ, cast to the backbone's dtype and, on the way back, summed by task. There are two ways
-to do it, with the same result. On a CPU one task at a time: a row of a million numbers fits a processor's cache, a
-batch of them does not, and whole operations on [R, P] tensors take ten times as long (experiments/bench). On any other
-device all of them together: there one row is too little work for a kernel.
+The forward gathers the rows, adds Θ and casts to the backbone's dtype; the backward sums the gradients by task. There are
+two ways to do it, with the same result. On a CPU, one task at a time: a row of a million numbers fits into the cache, a
+batch of rows does not, and operations on whole [R, P] tensors take ten times as long (experiments/bench). On any other
+device, all tasks together: there one row is too little work for a kernel.
 """
 
 from typing import Protocol
@@ -19,11 +19,11 @@ from bora.model.batch import Places
 class Form(Protocol):
     """How rows of the matrix, θ_d and Θ depend on each other. Rows are [P] or [U, P], Θ is [P].
 
-    With levels above the task a document has several rows, and θ is Θ and all of them.
+    With levels above the task a document has several rows, and its θ is the sum of Θ and all of them.
     """
 
-    sparse: bool  # the matrix's gradient: of the batch's tasks alone
-    n_tasks: int  # rows that are tasks; those behind them are units of levels
+    sparse: bool  # whether the matrix's gradient is sparse, with only the batch's rows
+    n_tasks: int  # number of rows that are tasks; the rest are units of levels
 
     def theta_of(self, row: Tensor, mean: Tensor) -> Tensor:
         """Return θ_d. Its derivative with respect to the row is 1."""
@@ -32,16 +32,16 @@ class Form(Protocol):
         """Return θ_d − Θ. Its derivative with respect to the row is 1."""
 
     def add_to_mean(self, of_mean: Tensor, of_theta: Tensor, of_deviation: Tensor | None) -> None:
-        """Add Θ's part of the gradients with respect to θ_d and θ_d − Θ, all [P], to `of_mean`, in place."""
+        """Add to `of_mean`, in place, what the gradients with respect to θ_d and θ_d − Θ contribute to Θ's; all [P]."""
 
 
 def together(device: torch.device) -> bool:
-    """Tell whether a batch's rows are taken together on this device."""
+    """Return whether this device handles a batch's rows all together."""
     return device.type != "cpu"
 
 
 class _Rows(torch.autograd.Function):
-    """theta [R, P] and potentials [U] from the matrix [D, P] and Θ [P]."""
+    """Compute theta [R, P] and potentials [U] from the matrix [D, P] and Θ [P]."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,7 @@ def _gather_each(stored, mean, present, place, form, dtype, prior) -> tuple[Tens
 
 
 def _sum_rows(stored: Tensor, mean: Tensor, rows: list[int], places: list[list[int]], theta: Tensor) -> None:
-    """Fill θ of documents of several rows each: Θ and all of them, once for documents that share them."""
+    """Fill in θ for documents with several rows each: Θ plus their sum, once for documents with the same rows."""
     found: dict[tuple[int, ...], Tensor] = {}
     for r, mine in enumerate(places):
         key = tuple(mine)
@@ -146,17 +146,17 @@ def _scatter_together(stored, mean, present, place, form, prior, of_theta, of_po
 
 
 def _sum_by_task(of_theta: Tensor, place: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """Sum [R, P] over each task's documents to [U, P], as a product with 0 and 1: index_add's order is not fixed."""
+    """Sum [R, P] over each task's documents to [U, P], by a product with 0 and 1: index_add is not deterministic."""
     member = torch.arange(n, device=place.device).view(-1, *[1] * place.dim()) == place
     if place.dim() == 2:
         member = member.any(dim=2)
     if of_theta.is_cuda and (of_theta.dtype, dtype) == (torch.bfloat16, torch.float32):
-        return torch.mm(member.to(of_theta.dtype), of_theta, out_dtype=dtype)  # sums in float32, without a copy in it
+        return torch.mm(member.to(of_theta.dtype), of_theta, out_dtype=dtype)  # sums in float32 without a float32 copy
     return member.to(dtype) @ of_theta.to(dtype)
 
 
 def _documents(place: Tensor, n: int) -> list[list[int]]:
-    """List each task's documents."""
+    """List the documents of each present row."""
     documents: list[list[int]] = [[] for _ in range(n)]
     for r, mine in enumerate(place.reshape(len(place), -1).tolist()):
         for i in mine:
@@ -170,12 +170,12 @@ def rows(
     """Gather θ of each document of a batch, and the prior's potential of its task.
 
     Args:
-        stored: [D, P], of which `form` makes θ_d.
+        stored: [D, P], from which `form` computes θ_d.
         mean: [P] Θ.
-        dtype: of θ.
+        dtype: dtype of the returned θ.
 
     Returns:
-        theta [R, P]; potentials in nats, 0 under a flat prior: [R], or [R, 1 + L] of each of a document's rows.
+        theta [R, P]; potentials in nats, 0 under a flat prior: [R], or with levels [R, 1 + L], one for each row.
     """
     theta, potentials = _Rows.apply(stored, mean, *places, form, dtype, prior)
     return theta, potentials.index_select(0, places.place.flatten()).view(places.place.shape)

@@ -1,13 +1,14 @@
-"""How much of the tasks' deviations to believe: θ_d = Θ + c_d δ_d, c_d ∈ [0, 1] chosen on held-out documents.
+"""Shrink the tasks' deviations: θ_d = Θ + c_d δ_d, with c_d ∈ [0, 1] chosen on held-out documents.
 
-The δ_d were trained apart, nearly without a prior, and fit noise as well as their task. In a linear-Gaussian model with
+The δ_d were trained nearly without a prior, and fit noise as well as their task. In a linear-Gaussian model with
 curvature h in every direction, c δ_d is the mode under the prior of a higher precision::
 
     δ = b / (h + τ),   c δ = b / (h + τ′),   τ′ = (h + τ) / c − h
 
-so c is a τ in another unit, which held-out text can choose without training again. A profile holds the documents' NLL at
-a few values of c. Around its minimum c̄ it is a parabola: task d has slope −S_d, the sum of its documents' scores, and
-curvature H_d. The tasks' own optima are drawn towards c̄ as in a random-effects meta-analysis (DerSimonian & Laird 1986)::
+so c is τ in another unit, and held-out text can choose it without further training. A profile holds the documents' NLL at
+a few values of c. Around its minimum c̄ it is taken as a parabola: task d has slope −S_d, the sum of its documents'
+scores, and curvature H_d. The tasks' own optima are shrunk towards c̄ as in a random-effects meta-analysis
+(DerSimonian & Laird 1986)::
 
     c_d = (c̄ / ω² + e_d / v_d) / (1/ω² + 1/v_d),   e_d = c̄ + S_d / H_d,   v_d = n_d σ² / H_d²
 
@@ -20,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-9  # of a sum of squares
-FREE_TAU = 1.0  # of the prior while deviations are trained that are shrunk afterwards
+ROUNDING = 1e-9  # relative rounding error of a sum of squares
+FREE_TAU = 1.0  # τ while the deviations are trained that are shrunk afterwards
 
 
 class Profile(NamedTuple):
@@ -31,7 +32,7 @@ class Profile(NamedTuple):
         scales: [S] ascending.
         nats: [S, D] sums over a task's documents.
         moments: [S, S, D] Σ_n (nll_n(s) − nll_n(0)) (nll_n(t) − nll_n(0)), of single documents n.
-        n_documents, n_tokens: [D], tokens scored.
+        n_documents, n_tokens: [D] documents and scored tokens of each task.
     """
 
     scales: Tensor
@@ -42,16 +43,17 @@ class Profile(NamedTuple):
 
 
 class Shrinkage(NamedTuple):
-    """What a profile says.
+    """The c that a profile chooses.
 
     Attributes:
         common: c̄, for all tasks together.
         by_task: [D] c_d.
         spread: ω, the standard deviation of the tasks' c around c̄.
-        lowest: where the parabola is lowest, which may be beyond the ends that c̄ is held to.
-        error: its standard error, from how the tasks differ; nan for one task, or where the NLL is no parabola.
-        curvature: of the NLL in c at c̄, nats a scored token.
-        n_tasks: with a scored token.
+        lowest: the parabola's minimum, which may be outside the range to which c̄ is clamped.
+        error: standard error of `lowest`, from the differences between tasks; nan for one task, or if the NLL is not
+            convex there.
+        curvature: second derivative of the NLL in c at c̄, nats a scored token.
+        n_tasks: tasks with a scored token.
     """
 
     common: float
@@ -66,15 +68,15 @@ class Shrinkage(NamedTuple):
 def shrink(profile: Profile) -> Shrinkage:
     """Choose c for each task.
 
-    Where the NLL is no parabola at its lowest, all tasks have the c that is lowest. Where each task has one document, the
-    tasks' own c cannot be told from noise: all have the common one. So has a task for whose documents its own would be
-    worse, since its parabola is narrower than the others'.
+    If the NLL is not convex at its lowest point, all tasks get the c of that point. If each task has one document, the
+    tasks' own c cannot be told from noise, and all get the common one. So does a task whose documents would be worse
+    off under its own, because its parabola is narrower than the others'.
     """
     c, nats = profile.scales, profile.nats
     total, step, largest = nats.sum(dim=1), float(c[1]), float(c[-1])
     k = min(max(int(total.argmin()), 1), len(c) - 2)
     bend = float(total[k + 1] - 2 * total[k] + total[k - 1]) / step**2
-    known = profile.n_tokens > 0  # a task without a scored token says nothing
+    known = profile.n_tokens > 0  # a task without a scored token has no information
     n_tasks = int(known.sum())
     if bend <= 0:
         lowest = float(c[total.argmin()])
@@ -95,7 +97,7 @@ def shrink(profile: Profile) -> Shrinkage:
 
 
 def _nats_at(profile: Profile, c: Tensor) -> Tensor:
-    """Interpolate each task's NLL at its c, [D], by the parabola through the three nearest of the profile."""
+    """Interpolate each task's NLL at its c, [D], by the parabola through the profile's three nearest points."""
     x = c / profile.scales[1]
     k = x.round().long().clamp(1, len(profile.scales) - 2)
     below, here, above = (profile.nats.gather(0, (k + i)[None])[0] for i in (-1, 0, 1))
@@ -104,10 +106,10 @@ def _nats_at(profile: Profile, c: Tensor) -> Tensor:
 
 
 def _by_task(profile: Profile, k: int, effect: Tensor, hessian: Tensor, common: float) -> tuple[float, Tensor]:
-    """Draw the tasks' own optima towards the common one: ω, and [D] c_d.
+    """Shrink the tasks' own optima towards the common one; return ω, and c_d [D].
 
     Args:
-        k: of the scale at which the scores are taken.
+        k: index of the scale at which the scores are taken.
         effect: [D] e_d.
         hessian: [D] H_d.
     """
@@ -127,10 +129,10 @@ def _by_task(profile: Profile, k: int, effect: Tensor, hessian: Tensor, common: 
 
 
 def equivalent_tau(c: float, tau: float, curvature: float) -> float:
-    """Return τ′ under which c δ would be the mode where δ is it under τ; exact where the likelihood is quadratic along δ.
+    """Return τ′, under which c δ is the mode if δ is the mode under τ; exact if the likelihood is quadratic along δ.
 
     Args:
         c: 0 ≤ c ≤ 1.
-        curvature: h, of the training NLL along the deviations, nats / (parameter units)².
+        curvature: h, curvature of the training NLL along the deviations, nats / (parameter units)².
     """
     return math.inf if c == 0 else (curvature + tau) / c - curvature

@@ -23,11 +23,11 @@ from bora.model.pretrained import max_positions
 from bora.model.targets import find_targets
 from bora.model.unpadded import unpadded
 
-# On a GPU, in torch's order, without cuDNN's: that plans anew for every number of documents and of tokens, which in
-# batches of documents of like length are new in nearly every step.
+# On a GPU: torch's order, without cuDNN's attention, which builds a new plan for every number of documents and of tokens.
+# In bucketed batches these are new in nearly every step.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# A target layer's attribute: the Update of the batch at hand, or None. At the layer itself, so that all blocks run the
+# A target layer's attribute: the current batch's Update, or None. It is on the layer itself, so that all blocks run the
 # same code and one compilation serves them all.
 UPDATE = "bora_update"
 
@@ -38,7 +38,7 @@ class Update(NamedTuple):
     """What a target layer adds to its output: scale · B A dropout(x).
 
     Attributes:
-        lora: A and B, one a row or for all.
+        lora: A and B, one for each row or one for all.
         scale: α/r.
         dropout: probability of zeroing each number of x; the others are scaled up to keep the mean.
     """
@@ -48,7 +48,7 @@ class Update(NamedTuple):
     dropout: float
 
 
-# Classes of layers, since torch would compile each block by itself if each layer had a `forward` of its own.
+# Subclasses, since torch would compile each block separately if each layer had its own `forward`.
 class _AdaptedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return _run_adapted(self, x, self.weight, super().forward)
@@ -63,32 +63,31 @@ ADAPTED: dict[type, type] = {nn.Linear: _AdaptedLinear, Conv1D: _AdaptedConv1D}
 
 
 class Backbone(nn.Module):
-    """A frozen causal language model whose target layers add a low-rank update, a row its own.
+    """A frozen causal language model whose target layers add a low-rank update, another one for each row.
 
     One forward serves a batch of mixed tasks: each target layer adds two batched products to its output (eq. 3); its
-    weights are never changed. Always in evaluation mode: dropout inside a frozen model would only add noise.
+    weights never change. Always in evaluation mode, since dropout inside a frozen model would only add noise.
 
     Attributes:
-        layout: where in θ each target layer's factors stand.
+        layout: where in θ each target layer's factors are.
         scale: α/r, the factor of the updates.
 
     Args:
-        model: a transformers causal language model; it is frozen here.
+        model: a transformers causal language model; this freezes it.
         target_modules: the layers with an update; see bora.model.targets.
         rank: r ≥ 1.
         alpha: LoRA's α.
-        compile: run its blocks compiled by torch where gradients are needed: all of one kind are compiled once.
-            See bora.model.compiled.
+        compile: compile the blocks for training, once for all blocks of a kind; see bora.model.compiled.
         cuda_graphs: on a GPU, replay training's forward and backward from recordings; see bora.model.graphs.
-        gradient_checkpointing: keep each block's input alone for the backward, which runs the block once more.
+        gradient_checkpointing: keep only each block's input for the backward, which runs the block again.
 
     Raises:
         UserError: the likelihood cannot take the model (see `_check`), or a layer cannot have a LoRA (see
             `find_targets`).
     """
 
-    _scale: float  # of the logits
-    _cap: float | None
+    _scale: float  # the logits' factor
+    _cap: float | None  # their soft cap
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self._scale, self._cap = 1.0, None
-        self.compiled = False  # not for `_check`
+        self.compiled = False  # `_check` runs uncompiled
         self._check()
         layers = find_targets(model, target_modules)
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
@@ -111,7 +110,7 @@ class Backbone(nn.Module):
         self._targets = layers
         for layer in layers.values():
             if hasattr(layer, UPDATE):
-                continue  # another backbone has the same model
+                continue  # another Backbone uses the same model
             setattr(layer, UPDATE, None)
             if type(layer) in ADAPTED and type(layer.weight.data) is Tensor:
                 layer.__class__ = ADAPTED[type(layer)]
@@ -121,21 +120,21 @@ class Backbone(nn.Module):
         self._recorded = cuda_graphs
         self.compiled, self._checked = compile, set[tuple[int, bool]]()
         if compile:
-            # Else the first block would be compiled once more: its input needs no gradient.
+            # Otherwise the first block, whose input needs no gradient, would be compiled separately.
             model.get_input_embeddings().register_forward_hook(_require_gradient)
             for block in blocks(self.decoder):
                 block.compile(dynamic=True)
-        else:  # compiled, norms are one operation already
+        else:  # compiled norms are one operation anyway
             fuse_norms(model)
         if gradient_checkpointing:
             for block in blocks(self.decoder):
                 block.forward = partial(_run_and_keep_input, block, block.forward)
 
     def routed(self, theta: Tensor | None, dropout: float = 0.0) -> AbstractContextManager[None]:
-        """Run row i of every forward inside this context under theta[i]; outside it the model is bare.
+        """Return a context in which row i of every forward runs under theta[i]; outside it the model is bare.
 
         Args:
-            theta: [R, P], a row for each of the batch's; [P], the same for all; or None for the bare model.
+            theta: [R, P], one for each row of the batch; [P], one for all; or None for the bare model.
             dropout: see Update.
         """
         factors = {} if theta is None else self.layout.factors(theta.to(self.dtype))
@@ -145,7 +144,7 @@ class Backbone(nn.Module):
         """Return −log p of each document (eq. 2), [R] nats.
 
         Args:
-            theta, dropout: as `routed` takes them.
+            theta, dropout: as in `routed`.
         """
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         if self.compiled and theta is not None and torch.is_grad_enabled():
@@ -173,12 +172,12 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the model computes in."""
+        """The dtype in which the model computes."""
         return self.model.dtype
 
     @property
     def head(self) -> Head:
-        """The output layer, H → V, and what the architecture does to its logits."""
+        """The output layer, H → V, with the scale and cap of its logits."""
         layer = self.model.get_output_embeddings()
         return Head(layer.weight, layer.bias, self._scale, self._cap)
 
@@ -186,14 +185,14 @@ class Backbone(nn.Module):
     def decoder(self) -> nn.Module:
         """The model without its output layer."""
         base = self.model.base_model
-        # Llama 4 says that it is its own base.
+        # Llama 4 claims to be its own base model.
         return self.model.get_submodule("model") if base is self.model else base
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return the last hidden states, [R, T, H], of token ids [R, T] that are padded on the right.
+        """Return the last hidden states, [R, T, H], of token ids [R, T], padded on the right.
 
-        The model is causal, so no real token sees the padding on its right, mask or not. A mask is needed only
-        where padding itself is scored (experiment=reference).
+        The model is causal, so no real token sees the padding to its right. A mask is needed only if padding itself is
+        scored (experiment=reference).
         """
         padding = unpadded() if attention_mask is None else nullcontext()
         with _kernels(input_ids.device), compilation() if self.compiled else nullcontext(), padding:
@@ -202,14 +201,13 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Check on eight tokens what the likelihood takes for granted.
+        """Check on eight tokens what the likelihood assumes.
 
-        Logits must be the head's of the last hidden state, at most scaled or softly capped as the model's
-        config says. And a position must not see the ones after it: a masked language model would read
-        its targets.
+        The logits must be the head's output for the last hidden state, at most scaled or softly capped as the config
+        says. And a position must not see later ones: a masked language model would read its targets.
         """
         config = self.model.config.get_text_config()
-        # Of the middle of the vocabulary: an architecture may read much into an id such as padding's.
+        # From the middle of the vocabulary: an architecture may treat an id such as padding's specially.
         ids = (config.vocab_size // 2 + torch.arange(8, device=self.model.device)).remainder(config.vocab_size)[None]
         hidden = self.hidden(ids)
         with _kernels(ids.device):
@@ -221,8 +219,8 @@ class Backbone(nn.Module):
                 break
         else:
             raise UserError(
-                f"the architecture {config.model_type!r} changes its logits after the last hidden state, and "
-                "not by the output layer, a factor and a soft cap alone; choose another model"
+                f"the architecture {config.model_type!r} computes its logits from the last hidden state by more "
+                "than the output layer, a factor and a soft cap; choose another model"
             )
         ids[0, 4:] = ids[0, :4].clone()
         if not _close(self.hidden(ids)[:, :4], hidden[:, :4]):
@@ -232,11 +230,11 @@ class Backbone(nn.Module):
             )
 
     def _check_compiled(self, ids: Tensor, like: Tensor) -> None:
-        """Compile the blocks for a kind of batch when it first comes, and check their gradients.
+        """Compile the blocks when a kind of batch first occurs, and check their gradients.
 
-        Sizes are as of this batch. θ is random, since B starts at 0, and without dropout, whose masks would differ.
+        The check has this batch's sizes; a random θ, since B starts at 0; and no dropout, whose masks would differ.
         """
-        kind = like.dim(), 1 in ids.shape  # torch compiles each anew
+        kind = like.dim(), 1 in ids.shape  # torch compiles each kind separately
         if kind in self._checked:
             return
         self._checked.add(kind)
@@ -252,12 +250,12 @@ class Backbone(nn.Module):
 
 
 def _require_gradient(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    """Make embeddings require a gradient where there are gradients, as a forward hook."""
+    """Make embeddings require a gradient if gradients are enabled; a forward hook."""
     return output.requires_grad_().clone() if torch.is_grad_enabled() else None
 
 
 def _run_adapted(layer: Linear, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run a target layer with its update, in the place of its own `run`."""
+    """Run a target layer with its update; `run` is its own forward."""
     update: Update | None = getattr(layer, UPDATE)
     if update is None or update.dropout:
         output = run(x)
@@ -266,7 +264,7 @@ def _run_adapted(layer: Linear, x: Tensor, weight: Tensor, run: Callable[[Tensor
 
 
 def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    """Add a target layer's update to its output, as a forward hook; None leaves the output as it is."""
+    """Add a target layer's update to its output; a forward hook, where None leaves the output unchanged."""
     update: Update | None = getattr(layer, UPDATE)
     return None if update is None else _add(update, args[0], output)
 
@@ -278,7 +276,7 @@ def _add(update: Update, x: Tensor, output: Tensor) -> Tensor:
 
 @contextmanager
 def _updated(updates: Mapping[nn.Module, Update]) -> Iterator[None]:
-    """Within it target layers have these updates; outside it none."""
+    """Give target layers these updates inside the context."""
     for layer, update in updates.items():
         setattr(layer, UPDATE, update)
     try:
@@ -289,7 +287,7 @@ def _updated(updates: Mapping[nn.Module, Update]) -> Iterator[None]:
 
 
 def _run_and_keep_input(block: nn.Module, run: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Run a block in the place of its `forward`, and again, under the same updates, when the backward comes to it."""
+    """Run a block's forward, and run it again in the backward, under the same updates."""
     if not torch.is_grad_enabled():
         return run(*args, **options)
     updates = {layer: u for layer in block.modules() if (u := getattr(layer, UPDATE, None)) is not None}
@@ -314,17 +312,17 @@ def _kernels(device: torch.device):
 
 
 def blocks(decoder: nn.Module) -> nn.ModuleList:
-    """Find the decoder's transformer blocks: of its lists of modules the one with the most parameters."""
+    """Find the decoder's transformer blocks: its module list with the most parameters."""
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()))
 
 
 def _logit_changes(config: PreTrainedConfig) -> Iterator[tuple[float, float | None]]:
-    """Yield the scales and caps of the logits that a config may mean, the likeliest first; last, neither."""
+    """Yield the scales and caps of the logits that a config may mean, the likeliest first and none of either last."""
 
     def given(key: str) -> float | None:
         value = getattr(config, key, None)
-        # MPT's logit_scale may be a word; transformers does not read it.
+        # MPT's logit_scale may be a word, which transformers ignores.
         return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
     scales = [given(key) for key in ("logit_scale", "lm_head_multiplier", "logits_scaling")]
@@ -337,6 +335,6 @@ def _logit_changes(config: PreTrainedConfig) -> Iterator[tuple[float, float | No
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:
-    """Tell whether activations are the same but for the rounding of their dtype."""
+    """Return whether activations are equal up to the rounding of their dtype."""
     rounding = 1e-4 if ours.dtype in (torch.float32, torch.float64) else 1e-2
     return torch.allclose(ours.float(), theirs.float(), rtol=rounding, atol=rounding * float(theirs.abs().max()))

@@ -1,4 +1,4 @@
-"""Run a backbone's blocks compiled by torch, each once held to what it computes uncompiled."""
+"""Run a backbone's blocks compiled by torch, after comparing each with its uncompiled self."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,32 +9,32 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from bora.errors import UserError
 
-# How far a gradient may be off, by its norm; merged operations round elsewhere: up to 0.043 measured in bfloat16.
+# Largest error of a gradient relative to its norm. Merged operations round elsewhere: up to 0.043 measured in bfloat16.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 def compilation() -> AbstractContextManager[object]:
-    """Compile what is run within where gradients are needed.
+    """Return a context that compiles the forwards run inside it if gradients are enabled.
 
-    Validation and test are short and would need a compilation of their own, so they run as they are.
+    Validation and test are short and would need their own compilation, so they run uncompiled.
     """
     if not torch.is_grad_enabled():
         return torch.compiler.set_stance("force_eager")
-    # Else 16 documents under LoRAs of rank 16 would be compiled as one size, and 15 anew.
+    # Otherwise 16 documents under LoRAs of rank 16 would be compiled as one size, and 15 separately.
     return symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]
 
 
 def check_blocks(
     blocks: nn.ModuleList, factors: Callable[[nn.Module], list[Tensor]], run: Callable[[], object]
 ) -> None:
-    """Compile blocks and hold their gradients to the uncompiled ones: torch compiles some models wrongly, with no error.
+    """Compile blocks and compare their gradients with the uncompiled ones: torch silently compiles some models wrongly.
 
     Multi-query Falcon is one, in torch 2.13 (https://github.com/pytorch/pytorch/issues/188084).
 
     Args:
-        blocks: whose `compile` was called.
-        factors: what a block is differentiated by beside its input.
-        run: calls each block with hidden states first.
+        blocks: blocks whose `compile` was called.
+        factors: returns the tensors, besides its input, with respect to which to differentiate a block.
+        run: a forward that calls each block with hidden states as its first argument.
 
     Raises:
         UserError: a gradient differs by more than rounding.
@@ -52,7 +52,7 @@ def check_blocks(
             found = _gradients(block, call, options, factors(block))
         for f, e in zip(found, expected, strict=True):
             apart, norm = float((f - e).norm()), float(e.norm())
-            if not apart <= TOLERANCE[e.dtype] * norm:  # NaN is not
+            if not apart <= TOLERANCE[e.dtype] * norm:  # so that NaN fails too
                 raise UserError(
                     f"model.compile=true: torch {torch.__version__} compiles a {type(block).__name__} wrongly, its "
                     f"gradient is {100 * apart / max(norm, 1e-30):.1f} % off; set model.compile=false"
@@ -60,7 +60,7 @@ def check_blocks(
 
 
 def _gradients(block: nn.Module, call: tuple, options: dict, factors: list[Tensor]) -> tuple[Tensor, ...]:
-    """Differentiate a sum over a block's output, with weights from −1 to 1, by its input and its factors."""
+    """Differentiate a weighted sum of a block's output, with weights from −1 to 1, by its input and its factors."""
     x = call[0].detach().requires_grad_()
     output = block(x.clone(), *call[1:], **options)
     output = output if isinstance(output, Tensor) else output[0]

@@ -1,8 +1,8 @@
 """Replay a backbone's forward and backward on a GPU from recordings (CUDA graphs), instead of launching every kernel.
 
-A step of a small model is thousands of short kernels, and to launch them takes a processor several times as long as
-the GPU needs to run them. A recording is launched as a whole. It is of fixed shapes and places in memory, so it is made
-once for each number of documents and of tokens, rounded up; a batch is copied in, and what is left empty is never read.
+A step of a small model is thousands of short kernels, and launching them takes the CPU several times as long as the GPU
+needs to run them. A recording is launched as a whole. Its shapes and addresses are fixed, so there is one for each number
+of documents and of tokens, rounded up. A batch is copied into it; results for the empty rest are ignored.
 """
 
 import logging
@@ -18,7 +18,7 @@ from bora.errors import first_line
 log = logging.getLogger(__name__)
 
 TOKENS = 16  # a recording's tokens are a multiple of this
-MAX_RECORDINGS = 32  # with a θ for each document, and as many with one for all
+MAX_RECORDINGS = 32  # with one θ for each document, and as many with one θ for all
 
 Forward = Callable[[Tensor, Tensor], Tensor]  # token ids [R, T], θ [R, P] or [P] → hidden states [R, T, H]
 
@@ -27,9 +27,9 @@ class Recording(NamedTuple):
     """A recorded forward and backward of one shape, and the tensors that they read and write.
 
     Attributes:
-        input_ids, theta: of the forward.
+        input_ids, theta: the forward's inputs.
         hidden: its result.
-        of_hidden, of_theta: the gradients that go into the backward and come out of it.
+        of_hidden, of_theta: the gradients that the backward reads and writes.
     """
 
     input_ids: Tensor
@@ -44,20 +44,20 @@ class Recording(NamedTuple):
 class Recorder:
     """Record `run` the second time a shape occurs, and replay it from then on.
 
-    A backward must follow its forward before the next one: all recordings share their memory.
+    Each backward must come before the next forward, since all recordings share their memory.
 
     Args:
-        run: frozen but for θ; it may not wait for the GPU, else nothing is recorded.
-        max_tokens: that `run` has positions for; None for any number.
+        run: the forward, frozen except for θ. If it waits for the GPU, nothing is recorded.
+        max_tokens: the number of positions that `run` has; None for no limit.
     """
 
     def __init__(self, run: Forward, max_tokens: int | None = None):
         self.run, self.max_tokens = run, max_tokens
-        self.turn = 0  # replays of a forward
+        self.turn = 0  # number of forwards replayed
         self.forget()
 
     def forget(self) -> None:
-        """Drop all recordings: they hold the addresses of weights that have moved."""
+        """Drop all recordings, because the weights whose addresses they hold have moved."""
         self._recordings: dict[tuple[int, ...], Recording] = {}
         self._seen: set[tuple[int, ...]] = set()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -74,7 +74,7 @@ class Recorder:
         if shape not in self._recordings and self._is_worth(shape):
             try:
                 self._recordings[shape] = self._record(documents, tokens, theta)
-            except RuntimeError as error:  # too little memory, or a model that waits
+            except RuntimeError as error:  # too little memory, or a model that waits for the GPU
                 self._possible = False
                 log.info("no CUDA graphs from here on: %s", first_line(error))
         recording = self._recordings.get(shape)
@@ -82,31 +82,31 @@ class Recorder:
 
     def _is_worth(self, shape: tuple[int, ...]) -> bool:
         """Return whether a shape has occurred before and there is room for another recording."""
-        came = shape in self._seen
+        occurred = shape in self._seen
         self._seen.add(shape)
         alike = sum(known[-1] == shape[-1] for known in self._recordings)
-        return came and self._possible and alike < MAX_RECORDINGS
+        return occurred and self._possible and alike < MAX_RECORDINGS
 
     def _record(self, documents: int, tokens: int, like: Tensor) -> Recording:
-        """Record a shape, after a try or two of it.
+        """Run a shape twice, then record it.
 
         Raises:
-            RuntimeError: `run` waits for the GPU, which a recording cannot; or there is too little memory.
+            RuntimeError: `run` waits for the GPU, which cannot be recorded; or there is too little memory.
         """
         ids = torch.zeros(documents, tokens, dtype=torch.long, device=like.device)
         theta, of_theta = self._theta_buffers(documents, like)
         theta.requires_grad_()
         self._stream = self._stream or torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
-        # The stream is left here also where a recording fails; torch's graph would stay in it.
+        # This context leaves the stream even if recording fails; torch's graph alone would stay in it.
         with torch.cuda.stream(self._stream):
-            self._differentiate(ids, theta)  # what is made once, such as cuBLAS's memory, may wait
+            self._differentiate(ids, theta)  # one-time work, such as allocating cuBLAS's workspace, may wait
             with _no_waiting():
                 self._differentiate(ids, theta)
             forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(forward, pool=self._pool, stream=self._stream):
                 hidden = self.run(ids, theta)
-            self._pool = self._pool or forward.pool()  # the memory of one recording serves the next
+            self._pool = self._pool or forward.pool()  # all recordings share one memory pool
             of_hidden = torch.zeros_like(hidden)
             with torch.cuda.graph(backward, pool=self._pool, stream=self._stream):
                 of_theta.copy_(torch.autograd.grad(hidden, theta, of_hidden)[0])
@@ -118,7 +118,7 @@ class Recorder:
         torch.autograd.grad(hidden, theta, torch.zeros_like(hidden))
 
     def _theta_buffers(self, documents: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """θ and its gradient, in memory that the recordings share, by a power of 2 of documents."""
+        """Return θ and its gradient, in buffers that recordings share, with documents rounded up to a power of 2."""
         rows = 0 if like.dim() == 1 else 1 << (documents - 1).bit_length()
         if rows not in self._buffers:
             shape = (rows, *like.shape[1:]) if rows else like.shape
@@ -128,7 +128,7 @@ class Recorder:
 
 
 def _multiple(documents: int) -> int:
-    """Return what documents are rounded up to a multiple of: 8, and less where that would add a quarter or more."""
+    """Return the unit to which documents are rounded up: 8, or less if that would add a quarter or more."""
     return min(8, 1 << max(0, documents.bit_length() - 3))
 
 
@@ -138,7 +138,7 @@ class _Replay(torch.autograd.Function):
         recorder.turn += 1
         ctx.recording, ctx.recorder, ctx.turn, ctx.shape = recording, recorder, recorder.turn, ids.shape
         documents, tokens = ids.shape
-        recording.input_ids.zero_()  # no document of the batch before, whose θ is gone
+        recording.input_ids.zero_()  # remove the previous batch's documents, whose θ is gone
         recording.input_ids[:documents, :tokens].copy_(ids)
         (recording.theta[:documents] if theta.dim() == 2 else recording.theta).copy_(theta)
         recording.forward.replay()
@@ -153,13 +153,13 @@ class _Replay(torch.autograd.Function):
         recording.of_hidden[:documents, :tokens].copy_(of_hidden)
         recording.backward.replay()
         of_theta = recording.of_theta
-        # Rows are read before the next replay overwrites them; a single θ's gradient may be kept as it is.
+        # Rows are read before the next replay overwrites them; a single θ's gradient may become p.grad, so it is cloned.
         return None, of_theta[:documents] if of_theta.dim() == 2 else of_theta.clone(), None, None
 
 
 @contextmanager
 def _no_waiting():
-    """Make torch raise a RuntimeError wherever the processor would wait for the GPU."""
+    """Make torch raise a RuntimeError whenever the CPU would wait for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

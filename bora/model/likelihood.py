@@ -1,12 +1,12 @@
 """The likelihood of documents under a frozen language model head (eq. 2 and 4), in nats.
 
-The [tokens, vocabulary] logits are the largest tensor of a step by far. They are never held
-whole: a chunk of scored positions at a time is turned into its negative log-likelihood and, while
-the chunk is at hand, into the gradient with respect to the hidden states. That is possible because
-each token's gradient is a fixed vector (p − e_target) W, scaled later by what flows in.
+The [tokens, vocabulary] logits are by far the largest tensor of a step. They are never in memory
+as a whole: one chunk of scored positions at a time is turned into its negative log-likelihood and, in the
+same pass, into the gradient with respect to the hidden states. That is possible because
+each token's gradient is a fixed vector (p − e_target) W, which the backward only scales.
 
 Some architectures change the logits z = W h + b once more: Cohere and Granite by a constant factor s, Gemma
-by a soft cap c. What goes into the softmax is then c · tanh(s z / c), whose slope is s (1 − tanh²).
+by a soft cap c. The softmax then gets c · tanh(s z / c), whose slope is s (1 − tanh²).
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ IGNORE = -100  # label of a token that is not scored: padding, prompt
 
 
 class Head(NamedTuple):
-    """The output layer, H → V, and what the architecture does to its logits.
+    """The output layer, H → V, and how the architecture changes its logits.
 
     Attributes:
         weight: [V, H], frozen.
         bias: [V] or None, frozen.
         scale: s, the factor of the logits.
-        cap: c, the bound of their absolute value; None for no bound.
+        cap: c, the soft bound of their absolute value; None for no bound.
     """
 
     weight: Tensor
@@ -41,11 +41,11 @@ class Head(NamedTuple):
 
 
 def chunk_elements(device: torch.device) -> int:
-    """Return how many logits are held at a time.
+    """Return how many logits to compute at a time.
 
-    On a CPU as many as stay near its caches. On a GPU every chunk costs launches: a 256th of its memory in bytes, and
-    no more than 2²⁷, 256 MiB in bfloat16, beyond which there is nothing to gain. Not of the memory that is free: a
-    run's sums would depend on what else is running.
+    On a CPU, as many as about fit into its caches. On a GPU, where each chunk costs kernel launches, a 256th of its
+    memory in bytes, at most 2²⁷ (256 MiB in bfloat16), beyond which nothing is gained. Not a share of the free memory: a run's
+    sums would then depend on what else is running.
     """
     if device.type != "cuda":
         return 2**23
@@ -59,7 +59,7 @@ def _accumulator(hidden: Tensor) -> torch.dtype:
 def _chunk_nll(hidden: Tensor, targets: Tensor, head: Head, gradient: Tensor | None) -> Tensor:
     """Return the NLL of a chunk's rows and write their gradient into `gradient`, if there is one.
 
-    A function of its own, so that a chunk's logits are gone before the next one's are made.
+    This is a function so that a chunk's logits are freed before the next ones are made.
     """
     weight, bias, scale, cap = head
     logits = nn.functional.linear(hidden, weight, bias)
@@ -72,14 +72,14 @@ def _chunk_nll(hidden: Tensor, targets: Tensor, head: Head, gradient: Tensor | N
     logits = logits.to(_accumulator(hidden))
     if scale != 1:
         logits.mul_(scale)
-    slope = None  # of the cap
+    slope = None  # the cap's derivative
     if cap is not None:
         tanh = logits.div_(cap).tanh_()
         if gradient is not None:
             slope = 1 - tanh.square()
         logits = tanh.mul_(cap)
     top, logit = logits.amax(dim=1, keepdim=True), logits.gather(1, target)
-    # In place and once each: passes over [chunk, V] are what this costs beside the products.
+    # In place and once each: passes over [chunk, V] are the cost besides the matrix products.
     unnormalised = logits.sub_(top).exp_()
     z = unnormalised.sum(dim=1, keepdim=True)
     nll = z.log() + top - logit
@@ -116,15 +116,15 @@ def token_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """Return the negative log-likelihood of each target token, in nats.
 
     Args:
-        hidden: [S, H] last hidden states, one row a scored position.
+        hidden: [S, H] last hidden states, one row for each scored position.
         targets: [S] token ids.
         head: the output layer, frozen.
 
     Returns:
-        [S] nats; float32, or float64 where `hidden` is.
+        [S] nats; float32, or float64 if `hidden` is.
 
     Raises:
-        ValueError: the head is trainable; its gradient is not computed here.
+        ValueError: the head requires a gradient, which is not computed here.
     """
     if head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad):
         raise ValueError("token_nll treats the head as a constant, but it requires a gradient")
@@ -136,12 +136,12 @@ def document_nll(hidden: Tensor, labels: Tensor, head: Head, scored: Tensor | No
 
     Args:
         hidden: [R, T, H] last hidden states of R documents.
-        labels: [R, T] the token ids themselves (not shifted), IGNORE where a token is not scored.
+        labels: [R, T] the token ids themselves (not shifted), IGNORE for tokens that are not scored.
         head: the output layer, frozen.
-        scored: [S] from `scored_places`; where it is not given, it is found here, which waits for a GPU.
+        scored: [S] from `scored_places`; None computes it, which waits for a GPU.
 
     Returns:
-        [R] nats, one number a document; 0 for a document without scored tokens.
+        [R] nats, one number for each document; 0 for a document without scored tokens.
     """
     if scored is None:
         scored = scored_places(labels)

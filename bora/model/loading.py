@@ -17,11 +17,11 @@ from bora.model.quantization import quantise
 
 log = logging.getLogger(__name__)
 
-MIN_SPEEDUP = 1.5  # of bfloat16 over float32; below that it is not worth its rounding
-MAX_EAGER_TOKENS = 256  # up to here plain products beat torch's fused attention in bfloat16 on a CPU
-# Keys of transformers' configs that say where a model is from and how it is run, not what it is.
+MIN_SPEEDUP = 1.5  # of bfloat16 over float32; below it bfloat16 is not worth its rounding
+MAX_EAGER_TOKENS = 256  # up to here eager attention beats torch's fused one in bfloat16 on a CPU
+# Keys of transformers' configs that say where a model comes from and how it is run, not what it is.
 NOT_THE_MODEL = {"_name_or_path", "transformers_version", "_attn_implementation", "dtype", "use_cache"}
-# Rules for words differ in digits, spaces, capitals, accents, line breaks and other scripts.
+# Tokenizers' rules differ in digits, spaces, capitals, accents, line breaks and other scripts.
 PROBE = "The 2 FOXES' été, 1234  42:\n\tif x != -0.5:  # don’t 水 🙂"
 
 
@@ -30,8 +30,8 @@ def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: b
 
     Args:
         accelerator: where it will run, by Lightning's name.
-        max_tokens: of the longest document.
-        weights: False for the model's shape alone; see `bora.model.pretrained.load`.
+        max_tokens: length of the longest document.
+        weights: False loads only the model's shape; see `bora.model.pretrained.load`.
 
     Raises:
         UserError: see `load` and `quantise`; or transformers refuses the attention.
@@ -57,18 +57,18 @@ def load_backbone(model: AnyModel, accelerator: str, max_tokens: int, weights: b
 
 
 def backbone_sha256(model: PreTrainedModel) -> str:
-    """Hash what tells a model from others: its config, and its tensors' names, shapes, dtypes and values."""
+    """Hash what identifies a model: its config, and its tensors' names, shapes, dtypes and values."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in NOT_THE_MODEL}
     found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if type(tensor) is Tensor:  # not a quantised tensor's own type
+        if type(tensor) is Tensor:  # quantised tensors have types of their own
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what tells a tokenizer from others: its vocabulary, and the tokens of a text that tries its rules."""
+    """Hash what identifies a tokenizer: its vocabulary, and the tokens of a text that exercises its rules."""
     found = [sorted(tokenizer.get_vocab().items()), list(tokenizer(PROBE).input_ids)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
@@ -78,6 +78,6 @@ def bfloat16_speed(size: int = 384, repeats: int = 5) -> float:
 
     def seconds(dtype: torch.dtype) -> float:
         matrix = torch.ones(size, size, dtype=dtype)
-        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=repeats + 1))  # the first sets things up
+        return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=repeats + 1))  # the first one is warm-up
 
     return seconds(torch.float32) / seconds(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""One low-rank update of a linear layer, and where every layer's factors stand in θ_d.
+"""The low-rank update of a linear layer, and where each layer's factors are in θ_d.
 
 At a layer with frozen weight W the output for a document of task d is (eq. 3)::
 
@@ -19,18 +19,18 @@ Linear = nn.Linear | Conv1D  # GPT-2's Conv1D keeps its weight transposed
 
 
 class LowRank(NamedTuple):
-    """One low-rank update: A [r, n_in] and B [n_out, r]; or [D, …] or [R, …], one a task or a row."""
+    """One low-rank update: A [r, n_in] and B [n_out, r]; or one for each task [D, …] or row [R, …]."""
 
     A: Tensor
     B: Tensor
 
 
 class Layout:
-    """Where in θ_d ∈ Rᴾ each layer's A and B stand: A before B, layers in the backbone's order.
+    """Where in θ_d ∈ Rᴾ each layer's A and B are: A before B, layers in the backbone's order.
 
     Attributes:
         shapes: layer name → the shapes of A and B.
-        sizes: numbers in each factor.
+        sizes: how many numbers each factor has.
         n_parameters: P, their sum.
 
     Args:
@@ -44,7 +44,7 @@ class Layout:
         self.n_parameters = sum(self.sizes)
 
     def factors(self, theta: Tensor) -> dict[str, LowRank]:
-        """[…, P] → views, layer name → (A […, r, n_in], B […, n_out, r])."""
+        """Split θ […, P] into views: layer name → (A […, r, n_in], B […, n_out, r])."""
         pieces = iter(theta.split(self.sizes, dim=-1))
         return {
             name: LowRank(*(next(pieces).unflatten(-1, shape) for shape in pair)) for name, pair in self.shapes.items()
@@ -59,10 +59,10 @@ def linear_shape(layer: Linear) -> tuple[int, int]:
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """W x + b + scale · B A x, with each activation's gradient made in one piece: B A's part is added as it is computed.
+    """W x + b + scale · B A x, where the update's part of each activation and gradient is added as it is computed.
 
-    As separate operations it takes three more passes over activations, and on a GPU four copies of the output: there a
-    linear layer gives a view, which torch changes in place by copying.
+    Separate operations take three more passes over activations, and on a GPU four copies of the output: there a linear
+    layer returns a view, and torch copies a view to change it in place.
     """
 
     @staticmethod
@@ -90,7 +90,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _rows(activations: Tensor, factors: Tensor) -> Tensor:
-    """[R, T, n] or [R · T, n] → [R, T, n], a row a document's; a view where it can be."""
+    """Reshape [R, T, n] or [R · T, n] to [R, T, n], one row for each document; a view if possible."""
     return activations.reshape(len(factors), -1, activations.shape[-1])
 
 
@@ -100,7 +100,7 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank
     Args:
         x: [R, T, n_in], or [R·T, n_in] (OPT flattens before its feed-forward layers).
         weight: [n_out, n_in].
-        lora: A [R, r, n_in] and B [R, n_out, r], one a row; or A [r, n_in] and B [n_out, r] for all rows.
+        lora: A [R, r, n_in] and B [R, n_out, r], one for each row; or A [r, n_in] and B [n_out, r] for all rows.
         scale: α/r.
 
     Raises:
@@ -117,8 +117,8 @@ def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora: LowRank
 def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tensor:
     """Return output + scale · B A x, for a layer whose own computation is not ours: a quantised one.
 
-    Where rows have factors of their own it is written into `output` itself. A frozen linear layer no longer needs its
-    output, so a copy would be wasted; should a layer need it for its gradient after all, autograd raises an error.
+    If each row has its own factors, `output` is changed in place. A frozen linear layer does not need its output for the
+    backward, so a copy would be wasted; if a layer does need it, autograd raises an error.
 
     Args:
         output: [R, T, n_out], or [R·T, n_out].
@@ -134,7 +134,7 @@ def add_low_rank(output: Tensor, x: Tensor, lora: LowRank, scale: float) -> Tens
         return flat.view(output.shape)
     _check_rows(x, A)
     hidden = bmm(_rows(x, A), A.mT)
-    # No view where none is needed: autograd would copy the gradient for it.
+    # No needless view: autograd would copy the gradient for it.
     rows = output if output.dim() == 3 else output.view(len(A), -1, output.shape[-1])
     rows.baddbmm_(hidden, B.mT, alpha=scale)
     return output

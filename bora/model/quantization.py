@@ -1,4 +1,4 @@
-"""A frozen backbone whose linear layers keep their weights in 8 or 4 bits; the adapters train over them."""
+"""Quantise a frozen backbone: its linear layers keep their weights in 8 or 4 bits."""
 
 import importlib.util
 import logging
@@ -14,14 +14,14 @@ from bora.errors import UserError
 
 log = logging.getLogger(__name__)
 
-BLOCK = 64  # weights that share one unit in nf4
-QUANTIZATIONS = {"int8": "torchao", "nf4": "bitsandbytes"}  # and the package that it takes
+BLOCK = 64  # weights that share a scale in nf4
+QUANTIZATIONS = {"int8": "torchao", "nf4": "bitsandbytes"}  # kind → the package it needs
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x Wᵀ + b, where the backward computes W [n_out, n_in] again.
+    """x Wᵀ + b, where the backward dequantises W [n_out, n_in] again.
 
-    torchao's own product keeps every layer's W as floats for the backward, which is the whole model.
+    torchao's own product keeps each layer's W as floats for the backward, which adds up to the whole model.
     """
 
     @staticmethod
@@ -49,13 +49,13 @@ class QuantisedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear | Conv1D, kind: str):
         """
         Args:
-            layer: what it replaces.
-            kind: int8, one scale an output | nf4, one a block of 64 weights (Dettmers et al. 2023).
+            layer: the layer that it replaces.
+            kind: int8, one scale for each output | nf4, one for each block of 64 weights (Dettmers et al. 2023).
         """
         weight = layer.weight.detach().T.contiguous() if isinstance(layer, Conv1D) else layer.weight.detach()
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.bias, self.kind = layer.bias, kind
-        del self.weight  # reading it must fail, not give something else
+        del self.weight  # so that reading it fails
         if kind == "int8":
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -68,15 +68,15 @@ class QuantisedLinear(nn.Linear):
 
             codes, state = quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
             pairs = torch.cartesian_prod(state.code, state.code)
-            self.register_buffer("codes", codes.flatten())  # a byte two weights
-            self.register_buffer("pairs", pairs)  # [256, 2] what a byte means
-            self.register_buffer("absmax", state.absmax[:, None])  # a block's unit
+            self.register_buffer("codes", codes.flatten())  # one byte for two weights
+            self.register_buffer("pairs", pairs)  # [256, 2] the two values of each byte
+            self.register_buffer("absmax", state.absmax[:, None])  # each block's scale
 
     def dequantised(self) -> Tensor:
         """Return the weight, [n_out, n_in], before it is cast to its input's dtype."""
         if self.kind == "int8":
             return self.quantised.dequantize()
-        # Not bitsandbytes' own: on a CPU its 0.50.2 gives wrong weights where n_in is less than a block.
+        # Not by bitsandbytes: on a CPU, 0.50.2 returns wrong weights if n_in is less than a block.
         values = nn.functional.embedding(self.codes.int(), self.pairs).flatten()
         blocks = nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK) * self.absmax
         return blocks.flatten()[: self.out_features * self.in_features].view(self.out_features, -1)
@@ -87,7 +87,7 @@ class QuantisedLinear(nn.Linear):
 
 
 def plain_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
-    """Find the linear layers that can be quantised, by name: not the head, nor subclasses, which may do more."""
+    """Find the linear layers to quantise, by name: not the head, nor subclasses, which may do more than multiply."""
     head = model.get_output_embeddings()
     return {
         name: layer
@@ -97,7 +97,7 @@ def plain_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
 
 
 def quantise(model: PreTrainedModel, kind: str) -> None:
-    """Replace each plain linear layer but the head by a QuantisedLinear.
+    """Replace each plain linear layer except the head by a QuantisedLinear.
 
     Args:
         model: a transformers causal language model.

@@ -1,7 +1,7 @@
-"""The softmax of a chunk of logits on a GPU, in two passes over them: a kernel in Triton.
+"""The softmax of a chunk of logits on a GPU, as a Triton kernel that passes over them twice.
 
-Written with torch's operations (bora.model.likelihood) it is nine passes, most of them over a float32 copy: as long as
-the two matrix products beside it together.
+In torch's operations (bora.model.likelihood) it is nine passes, most of them over a float32 copy, and takes as long as
+the two matrix products of a chunk together.
 """
 
 import functools
@@ -25,7 +25,7 @@ def _compiles(device: torch.device) -> bool:
     logits, targets = torch.zeros(1, 8, device=device), torch.zeros(1, dtype=torch.long, device=device)
     try:
         nll_and_gradient(logits, targets, 1.0, None, True)
-    except Exception as error:  # Triton is not there, or what it compiles with, or it does not know this GPU
+    except Exception as error:  # Triton or its compiler is missing, or it does not support this GPU
         log.info("the softmax is torch's own, slower one: Triton cannot be used here (%s)", first_line(error))
         return False
     return True
@@ -35,7 +35,7 @@ def nll_and_gradient(logits: Tensor, targets: Tensor, scale: float, cap: float |
     """Return −log softmax(f(logits))[target] of each row, f(z) = cap · tanh(scale · z / cap); see bora.model.likelihood.
 
     Args:
-        logits: [S, V], contiguous. With `gradient` they become the gradient of each row's result, in their own dtype.
+        logits: [S, V], contiguous. With `gradient` they are overwritten by the gradient of each row's result.
         targets: [S].
 
     Returns:

@@ -1,4 +1,4 @@
-"""The kernel of bora.model.softmax; apart, since Triton must be there to read it."""
+"""The kernel of bora.model.softmax, in its own file, since importing it needs Triton."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ import triton.language as tl
 def softmax_kernel(
     logits, targets, nll, n_columns, scale, cap, CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Of one row: its NLL, and, over the logits themselves, the gradient."""
+    """Compute one row's NLL, and overwrite its logits with the gradient."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * n_columns
     target = tl.load(targets + row)
@@ -29,7 +29,7 @@ def softmax_kernel(
     log_normaliser = top + tl.log(total)
     tl.store(nll + row, log_normaliser - of_target)
     if GRADIENT:
-        tl.debug_barrier()  # every thread has read the target's logit before one overwrites it
+        tl.debug_barrier()  # all threads must have read the target's logit before one overwrites it
         for start in range(0, n_columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             z = tl.load(logits + column, mask=column < n_columns, other=0).to(tl.float32) * scale

@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from bora.errors import UserError
 from bora.model.lora import Linear, linear_shape
 
-DOCUMENTS, LENGTH = 3, 8  # documents, and tokens of each, that test the layers
+DOCUMENTS, LENGTH = 3, 8  # documents, and tokens in each, to test the layers with
 
-# What PEFT adapts by default in each causal language model; a test holds this table to PEFT's own.
+# The layers that PEFT adapts by default in each causal language model; a test compares this table with PEFT's.
 DEFAULT_TARGETS: dict[str, str | list[str]] = {
     "bart": ["q_proj", "v_proj"],
     "bert": ["query", "value"],
@@ -48,13 +48,13 @@ DEFAULT_TARGETS: dict[str, str | list[str]] = {
 
 
 def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
-    """Find the linear layers to adapt, by name, in the backbone's own order, and check that rows are documents.
+    """Find the linear layers to adapt, by name, in the backbone's order, and check that their rows are documents.
 
     Args:
         backbone, patterns: see `named_targets`.
 
     Raises:
-        UserError: see `named_targets`; or a layer does not see the documents row by row (see `_check_rows`).
+        UserError: see `named_targets`; or a layer does not see the batch document by document (see `_check_rows`).
     """
     found = named_targets(backbone, patterns)
     _check_rows(backbone, found)
@@ -62,16 +62,16 @@ def find_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) ->
 
 
 def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -> dict[str, Linear]:
-    """Find the linear layers to adapt, by name, in the backbone's own order, without running it.
+    """Find the linear layers to adapt, by name, in the backbone's order, without running it.
 
     Args:
         backbone: a transformers causal language model.
-        patterns: None for the architecture's default; "all-linear" for every linear layer but
+        patterns: None for the architecture's default; "all-linear" for every linear layer except
             the head; a list of names or name endings ("q_proj"); or one regular expression that must
-            match a layer's whole name. The same reading as PEFT's `target_modules`.
+            match a layer's whole name. PEFT reads its `target_modules` in the same way.
 
     Raises:
-        UserError: nothing matches, or the head or an embedding does; or the architecture has no default.
+        UserError: nothing matches; the head or an embedding matches; or the architecture has no default.
     """
     head = backbone.get_output_embeddings()
     linear = {
@@ -94,7 +94,7 @@ def named_targets(backbone: PreTrainedModel, patterns: str | list[str] | None) -
         matches = _matcher(patterns)
         found = {name: module for name, module in linear.items() if matches(name)}
         for name, module in backbone.named_modules():
-            # PEFT would adapt the head or an embedding too; here they stay frozen, so a match is an error.
+            # PEFT would adapt the head or an embedding, too; here they stay frozen, so a match is an error.
             if name not in linear and matches(name) and next(module.parameters(recurse=False), None) is not None:
                 raise UserError(
                     f"lora.target_modules={patterns} matches {name}, a {type(module).__name__}; only linear "
@@ -127,12 +127,12 @@ def _matcher(patterns: str | list[str]) -> Callable[[str], bool]:
 
 @torch.no_grad()
 def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, Linear]) -> None:
-    """Check what a LoRA a document takes for granted of each layer, on three documents of eight tokens.
+    """Check what one LoRA for each document assumes about each layer, on three documents of eight tokens.
 
     A layer must see all tokens of all documents, document after document, and return n_out numbers for each. A routed
     expert sees only the tokens sent to it; a layer of an encoder or a vision tower sees none.
 
-    The documents are run in two orders. A layer's input must change its order with them, all but rounding.
+    The documents are run in two orders, and a layer's input must change its order with them, up to rounding.
     """
     tokens = torch.arange(LENGTH, device=next(backbone.parameters()).device)
     ids = torch.stack([tokens * (row + 1) + row for row in range(DOCUMENTS)])
@@ -149,7 +149,7 @@ def _check_rows(backbone: PreTrainedModel, layers: Mapping[str, Linear]) -> None
 
 
 def _inputs(backbone: nn.Module, layers: Mapping[str, Linear], ids: Tensor) -> dict[str, list[Tensor]]:
-    """Record what each layer was called with, call by call: its one tensor; an empty one if its output is another."""
+    """Record each layer's input in each call; an empty tensor if the output is not of a linear layer's shape."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str):
@@ -161,7 +161,7 @@ def _inputs(backbone: nn.Module, layers: Mapping[str, Linear], ids: Tensor) -> d
 
     hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()  # dropout would make the two runs differ
+    backbone.eval()  # with dropout the two runs would differ
     try:
         backbone(input_ids=ids, use_cache=False)
     finally:
@@ -173,7 +173,7 @@ def _inputs(backbone: nn.Module, layers: Mapping[str, Linear], ids: Tensor) -> d
 
 
 def _follows(first: list[Tensor], moved: list[Tensor]) -> bool:
-    """Return whether `moved` is `first` with its documents moved on by one."""
+    """Return whether `moved` is `first` with its documents shifted by one."""
     if len(first) != len(moved):
         return False
     for x, y in zip(first, moved, strict=True):
@@ -181,7 +181,7 @@ def _follows(first: list[Tensor], moved: list[Tensor]) -> bool:
         if x.shape != y.shape or not (by_document or x.shape[:-1] == (DOCUMENTS * LENGTH,)):
             return False
         x, y = x.reshape(DOCUMENTS, -1), y.reshape(DOCUMENTS, -1)
-        # Compared with how far the documents are apart: by rounding, a router may decide differently for some token.
+        # Relative to the distance between documents: rounding may make a router decide differently for some token.
         if (y - x.roll(1, 0)).norm() > 0.3 * (y - x).norm():
             return False
     return True

@@ -1,9 +1,9 @@
 """Tell transformers that a batch needs only the causal mask, which it would otherwise check on the GPU.
 
-Padding stands on the right, where no real token sees it, and a row is one document. transformers cannot know either,
-and looks in every forward whether positions begin anew within a row, and with some models whether a mask of ones is all
-ones. Checking waits for all of the GPU's queued work; while a CUDA graph is recorded it is
-impossible, and transformers would make a mask for every pair of tokens.
+Padding is on the right, where no real token sees it, and a row is one document. transformers does not know that, so in
+every forward it checks whether positions start again within a row, and with some models whether a mask is all ones. The
+check waits for all of the GPU's queued work. While a CUDA graph is recorded it is impossible, and transformers would
+build a mask for every pair of tokens.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _ignore_mask = getattr(masking_utils, "_ignore_causal_mask_sdpa", None)
 
 
 def _ignore_full_mask(*args: Any, **options: Any) -> bool:
-    """Decide as transformers does where there is no padding."""
+    """Decide as transformers does for a batch without padding."""
     if args:
         args = (None, *args[1:])
     else:
@@ -25,7 +25,7 @@ def _ignore_full_mask(*args: Any, **options: Any) -> bool:
     return _ignore_mask(*args, **options)
 
 
-# transformers' function → what it gives for such a batch.
+# transformers' function → what it returns for such a batch.
 ANSWERS = {
     "find_packed_sequence_indices": lambda *args, **options: None,
     "is_tracing": lambda *args, **options: False,
@@ -35,7 +35,7 @@ ANSWERS = {
 
 @contextmanager
 def unpadded() -> Iterator[None]:
-    """Let transformers treat every batch within as unpadded. A function that this version lacks is skipped."""
+    """Make transformers treat batches inside the context as unpadded. Functions that this version lacks are skipped."""
     before = {name: getattr(masking_utils, name) for name in ANSWERS if hasattr(masking_utils, name)}
     try:
         for name in before:

@@ -93,7 +93,7 @@ def test_a_compiled_backbone_has_the_same_objective_and_gradients():
 
 def test_a_head_that_does_more_than_scale_and_cap_is_refused():
     bert = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **TINY, is_decoder=True))
-    with pytest.raises(UserError, match=r"'bert' changes its logits"):
+    with pytest.raises(UserError, match=r"'bert' computes its logits"):
         Backbone(bert)
 
 

@@ -70,7 +70,7 @@ def test_weights_that_are_quantised_already_are_refused(tmp_path):
     config = json.loads((tmp_path / "m/config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (tmp_path / "m/config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"its weights are quantised already \(gptq\)"):
+    with pytest.raises(UserError, match=r"its weights are already quantised \(gptq\)"):
         from_pretrained(str(tmp_path / "m"))
 
 
