@@ -44,8 +44,8 @@ def chunk_elements(device: torch.device) -> int:
     """Return how many logits to compute at a time.
 
     On a CPU, as many as about fit into its caches. On a GPU, where each chunk costs kernel launches, a 256th of its
-    memory in bytes, at most 2²⁷ (256 MiB in bfloat16), beyond which nothing is gained. Not a share of the free memory: a run's
-    sums would then depend on what else is running.
+    memory in bytes, at most 2²⁷ (256 MiB in bfloat16), beyond which nothing is gained. Not a share of the free
+    memory: a run's sums would then depend on what else is running.
     """
     if device.type != "cuda":
         return 2**23
