@@ -2,9 +2,9 @@
 
 import argparse
 
-from bora.commands.common import add_table, checked, columns_of, read_texts, run_parser
+from bora.commands.common import COUNT, add_table, checked, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
-from bora.config.schema import Count, Positive, Seed
+from bora.config.schema import Positive, Seed
 from bora.lib.console import tell
 from bora.lib.files import user_path, write_folder
 from bora.use.adapt import adapt, describe_epochs, write_adapted
@@ -15,15 +15,14 @@ from bora.use.restore import restore
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser("adapt", "Fit new tasks from a finished run's prior, its Θ fixed.")
-    parser.add_argument("out", type=user_path, metavar="OUT", help="folder to write to, empty or new")
+    add = parser.add_argument
+    add("out", type=user_path, metavar="OUT", help="folder to write to, empty or new")
     add_table(parser)
-    parser.add_argument("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
-    parser.add_argument(
-        "--epochs", type=checked(Count), metavar="N", help="passes over the documents (cross-validated)"
-    )
-    parser.add_argument("--lr", type=checked(Positive), default=1e-3, metavar="LR", help="learning rate (1e-3)")
-    parser.add_argument("--batch-size", type=checked(Count), default=16, metavar="N", help="documents a step (16)")
-    parser.add_argument("--seed", type=checked(Seed), default=0, metavar="N", help="seed of the documents' order (0)")
+    add("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
+    add("--epochs", **COUNT, help="passes over the documents (cross-validated)")
+    add("--lr", type=checked(Positive), default=1e-3, metavar="LR", help="learning rate (1e-3)")
+    add("--batch-size", **COUNT, default=16, help="documents a step (16)")
+    add("--seed", type=checked(Seed), default=0, metavar="N", help="seed of the documents' order (0)")
     return parser
 
 

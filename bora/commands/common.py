@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from bora.config.schema import Dtype
+from bora.config.schema import Count, Dtype
 from bora.data.columns import TASK_COLUMNS, Columns
 from bora.data.errors import input_errors
 from bora.data.prompts import prompt_columns
@@ -44,10 +44,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_table(parser: argparse.ArgumentParser) -> None:
     """Add --data, --text and --task, which `columns_of` reads."""
-    formats = "CSV, TSV, JSON lines or Parquet, the first three also compressed"
-    parser.add_argument(
-        "--data", required=True, type=user_path, metavar="FILE", help=f"a table of documents: {formats}"
-    )
+    formats = "a table of documents: CSV, TSV, JSON lines or Parquet, the first three also compressed"
+    parser.add_argument("--data", required=True, type=user_path, metavar="FILE", help=formats)
     run = "the run's own, if the table has it, else"
     parser.add_argument("--text", metavar="COLUMN", help=f"column with the document, or chat ({run} text)")
     parser.add_argument("--task", metavar="COLUMN", help=f"column with the task ({run} task or rep_name, if any)")
@@ -72,6 +70,9 @@ def checked(kind: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text!r}: {error.errors()[0]['msg']}") from error
 
     return convert
+
+
+COUNT: dict[str, Any] = {"type": checked(Count), "metavar": "N"}  # a flag's value: a whole number above 0
 
 
 def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Columns:

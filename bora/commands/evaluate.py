@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
-from rich.table import Table
 
 from bora.bayes.adapters import Shared
 from bora.bayes.model import Under
-from bora.commands.common import add_device, add_table, checked, columns_of, read_texts, run_parser
+from bora.commands.common import COUNT, add_device, add_table, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors
-from bora.config.schema import Count
+from bora.commands.tables import make_table
 from bora.data.streams import OPENERS
 from bora.data.table import READERS
 from bora.errors import UserError
@@ -41,24 +40,13 @@ def parser() -> argparse.ArgumentParser:
     add_table(parser)
     add("--out", type=user_path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
     add("--include-trained", action="store_true", help="report on the rows that the run was trained on too")
-    add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows (document × task) in a forward (32)")
-    add(
-        "--prior",
-        choices=PRIORS,
-        default="uniform",
-        help="of the tasks: uniform, or by their numbers of training documents (uniform)",
-    )
+    add("--batch-size", **COUNT, default=32, help="rows (document × task) in a forward (32)")
+    prior = "of the tasks: uniform, or by their numbers of training documents (uniform)"
+    add("--prior", choices=PRIORS, default="uniform", help=prior)
     add("--likelihoods", choices=("csv", "parquet"), help="also write log p(text | θ) of every document and task")
-    add(
-        "--answers",
-        type=checked(Count),
-        nargs="?",
-        const=0,
-        metavar="N",
-        help="answer the prompts too: N of each task, or all",
-    )
+    add("--answers", **COUNT, nargs="?", const=0, help="answer the prompts too: N of each task, or all")
     add("--beside", type=user_path, action="append", default=[], metavar="RUN", help=BESIDE)
-    add("--max-new-tokens", type=checked(Count), default=64, metavar="N", help="of an answer, at most (64)")
+    add("--max-new-tokens", **COUNT, default=64, help="of an answer, at most (64)")
     add_device(parser)
     return parser
 
@@ -75,10 +63,7 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
     """Print the perplexities, the accuracy, and how sure the posterior is."""
     console = plain_console()
     if found.per_task is not None and found.overall is not None:
-        table = Table(title="perplexity", title_justify="left")
-        table.add_column("task", overflow="fold")
-        for column in ("docs", "tokens", "θ of the task", "Θ", "frozen backbone"):
-            table.add_column(column, justify="right")
+        table = make_table("perplexity", ["task", "docs", "tokens", "θ of the task", "Θ", "frozen backbone"], "task")
         for row in found.per_task.to_dict("records"):
             figures = (f"{row[column]:.2f}" for column in MODELS)
             table.add_row(row["task"], f"{row['n_documents']:,}", f"{row['n_tokens']:,}", *figures)
@@ -114,11 +99,8 @@ def show(found: Evaluation, restored: Restored, prior: str) -> None:
 def show_answers(n: int, scores: pd.DataFrame) -> None:
     """Print the scores of answers, means over tasks with their intervals, and paired differences."""
     means = compare_answers(scores)
-    table = Table(title=f"answers to {n:,} prompts, mean over tasks [95 %]", title_justify="left")
-    table.add_column("", overflow="fold")
     names = means["score"].unique()
-    for score in names:
-        table.add_column(NAMES[score], justify="right")
+    table = make_table(f"answers to {n:,} prompts, mean over tasks [95 %]", ["", *map(NAMES.get, names)], "")
     for (under, minus), rows in means.groupby(["under", "minus"], sort=False):
         who = " − ".join(NAMES.get(str(name), str(name)) for name in (under, minus) if name)
         cells = rows.set_index("score").loc[names, ["value", "low", "high"]].itertuples(index=False)

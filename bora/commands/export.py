@@ -15,19 +15,13 @@ def parser() -> argparse.ArgumentParser:
     parser = run_parser("export", "Write a run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean's.")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("out", type=user_path, nargs="?", metavar="OUT", help="folder to write to, empty or new")
-    place.add_argument(
-        "--push-to-hub", metavar="NAMESPACE/NAME", help="write to this repository of the Hugging Face hub instead"
-    )
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument(
-        "-t",
-        "--task",
-        action="append",
-        dest="tasks",
-        metavar="NAME",
-        help="export this task only (or the beginning of its name), without the mean; again for more",
-    )
-    parser.add_argument(
+    hub = "write to this repository of the Hugging Face hub instead"
+    place.add_argument("--push-to-hub", metavar="NAMESPACE/NAME", help=hub)
+    add = parser.add_argument
+    add("--private", action="store_true", help="make the repository private")
+    only = "export this task only (or the beginning of its name), without the mean; again for more"
+    add("-t", "--task", action="append", dest="tasks", metavar="NAME", help=only)
+    add(
         "--merge",
         action="store_true",
         help="write one task's whole model, its LoRA merged into the base model's weights",

@@ -11,45 +11,21 @@ from bora.lib.files import user_path
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bora report",
-        description="Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs).",
-    )
+    description = "Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs)."
+    parser = argparse.ArgumentParser(prog="bora report", description=description)
     add = parser.add_argument
-    add(
-        "folders",
-        nargs="+",
-        type=user_path,
-        metavar="DIR",
-        help="a sweep's or a run's folder, or an archive (--archive)",
-    )
-    add(
-        "-o",
-        "--output",
-        type=user_path,
-        metavar="FOLDER",
-        help="folder to write to (report, in DIR or in the folder that several have in common)",
-    )
+    add("folders", nargs="+", type=user_path, metavar="DIR", help="a sweep's or a run's folder, or an archive")
+    output = "folder to write to (report, in DIR or in the folder that several have in common)"
+    add("-o", "--output", type=user_path, metavar="FOLDER", help=output)
     add("-c", "--color-by", metavar="COLUMN", help="colour figure 6 by this column of the corpus's table")
-    add(
-        "--wandb",
-        choices=("auto", "off"),
-        default="auto",
-        help="log the report to Weights & Biases: auto, if the runs were (auto); off",
+    wandb = "log the report to Weights & Biases: auto, if the runs were (auto); off"
+    add("--wandb", choices=("auto", "off"), default="auto", help=wandb)
+    one = (
+        "write settings and results of all runs to this one file, runs.csv.gz, which bora report reads; write no report"
     )
-    add(
-        "--archive",
-        type=user_path,
-        metavar="FILE",
-        help="instead of a report, write the runs to this one file (runs.csv.gz): all settings and results, a row for "
-        "each task of each run; `bora report FILE` gives the same report as the folders",
-    )
-    add(
-        "--verify",
-        action="store_true",
-        help="first check the files of each finished run against its SHA256SUMS; where one is missing or was changed, "
-        "print a line for each and end with exit code 2. Archives hold no such sums",
-    )
+    add("--archive", type=user_path, metavar="FILE", help=one)
+    check = "first check each run's files against its SHA256SUMS; list those changed or missing, and exit with code 2"
+    add("--verify", action="store_true", help=check)
     return parser
 
 

@@ -1,11 +1,20 @@
 """The tables on the terminal of a run's tasks, of a sweep, and of runs."""
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 from rich.table import Table
 
 from bora.lib.console import plain_console
+
+
+def make_table(title: str, columns: Iterable[str], *left: str, caption: str | None = None) -> Table:
+    """Make a table for the terminal: numbers stand on the right, the columns `left` on the left; no cell is cut."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    return table
 
 
 def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
@@ -14,10 +23,8 @@ def print_tasks(per_task: pd.DataFrame, summary: dict) -> None:
     The gain is the change of test perplexity from the frozen backbone's.
     """
     learned = f", learned (c = {summary['learned']['c']:.2f})" if "learned" in summary else ""
-    table = Table(title=f"τ = {float(summary['tau']):.4g}{learned}", title_justify="left")
-    table.add_column("task", overflow="fold")
-    for column in ("train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"):
-        table.add_column(column, justify="right")
+    columns = ["task", "train\ndocs", "validation\nppl", "test\nppl", "frozen\nppl", "gain", "‖θ−Θ‖"]
+    table = make_table(f"τ = {float(summary['tau']):.4g}{learned}", columns, "task")
     for t in per_task.to_dict("records"):
         perplexities = _perplexities(t["val_perplexity"], t["test_perplexity"], t["base_test_perplexity"])
         table.add_row(t["task"], f"{t['n_train']:,}", *perplexities, f"{t['distance']:.3f}")
@@ -51,9 +58,8 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     caption = "* chosen by validation"
     if runs["seed"].nunique() > 1:
         caption += "; ± is the standard deviation over seeds"
-    table = Table(title="τ → perplexity", title_justify="left", caption=caption, caption_justify="left")
-    for column in ("τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"):
-        table.add_column(column, justify="right", overflow="fold")
+    columns = ["τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"]
+    table = make_table("τ → perplexity", columns, caption=caption)
     groups = [group for _, group in runs.groupby(by, dropna=False)]
     chosen: dict[str, pd.DataFrame] = {}  # by the tokens
     for group in sorted(groups, key=lambda group: (group["tau"].isna().all(), group["val_perplexity"].mean())):
@@ -88,9 +94,7 @@ def print_runs(runs: pd.DataFrame, by: list[str]) -> None:
     Args:
         runs, by: see `print_sweep`; and run, its folder.
     """
-    table = Table(title="runs", title_justify="left")
-    for column in ("τ", *by[1:], "seed", "validation ppl", "test ppl", "best epoch", "run"):
-        table.add_column(column, justify="left" if column == "run" else "right", overflow="fold")
+    table = make_table("runs", ["τ", *by[1:], "seed", "validation ppl", "test ppl", "best epoch", "run"], "run")
     for r in runs.sort_values([*by, "seed"]).to_dict("records"):
         perplexities = (f"{r[key]:.2f}" for key in ("val_perplexity", "test_perplexity"))
         others = (r[key] for key in by[1:])

@@ -4,11 +4,10 @@ import argparse
 from functools import partial
 
 import pandas as pd
-from rich.table import Table
 
-from bora.commands.common import add_device, checked, run_parser
+from bora.commands.common import COUNT, add_device, run_parser
 from bora.commands.exits import cli_errors
-from bora.config.schema import Count
+from bora.commands.tables import make_table
 from bora.data.read import read_column
 from bora.lib.console import plain_console, tell
 from bora.lib.files import make_output_folder, user_path
@@ -29,28 +28,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--by", nargs="+", default=[], metavar="COLUMN", help="columns of the table that the run was trained on")
-    add(
-        "-n",
-        "--documents",
-        type=checked(Count),
-        default=MAX_DOCUMENTS,
-        metavar="N",
-        help=f"at most so many documents, drawn at random; pairs of them are compared ({MAX_DOCUMENTS})",
+    most = f"draw at most N documents at random; pairs of them are compared ({MAX_DOCUMENTS})"
+    add("-n", "--documents", **COUNT, default=MAX_DOCUMENTS, help=most)
+    add("--batch-size", **COUNT, default=16, help="documents in a backward (16)")
+    evidence = (
+        f"infer τ by the evidence too, from all training documents of {MAX_TASKS} tasks at most: takes an epoch's time"
     )
-    add("--batch-size", type=checked(Count), default=16, metavar="N", help="documents in a backward (16)")
-    add(
-        "--tau",
-        action="store_true",
-        help=f"infer tau by the evidence too, from all training documents of at most {MAX_TASKS} tasks: about as long as "
-        "an epoch",
-    )
-    add(
-        "-o",
-        "--out",
-        type=user_path,
-        metavar="FOLDER",
-        help="for the tables as CSV (RUN/variance, where bora report looks)",
-    )
+    add("--tau", action="store_true", help=evidence)
+    out = "for the tables as CSV (RUN/variance, where bora report looks)"
+    add("-o", "--out", type=user_path, metavar="FOLDER", help=out)
     add_device(parser)
     return parser
 
@@ -77,9 +63,8 @@ def main() -> None:
 
 def show_tau(found: pd.DataFrame) -> None:
     """Print τ for inference by group of parameters."""
-    table = Table(title="τ for inference, by the evidence [95 %, over tasks]", title_justify="left")
-    for column in ("factors", "τ, curvature by its diagonal", "by its eigenvalues"):
-        table.add_column(column, justify="left" if column == "factors" else "right")
+    columns = ["factors", "τ, curvature by its diagonal", "by its eigenvalues"]
+    table = make_table("τ for inference, by the evidence [95 %, over tasks]", columns, "factors")
     for _, row in found.iterrows():
         cells = (
             f"{row[key]:,.3g} [{row[f'{key}_low']:,.3g}, {row[f'{key}_high']:,.3g}]".replace("inf", "∞")
@@ -96,10 +81,8 @@ def show_tau(found: pd.DataFrame) -> None:
 
 def show(shares: pd.DataFrame) -> None:
     """Print the shares, and what they mean for the tasks."""
-    table = Table(title="share of the variance of documents' gradients [95 %]", title_justify="left")
-    table.add_column("column", overflow="fold")
-    for column in ("units", "share", "p"):
-        table.add_column(column, justify="right")
+    columns = ["column", "units", "share", "p"]
+    table = make_table("share of the variance of documents' gradients [95 %]", columns, "column")
     for row in shares.to_dict("records"):
         interval = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]".replace("-", "−")
         table.add_row(row["column"], f"{row['units']:,}", interval, f"{row['p_value']:.2g}")

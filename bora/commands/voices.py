@@ -8,9 +8,8 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from bora.commands.common import add_device, checked, run_parser, utf8
+from bora.commands.common import COUNT, add_device, run_parser, utf8
 from bora.commands.exits import cli_errors
-from bora.config.schema import Count
 from bora.data.prompts import prompt_columns
 from bora.errors import UserError
 from bora.lib.console import plain_console, short_path, tell
@@ -31,23 +30,12 @@ def parser() -> argparse.ArgumentParser:
         "says to one prompt.",
     )
     add = parser.add_argument
-    add(
-        "--prompt",
-        nargs="+",
-        metavar="TEXT|COLUMN=CELL",
-        type=utf8,
-        help="a text, or the cells of each column that the run's prompt takes (the start of a validation document)",
-    )
+    asked = "a text, or the cells of each column that the run's prompt takes (the start of a validation document)"
+    add("--prompt", nargs="+", metavar="TEXT|COLUMN=CELL", type=utf8, help=asked)
     add("--tasks", nargs="+", type=utf8, metavar="NAME", help="tasks, or the beginnings of their names (all)")
-    add(
-        "-n",
-        "--documents",
-        type=checked(Count),
-        metavar="N",
-        help="at most so many documents of each task, drawn at random (all)",
-    )
-    add("--max-new-tokens", type=checked(Count), default=MAX_NEW_TOKENS, metavar="N", help=f"({MAX_NEW_TOKENS})")
-    add("--batch-size", type=checked(Count), default=32, metavar="N", help="rows in a forward (32)")
+    add("-n", "--documents", **COUNT, help="draw at most N documents of each task at random (all)")
+    add("--max-new-tokens", **COUNT, default=MAX_NEW_TOKENS, help=f"({MAX_NEW_TOKENS})")
+    add("--batch-size", **COUNT, default=32, help="rows in a forward (32)")
     add_device(parser)
     return parser
 
