@@ -5,7 +5,7 @@ gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), wit
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from bora.use.score import likeliest, measure_accuracy, measure_sureness, perple
 SEVERAL = "(several)"  # in the place of the unit of a task whose documents have several
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
     """What was found.
 
@@ -33,29 +33,30 @@ class Evaluation:
             task, where the run has it), n_scored, trained_on (whether the run was fitted to the text, or chosen by it;
             empty where that is not known); best and posterior are empty without a token to score. With a level above
             the tasks, party, the likeliest unit too, best_party, and its posterior, party_posterior: see
-            `level_posteriors`. The next five leave rows out that were trained on, unless they are asked for.
-        per_task, overall: see `perplexities`; None where no row has a task of the run.
-        classification: see `measure_accuracy` and `measure_sureness`; None where no row that can be scored has a task
-            of the run.
-        levels: level → `measure_accuracy` of its units, of the same rows.
-        mixture_perplexity: of all rows under Σ_d p(d) p(text | θ_d), a mixture that knows no document's task.
+            `level_posteriors`.
+        mixture_perplexity: of all rows under Σ_d p(d) p(text | θ_d), a mixture that knows no document's task; it and what
+            follows `temperature` leave out rows that were trained on, unless they are asked for.
         likelihoods: log p(text | θ_d).
         counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
             and unknown_tasks, task → rows.
         temperature: T; 1 where the run has none.
+        per_task, overall: see `perplexities`; None where no row has a task of the run.
+        classification: see `measure_accuracy` and `measure_sureness`; None where no row that can be scored has a task
+            of the run.
+        levels: level → `measure_accuracy` of its units, of the same rows.
         answers, answer_scores: see `generate_answers` and `score_answers`, of rows of the run's
             tasks; None where none were asked for.
     """
 
     documents: pd.DataFrame
-    per_task: pd.DataFrame | None
-    overall: dict[str, float] | None
-    classification: dict[str, float] | None
-    levels: dict[str, dict[str, float]]
     mixture_perplexity: float
     likelihoods: Likelihoods
     counts: dict[str, Any]
     temperature: float
+    per_task: pd.DataFrame | None = None
+    overall: dict[str, float] | None = None
+    classification: dict[str, float] | None = None
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
     answers: pd.DataFrame | None = None
     answer_scores: pd.DataFrame | None = None
 
@@ -122,18 +123,6 @@ def evaluate(
     )
     for level, (unit_names, _, of_unit) in units.items():
         documents[f"best_{level}"], documents[f"{level}_posterior"] = likeliest(unit_names, of_unit, scorable)
-    levels = {}
-    per_task = overall = classification = answers = answer_scores = None
-    if (rows := known & reported).any():
-        per_task, overall = perplexities(restored, table[rows], batch_size)
-        found = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
-        classification = found | measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
-        for level, (unit_names, of_task, _) in units.items():
-            truth = unit_names[of_task[index[rows]]]
-            levels[level] = measure_accuracy(documents[f"best_{level}"][rows], truth, len(unit_names))
-        if ask is not None:
-            answers = ask.answers(restored, table[rows])
-            answer_scores = score_answers(answers)
     counts = {
         "rows": len(table),
         "of_the_runs_tasks": int(known.sum()),
@@ -144,19 +133,19 @@ def evaluate(
     }
     evidence = scores.posterior(prior_nats)[1][reported]  # a likelihood, so T = 1
     mixture = float(np.exp(-evidence.sum() / scores.n_scored[reported].sum()))
-    return Evaluation(
-        documents=documents,
-        per_task=per_task,
-        overall=overall,
-        classification=classification,
-        levels=levels,
-        mixture_perplexity=mixture,
-        likelihoods=scores,
-        counts=counts,
-        temperature=restored.temperature,
-        answers=answers,
-        answer_scores=answer_scores,
-    )
+    found = Evaluation(documents, mixture, scores, counts, restored.temperature)
+    if (rows := known & reported).any():
+        found.per_task, found.overall = perplexities(restored, table[rows], batch_size)
+        accuracy = measure_accuracy(documents["best"][rows], documents["task"][rows], len(names))
+        sureness = measure_sureness(scores.nats[rows], index[rows], prior_nats, restored.temperature)
+        found.classification = accuracy | sureness
+        for level, (unit_names, of_task, _) in units.items():
+            truth = unit_names[of_task[index[rows]]]
+            found.levels[level] = measure_accuracy(documents[f"best_{level}"][rows], truth, len(unit_names))
+        if ask is not None:
+            found.answers = ask.answers(restored, table[rows])
+            found.answer_scores = score_answers(found.answers)
+    return found
 
 
 def find_trained_on(table: pd.DataFrame, lists: Iterable[set[str] | None]) -> np.ndarray:
