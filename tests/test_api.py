@@ -57,7 +57,7 @@ def test_what_is_no_name_of_a_model_and_no_text_is_refused(frame, run):
     with pytest.raises(UserError, match="model takes a name or a folder, not a OPTForCausalLM"):
         bora.fit(frame, **COLUMNS, model=run.model.backbone.model)
     for prompt in (None, 3, b"bytes"):
-        with pytest.raises(UserError, match="give a text to go on with, not "):
+        with pytest.raises(UserError, match="give a text to continue, not "):
             run.generate(prompt)
     for ask in (run.generate, run.who_wrote):
         with pytest.raises(UserError, match="surrogate"):

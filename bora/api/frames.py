@@ -32,7 +32,7 @@ def documents(frame: Any, columns: Columns) -> pd.DataFrame:
 
 
 def _arrow(frame: Any) -> pa.Table:
-    """Return a frame of another library as Arrow's; raise a UserError if it is none."""
+    """Convert a frame of another library to an Arrow table; raise a UserError if it is no frame."""
     try:
         if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__arrow_c_array__"):
             return pa.table(frame)

@@ -62,7 +62,7 @@ class Run(RunFiles):
         """Return θ of a task by layer: A [r, n_in] and B [n_out, r].
 
         Raises:
-            UserError: the run has no such task, or several begin so; the message lists them, or those near to it.
+            UserError: the run has no such task, or several begin with that name; the message lists them, or similar ones.
         """
         (found,) = self.restored.find_tasks([task])
         return self.model.tasks[found]
@@ -121,7 +121,7 @@ class Run(RunFiles):
             prompt: as `generate` takes one; None for the start of a validation document.
             tasks: one or more names; None for all tasks.
             frame: what a run of `bora.fit` was trained on.
-            documents: at most so many validation documents of each task; None for all.
+            documents: validation documents of each task, at most; None for all.
             max_new_tokens: after the prompt.
 
         Returns:
@@ -144,7 +144,7 @@ class Run(RunFiles):
         Args:
             by: columns of what the run was trained on.
             frame: that, where it is a frame.
-            documents: at most so many, drawn at random.
+            documents: how many to draw at random, at most.
             batch_size: documents in a backward.
 
         Returns:
@@ -227,7 +227,7 @@ class Run(RunFiles):
         Args:
             frame: as `bora.fit` took it, with the columns that the prompt takes.
             task, text: columns; None for those that the run was trained on.
-            per_task: at most so many prompts of each task, drawn at random; None for all.
+            per_task: prompts of each task to draw at random, at most; None for all.
             options: max_new_tokens, do_sample, …; see `bora.use.sampling.Sampling`.
 
         Returns:

@@ -47,7 +47,7 @@ class Sweep:
         series, _ = series_of([read_run(run.folder) for run in self.runs])
         if len(series) > 1:
             labels = "; ".join(one.label for one in series)
-            raise UserError(f"{self.folder} holds several experiments ({labels}); its report has each by itself")
+            raise UserError(f"{self.folder} holds several experiments ({labels}); its report shows each separately")
         values = [(_given_tau(r), choosing_perplexity(r.summary), r.summary["test_perplexity"]) for r in self.runs]
         groups = pd.DataFrame(values, columns=["tau", "val_perplexity", "test_perplexity"]).groupby("tau", sort=False)
         return groups.mean().assign(runs=groups.size()).reset_index()

@@ -170,7 +170,7 @@ def place_new(
         cells = values.get(column, [OTHER] * len(tasks))
         places.append([place.get(cell or NONE, len(own) - 1) for cell in cells])
     of_task, rows = _place(places, units, tasks)
-    # Units are not fitted, so how many documents they have is of no account.
+    # Units are not fitted, so their numbers of documents do not matter.
     return Levels(levels.columns, units, levels.taus, [1] * sum(map(len, units)), of_task), rows
 
 

@@ -39,6 +39,6 @@ def main() -> None:
             print(f"repository: {url}")
             return
         if arguments.private:
-            raise UserError("--private is for a repository: give --push-to-hub NAMESPACE/NAME in the place of OUT")
+            raise UserError("--private is for a repository: give --push-to-hub NAMESPACE/NAME instead of OUT")
         n = export(arguments.run, arguments.out, arguments.tasks, arguments.merge)
         print(f"{'merged model' if arguments.merge else f'{n} PEFT adapters'}: {arguments.out.resolve()}")

@@ -42,7 +42,7 @@ def show(answers: Sequence[Answer], n_sequences: int, continued: bool) -> None:
     """Print the answers, prompt by prompt, each under its speaker's name.
 
     Args:
-        continued: an answer is printed behind its prompt, whose text it goes on with.
+        continued: print each answer behind its prompt, whose text it continues.
     """
     prompt = None
     for answer in answers:

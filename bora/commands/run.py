@@ -108,7 +108,7 @@ def main() -> None:
     typed[:] = sys.argv[1:]
     # Hydra would end the process with code 1 itself; with this set, errors reach us.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    if sys.path[0] not in ("", str(Path.cwd())):  # a file random.py in the working folder is none of ours
+    if sys.path[0] not in ("", str(Path.cwd())):  # a file random.py in the working folder must not shadow Python's
         os.environ.setdefault("PYTHONSAFEPATH", "1")  # for the processes that launchers start
     with cli_errors(resume_command):
         run, words = split_again(sys.argv[1:])

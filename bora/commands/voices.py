@@ -56,7 +56,7 @@ def show(tokens: pd.DataFrame, continuations: pd.DataFrame) -> None:
     rows = arrange_voices(tokens, continuations)
     prompt = one_line(continuations["prompt"].iloc[0])
     table = Table(
-        title=f"how each task speaks: its most characteristic tokens, and how it goes on from “{prompt}”",
+        title=f"how each task speaks: its most characteristic tokens, and how it continues “{prompt}”",
         title_justify="left",
         caption="below a task its gain over Θ, in nats a token; below a token its share of that gain, in thousandths",
         caption_justify="left",

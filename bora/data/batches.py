@@ -210,6 +210,6 @@ def loader(documents: Documents, batches: Batches, pinned: bool = False) -> Resu
     """Make a DataLoader whose sampler hands out whole batches.
 
     Args:
-        pinned: in memory that a GPU can copy from while this process goes on.
+        pinned: keep batches in memory that a GPU copies from asynchronously.
     """
     return ResumableLoader(documents, sampler=batches, batch_size=None, pin_memory=pinned)

@@ -20,7 +20,7 @@ Ids = list[int]
 ANSWER = "☃snow"  # that no template writes
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template says itself what the assistant says
 NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-TODAY = datetime(2024, 7, 26)  # for templates that write the date: the day that Llama 3.2's has where it is told none
+TODAY = datetime(2024, 7, 26)  # for templates that write the date: the default of Llama 3.2's
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answ
 
 @cache
 def _on_today(template: str) -> str:
-    """Write TODAY in the place of a template's calls for the date."""
+    """Replace a template's calls for the date by TODAY."""
     return NOW.sub(lambda call: json.dumps(TODAY.strftime(call[2])), template)
 
 
@@ -259,7 +259,7 @@ def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str],
     """Find where a message's own words stand in a chat's tokens; all of the chat if they are not written as they are.
 
     Args:
-        ids: of the chat, or of one that goes on with it.
+        ids: of the chat, or of one that continues it.
         text: the chat, which ends with the message.
     """
     content = message["content"].strip()

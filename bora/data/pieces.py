@@ -43,7 +43,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Truncation:
-    """What max_tokens cut off: of so many documents' texts so many tokens, and of prompts."""
+    """How many documents max_tokens cut, and by how many tokens; and how many prompts."""
 
     documents: int
     tokens: int
@@ -72,7 +72,7 @@ class Parts(NamedTuple):
     Attributes:
         before: what is kept.
         prompt: what is shortened, never scored.
-        rest: the text, which is cut off or goes on in further pieces.
+        rest: the text, which is cut off or continued in further pieces.
         scored: [len(rest)].
         repeat: what stands before each further piece.
     """

@@ -21,7 +21,7 @@ def prompt_columns(prompt: str | None) -> tuple[str, ...]:
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:
-    """Put values in the place of a prompt's placeholders, once: braces inside a value stay. `{{` is a brace.
+    """Replace a prompt's placeholders by values, once: braces inside a value stay. `{{` is a brace.
 
     Args:
         values: placeholder, with its braces → what it stands for.

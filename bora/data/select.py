@@ -111,7 +111,7 @@ def select(
 
 
 def draw(table: pd.DataFrame, per_task: int | None) -> pd.DataFrame:
-    """Draw at most so many rows of each task at random, in the table's order; None for all."""
+    """Draw at most `per_task` rows of each task at random, in the table's order; None for all."""
     if per_task is None:
         return table
     drawn = table.sample(frac=1, random_state=0).groupby("task").head(per_task)

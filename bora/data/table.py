@@ -35,7 +35,7 @@ def read(path: str | Path, columns: Columns = ANY) -> pd.DataFrame:
 
 
 def require_file(path: str | Path) -> Path:
-    """Return the file of that name; raise a UserError if there is none."""
+    """Return the file of that name; raise a UserError if it does not exist."""
     file = Path(os.path.expanduser(path))
     if any("\ud800" <= character <= "\udfff" for character in str(file)):
         raise UserError("the file's name is not in the encoding of this locale; rename it, or set LC_ALL=C.UTF-8")

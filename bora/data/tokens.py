@@ -208,7 +208,7 @@ class Tokens:
         return " ".join((show_prompt(prompt) if self.answers else text).split()[:3])[:MAX_EXAMPLE_CHARS]
 
     def start(self, task: str | None, prompt: Any, room: int | None = None) -> list[int]:
-        """Encode what a text begins with, for a model to go on.
+        """Encode what a text begins with, for a model to continue.
 
         Args:
             task: the name for `{task}`; None only where the prompt does not hold it.
@@ -226,7 +226,7 @@ class Tokens:
             return self._question([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, room)
         if not self.answers:
             if not isinstance(prompt, str):
-                raise UserError(f"this run's documents have no prompt: give a text to go on with, not {prompt!r}")
+                raise UserError(f"this run's documents have no prompt: give a text to continue, not {prompt!r}")
             return self.before(task) + self._ids([self.template.partition("{text}")[0] + prompt])[0]
         cells = {self.columns[0]: prompt} if isinstance(prompt, str) and len(self.columns) == 1 else prompt
         if self.columns and (not isinstance(cells, Mapping) or set(self.columns) - set(cells)):
@@ -342,7 +342,7 @@ class Tokens:
 
 
 def _from_json(text: str, chat: bool) -> Any:
-    """Read a prompt that is JSON; what is none stays a text, and of a chat what is no list of messages."""
+    """Parse a prompt that is JSON; other texts stay as they are, as does JSON that is no list of messages for a chat."""
     try:
         found = json.loads(text)
     except ValueError:

@@ -70,7 +70,7 @@ def latex(text: str) -> str:
 
 
 def format_tau(tau: float | str) -> str:
-    """Write τ as one reads it: 0, 2.5, 100, 10⁴, ∞; `learn` as it is."""
+    """Format τ for people: 0, 2.5, 100, 10⁴, ∞; `learn` stays as it is."""
     if isinstance(tau, str):
         return tau
     if math.isinf(tau):

@@ -13,7 +13,7 @@ from bora.report.evidence import Evidence
 from bora.runs.archive import RunRecord
 
 MAX_LEGEND_TAUS = 9
-LEARNED = math.nan  # in the place of a τ
+LEARNED = math.nan  # instead of a τ
 MAX_PANELS = 25  # tasks with learning curves of their own
 MIN_TOP = 1.25  # of the axis of curves by task
 SHOWN = 0.9  # of all its points: the first of a run may be many times higher

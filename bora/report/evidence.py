@@ -1,7 +1,7 @@
 """What a series says: the τ that validation chooses, and paired differences with intervals.
 
 Differences between two τ are in nats a token of the test documents, each task against itself, seeds averaged within the
-task. Intervals are 95 %: of a difference, by a bootstrap over tasks (they say how far the tasks at hand agree); of a
+task. Intervals are 95 %: of a difference, by a bootstrap over tasks (they say how far these tasks agree); of a
 mean over seeds, by Student's t.
 """
 

@@ -37,7 +37,7 @@ class Interval:
 def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Interval:
     """Compute a statistic of the tasks, with an interval from 10,000 draws of tasks (seed 0).
 
-    Its ends are percentiles further out than 2.5 and 97.5, by as much as a t interval of so many tasks is wider than one
+    Its ends are percentiles further out than 2.5 and 97.5, by as much as a t interval of n tasks is wider than one
     of a known variance (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, "expanded percentile"): those
     alone are too narrow, and for a mean of 25 tasks leave out the truth in 7 % of samples. Fewer than MIN_TASKS have no
     interval.

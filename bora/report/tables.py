@@ -76,7 +76,7 @@ def is_talk_of_norway(evidence: Evidence) -> bool:
 
 
 def number(value: float, spec: str = ".2f") -> str:
-    """Write a number, and nothing where there is none."""
+    """Format a number; nan becomes an empty text."""
     return "" if math.isnan(value) else format(value, spec)
 
 

@@ -53,7 +53,7 @@ def variance_table(evidence: Evidence) -> ReportTable | None:
 
 
 def _read(file: Path) -> pd.DataFrame | None:
-    """Read a run's table; None where there is none."""
+    """Read a run's table; None if the file is missing."""
     if not file.is_file():
         return None
     with readable(file):

@@ -43,7 +43,7 @@ def voices_table(evidence: Evidence) -> ReportTable | None:
     data, prompt = arrange_voices(tokens, continuations), one_line(continuations["prompt"].iloc[0])
     cells = data.assign(gain=data["gain"].map(lambda gain: number(gain, "+.3f").replace("-", "−")))
     caption = (
-        f"How each task speaks at τ = {format_tau(tau)}, and how it goes on from “{prompt}”. Gain: how much likelier its "
+        f"How each task speaks at τ = {format_tau(tau)}, and how it continues “{prompt}”. Gain: how much likelier its "
         "validation documents are under its own θ than under Θ, in nats a token. Tokens: the most characteristic, which "
         f"contribute most to the gain, among those that come at least {MIN_COUNT} times, in at least {MIN_DOCUMENTS} "
         "documents; below each its contribution, in thousandths. ␣ is a space, ↵ the end of a line. What a task says is "

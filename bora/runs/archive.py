@@ -103,7 +103,7 @@ def write_archive(file: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def read_archive(file: Path) -> list[RunRecord]:
-    """Read the runs of an archive; raise a UserError if the file is none."""
+    """Read the runs of an archive; raise a UserError if the file is no archive."""
     try:
         text = gzip.decompress(file.read_bytes()).decode()
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)

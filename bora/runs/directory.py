@@ -234,7 +234,7 @@ class RunDirectory:
         write_text_atomically(self.path / TRAINED_ON, "".join(f"{h}\n" for h in sorted(hashes)))
 
     def trained_on(self) -> set[str] | None:
-        """Read trained_on.txt; None where there is none."""
+        """Read trained_on.txt; None if it is missing."""
         if not (self.path / TRAINED_ON).exists():
             return None
         with readable(self.path / TRAINED_ON) as file:

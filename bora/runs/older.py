@@ -22,7 +22,7 @@ def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(key: str) -> str:
-    """Give the setting that a key is of: some are dictionaries, whole as they are, with a key for each of their own."""
+    """Return the setting that a key belongs to: some settings are dictionaries with keys of their own."""
     return next((setting for setting in DICTIONARIES if key.startswith(f"{setting}.")), key)
 
 

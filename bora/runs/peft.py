@@ -98,7 +98,7 @@ def log_start(ours: Sequence[str], theirs: Sequence[str]) -> None:
     unused = [name for name in theirs if name not in wanted]
     log.info("init_from: %d of %d tasks start at their own LoRA", len(ours) - len(new), len(ours))
     if new:
-        log.info("init_from: there is none of %s: they start at the mean", _shorten(new))
+        log.info("init_from: there is no LoRA of %s: they start at the mean", _shorten(new))
     if unused:
         log.info("init_from: this run has no task %s: their LoRAs are not used", _shorten(unused))
 

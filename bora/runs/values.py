@@ -24,7 +24,7 @@ LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "
 
 @contextmanager
 def readable(file: Path) -> Iterator[Path]:
-    """Read a run's file within; raise a UserError in the place of any error that says that it cannot be read."""
+    """Read a run's file within; turn any error of reading it into a UserError."""
     try:
         yield require_regular_file(file)
     except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:

@@ -158,7 +158,7 @@ class TrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _share_of_rate(self, step: int) -> float:
-        """Return what the schedule leaves of the learning rate after so many steps."""
+        """Return the factor of the learning rate after `step` steps."""
         if step < self.warmup_steps:
             return step / self.warmup_steps
         if self.schedule == "constant" or step == 0:

@@ -1,7 +1,7 @@
 """Fit new tasks from a run's prior: θ_new ~ N(Θ, τ⁻¹ I) with Θ fixed.
 
 Each new task minimises −Σ log p(document | θ_new) + τ/2 ‖θ_new − Θ‖² (eq. 6 with Θ given). Given Θ the tasks are
-independent and AdamW goes by rows, so many at once have the optimum of each alone. On the way there a task takes more
+independent and AdamW goes by rows, so many at once reach the optimum of each alone. On the way there a task takes more
 steps in an epoch beside others, since batches mix them.
 """
 

@@ -76,7 +76,7 @@ def score_answers(answers: pd.DataFrame) -> pd.DataFrame:
 def compare_answers(scores: pd.DataFrame) -> pd.DataFrame:
     """Give the mean over tasks of every score, and the paired differences of models, with 95 % intervals.
 
-    The intervals are bootstraps over tasks: they say how far the tasks at hand agree.
+    The intervals are bootstraps over tasks: they say how far these tasks agree.
 
     Args:
         scores: from `score_answers`.
@@ -121,7 +121,7 @@ def split_words(text: str) -> list[str]:
 
 
 def parse_number(text: str) -> float:
-    """Read a text that is a number, with a decimal point or comma; nan if it is none."""
+    """Parse a number with a decimal point or comma; nan for any other text."""
     found = NUMBER.fullmatch(text.strip())
     return float(found[0].replace(",", ".")) if found else np.nan
 

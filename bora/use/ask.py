@@ -26,7 +26,7 @@ class Ask:
 
     Args:
         sampling: of the answers.
-        per_task: at most so many prompts of each task, drawn at random; None for all.
+        per_task: prompts of each task to draw at random, at most; None for all.
         beside: further runs, by name, whose θ of the same task answers too; such as those at τ = 0 and ∞.
     """
 

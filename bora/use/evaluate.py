@@ -21,7 +21,7 @@ from bora.use.ask import Ask
 from bora.use.restore import Restored
 from bora.use.score import likeliest, measure_accuracy, measure_sureness, perplexities
 
-SEVERAL = "(several)"  # in the place of the unit of a task whose documents have several
+SEVERAL = "(several)"  # the unit of a task whose documents have several
 
 
 @dataclass

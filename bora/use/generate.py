@@ -104,7 +104,7 @@ def generate(
 def continue_all(
     restored: Restored, starts: Sequence[list[int]], speakers: Sequence[Speaker], sampling: Sampling
 ) -> list[tuple[str, list[int], bool]]:
-    """Let each speaker go on from its own start, in batches of mixed speakers: text, ids, ended, as in Answer.
+    """Let each speaker continue its own start, in batches of mixed speakers: text, ids, ended, as in Answer.
 
     Refuse a start that does not fit the model.
     """
@@ -129,7 +129,7 @@ def continue_all(
 
 
 def _answers_alike(restored: Restored) -> bool:
-    """Return whether a model goes on from a text beside a longer one as it does alone.
+    """Return whether a model continues a text beside a longer one as it does alone.
 
     Else a row is a batch: RecurrentGemma reads the padding on the left, and RWKV confuses the rows' states.
     """
@@ -159,7 +159,7 @@ def continue_batch(
 
 
 def _generate(restored: Restored, starts: list[list[int]], theta: Tensor, config: GenerationConfig) -> Tensor:
-    """Let transformers go on from starts, padded on the left, each row under its θ, [R, P], or all under one, [P]."""
+    """Let transformers continue starts, padded on the left, each row under its θ, [R, P], or all under one, [P]."""
     model, width = restored.model, max(map(len, starts))
     # Pad with the row's own first token: a repetition penalty reads masked ids too, so it must find no others there.
     ids = [[start[0]] * (width - len(start)) + start for start in starts]

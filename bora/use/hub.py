@@ -40,7 +40,7 @@ def push_to_hub(
         The repository's address.
 
     Raises:
-        UserError: see `export`; the name is none, there is no token, it may not write there, the hub does not answer,
+        UserError: see `export`; the name is invalid, there is no token, it may not write there, the hub does not answer,
             or the repository is public where `private` is asked for.
     """
     _check_name(repo)

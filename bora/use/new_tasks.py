@@ -1,4 +1,4 @@
-"""Tasks that a run does not know: their documents as its tokens, and a model of them under its prior."""
+"""New tasks of a finished run: encode their documents as the run does, and build their model under its prior."""
 
 import math
 from collections.abc import Sequence

@@ -91,7 +91,7 @@ def _find_task(wanted: str, names: Sequence[str]) -> str:
     ):
         if len(found) == 1:
             if found[0].casefold() != low:
-                log.warning("there is no task %s: %s is taken, which begins so", wanted, found[0])
+                log.warning("there is no task %s; taking %s, which begins with it", wanted, found[0])
             return found[0]
         if found:
             more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""

@@ -58,7 +58,7 @@ def find_voices(
         table: from `bora.runs.corpus.split_documents`.
         tasks: names.
         prompt: see `continue_prompt`; None for the start of the first task's first document.
-        documents: at most so many of each task, drawn at random; None for all.
+        documents: how many of each task to draw at random, at most; None for all.
         batch_size: rows in a forward.
     """
     if prompt is None:

@@ -78,7 +78,7 @@ def test_tasks_start_at_their_own_adapter_by_name(tmp_path, caplog, mean):
     with caplog.at_level("INFO", "bora"):
         start_from_adapters(model, folder)
     assert "2 of 3 tasks" in caplog.text
-    assert "there is none of new: they start at the mean" in caplog.text
+    assert "there is no LoRA of new: they start at the mean" in caplog.text
     assert "no task old" in caplog.text
     layers = list(model.mean)
     for task, place in (("a", "f2"), ("b", "f1")):
