@@ -90,7 +90,7 @@ def exit_for(error: Exception, resume: str = "") -> None:
 
 
 def _is_lost(error: Exception) -> bool:
-    """Tell whether a run's other processes could not be reached: torch.distributed says so, or gloo in a backward."""
+    """Return whether a run's other processes could not be reached: torch.distributed says so, or gloo in a backward."""
     return isinstance(error, RuntimeError) and (
         raised_in(error).startswith("torch.distributed.") or "/gloo/" in first_line(error)
     )

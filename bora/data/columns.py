@@ -130,7 +130,7 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
 
 
 def _cells(values: Any) -> Any:
-    """Give a column's values; numbers of fewer than 64 bits as NumPy's, which knows that they are 2.1, say."""
+    """Return a column's values; numbers of fewer than 64 bits as NumPy's, which knows that they are 2.1, say."""
     if isinstance(values, pa.DictionaryArray):
         values = values.dictionary_decode()
     if isinstance(values, pa.Array):

@@ -98,7 +98,7 @@ def _cells_as_text(path: str, subset: str | None) -> dict[str, Any]:
 
 
 def _values(found: Any, column: str) -> Iterable:
-    """Give a column's values: class labels by name."""
+    """Return a column's values: class labels by name."""
     feature = found.features[column]
     names, kind = getattr(feature, "names", None), str(getattr(feature, "dtype", ""))
     if kind in ("float32", "float16"):

@@ -313,7 +313,7 @@ class Tokens:
         return [fill(self.prompt or "", {TASK: task} | cells) for task, cells in rows]
 
     def _chats(self, table: pd.DataFrame) -> Iterator[list[Message]]:
-        """Give each row's messages."""
+        """Return each row's messages."""
         if self.chat:
             yield from (json.loads(text) if text.strip() else [] for text in table["text"])
             return

@@ -49,7 +49,7 @@ def tell(line: str) -> None:
 
 
 def above_bars() -> AbstractContextManager[None]:
-    """Within: log lines stand above the bar that is drawn."""
+    """Print log lines above the bar that is drawn, within this context."""
     return logging_redirect_tqdm(tqdm_class=tqdm) if is_watched() else nullcontext()
 
 

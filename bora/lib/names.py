@@ -26,7 +26,7 @@ _LATEX |= {"␣": r"\textvisiblespace{}", "↵": r"$\hookleftarrow$", "⇥": r"$
 
 
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
-    """Give each task a name of ASCII letters, digits, dots, hyphens and underscores, safe as a file's name.
+    """Return each task a name of ASCII letters, digits, dots, hyphens and underscores, safe as a file's name.
 
     No two are equal, upper and lower case taken as the same, and none is `reserved`. Of tasks that would share a name,
     those that it does not spell exactly have a hash behind it, so that a name does not depend on the tasks' order.

@@ -36,7 +36,7 @@ class Guesses:
     sureness_at_1: Sureness | None
 
     def confusion(self, order: list[str]) -> np.ndarray:
-        """Give the shares of each true task's documents that are taken for each task, [D, D]; nan without documents."""
+        """Return the shares of each true task's documents that are taken for each task, [D, D]; nan without documents."""
         counts = pd.crosstab(self.truth, self.best).reindex(index=order, columns=order, fill_value=0)
         return counts.div(counts.sum(axis=1), axis=0).to_numpy()
 

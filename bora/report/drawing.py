@@ -71,7 +71,7 @@ def drawing_style(fonts: Sequence[str]) -> Iterator[None]:
 
 
 def color_by_tau(tau: float, taus: Iterable[float]) -> tuple[float, float, float, float]:
-    """Give a τ's colour among all of a series, from separate models to one model."""
+    """Return a τ's colour among all of a series, from separate models to one model."""
     order = sorted({0.0, *taus, math.inf})
     return BY_TAU(order.index(tau) / (len(order) - 1))
 

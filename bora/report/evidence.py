@@ -33,18 +33,18 @@ class Difference:
 
     @property
     def percent(self) -> Interval:
-        """Give the change of perplexity in percent."""
+        """Return the change of perplexity in percent."""
         o = self.overall
         return Interval(*(100 * math.expm1(x) for x in (o.value, o.low, o.high)))
 
     @property
     def improvement(self) -> pd.Series:
-        """Give by how many percent each task's perplexity is lower."""
+        """Return by how many percent each task's perplexity is lower."""
         return -100 * np.expm1(self.by_task)
 
     @property
     def improvement_ends(self) -> pd.DataFrame | None:
-        """Give the ends of the same, low and high, by a t interval over seeds; None with one seed."""
+        """Return the ends of the same, low and high, by a t interval over seeds; None with one seed."""
         n = self.by_seed.shape[1]
         if n < 2:
             return None
@@ -73,7 +73,7 @@ class Evidence:
         return "val_perplexity_by_batch" if self.by_batch else f"{split}_perplexity"
 
     def perplexities(self, tau: float, split: str = "test") -> np.ndarray:
-        """Give the overall perplexity at τ, [seeds]; split is test, or val, which chooses."""
+        """Return the overall perplexity at τ, [seeds]; split is test, or val, which chooses."""
         return np.array([run.summary[self._column(split)] for run in self.series.at(tau)])
 
     def _validation(self, tau: float) -> float:
@@ -99,15 +99,15 @@ class Evidence:
         return Interval(mean, mean - half, mean + half)
 
     def by_task(self, tau: float, column: str | None = None) -> pd.DataFrame:
-        """Give a column of per_task.csv, the perplexity if none is named, [D, seeds]."""
+        """Return a column of per_task.csv, the perplexity if none is named, [D, seeds]."""
         return pd.DataFrame({run.seed: run.per_task[column or self._column("test")] for run in self.series.at(tau)})
 
     def task_means(self, column: str | None = None) -> pd.DataFrame:
-        """Give the same averaged over seeds, [D, τ]."""
+        """Return the same averaged over seeds, [D, τ]."""
         return pd.DataFrame({tau: self.by_task(tau, column).mean(axis=1) for tau in self.series.taus})
 
     def tasks(self) -> pd.DataFrame:
-        """Give n_train, test_tokens and the like of each task, which all runs share."""
+        """Return n_train, test_tokens and the like of each task, which all runs share."""
         return self.series.runs[0].per_task
 
     def difference(self, tau: float, other: float) -> Difference | None:

@@ -48,12 +48,12 @@ TAUS = [float(tau) for _, tau, _ in _TABLE_1]
 
 
 def table1() -> pd.DataFrame:
-    """Give Table 1: columns learning_rate, tau, perplexity."""
+    """Return Table 1: columns learning_rate, tau, perplexity."""
     return pd.DataFrame(_TABLE_1, columns=["learning_rate", "tau", "perplexity"])
 
 
 def table2() -> pd.DataFrame:
-    """Give Table 2: perplexity, task × τ."""
+    """Return Table 2: perplexity, task × τ."""
     rows = [line.rsplit(maxsplit=6) for line in _TABLE_2.strip().splitlines()]
     values = {name.strip(): [float(x) for x in numbers] for name, *numbers in rows}
     return pd.DataFrame.from_dict(values, orient="index", columns=TAUS)

@@ -127,7 +127,7 @@ class Series:
 
     @property
     def only_learned(self) -> bool:
-        """Tell whether no run between the limits was given its τ."""
+        """Return whether no run between the limits was given its τ."""
         between = [run for run in self.runs if not run.is_limit]
         return bool(between) and all(run.learned is not None for run in between)
 
@@ -151,7 +151,7 @@ class Series:
         return sorted({run.seed for run in self.runs})
 
     def at(self, tau: float) -> list[RunRecord]:
-        """Give the runs at one τ, a seed each."""
+        """Return the runs at one τ, a seed each."""
         return [run for run in self.runs if run.tau == tau]
 
 
@@ -205,7 +205,7 @@ def _at_their_median(learned: list[RunRecord], given: set[str]) -> list[RunRecor
 
 
 def _setting(run: RunRecord) -> dict[str, Any]:
-    """Give what all runs of a series share."""
+    """Return what all runs of a series share."""
     return {k: v for k, v in run.config.items() if not k.startswith(FREE_KEYS)} | {
         "warm start": run.config["init_from"] is not None,
         "tau of levels": _tau_of_levels(run),
@@ -216,7 +216,7 @@ def _setting(run: RunRecord) -> dict[str, Any]:
 
 
 def _tau_of_levels(run: RunRecord) -> Any:
-    """Give the τ of each level; a word where they are the tasks', or learned, since then they change with it."""
+    """Return the τ of each level; a word where they are the tasks', or learned, since then they change with it."""
     taus = run.summary.get("levels")
     if run.learned is not None:
         return "learned"

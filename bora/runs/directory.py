@@ -292,5 +292,5 @@ def choosing_perplexity(summary: dict[str, Any]) -> float:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Give what decides a run's numbers, flat: {"prior.penalty": "gaussian", …}."""
+    """Return what decides a run's numbers, flat: {"prior.penalty": "gaussian", …}."""
     return {k: v for k, v in flatten(config.model_dump()).items() if k not in HOW_IT_RESUMES}

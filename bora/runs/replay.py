@@ -29,7 +29,7 @@ def replay(run: Path, given: list[str]) -> list[str]:
 
 
 def key_of(override: str) -> str:
-    """Give the key or group that an override sets."""
+    """Return the key or group that an override sets."""
     return override.partition("=")[0].lstrip("+~")
 
 

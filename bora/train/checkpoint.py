@@ -4,7 +4,7 @@ import logging
 import signal
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -29,31 +29,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(Path(path)) as out:
-            file = _RecordingFile(out)
             try:
-                torch.save(checkpoint, cast(BinaryIO, file))
-            except RuntimeError:
-                if file.error is not None:
-                    raise file.error from None
+                torch.save(checkpoint, out)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # why it could not be written, which torch does not say
+                    raise error.__context__ from None
                 raise
-
-
-class _RecordingFile:
-    """Record why a file could not be written: torch's own error does not say."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self.out = out
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self.out.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.out.flush()
 
 
 class BestCheckpoint(Checkpoint):
@@ -132,16 +113,14 @@ class LastCheckpoint(Checkpoint):
         self.progress.read(module)  # stops here if a loss was not finite: what it left is not saved
         lost = find_nonfinite(module.model.adapters)
         if lost is not None:  # the older file stays
-            raise UserError(
-                f"training diverged: after step {trainer.global_step} {lost} is not finite; give a lower optim.lr. "
-                f"{self.path} is older and good"
-            )
+            wrong = f"training diverged: after step {trainer.global_step} {lost} is not finite"
+            raise UserError(f"{wrong}; give a lower optim.lr. {self.path} is older and good")
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
 
 def _can_resume_after(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Tell whether this batch ended a step and the next one follows at once: Lightning would skip what came between."""
+    """Return whether this batch ended a step and the next one follows at once: Lightning would skip what came between."""
     loop = trainer.fit_loop
     return (
         ends_step(trainer, batch_idx)

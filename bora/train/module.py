@@ -202,11 +202,11 @@ class TrainingModule(L.LightningModule):
         return Groups(of - levels.first_row(part - 1, n_tasks), len(levels.units[part - 1]))
 
     def profile(self, part: int = 0) -> Profile:
-        """Give the last validation's NLL at `scales`, by task or by unit of a level."""
+        """Return the last validation's NLL at `scales`, by task or by unit of a level."""
         return make_profile(self.scales, *self.shrunk.found(), self.groups(self._validated, part))
 
     def effect(self, part: int | None = None) -> dict[str, Tensor]:
-        """Give how much lower θ_d makes the test documents' NLL: see `paired_difference`.
+        """Return how much lower θ_d makes the test documents' NLL: see `paired_difference`.
 
         Args:
             part: against θ_d without the task's own deviation, 0, or without the unit's of a level, 1 … L, by unit; None

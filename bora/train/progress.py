@@ -242,10 +242,10 @@ def steps_an_epoch(trainer: L.Trainer) -> int:
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Tell whether this batch completes an optimiser step."""
+    """Return whether this batch completes an optimiser step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or ends_epoch(trainer, batch_idx)
 
 
 def ends_epoch(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Tell whether this is the last batch of the epoch."""
+    """Return whether this is the last batch of the epoch."""
     return batch_idx + 1 == trainer.num_training_batches

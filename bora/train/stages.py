@@ -104,14 +104,14 @@ class Stages(Callback):
         return len(history) - max(history.index(self.progress.best) + 1, self.began or 0)
 
     def _slows(self, trainer: L.Trainer) -> bool:
-        """Tell whether the last epoch brought less than LEAST_GAIN."""
+        """Return whether the last epoch brought less than LEAST_GAIN."""
         history = self.progress.history
         since = history[-1].step - max(LEAST_STEPS, steps_an_epoch(trainer))
         before = [validation.nll for validation in history if validation.step <= since]
         return bool(before) and min(before) - self.progress.best.nll < LEAST_GAIN
 
     def _must_begin(self, trainer: L.Trainer) -> bool:
-        """Tell whether the deviations must begin now to keep their share of steps, and one validation."""
+        """Return whether the deviations must begin now to keep their share of steps, and one validation."""
         total, done = trainer.estimated_stepping_batches, trainer.global_step
         return total - done <= max(total * SHARE_OF_TASKS, done / len(self.progress.history))
 

@@ -74,7 +74,7 @@ def score_answers(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_answers(scores: pd.DataFrame) -> pd.DataFrame:
-    """Give the mean over tasks of every score, and the paired differences of models, with 95 % intervals.
+    """Return the mean over tasks of every score, and the paired differences of models, with 95 % intervals.
 
     The intervals are bootstraps over tasks: they say how far these tasks agree.
 
