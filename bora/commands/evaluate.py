@@ -100,7 +100,7 @@ def show_answers(n: int, scores: pd.DataFrame) -> None:
     """Print the scores of answers, means over tasks with their intervals, and paired differences."""
     means = compare_answers(scores)
     names = means["score"].unique()
-    table = make_table(f"answers to {n:,} prompts, mean over tasks [95 %]", ["", *map(NAMES.get, names)], "")
+    table = make_table(f"answers to {n:,} prompts, mean over tasks [95 %]", ["", *(NAMES[name] for name in names)], "")
     for (under, minus), rows in means.groupby(["under", "minus"], sort=False):
         who = " − ".join(NAMES.get(str(name), str(name)) for name in (under, minus) if name)
         cells = rows.set_index("score").loc[names, ["value", "low", "high"]].itertuples(index=False)

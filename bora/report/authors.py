@@ -11,9 +11,7 @@ from bora.report.evidence import Evidence
 from bora.runs.archive import RunRecord
 from bora.runs.directory import DOCUMENTS
 from bora.runs.values import readable
-from bora.train.authorship import N_BINS, Likelihoods, log_prior
-
-Sureness = tuple[np.ndarray, np.ndarray]  # the likeliest task's probability, and whether it is the true one, [N] each
+from bora.train.authorship import N_BINS
 
 
 @dataclass(frozen=True)
@@ -24,16 +22,25 @@ class Guesses:
         folder: the evaluation's, below its run's.
         summary: its summary.json.
         truth, best: [N] tasks.
-        sureness: with the run's temperature.
-        sureness_at_1: by Bayes' rule alone; None where the temperature is 1, or the evaluation kept no likelihoods.
+        probability: [N] of the likeliest task, with the run's temperature.
     """
 
     folder: Path
     summary: dict[str, Any]
     truth: pd.Series
     best: pd.Series
-    sureness: Sureness
-    sureness_at_1: Sureness | None
+    probability: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Tell whether the likeliest task is the true one, [N]."""
+        return (self.best == self.truth).to_numpy()
+
+    def reliability(self) -> pd.DataFrame:
+        """Sort documents into the bins of the calibration error: each one's mean probability, accuracy and n."""
+        bins = np.clip(np.ceil(self.probability * N_BINS), 1, N_BINS).astype(int)
+        table = pd.DataFrame({"probability": self.probability, "accuracy": self.right, "n": 1})
+        return table.groupby(bins).agg({"probability": "mean", "accuracy": "mean", "n": "sum"})
 
     def confusion(self, order: list[str]) -> np.ndarray:
         """Return the shares of each true task's documents that are taken for each task, [D, D]; nan without documents."""
@@ -59,32 +66,4 @@ def _read(run: RunRecord, folder: Path, summary: dict[str, Any]) -> Guesses:
         documents = documents[documents["task"].isin(run.per_task.index) & (documents["n_scored"] > 0)]
         if not summary["include_trained"]:  # those that it was trained on stand in the file alone
             documents = documents[documents["trained_on"].astype(str) != "True"]
-        truth, best = documents["task"], documents["best"]
-        sureness = documents["posterior"].to_numpy(float), (best == truth).to_numpy()
-    at_1 = None if summary["temperature"] == 1 else _read_at_1(run, folder, summary["prior"], documents)
-    return Guesses(folder, summary, truth, best, sureness, at_1)
-
-
-def _read_at_1(run: RunRecord, folder: Path, prior: str, documents: pd.DataFrame) -> Sureness | None:
-    """Compute the posterior by Bayes' rule from the table of likelihoods, if the evaluation kept it."""
-    for file in folder.glob("likelihoods.*"):
-        with readable(file):
-            if file.suffix == ".csv":
-                table = pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
-            else:
-                table = pd.read_parquet(file)
-            nats = table.pivot(index="row", columns="task", values="log_likelihood").loc[documents["row"]]
-            prior_nats = log_prior(run.per_task["n_train"][nats.columns].to_numpy(), prior)
-            scores = Likelihoods(nats.to_numpy(), documents["n_scored"].to_numpy())
-            posterior = np.exp(scores.posterior(prior_nats)[0])
-            best = nats.columns.to_numpy()[posterior.argmax(axis=1)]
-            return posterior.max(axis=1), best == documents["task"].to_numpy()
-    return None
-
-
-def reliability(sureness: Sureness) -> pd.DataFrame:
-    """Sort documents into the bins of the calibration error: each one's mean probability, accuracy and n."""
-    probability, right = sureness
-    bins = np.clip(np.ceil(probability * N_BINS), 1, N_BINS).astype(int)
-    table = pd.DataFrame({"probability": probability, "accuracy": right, "n": 1})
-    return table.groupby(bins).agg({"probability": "mean", "accuracy": "mean", "n": "sum"})
+        return Guesses(folder, summary, documents["task"], documents["best"], documents["posterior"].to_numpy(float))

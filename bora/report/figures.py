@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from bora.lib.names import format_tau
-from bora.report.authors import Guesses, reliability
+from bora.report.authors import Guesses
 from bora.report.drawing import (
     BLACK,
     BLUE,
@@ -290,22 +290,14 @@ def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) ->
 
 def _draw_reliability(ax: Axes, guesses: Guesses) -> None:
     ax.plot([0, 1], [0, 1], color=LIGHT, linewidth=1.4)
-    if guesses.sureness_at_1 is not None:
-        at_1 = reliability(guesses.sureness_at_1)
-        ax.plot(
-            at_1["probability"], at_1["accuracy"], "s--", color=GREY, ms=4, linewidth=1.1, label="Bayes' rule alone"
-        )
-    bins = reliability(guesses.sureness)
-    words = f"with temperature {guesses.summary['temperature']:.3g}"
-    ax.plot(bins["probability"], bins["accuracy"], "o-", color=BLACK, ms=5, linewidth=1.6, label=words)
+    bins = guesses.reliability()
+    ax.plot(bins["probability"], bins["accuracy"], "o-", color=BLACK, ms=5, linewidth=1.6)
     ax.text(-0.01, 1.06, "n =", ha="right", va="bottom", fontsize=7.5, color="#4d4d4d")
     for i, count in zip(bins.index.to_numpy(int), bins["n"], strict=True):
         ax.text((i - 0.5) / N_BINS, 1.06, f"{count:,}", ha="center", va="bottom", fontsize=7.5, color="#4d4d4d")
     ax.set(xlim=(0, 1), ylim=(-0.03, 1.03), xticks=np.linspace(0, 1, N_BINS + 1))
     ax.set(xlabel="probability of the likeliest task", ylabel="how often it is right")
-    ax.set_title(f"How sure and how right: ECE {calibration_error(*guesses.sureness):.3f}", pad=18)
-    if guesses.sureness_at_1 is not None:
-        ax.legend(loc="lower right")
+    ax.set_title(f"How sure and how right: ECE {calibration_error(guesses.probability, guesses.right):.3f}", pad=18)
 
 
 def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, float]) -> Figure:

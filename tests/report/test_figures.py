@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bora.report import figures
-from bora.report.authors import find_guesses, reliability
+from bora.report.authors import find_guesses
 from bora.report.drawing import MAX_AXIS_NAMES
 from bora.runs.values import write_json
 from tests.report.runs import KNOWN, evidence_of, write_run
@@ -18,13 +18,10 @@ from tests.report.runs import KNOWN, evidence_of, write_run
 def write_guesses(run: Path) -> None:
     """Five documents of an evaluation, of which the run was trained on the last but one; the last is of no task."""
     rows = [("ann", "ann", 0.95), ("ann", "bo", 0.55), ("bo", "bo", 0.92), ("cy", "cy", 0.9), ("", "cy", 0.9)]
-    documents = pd.DataFrame(rows, columns=["task", "best", "posterior"]).assign(n_scored=3, row=range(5))
+    documents = pd.DataFrame(rows, columns=["task", "best", "posterior"]).assign(n_scored=3)
     folder = run / "evaluation/new"
     folder.mkdir(parents=True)
     documents.assign(trained_on=[False, False, False, True, False]).to_csv(folder / "documents.csv", index=False)
-    nats = np.log([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8]]).ravel()
-    table = pd.DataFrame({"row": np.repeat(range(5), 3), "task": ["ann", "bo", "cy"] * 5, "log_likelihood": nats})
-    table.to_csv(folder / "likelihoods.csv", index=False)
     classification = {"n": 3, "accuracy": 2 / 3, "low": 0.208, "high": 0.939, "chance": 1 / 3}
     classification["calibration_error_at_1"] = 0.25
     about = {"prior": "uniform", "include_trained": False, "temperature": 0.5}
@@ -37,12 +34,10 @@ def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, r
     guesses = find_guesses(evidence_of(sweep))
     shares = guesses.confusion(["cy", "ann", "bo"])
     np.testing.assert_array_equal(shares, [[math.nan] * 3, [0, 0.5, 0.5], [0, 0, 1]])
-    bins = reliability(guesses.sureness)
+    bins = guesses.reliability()
     assert bins.index.tolist() == [6, 10]
     assert bins["probability"].tolist() == pytest.approx([0.55, 0.935])
     assert bins[["accuracy", "n"]].to_numpy().tolist() == [[0, 1], [1, 2]]
-    probability, right = guesses.sureness_at_1
-    assert (probability.tolist(), right.tolist()) == (pytest.approx([0.5, 0.6, 0.8]), [True, True, True])
     assert report(sweep)[0] == 0
     page = (tmp_path / "report/index.html").read_text("utf-8")
     assert "new: 3 documents under tau=100,seed=1" in page
