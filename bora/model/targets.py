@@ -14,36 +14,18 @@ from bora.model.lora import Linear, linear_shape
 DOCUMENTS, LENGTH = 3, 8  # documents, and tokens in each, to test the layers with
 
 # The layers that PEFT adapts by default in each causal language model; a test compares this table with PEFT's.
+_Q_V = "bart gemma gemma2 gemma3_text gpt_neo gptj llama llama4 mistral mixtral opt qwen2 qwen3 stablelm".split()
 DEFAULT_TARGETS: dict[str, str | list[str]] = {
-    "bart": ["q_proj", "v_proj"],
-    "bert": ["query", "value"],
-    "bloom": ["query_key_value"],
+    **{name: ["q_proj", "v_proj"] for name in _Q_V},
+    **{name: ["query", "value"] for name in ("bert", "electra", "roberta", "xlm-roberta")},
+    **{name: ["query_key_value"] for name in ("bloom", "falcon", "gpt_neox")},
+    **{name: ["c_attn"] for name in ("gpt2", "gpt_bigcode")},
     "codegen": ["qkv_proj"],
-    "electra": ["query", "value"],
-    "falcon": ["query_key_value"],
-    "gemma": ["q_proj", "v_proj"],
-    "gemma2": ["q_proj", "v_proj"],
-    "gemma3_text": ["q_proj", "v_proj"],
     "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
-    "gpt2": ["c_attn"],
-    "gpt_bigcode": ["c_attn"],
-    "gpt_neo": ["q_proj", "v_proj"],
-    "gpt_neox": ["query_key_value"],
-    "gptj": ["q_proj", "v_proj"],
-    "llama": ["q_proj", "v_proj"],
-    "llama4": ["q_proj", "v_proj"],
-    "mistral": ["q_proj", "v_proj"],
-    "mixtral": ["q_proj", "v_proj"],
     "mpt": ["Wqkv"],
     "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "opt": ["q_proj", "v_proj"],
     "phi": ["q_proj", "v_proj", "fc1", "fc2"],
-    "qwen2": ["q_proj", "v_proj"],
-    "qwen3": ["q_proj", "v_proj"],
-    "roberta": ["query", "value"],
     "rwkv": ["key", "value", "receptance", "output"],
-    "stablelm": ["q_proj", "v_proj"],
-    "xlm-roberta": ["query", "value"],
 }
 
 
