@@ -10,22 +10,25 @@ from torchmetrics import Metric
 from bora.bayes.shrinkage import Profile
 
 
-class TaskPerplexity(Metric):
-    """exp(Σ nll / Σ scored tokens), by task and over all tasks.
-
-    Sums are kept in float64 and added over processes, so the result does not depend on how the
-    documents were cut into batches or shared out.
-    """
+class Sums(Metric):
+    """Sums in float64, added over processes: results do not depend on how documents were batched or shared out."""
 
     full_state_update = False
+
+    def __init__(self, **shapes: tuple[int, ...]):
+        super().__init__()
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+
+class TaskPerplexity(Sums):
+    """exp(Σ nll / Σ scored tokens), by task and over all tasks."""
+
     nats: Tensor
     tokens: Tensor
 
     def __init__(self, n_tasks: int):
-        super().__init__()
-        zeros = torch.zeros(n_tasks, dtype=torch.float64)
-        self.add_state("nats", zeros.clone(), dist_reduce_fx="sum")
-        self.add_state("tokens", zeros.clone(), dist_reduce_fx="sum")
+        super().__init__(nats=(n_tasks,), tokens=(n_tasks,))
 
     def update(self, nll: Tensor, scored: Tensor, task: Tensor) -> None:
         """Add documents: nll [R] nats, scored [R] tokens, task [R] indices."""
@@ -47,22 +50,14 @@ class TaskPerplexity(Metric):
         }
 
 
-class DocumentNLL(Metric):
-    """Each document's NLL under several models, its pieces added up; of the documents of all processes.
+class DocumentNLL(Sums):
+    """The NLL of N documents under M models, pieces added up; of the documents of all processes."""
 
-    Args:
-        n_models: M.
-        n_documents: N.
-    """
-
-    full_state_update = False
     nats: Tensor
     tokens: Tensor
 
     def __init__(self, n_models: int, n_documents: int):
-        super().__init__()
-        self.add_state("nats", torch.zeros(n_models, n_documents, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros(n_documents, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(nats=(n_models, n_documents), tokens=(n_documents,))
 
     def update(self, nll: Tensor, scored: Tensor, document: Tensor) -> None:
         """Add documents or pieces of them: nll [M, R] nats, scored [R] tokens, document [R] numbers."""
@@ -128,7 +123,7 @@ def make_profile(scales: Sequence[float], nats: Tensor, tokens: Tensor, groups: 
     )
 
 
-class BatchPerplexity(Metric):
+class BatchPerplexity(Sums):
     """The published code's figure: exp of the mean over batches of a batch's mean over tasks.
 
     A batch gives each task in it one number, the mean NLL of its scored tokens there; short
@@ -136,18 +131,13 @@ class BatchPerplexity(Metric):
     are this figure on validation documents.
     """
 
-    full_state_update = False
     task_nll: Tensor
     task_batches: Tensor
     nll: Tensor
     batches: Tensor
 
     def __init__(self, n_tasks: int):
-        super().__init__()
-        for name in ("task_nll", "task_batches"):
-            self.add_state(name, torch.zeros(n_tasks, dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("nll", "batches"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__(task_nll=(n_tasks,), task_batches=(n_tasks,), nll=(), batches=())
 
     def update(self, nll: Tensor, scored: Tensor, task: Tensor) -> None:
         """Add a batch: nll [R] nats, scored [R] tokens, task [R] indices."""
