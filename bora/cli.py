@@ -6,10 +6,17 @@ import sys
 
 import bora
 from bora.commands import COMMANDS
+from bora.commands.exits import cli_errors
 
 
 def main() -> None:
     """Hand the arguments to the command named first."""
+    with cli_errors():  # of --help and imports too
+        hand_on()
+
+
+def hand_on() -> None:
+    """Run the command, or print what there is."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: bora COMMAND …\n")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -139,7 +140,8 @@ def _require_loadable(config: "LoraConfig", model: PreTrainedModel, layers: list
     from peft import get_peft_model
 
     wrong, instead = f"PEFT {version('peft')} would", "write whole models with --merge --task NAME"
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, on transformers
         shape = type(model)(copy.deepcopy(model.config))
         try:
             loaded = get_peft_model(shape, copy.deepcopy(config))

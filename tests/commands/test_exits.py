@@ -123,9 +123,12 @@ def test_the_console_script_and_the_module_are_the_same():
 
 @pytest.mark.processes
 def test_a_terminal_without_greek_letters_is_no_reason_to_fail(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for words in (["--help"], ["ls", "--help"]):
+        subprocess.run([sys.executable, "-m", "bora", *words], env=environment, capture_output=True, check=True)
     done = subprocess.run(
         [sys.executable, "-m", "bora.run", *SMALL, "trainer.max_steps=1", f"hydra.run.dir={tmp_path}"],
-        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
