@@ -144,7 +144,8 @@ def train(
                     )
                 show_end(tracker, directory, getattr(cfg.logger, "artifact", False), samples)
         first = corpus.documents[corpus.documents["task"] == corpus.task_names[0]]
-        return Trained(summary, tracker.where if tracker is not None else "", tokens.example(first.head(1)))
+        tracked = "" if tracker is None or tracker.failed else tracker.where
+        return Trained(summary, tracked, tokens.example(first.head(1)))
 
 
 def build(cfg: Config, table: pd.DataFrame | None) -> RunParts:
