@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser  # what `bora run` takes is Hydra's to say
 from hydra.core.override_parser.types import Override
@@ -13,6 +14,7 @@ from bora.config.compose import compose_whole, forced, parse_overrides, recorded
 from bora.config.schema import Trainer
 from bora.errors import UserError
 from bora.lib.machine import Launch, check_launch, find_launch, is_first_process, require_gpus
+from bora.runs.directory import RunDirectory
 
 MAX_CHECKED = 100  # values of one setting in a sweep that are checked before its first job
 # The launchers whose jobs run on this machine.
@@ -34,7 +36,7 @@ def prepare(words: list[str]) -> list[str]:
 
     Raises:
         UserError: an unknown setting, an invalid value, or a GPU that is not there; in a sweep, of any job. Or two jobs
-            of a sweep would share a folder.
+            of a sweep would share a folder, or a job's folder holds a run of other settings.
     """
     arguments, unknown = get_args_parser().parse_known_intermixed_args(words)
     if arguments.shell_completion:
@@ -100,7 +102,7 @@ def _sets(overrides: list[Override], key: str) -> bool:
 
 
 def _check_jobs(overrides: list[Override]) -> None:
-    """Check a sweep's jobs, each value of each setting once, and that no two have one folder.
+    """Check a sweep's jobs, each value of each setting once, that no two have one folder, and none another's run.
 
     A job's name is made of its values, so two jobs differ in name if those differ that differ in one value alone.
     """
@@ -109,7 +111,8 @@ def _check_jobs(overrides: list[Override]) -> None:
     launcher = compose_whole([str(o.input_line) for o in overrides if not o.is_sweep_override()]).hydra.launcher
     for number, job in enumerate(_jobs_to_check(overrides)):
         composed = compose_whole([*job, f"++hydra.job.num={number}"])
-        trainer = to_config(composed).trainer
+        config = to_config(composed)
+        trainer = config.trainer
         if launcher._target_.endswith(HERE):
             require_gpus(trainer.accelerator, trainer.devices)
             check_launch(find_launch(), trainer.devices, trainer.num_nodes)
@@ -124,6 +127,9 @@ def _check_jobs(overrides: list[Override]) -> None:
                 "hydra.sweep.subdir name each job differently"
             )
         seen[name] = job
+        directory = RunDirectory(Path(composed.hydra.sweep.dir) / name)
+        if directory.is_finished:
+            directory.claim(config)  # refuses other settings
 
 
 def _check_tasks(launcher: DictConfig, trainer: Trainer) -> None:

@@ -131,12 +131,13 @@ def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, 
     stamps = {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")}
     assert command(*sweep)[0] == 0
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")} == stamps
-    # Other settings in the same folder would mix two sweeps.
+    # Other settings in the same folder would mix two sweeps. The first job is not there yet, and is not begun.
     (overrides,) = tmp_path.glob("multirun/s/tau=inf,seed=0/.hydra/overrides.yaml")
     before = overrides.read_text()
-    code, _, err = command(*sweep, "lora.rank=2")
+    code, _, err = command("-m", "tau=7,inf", *sweep[2:], "lora.rank=2")
     assert code == 2
     assert "finished run with other settings (lora.rank)" in err
+    assert not (tmp_path / "multirun/s/tau=7,seed=0").exists()
     assert overrides.read_text() == before  # what was refused leaves no word of itself there
     assert "tau=inf" in before
 
