@@ -16,7 +16,7 @@ from bora.errors import UserError
 
 def _open_zip(file: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
-    names = archive.namelist()
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]  # macOS's own notes
     if len(names) != 1:
         raise UserError(f"the archive holds {len(names)} files; it must hold one table")
     return archive.open(names[0])

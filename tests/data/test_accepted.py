@@ -13,7 +13,7 @@ from bora.api.frames import documents
 from bora.data import csv_file, huggingface
 from bora.data.columns import Columns
 from bora.data.table import read
-from tests.data.inputs import GOOD, PACKED, named, to_csv, to_json, to_parquet
+from tests.data.inputs import GOOD, PACKED, named, to_csv, to_json, to_parquet, zipped
 
 ODD = [
     "one\ntwo\r\nthree",
@@ -50,6 +50,7 @@ CASES = {
     "a quote within a cell": ("t.csv", to_csv() + b'a,a 5" pipe\n', [*GOOD, ("a", 'a 5" pipe')]),
     "other columns": ("t.csv", to_csv([(*row, "x", "y") for row in GOOD], ("rep_name", "text", "n", "n")), GOOD),
     **{f"packed as .{end}": (f"t.csv.{end}", pack(to_csv()), GOOD) for end, pack in PACKED.items()},
+    "packed by macOS": ("t.csv.zip", zipped(("t.csv", to_csv()), ("__MACOSX/._t.csv", b"\0\5\26\7")), GOOD),
     "packed JSON, a capital ending": ("t.jsonl.XZ", PACKED["xz"](to_json(named())), GOOD),
     "numbers and marks of nothing as names": ("t.csv", to_csv(NUMBERS), NUMBERS),
     "numbers in JSON": ("t.jsonl", b'{"task": 1e3, "text": 0.10}', [("1e3", "0.10")]),
