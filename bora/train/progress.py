@@ -1,5 +1,6 @@
 """The progress of training: rows for the logger, a bar and a line an epoch for people, counts for the summary."""
 
+import logging
 import math
 import time
 from typing import Any, NamedTuple, cast
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from bora.errors import UserError
 from bora.lib.console import LINE_SECONDS, close_bar, is_watched, open_bar, short_count, tell
 from bora.train.module import BatchFigures, TrainingModule
+
+log = logging.getLogger(__name__)
 
 READ_SECONDS = 1.0  # between looks at a device that may still be computing
 
@@ -90,6 +93,13 @@ class Progress(Callback):
         self.epoch_nats, self.epoch_tokens = state["epoch_nats"], state["epoch_tokens"]
 
     def on_train_start(self, trainer: L.Trainer, module) -> None:
+        if module.warmup_steps >= trainer.estimated_stepping_batches:
+            log.warning(
+                "optim.warmup_steps=%d: the run has at most %d steps, so the learning rate never reaches optim.lr=%g",
+                module.warmup_steps,
+                trainer.estimated_stepping_batches,
+                module.lr,
+            )
         if trainer.check_val_every_n_epoch is None:
             at_most = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
             batches = min(trainer.num_training_batches * cast(int, trainer.max_epochs), at_most)

@@ -35,6 +35,12 @@ def test_the_rate_rises_and_falls_by_the_runs_steps(figures, schedule):
     assert rates == pytest.approx([LR * x for x in rising + falling])
 
 
+def test_a_warmup_longer_than_the_run_is_told(figures, tmp_path):
+    assert figures(f"optim.warmup_steps={N}")["lr"].max() < LR
+    told = f"the run has at most {N} steps, so the learning rate never reaches optim.lr={LR}"
+    assert told in (tmp_path / "run/run.log").read_text()
+
+
 @pytest.fixture
 def taken(monkeypatch) -> list[list[torch.Tensor]]:
     """The gradients that the optimiser took, step by step: each row's that it has, and the mean's."""
