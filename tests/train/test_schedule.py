@@ -35,7 +35,7 @@ def test_the_rate_rises_and_falls_by_the_runs_steps(figures, schedule):
     assert rates == pytest.approx([LR * x for x in rising + falling])
 
 
-def test_a_warmup_longer_than_the_run_is_told(figures, tmp_path):
+def test_a_warmup_longer_than_the_run_is_warned_of(figures, tmp_path):
     assert figures(f"optim.warmup_steps={N}")["lr"].max() < LR
     told = f"the run has at most {N} steps, so the learning rate never reaches optim.lr={LR}"
     assert told in (tmp_path / "run/run.log").read_text()

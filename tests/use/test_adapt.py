@@ -85,7 +85,9 @@ def test_epochs_are_chosen_by_cross_validation(smooth):
     assert adapt(smooth, new, 50.0)[1]["held_out_nll"] is None
 
 
-def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth):
+@pytest.mark.parametrize(("likelihood", "share"), [("sum", 1), ("task_mean", 3 / 24)])  # N_d × mean NLL of 24 tokens
+def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth, likelihood, share):
+    smooth.model.likelihood = likelihood
     encoded, mean = documents(3, 1), smooth.model.adapters.mean.detach().clone()
     model = new_tasks(smooth, ["x"], [3], 24, 50.0).double()
     for lr in (1e-2, 1e-3, 1e-4, 1e-5):
@@ -94,7 +96,7 @@ def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth):
     nll, deviation = model.nll(whole).sum(), model.adapters.stored[0]
     (gradient,) = torch.autograd.grad(nll, model.adapters.stored, retain_graph=True)
     # At the maximum the likelihood's pull is the prior's: τ (θ − Θ).
-    pull = -gradient.to_dense()[0]
+    pull = -share * gradient.to_dense()[0]
     torch.testing.assert_close(pull, 50.0 * deviation, rtol=0, atol=0.02 * pull.abs().max().item())
     assert torch.equal(model.adapters.mean, mean)
     assert torch.equal(smooth.model.adapters.mean, mean)
