@@ -110,8 +110,16 @@ def new_tasks(
     if not 0 < tau < math.inf:
         raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 nothing is known of it, at ∞ it is Θ; give --tau")
     old = restored.model
-    same = {"penalty": old.penalty, "likelihood": old.likelihood}
-    model = HierarchicalLoRA(old.backbone, names, task_documents, n_tokens, tau, levels=levels, **same)
+    model = HierarchicalLoRA(
+        old.backbone,
+        names,
+        task_documents,
+        n_tokens,
+        tau,
+        penalty=old.penalty,
+        likelihood=old.likelihood,
+        levels=levels,
+    )
     model.to(old.device)
     model.adapters.start_at(old.adapters.mean)
     model.adapters.mean.requires_grad_(False)
