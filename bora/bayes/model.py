@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bora.bayes.adamw import RowwiseAdamW
-from bora.bayes.adapters import NonCentered, TaskLoRAs, choose_form
+from bora.bayes.adapters import TaskLoRAs
+from bora.bayes.forms import NonCentered, choose_form
 from bora.bayes.levels import Levels
 from bora.bayes.objective import (
     ESTIMATORS,
@@ -39,7 +40,7 @@ class HierarchicalLoRA(nn.Module):
         n_tokens: T, scored training tokens of all tasks.
         tau: precision of the prior, 0 ≤ τ ≤ ∞; or "learn": train Θ first, then the tasks' deviations under a nearly flat
             prior, and shrink them afterwards (bora.bayes.shrinkage).
-        parameterization: centered | noncentered, for 0 < τ < ∞; see bora.bayes.adapters.
+        parameterization: centered | noncentered, for 0 < τ < ∞; see bora.bayes.forms.
         penalty: gaussian (eq. 5) | norm (the published code).
         estimator: how a step estimates the prior. by_document: 1/N_d of task d's with each of its documents; tasks
             without a document in the batch are untouched | dense: the prior of all tasks, in every step.

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pandas as pd
 
-from bora.bayes.adapters import Shared
+from bora.bayes.forms import Shared
 from bora.bayes.model import Under
 from bora.commands.common import COUNT, add_device, add_table, columns_of, read_texts, run_parser
 from bora.commands.exits import cli_errors

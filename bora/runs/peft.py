@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bora.bayes.adapters import Shared
+from bora.bayes.forms import Shared
 from bora.bayes.model import HierarchicalLoRA
 from bora.errors import UserError, first_line
 from bora.model.backbone import Backbone

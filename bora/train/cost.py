@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bora.bayes.adapters import Staged, choose_form
+from bora.bayes.forms import Staged, choose_form
 from bora.config.schema import Config
 from bora.data.batches import Batches
 from bora.data.corpus import Corpus

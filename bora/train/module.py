@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from bora.bayes.adamw import RowwiseAdamW, clip_gradients, gradient_norm, sum_over_processes
-from bora.bayes.adapters import Shared
+from bora.bayes.forms import Shared
 from bora.bayes.model import HierarchicalLoRA
 from bora.bayes.shrinkage import Profile
 from bora.data.batches import Documents, ResumableLoader

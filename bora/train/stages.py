@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from bora.bayes.adapters import Staged
+from bora.bayes.forms import Staged
 from bora.bayes.saved import MEAN
 from bora.bayes.shrinkage import FREE_TAU, Shrinkage, equivalent_tau, shrink
 from bora.lib.console import tell

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import pandas as pd
 import torch
 
-from bora.bayes.adapters import NonCentered
+from bora.bayes.forms import NonCentered
 from bora.bayes.levels import Levels, describe_unknown
 from bora.bayes.model import HierarchicalLoRA
 from bora.data.columns import level_cells

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from bora.bayes.adapters import Centered, NonCentered, Separate, Shared, choose_form
+from bora.bayes.forms import Centered, NonCentered, Separate, Shared, choose_form
 from bora.model.batch import find_places
 from bora.model.lora import Layout
 

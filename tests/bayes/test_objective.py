@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bora.bayes.adapters import PARAMETERIZATIONS
+from bora.bayes.forms import PARAMETERIZATIONS
 from bora.bayes.objective import prior_by_document, sum_likelihood
 from bora.bayes.prior import FLAT, Gaussian
 from bora.model.batch import find_places

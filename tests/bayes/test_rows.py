@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bora.bayes import rows
-from bora.bayes.adapters import Centered, NonCentered
+from bora.bayes.forms import Centered, NonCentered
 from bora.bayes.prior import FLAT, Gaussian, Norm
 from bora.model.batch import find_places
 from bora.model.lora import Layout
