@@ -1,23 +1,23 @@
 """A frozen language model that runs each row of a batch under its own θ."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from bora.errors import UserError
+from bora.model.adapted import UPDATE, Update, adapt_layer, updated
 from bora.model.batch import Batch
 from bora.model.compiled import check_blocks, compilation
 from bora.model.graphs import Recorder
 from bora.model.likelihood import Head, document_nll
-from bora.model.lora import Layout, Linear, LowRank, adapted_linear, add_low_rank, linear_shape
+from bora.model.lora import Layout, linear_shape
 from bora.model.norms import fuse_norms
 from bora.model.pretrained import max_positions
 from bora.model.targets import find_targets
@@ -27,39 +27,7 @@ from bora.model.unpadded import unpadded
 # In bucketed batches these are new in nearly every step.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# A target layer's attribute: the current batch's Update, or None. It is on the layer itself, so that all blocks run the
-# same code and one compilation serves them all.
-UPDATE = "bora_update"
-
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # a soft cap's names in configs
-
-
-class Update(NamedTuple):
-    """What a target layer adds to its output: scale · B A dropout(x).
-
-    Attributes:
-        lora: A and B, one for each row or one for all.
-        scale: α/r.
-        dropout: probability of zeroing each number of x; the others are scaled up to keep the mean.
-    """
-
-    lora: LowRank
-    scale: float
-    dropout: float
-
-
-# Subclasses, since torch would compile each block separately if each layer had its own `forward`.
-class _AdaptedLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return _run_adapted(self, x, self.weight, super().forward)
-
-
-class _AdaptedConv1D(Conv1D):
-    def forward(self, x: Tensor) -> Tensor:
-        return _run_adapted(self, x, self.weight.T, super().forward)
-
-
-ADAPTED: dict[type, type] = {nn.Linear: _AdaptedLinear, Conv1D: _AdaptedConv1D}
 
 
 class Backbone(nn.Module):
@@ -109,13 +77,7 @@ class Backbone(nn.Module):
         self.layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, rank)
         self._targets = layers
         for layer in layers.values():
-            if hasattr(layer, UPDATE):
-                continue  # another Backbone uses the same model
-            setattr(layer, UPDATE, None)
-            if type(layer) in ADAPTED and type(layer.weight.data) is Tensor:
-                layer.__class__ = ADAPTED[type(layer)]
-            else:
-                layer.register_forward_hook(_add_update)
+            adapt_layer(layer)
         self._recorder = Recorder(self._run, max_positions(model.config))
         self._recorded = cuda_graphs
         self.compiled, self._checked = compile, set[tuple[int, bool]]()
@@ -138,7 +100,7 @@ class Backbone(nn.Module):
             dropout: see Update.
         """
         factors = {} if theta is None else self.layout.factors(theta.to(self.dtype))
-        return _updated({self._targets[name]: Update(lora, self.scale, dropout) for name, lora in factors.items()})
+        return updated({self._targets[name]: Update(lora, self.scale, dropout) for name, lora in factors.items()})
 
     def nll(self, batch: Batch, theta: Tensor | None, dropout: float = 0.0) -> Tensor:
         """Return −log p of each document (eq. 2), [R] nats.
@@ -254,38 +216,6 @@ def _require_gradient(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor
     return output.requires_grad_().clone() if torch.is_grad_enabled() else None
 
 
-def _run_adapted(layer: Linear, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run a target layer with its update; `run` is its own forward."""
-    update: Update | None = getattr(layer, UPDATE)
-    if update is None or update.dropout:
-        output = run(x)
-        return output if update is None else _add(update, x, output)
-    return adapted_linear(x, weight, layer.bias, update.lora, update.scale)
-
-
-def _add_update(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-    """Add a target layer's update to its output; a forward hook, where None leaves the output unchanged."""
-    update: Update | None = getattr(layer, UPDATE)
-    return None if update is None else _add(update, args[0], output)
-
-
-def _add(update: Update, x: Tensor, output: Tensor) -> Tensor:
-    x = nn.functional.dropout(x, update.dropout) if update.dropout else x
-    return add_low_rank(output, x, update.lora, update.scale)
-
-
-@contextmanager
-def _updated(updates: Mapping[nn.Module, Update]) -> Iterator[None]:
-    """Give target layers these updates inside the context."""
-    for layer, update in updates.items():
-        setattr(layer, UPDATE, update)
-    try:
-        yield
-    finally:
-        for layer in updates:
-            setattr(layer, UPDATE, None)
-
-
 def _run_and_keep_input(block: nn.Module, run: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Run a block's forward, and run it again in the backward, under the same updates."""
     if not torch.is_grad_enabled():
@@ -294,7 +224,7 @@ def _run_and_keep_input(block: nn.Module, run: Callable[..., Any], *args: Any, *
 
     @contextmanager
     def again() -> Iterator[None]:
-        with _kernels(next(block.parameters()).device), _updated(updates):
+        with _kernels(next(block.parameters()).device), updated(updates):
             yield
 
     return checkpoint(
