@@ -195,6 +195,6 @@ def test_the_command_ends_with_exit_code_2(command, tmp_path):
     peft_folder(tmp_path / "adapter")
     (tmp_path / "empty").mkdir()
     data = "data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"
-    for folder, message in (("empty", "no finished run in that folder, and no PEFT adapter"), ("adapter", "the layer")):
+    for folder, message in (("empty", "neither a finished run nor a PEFT adapter"), ("adapter", "the layer")):
         one_line(command(*data, f"init_from={folder}", "hydra.run.dir=run"), message)
         assert not list(tmp_path.rglob("*.ckpt"))
