@@ -30,7 +30,7 @@ class Validation(NamedTuple):
 
 
 class Progress(Callback):
-    """Log steps, print a line an epoch, and count scored training tokens, seconds and epochs.
+    """Log steps, print a line for each epoch, and count scored training tokens, seconds and epochs.
 
     A step's figures cover all its documents, in every process and every accumulated batch. The counts are saved in
     checkpoints, so a resumed run continues them.
