@@ -1,1 +1,1 @@
-"""What a run leaves on disk, written and read."""
+"""Write and read what a run leaves on disk."""

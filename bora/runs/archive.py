@@ -1,8 +1,8 @@
-"""Finished runs, read from their folders or from one file, runs.csv.gz, that holds many.
+"""Read finished runs from their folders, or from an archive of many runs, runs.csv.gz.
 
-An archive has a row for each task of each run. Columns: run (its folder, seen from the archive), `config.` and each
+An archive has a row for each task of each run. Columns: run (its folder, relative to the archive's), `config.` and each
 setting, `summary.` and each figure of summary.json, and those of per_task.csv. A cell is plain text or JSON, so values
-come back exactly, and the same runs always give the same bytes.
+are restored exactly, and the same runs always give the same bytes.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from bora.runs.older import newer_settings
 from bora.runs.values import read_json
 
 ARCHIVE = "runs.csv.gz"
-VERSIONS = "summary.versions."  # a column each
+VERSIONS = "summary.versions."  # prefix of the columns of versions
 NEEDED = ("run", "task", "summary.tau")
 
 
@@ -35,7 +35,7 @@ class RunRecord:
     """A finished run.
 
     Attributes:
-        folder: its directory; of an archived run, where it was beside the archive.
+        folder: the run directory; for an archived run, its place relative to the archive.
         config: config.yaml, flat: {"prior.penalty": "gaussian", …}.
         summary: summary.json; infinite numbers as floats.
         per_task: per_task.csv, indexed by task.
@@ -61,11 +61,11 @@ class RunRecord:
 
     @property
     def is_limit(self) -> bool:
-        """Return whether τ was given as 0 or ∞, where every parameterisation is the same model."""
+        """Whether τ was given as 0 or ∞, where every parameterisation is the same model."""
         return self.learned is None and (self.tau == 0 or math.isinf(self.tau))
 
     def evaluations(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the folder and the summary of each evaluation that lies in the run's folder."""
+        """Yield the folder and the summary of each evaluation in the run's folder."""
         for file in sorted((self.folder / EVALUATIONS).glob(f"*/{SUMMARY}")):
             yield file.parent, read_json(file)
 
@@ -80,7 +80,7 @@ def read_run(folder: Path) -> RunRecord:
 def write_archive(file: Path, runs: Sequence[RunRecord]) -> None:
     """Write the runs to a gzipped CSV file, sorted by their places.
 
-    A run's place is its path from the archive's folder, or, if some runs lie elsewhere, from their common folder.
+    A run's place is its path relative to the archive's folder, or, if some runs are elsewhere, to their common folder.
     """
     folders = [run.folder.resolve() for run in runs]
     base = file.resolve().parent
@@ -103,7 +103,7 @@ def write_archive(file: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def read_archive(file: Path) -> list[RunRecord]:
-    """Read the runs of an archive; raise a UserError if the file is no archive."""
+    """Read the runs of an archive; raise a UserError if the file is not an archive."""
     try:
         text = gzip.decompress(file.read_bytes()).decode()
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
@@ -111,12 +111,12 @@ def read_archive(file: Path) -> list[RunRecord]:
         if lacking:
             raise ValueError(f"it has no column {lacking[0]}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{file} is no archive of runs: {first_line(error)}") from error
+        raise UserError(f"{file} is not an archive of runs: {first_line(error)}") from error
     return [_from_rows(file.parent / str(place), rows) for place, rows in table.groupby("run", sort=False)]
 
 
 def _from_rows(folder: Path, rows: pd.DataFrame) -> RunRecord:
-    """Build a run from its rows; a column without a value in the first row is not this run's."""
+    """Build a run from its rows; a column without a value in the first row belongs to other runs."""
     first = {str(name): cell for name, cell in rows.iloc[0].items() if cell and name not in ("run", "task")}
     config, summary = (
         {name.removeprefix(prefix): _from_cell(cell) for name, cell in first.items() if name.startswith(prefix)}
@@ -131,7 +131,7 @@ def _from_rows(folder: Path, rows: pd.DataFrame) -> RunRecord:
 
 
 def _to_cell(value: Any) -> str:
-    """Write a value as JSON, but a text without quotes where nothing else is written so."""
+    """Write a value as JSON, but a text without quotes if no other value is written like it."""
     if isinstance(value, str) and value.isprintable() and value and _from_cell(value) == value:
         return value
     return json.dumps(value, ensure_ascii=False)

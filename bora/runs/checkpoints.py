@@ -10,22 +10,22 @@ import torch
 from bora.errors import UserError, first_line
 from bora.lib.files import require_regular_file
 
-FINGERPRINT = "fingerprint"  # in a checkpoint: what decides its run's numbers, see `check_same_run`
+FINGERPRINT = "fingerprint"  # key in a checkpoint: what decides its run's numbers, see `check_same_run`
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 
     Raises:
-        UserError: there is no such file, or it is not a run's checkpoint.
+        UserError: the file is missing, or is not a run's checkpoint.
     """
     try:
         with zipfile.ZipFile(require_regular_file(path)) as records:
-            damaged = records.testzip()  # torch does not look at the checksums
+            damaged = records.testzip()  # torch does not verify the checksums
         if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+            raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:  # torch's own message advises to run what is in it
+    except pickle.UnpicklingError as error:  # torch's own message suggests running them
         raise UserError(
             f"{path} is not a readable checkpoint: it holds pickled objects, which could run any code"
         ) from error
@@ -46,16 +46,16 @@ def load_own(path: Path) -> dict[str, Any]:
 
 
 def check_same_run(checkpoint: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
-    """Refuse, by a UserError, to resume from the checkpoint of a run with other settings, documents, tokens or weights.
+    """Raise a UserError if a checkpoint is from a run with other settings, documents, tokens or weights.
 
     Args:
-        fingerprint: of the run that would resume: every setting, and hashes of its tokens and its backbone.
-        path: of the checkpoint.
+        fingerprint: that of the run to resume: every setting, and hashes of its tokens and its backbone.
+        path: the checkpoint's path.
     """
     theirs = checkpoint.get(FINGERPRINT, {})
     differing = [what for what, ours in fingerprint.items() if theirs.get(what) != ours]
     if differing:
         raise UserError(
-            f"{path} is of a run with another {', '.join(differing)}; give what that run had, choose another folder, or "
-            "restart with resume=never"
+            f"{path} is from a run with another {', '.join(differing)}; use the same as that run, choose another folder, "
+            "or restart with resume=never"
         )

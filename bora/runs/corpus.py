@@ -1,4 +1,4 @@
-"""A finished run's documents, read again from where its config has them."""
+"""Read a finished run's documents again, from the source in its config."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from bora.runs.values import hash_text
 
 
 def split_documents(directory: RunDirectory, *splits: str, table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Read a run's documents of some splits: columns task, text and what prompts take, on their rows.
+    """Read a run's documents of some splits: columns task, text and those that prompts need, indexed by row.
 
     Args:
-        splits: of train and validation.
-        table: the corpus, where the config cannot say where it is: that of a run on a frame.
+        splits: train, validation or both.
+        table: the corpus, if the config cannot say where it is, as for a run on a data frame.
 
     Raises:
-        UserError: the run kept no documents, its corpus is not there, or has changed.
+        UserError: the run held no documents out, or its corpus is missing or has changed.
     """
     if "adapted_from" in directory.summary():
         raise UserError(
@@ -29,8 +29,8 @@ def split_documents(directory: RunDirectory, *splits: str, table: pd.DataFrame |
     data = directory.config().data
     if table is None and data.source == "frame":
         raise UserError(
-            "the run was trained on a data frame, which is not kept with it: in Python give it as frame=; for a "
-            "command save it as a table and train with data=table"
+            "the run was trained on a data frame, which is not saved with it: in Python, give it as frame=; for a "
+            "command, save it as a table and train with data=table"
         )
     if table is None:
         try:
@@ -39,7 +39,7 @@ def split_documents(directory: RunDirectory, *splits: str, table: pd.DataFrame |
             if (path := getattr(data, "path", None)) is None or Path(path).expanduser().is_absolute():
                 raise
             raise UserError(
-                f"{error}; the path is seen from the folder where the run was started: run this command there"
+                f"{error}; the path is relative to the folder where the run was started; run this command there"
             ) from error
     found = table.reindex(documents["row"]).assign(task=documents["task"].to_numpy())
     known = directory.trained_on()

@@ -1,7 +1,7 @@
 """The run directory: the files that hold a run's config, documents and results.
 
 The files are the source of truth. summary.json is written last and atomically: it is there if and only if the run
-finished. SHA256SUMS, written just before it, lets `sha256sum -c` and `bora report --verify` tell what was changed since.
+finished. SHA256SUMS, written just before it, lets `sha256sum -c` and `bora report --verify` find later changes.
 """
 
 import hashlib
@@ -43,23 +43,23 @@ DOCUMENT_COLUMNS = ["row", "task", "split", "n_tokens", "n_scored"]
 CONFIG, OVERRIDES = "config.yaml", ".hydra/overrides.yaml"
 DOCUMENTS, PER_TASK, METRICS, SUMMARY = "documents.csv", "per_task.csv", "metrics.csv", "summary.json"
 UNITS, BY_TASK = "units.csv", "validation_by_task.csv"
-EVALUATIONS = "evaluation"  # the folder of evaluations, a folder each
-VARIANCE = "variance"  # the folder of what bora variance found, and its files
+EVALUATIONS = "evaluation"  # folder of evaluations, one subfolder each
+VARIANCE = "variance"  # folder of bora variance's results, and its files
 SHARES, INFERRED, EVIDENCE = "shares.csv", "tau.csv", "evidence.csv"
 TRAINED_ON = "trained_on.txt"
 SUMS, FAILED, LOCK = "SHA256SUMS", "failed.json", ".lock"
-RUN_FILES = (CONFIG, METRICS, "checkpoints")  # that a run has, and an evaluation has not
-WRITTEN = (CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK)  # beside checkpoints and the last two
-# Settings that decide how a run resumes, not what comes of it.
+RUN_FILES = (CONFIG, METRICS, "checkpoints")  # files that a run has and an evaluation does not
+WRITTEN = (CONFIG, DOCUMENTS, TRAINED_ON, METRICS, BY_TASK, UNITS, PER_TASK)  # besides checkpoints and the last two
+# Settings that decide how a run resumes, not its results.
 HOW_IT_RESUMES = {"resume", "checkpoint_minutes"}
 
 
 class FolderInUse(UserError):
-    """Another process works in the folder."""
+    """Another process is working in the folder."""
 
 
 class RunDirectory:
-    """One run's folder. Whatever reads one of its files raises a UserError where that is missing or not readable.
+    """A run's folder. Methods that read a file raise a UserError if it is missing or not readable.
 
     Attributes:
         checkpoints: the folder of best.ckpt and last.ckpt.
@@ -83,18 +83,18 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out. The system releases the lock when this process dies.
+        """Lock the folder against other processes. The system releases the lock if this process dies.
 
-        A folder that holds nothing yet is removed again if the input is refused before training begins.
+        An empty folder is removed again if the input is refused before training begins.
 
         Raises:
-            FolderInUse: another process works here.
+            FolderInUse: another process is working in the folder.
         """
         if not is_first_process():
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        new = not any(file.is_dir() or file.stat().st_size for file in self.path.iterdir())  # Hydra has begun run.log
+        new = not any(file.is_dir() or file.stat().st_size for file in self.path.iterdir())  # Hydra has created run.log
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout as error:
@@ -110,18 +110,18 @@ class RunDirectory:
                 raise
 
     def claim(self, config: Config, overrides: Sequence[str] = ()) -> bool:
-        """Take the folder for a run.
+        """Claim the folder for a run.
 
-        An interrupted run with the same settings is kept, to resume from, unless config.resume is never.
+        An interrupted run with the same settings is kept and resumed, unless config.resume is never.
 
         Args:
-            overrides: as typed; for `bora run --again`.
+            overrides: the overrides as typed, for `bora run --again`.
 
         Returns:
             Whether this same run has already finished here.
 
         Raises:
-            UserError: the folder holds a run with other settings, or files of no run that this one would replace.
+            UserError: the folder holds a run with other settings, or files of other origin that this one would overwrite.
         """
         if self.is_finished:
             if differing := self._differences(config):
@@ -131,7 +131,7 @@ class RunDirectory:
                     f"or continue from this run with init_from={self.path}"
                 )
             for failure in self.path.glob("failed*.json") if is_first_process() else ():
-                failure.unlink(missing_ok=True)  # of an attempt while another process was at work here
+                failure.unlink(missing_ok=True)  # from an attempt while another process was working here
             return True
         if not is_first_process():
             return False
@@ -143,15 +143,15 @@ class RunDirectory:
             )
         (self.path / FAILED).unlink(missing_ok=True)
         for partial in (*self.path.glob(f".*{PARTIAL}"), *self.checkpoints.glob(f".*{PARTIAL}")):
-            partial.unlink()  # left by a process that was killed while it wrote
+            partial.unlink()  # left by a process that was killed while writing
         if self.last.is_file() and config.resume == "never":
             log.info("resume=never: removing the interrupted run")
             shutil.rmtree(self.checkpoints)
         if self.last.is_file():
             if differing := self._differences(config):
                 raise UserError(
-                    f"{self.path} holds an interrupted run with other settings ({', '.join(differing)}); give those, "
-                    "choose another folder, or restart with resume=never"
+                    f"{self.path} holds an interrupted run with other settings ({', '.join(differing)}); use the "
+                    "same, choose another folder, or restart with resume=never"
                 )
             log.info("resuming from %s", self.last)
         else:
@@ -162,12 +162,12 @@ class RunDirectory:
         return False
 
     def _differences(self, config: Config) -> list[str]:
-        """List the settings whose value in config.yaml is another."""
+        """List the settings whose values differ from those in config.yaml."""
         theirs, ours = flatten(self._read_config()), settings(config)
         return sorted(k for k in (theirs.keys() | ours.keys()) - HOW_IT_RESUMES if theirs.get(k) != ours.get(k))
 
     def config(self) -> Config:
-        """Read config.yaml; raise a UserError also where it is not a config of this version."""
+        """Read config.yaml; raise a UserError also if it is not valid for this version."""
         values = self._read_config()
         try:
             return parse(values)
@@ -175,11 +175,11 @@ class RunDirectory:
             raise UserError(f"{self.path / CONFIG}: {error}") from error
 
     def _read_config(self) -> dict[str, Any]:
-        """Read config.yaml, with the settings that are newer than the run."""
+        """Read config.yaml, adding the settings that are newer than the run."""
         values = read_yaml(self.path / CONFIG)
         if not isinstance(values, dict):
             raise UserError(f"{self.path / CONFIG} holds no settings")
-        # Only a finished run's SHA256SUMS tells that what the file lacks was never in it.
+        # Only a finished run's SHA256SUMS proves that missing settings were never in the file.
         if (self.path / SUMS).is_file() and self._sums().get(CONFIG) == hash_file(self.path / CONFIG):
             for key, value in newer_settings(flatten(values)).items():
                 *groups, name = key.split(".")
@@ -201,13 +201,13 @@ class RunDirectory:
             return per_task
 
     def validations(self) -> pd.DataFrame:
-        """Read the validations while training from metrics.csv; epoch and step are counted from 1.
+        """Read from metrics.csv the validations during training; epoch and step are counted from 1.
 
-        train/nll is the mean over the epoch's logged steps, where there are any.
+        train/nll is the mean over the epoch's logged steps, if there are any.
         """
         with readable(self.path / METRICS) as file:
             rows = pd.read_csv(file)
-            # The last step's rows follow training: they are of the epoch that was kept.
+            # The rows at the last step were written after training, for the epoch that was kept.
             found = rows[rows["val/nll"].notna() & (rows["step"] < rows["step"].max())]
             if "train/nll" in rows:
                 found = found.assign(**{"train/nll": found["epoch"].map(rows.groupby("epoch")["train/nll"].mean())})
@@ -219,16 +219,16 @@ class RunDirectory:
             return pd.read_csv(file, dtype={"task": str}, keep_default_na=False)
 
     def write_documents(self, documents: pd.DataFrame) -> None:
-        """Write documents.csv: one row a document kept; where some are in pieces, a row a piece, with its number."""
+        """Write documents.csv: one row for each document kept; if some are in pieces, one for each numbered piece."""
         columns = [*DOCUMENT_COLUMNS, *(["piece"] if documents["piece"].any() else [])]
         write_csv(self.path / DOCUMENTS, documents[columns])
 
     def write_trained_on(self, texts: Iterable[str], more: Iterable[str] = ()) -> None:
-        """Write trained_on.txt: the hash of each text that the model was fitted to or chosen by, a line each, sorted.
+        """Write trained_on.txt: the hash of each text that the model was fitted to or chosen by, one per line, sorted.
 
         Args:
-            texts: of training and validation.
-            more: hashes, of another run's texts.
+            texts: the training and validation texts.
+            more: hashes of another run's texts, to include.
         """
         hashes = {hash_text(text) for text in texts}.union(more)
         write_text_atomically(self.path / TRAINED_ON, "".join(f"{h}\n" for h in sorted(hashes)))
@@ -241,12 +241,12 @@ class RunDirectory:
             return set(file.read_text("utf-8").split())
 
     def write_per_task(self, per_task: pd.DataFrame) -> None:
-        """Write per_task.csv: one row a task, in the order of selection."""
+        """Write per_task.csv: one row for each task, in the order of selection."""
         columns = PER_TASK_COLUMNS + [c for c in per_task.columns if c not in PER_TASK_COLUMNS]
         write_csv(self.path / PER_TASK, per_task[columns])
 
     def write_by_task(self, validations: pd.DataFrame) -> None:
-        """Write validation_by_task.csv: one row a validation and task."""
+        """Write validation_by_task.csv: one row for each validation and task."""
         write_csv(self.path / BY_TASK, validations)
 
     def by_task(self) -> pd.DataFrame:
@@ -264,7 +264,7 @@ class RunDirectory:
         write_text_atomically(self.path / SUMMARY, text)
 
     def verify(self) -> list[str]:
-        """List the files that are missing or not what the run wrote, by SHA256SUMS."""
+        """List the files that are missing or have changed since the run wrote them, according to SHA256SUMS."""
         return [
             f for f, sum in self._sums().items() if not (self.path / f).is_file() or hash_file(self.path / f) != sum
         ]
@@ -276,21 +276,21 @@ class RunDirectory:
             return {name: sum for sum, name in lines}
 
     def write_failure(self, failure: dict[str, Any], name: str = FAILED) -> None:
-        """Write failed.json: why a sweep's job failed, until the next attempt."""
+        """Write failed.json: why a sweep's job failed. The next attempt removes it."""
         self.path.mkdir(parents=True, exist_ok=True)  # the folder of a refused job was removed
         write_json(self.path / name, failure)
 
     def failure(self, name: str = FAILED) -> dict[str, Any]:
-        """Read failed.json: error, a text; and exit_code."""
+        """Read failed.json: `error`, a text, and `exit_code`."""
         found = read_json(self.path / name)
         return {"error": printable(str(found.get("error"))), "exit_code": 2 if found.get("exit_code") == 2 else 1}
 
 
 def choosing_perplexity(summary: dict[str, Any]) -> float:
-    """Return the validation perplexity that chooses τ; with the published code's likelihood it has its own."""
+    """Return the validation perplexity that chooses τ; runs with the published code's likelihood have their own."""
     return summary.get("val_perplexity_by_batch", summary["val_perplexity"])
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return what decides a run's numbers, flat: {"prior.penalty": "gaussian", …}."""
+    """Return the settings that decide a run's numbers, flat: {"prior.penalty": "gaussian", …}."""
     return {k: v for k, v in flatten(config.model_dump()).items() if k not in HOW_IT_RESUMES}

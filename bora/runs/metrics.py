@@ -1,4 +1,4 @@
-"""metrics.csv: a row for each logged step or epoch. It is only appended to, so a resumed run can cut it back exactly."""
+"""metrics.csv: a row for each logged step or epoch. It is append-only, so a resumed run can truncate it exactly."""
 
 import os
 import zlib
@@ -9,7 +9,7 @@ from typing import Any
 from bora.errors import UserError, first_line
 from bora.lib.files import require_regular_file, write_text_atomically
 
-METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # in a checkpoint: of the file at that time
+METRICS_BYTES, METRICS_CRC32 = "metrics_bytes", "metrics_crc32"  # keys in a checkpoint: of the file at that time
 OVERALL = ("nll", "perplexity", "perplexity_macro")
 COLUMNS = [
     "epoch",
@@ -29,14 +29,14 @@ FIX = "restore the file, or restart with resume=never"
 
 
 class MetricsFile:
-    """Append rows to metrics.csv, and note its length and checksum for checkpoints.
+    """Append rows to metrics.csv, and record its length and checksum for checkpoints.
 
     Args:
         path: metrics.csv.
-        checkpoint: the one that a run resumes from: rows written after it are cut off. Empty for a new run.
+        checkpoint: the one from which a run resumes; rows written after it are cut off. Empty for a new run.
 
     Raises:
-        UserError: the file is not readable, or its first METRICS_BYTES bytes are not those that the checkpoint notes.
+        UserError: the file is not readable, or its first METRICS_BYTES bytes do not match the checkpoint's checksum.
     """
 
     def __init__(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -46,10 +46,10 @@ class MetricsFile:
                 with require_regular_file(path).open("rb") as file:
                     kept = file.read(checkpoint[METRICS_BYTES])
             except OSError as error:
-                raise UserError(f"{path} is needed to resume, and not readable: {first_line(error)}; {FIX}") from error
+                raise UserError(f"{path} is needed to resume, but not readable: {first_line(error)}; {FIX}") from error
             self.crc32 = zlib.crc32(kept)
             if self.crc32 != checkpoint[METRICS_CRC32]:
-                raise UserError(f"{path} was changed or cut since the last checkpoint; {FIX}")
+                raise UserError(f"{path} was changed or truncated since the last checkpoint; {FIX}")
             os.truncate(path, len(kept))
         else:
             write_text_atomically(path, _line(COLUMNS))

@@ -1,4 +1,4 @@
-"""Runs of an older bora: the settings that are newer than they are."""
+"""Complete the config of a run of an older bora with the settings that are newer than the run."""
 
 from functools import cache
 from typing import Any
@@ -11,10 +11,10 @@ DICTIONARIES = ("trainer.extra", "model.config")
 
 
 def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run lacks, flat, with conf/'s defaults, which do what was done before them.
+    """Return the settings that a run lacks, flat, with conf/'s defaults, which preserve the earlier behaviour.
 
     Args:
-        settings: the run's own, flat: {"prior.penalty": "gaussian", …}.
+        settings: the run's settings, flat: {"prior.penalty": "gaussian", …}.
     """
     sources = {group: settings.get(f"{group}.{key}") for group, key in DISCRIMINATORS.items()}
     known = set(map(_setting, settings))
@@ -22,16 +22,16 @@ def newer_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(key: str) -> str:
-    """Return the setting that a key belongs to: some settings are dictionaries with keys of their own."""
+    """Return the setting that a key belongs to: some settings are dictionaries with their own keys."""
     return next((setting for setting in DICTIONARIES if key.startswith(f"{setting}.")), key)
 
 
 @cache
 def _defaults(**sources: Any) -> dict[str, Any]:
-    """Read conf/'s values, flat, without those that are made of others or that the user must give.
+    """Read conf/'s values, flat, without those that are interpolated or that the user must give.
 
     Args:
-        sources: group → what decides which settings it has, as `data=` table.
+        sources: group → the value that decides which settings it has, such as table for data.
     """
     values = _read("config")
     del values["hydra"]

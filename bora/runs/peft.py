@@ -1,4 +1,4 @@
-"""Read PEFT adapters, to start a run at them: init_from=FOLDER."""
+"""Read PEFT adapters to start a run from: init_from=FOLDER."""
 
 import json
 import logging
@@ -21,24 +21,24 @@ from bora.runs.values import read_json
 
 log = logging.getLogger(__name__)
 
-MAPPING = "tasks.json"  # of `bora export`: {"mean": its folder or null, "tasks": {folder: the task's name}}
-# PEFT's own names, in an adapter's folder and in its file of tensors.
+MAPPING = "tasks.json"  # from `bora export`: {"mean": its folder or null, "tasks": {folder: the task's name}}
+# PEFT's names: of the files in an adapter's folder, and before the names of its tensors.
 ADAPTER_CONFIG, ADAPTER_TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-# What adapter_config.json may say: the adapter's size, its layers and its origin, and parameters of variants that other
-# keys turn on. Any other key that is set may change the update, and is refused.
+# Keys that adapter_config.json may set: the adapter's size, layers and origin, and parameters of variants that other keys
+# turn on. Any other key that is set may change the update, and is refused.
 HARMLESS = set(
     "peft_type peft_version task_type base_model_name_or_path revision inference_mode auto_mapping r lora_alpha "
     "lora_dropout target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out init_lora_weights "
     "eva_config megatron_core qalora_group_size".split()
 )
 UNSET: tuple[object, ...] = (None, False, "none", {}, [])
-# Other starts (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the frozen weights, so they do not fit the original ones.
+# Other starts (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the frozen weights, so their LoRAs do not fit the original.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 MAX_SHOWN = 5  # names in a line of the log
 
 
 class PeftLoRA(NamedTuple):
-    """One adapter's folder, read.
+    """An adapter, read from its folder.
 
     Attributes:
         layers: layer name → A [r', n_in], B [n_out, r'], float32.
@@ -57,13 +57,13 @@ def has_adapters(folder: Path) -> bool:
 
 
 def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
-    """Start at one PEFT adapter, which becomes Θ and every θ_d, or at an exported folder's, by the tasks' names.
+    """Start at one PEFT adapter, which becomes Θ and every θ_d, or at an exported folder's, matched by task name.
 
-    Θ is then the exported mean, or the mean of the folder's adapters; a task without an adapter starts at Θ.
+    From a folder, Θ is the exported mean, or else the mean of the adapters; a task without an adapter starts at Θ.
 
     Args:
-        model: fresh; where an adapter's rank is smaller, the other rows of A stay as they are.
-        folder: one for which `has_adapters`.
+        model: a new model; if an adapter's rank is smaller, the other rows of A are left unchanged.
+        folder: a folder for which `has_adapters` is true.
 
     Raises:
         UserError: an adapter is not readable, not a plain LoRA, or has other layers or a larger rank.
@@ -80,7 +80,7 @@ def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
         return
     mean_folder, tasks = read_mapping(folder)
     names, ours = adapters.task_names, set(adapters.task_names)
-    # Without an exported mean, the adapters of tasks that this run lacks count in their mean, too.
+    # Without an exported mean, the adapters of tasks that this run lacks count in the mean too.
     thetas = {task: read(name) for name, task in tasks.items() if task in ours or mean_folder is None}
     mean = read(mean_folder) if mean_folder is not None else torch.stack(list(thetas.values())).mean(dim=0)
     if isinstance(adapters, Shared):
@@ -92,13 +92,13 @@ def start_from_adapters(model: HierarchicalLoRA, folder: Path) -> None:
 
 
 def log_start(ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """Log which tasks start at their own LoRA of another run or export, which at Θ, and which LoRAs are not used."""
+    """Log which tasks start at their LoRA from another run or export, which at Θ, and which LoRAs are not used."""
     known, wanted = set(theirs), set(ours)
     new = [name for name in ours if name not in known]
     unused = [name for name in theirs if name not in wanted]
     log.info("init_from: %d of %d tasks start at their own LoRA", len(ours) - len(new), len(ours))
     if new:
-        log.info("init_from: there is no LoRA of %s: they start at the mean", _shorten(new))
+        log.info("init_from: there is no LoRA for %s: they start at the mean", _shorten(new))
     if unused:
         log.info("init_from: this run has no task %s: their LoRAs are not used", _shorten(unused))
 
@@ -128,7 +128,7 @@ def read_adapter(folder: Path) -> PeftLoRA:
             raise UserError(f"{folder} has {key}={json.dumps(value)}: only plain LoRAs can be started from")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise UserError(f"{folder / ADAPTER_CONFIG} has no r and lora_alpha that are numbers")
+        raise UserError(f"{folder / ADAPTER_CONFIG} has no valid r and lora_alpha")
     return PeftLoRA(_read_layers(folder / ADAPTER_TENSORS, rank), rank, alpha / rank)
 
 
@@ -147,7 +147,7 @@ def _read_layers(file: Path, rank: int) -> dict[str, LowRank]:
         found.setdefault(parts[1], {})[parts[2]] = value.float()
     for layer, pair in found.items():
         if len(pair) != 2 or pair["A"].dim() != 2 or pair["B"].dim() != 2:
-            raise UserError(f"{file} lacks lora_A or lora_B, as a matrix, for {layer}")
+            raise UserError(f"{file} lacks the matrix lora_A or lora_B of {layer}")
         if (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
             raise UserError(f"{file}: {layer} has another rank than the {rank} of {ADAPTER_CONFIG}")
     return {layer: LowRank(pair["A"], pair["B"]) for layer, pair in found.items()}
@@ -157,7 +157,7 @@ def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
     """Return θ [P] with the adapter's update: (α/r) B A equals (α'/r') B' A'.
 
     Args:
-        fresh: [P] the start without the adapter.
+        fresh: [P] the initial θ without the adapter.
     """
     theta = fresh.clone()
     factors = backbone.layout.factors(theta)
@@ -174,7 +174,7 @@ def _theta(backbone: Backbone, lora: PeftLoRA, folder: Path, fresh: Tensor) -> T
                 f"model from {A.shape[1]} to {B.shape[0]}: it is of another base model"
             )
         A[: lora.rank] = theirs.A
-        # Beyond its rank A stays random and B zero, as a fresh LoRA's are: both zero could never learn.
+        # Beyond its rank A stays random and B zero, as in a new LoRA: if both were zero, they could never learn.
         B[:, : lora.rank] = theirs.B * (lora.scale / backbone.scale)
     return theta
 

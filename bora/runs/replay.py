@@ -1,4 +1,4 @@
-"""`bora run --again RUN KEY=VALUE`: the overrides that a run was started with, on today's conf/."""
+"""`bora run --again RUN KEY=VALUE`: apply the overrides that a run was started with to today's conf/."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ AGAIN = "--again"
 
 
 def split_again(words: list[str]) -> tuple[Path | None, list[str]]:
-    """Take `--again RUN` out of a command line: return RUN, or None where it is not asked for, and the other words."""
+    """Take `--again RUN` out of a command line: return RUN, or None if it is not given, and the other words."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith(f"{AGAIN}=") else [word])]
     if AGAIN not in words:
         return None, words
@@ -23,7 +23,7 @@ def split_again(words: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def replay(run: Path, given: list[str]) -> list[str]:
-    """Put a run's recorded overrides before those given now; of two for one key the one given now is kept."""
+    """Put a run's recorded overrides before those given now, which replace recorded ones with the same key."""
     keys = {key_of(word) for word in given}
     return [*(word for word in read_overrides(run) if key_of(word) not in keys), *given]
 
@@ -42,11 +42,11 @@ def read_overrides(run: Path) -> list[str]:
 
 
 def changed_defaults(run: Path, config: Config, given: list[str]) -> list[str]:
-    """Write a line for each setting whose value is another than the run's, though it was not given.
+    """Return a line for each setting whose value differs from the run's, though it was not given.
 
     Args:
-        config: what the run's own overrides compose today.
-        given: overrides beside `--again RUN`.
+        config: the config that the run's overrides give today.
+        given: overrides given with `--again RUN`.
     """
     theirs, ours = flatten(read_yaml(run / CONFIG)), flatten(config.model_dump())
     theirs |= newer_settings(theirs)

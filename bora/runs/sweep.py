@@ -1,4 +1,4 @@
-"""A sweep's folder: a row for each run that has finished, and why the others failed."""
+"""Read a sweep's folder: a row for each finished run, and why the others failed."""
 
 import logging
 import math
@@ -23,9 +23,9 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
     """Read the finished runs at or below a folder, at any depth.
 
     Returns:
-        A row a run: FIGURES, with NaN for a τ that was learned, `tokens_of`, the same for runs on the same tokens, `run`,
-        its place in the folder, and what else the runs' overrides vary, as text. The columns that tell one setting from
-        another: tau, and those. A line for each run that is not readable.
+        A table with a row for each run: FIGURES, with NaN for a learned τ; `tokens_of`, equal for runs on the same
+        tokens; `run`, its path in the folder; and what else the runs' overrides vary, as text. The columns that
+        distinguish settings: tau, and those that vary. A line for each run that is not readable.
     """
     rows, overrides, unreadable = [], [], []
     for file in sorted(folder.glob(f"**/{SUMMARY}")):
@@ -34,7 +34,7 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         try:
             summary = RunDirectory(file.parent).summary()
             if "adapted_from" in summary:
-                continue  # new tasks of one of the runs: nothing was held out
+                continue  # from bora adapt: nothing was held out
             given = {key_of(word): word.partition("=")[2] for word in read_overrides(file.parent)}
             row = {key: summary[key] for key in FIGURES} | {"val_perplexity": choosing_perplexity(summary)}
         except (UserError, KeyError) as error:
@@ -42,11 +42,11 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
             continue
         if "learned" in summary:
             row["tau"] = math.nan
-        elif levels := summary.get("levels"):  # their τ stand behind the tasks' in the override
+        elif levels := summary.get("levels"):  # the override has their τ after the tasks'
             given["tau of levels"] = ", ".join(f"{name} {format_tau(tau)}" for name, tau in levels.items())
         row["tokens_of"] = f"{summary.get('data_sha256')} {summary.get('n_tokens')}"
         rows.append(row | {"run": file.parent.relative_to(folder).as_posix()})
-        # Of a table, or a tokenizer, that was changed meanwhile.
+        # These differ if a table or a tokenizer was changed meanwhile.
         given |= {"documents": summary.get("data_sha256", "")[:6], "tokens": summary.get("n_tokens", "")}
         overrides.append(given)
     table = pd.DataFrame(overrides, index=range(len(rows)), dtype=str).fillna("")
@@ -55,7 +55,7 @@ def finished_runs(folder: Path) -> tuple[pd.DataFrame, list[str], list[str]]:
 
 
 def failed_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read each failed job's file at or below a folder: its place there → its content, and when it was written."""
+    """Read each failed job's file at or below a folder: its path there → its content, and when it was written."""
     found = {}
     for file in sorted(folder.glob("**/failed*.json")):
         try:
@@ -70,7 +70,7 @@ def record_failure(error: Exception, folder: Path, described: tuple[str, int] | 
     """Write failed.json into a sweep job's folder.
 
     Args:
-        described: the error in a line, and its exit code; None for a defect.
+        described: the error in one line, and its exit code; None for a bug.
     """
     if described is None:
         log.error("%s failed", folder.name, exc_info=error)
@@ -78,6 +78,6 @@ def record_failure(error: Exception, folder: Path, described: tuple[str, int] | 
     else:
         log.error("%s failed: %s", folder.name, described[0])
     time = datetime.now().astimezone().isoformat()
-    # Where another process is at work, failed.json is its own to write and to remove.
+    # If another process is working there, only that one may write and remove failed.json.
     name = f"failed-{os.getpid()}.json" if isinstance(error, FolderInUse) else FAILED
     RunDirectory(folder).write_failure({"error": described[0], "exit_code": described[1], "time": time}, name)

@@ -24,7 +24,7 @@ LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "hydra-core", "
 
 @contextmanager
 def readable(file: Path) -> Iterator[Path]:
-    """Read a run's file within; turn any error of reading it into a UserError."""
+    """Turn errors of reading a run's file, inside the context, into a UserError."""
     try:
         yield require_regular_file(file)
     except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
@@ -47,7 +47,7 @@ def read_json(file: Path) -> dict[str, Any]:
     with readable(file):
         found = json.loads(file.read_text("utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return found
 
 
@@ -67,7 +67,7 @@ def to_json(value: dict[str, Any]) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """Write infinite and undefined numbers as strings, which strict JSON has no other form for; NumPy's as Python's."""
+    """Convert infinite and undefined numbers, which strict JSON lacks, to strings, and NumPy's numbers to Python's."""
     if isinstance(value, dict):
         return {k: json_safe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -100,7 +100,7 @@ def hash_text(text: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """List the versions of Python and of the libraries that are there: a run without W&B needs no wandb."""
+    """List the versions of Python, bora and the installed libraries; a run without W&B does not need wandb."""
     found = {"python": platform.python_version(), "bora": bora.__version__}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):

@@ -1,8 +1,8 @@
 """Which task wrote a text: p(d | text) ∝ p(d) p(text | θ_d)^(1/T).
 
-At T = 1 this is Bayes' rule. θ_d is one point, fitted to few texts, and a text's tokens are not as independent as the
-product over them has it; so Bayes' rule is too sure, or at a large τ not sure enough. One number T, the temperature,
-mends how sure it is, and nothing else (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+At T = 1 this is Bayes' rule. θ_d is a single point, fitted to few texts, and a text's tokens are less independent than
+the product over them assumes, so Bayes' rule is overconfident, or at a large τ underconfident. One number, the
+temperature T, corrects its confidence and nothing else (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from bora.lib.console import progress
 from bora.model.batch import to_device
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 1000.0
-N_BINS = 10  # of the calibration error
+N_BINS = 10  # bins of the calibration error
 PRIORS = "uniform", "documents"
 
 
@@ -29,8 +29,8 @@ class Likelihoods:
     """log p(text | θ_d) of N documents under D tasks.
 
     Attributes:
-        nats: [N, D] float64; 0 for a document without a token to score.
-        n_scored: [N] tokens, the same for every task.
+        nats: [N, D] float64; 0 for a document without scored tokens.
+        n_scored: [N] scored tokens of each document, the same for every task.
     """
 
     nats: np.ndarray
@@ -39,7 +39,7 @@ class Likelihoods:
     def posterior(self, log_prior: np.ndarray, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Compute log p(d | text) [N, D], and its normaliser, log Σ_d p(d) p(text | θ_d)^(1/T) [N].
 
-        At T = 1 this is Bayes' rule, and the normaliser the mixture's log p(text).
+        At T = 1 this is Bayes' rule, and the normaliser is the mixture's log p(text).
 
         Args:
             log_prior: log p(d), [D] nats.
@@ -54,11 +54,11 @@ def log_prior(task_documents: np.ndarray, prior: str) -> np.ndarray:
     """Return log p(d), [D] nats.
 
     Args:
-        task_documents: [D] N_d, the tasks' numbers of training documents.
-        prior: uniform | documents, in proportion to those.
+        task_documents: [D] N_d, training documents of each task.
+        prior: uniform | documents, in proportion to N_d.
 
     Raises:
-        UserError: it is neither.
+        UserError: `prior` is neither.
     """
     if prior not in PRIORS:
         raise UserError(f"prior={prior!r}: give {' or '.join(PRIORS)}")
@@ -70,12 +70,12 @@ def log_prior(task_documents: np.ndarray, prior: str) -> np.ndarray:
 def score_tasks(model: HierarchicalLoRA, tokens: Tokens, table: pd.DataFrame, batch_size: int) -> Likelihoods:
     """Score every document under every task's θ_d, with that task's prompt.
 
-    A row of a batch is a document, or a piece of one, under a task. Where the prompt names the task, each text is cut to
-    fit behind the longest prompt of all tasks, so that every task explains the same tokens.
+    Each row of a batch is a document, or a piece of one, under one task. If the prompt names the task, each text is cut
+    to fit after the longest of all tasks' prompts, so that all tasks score the same tokens.
 
     Args:
-        table: N documents, columns text and what their prompts take.
-        batch_size: rows in a forward.
+        table: N documents, with the column text and those that their prompts need.
+        batch_size: rows of each forward.
 
     Raises:
         UserError: see `Tokens.encode` and `Tokens.encode_under`.
@@ -115,15 +115,15 @@ def score_tasks(model: HierarchicalLoRA, tokens: Tokens, table: pd.DataFrame, ba
 def fit_temperature(nats: np.ndarray, truth: np.ndarray) -> float:
     """Fit T by maximum likelihood: minimise the log loss of the posterior under a uniform prior.
 
-    In b = 1/T the log loss is convex, log Σ_d exp(b ℓ_d) − b ℓ_truth, and its slope the mean of E[ℓ_d] − ℓ_truth
-    under the posterior. Halve an interval until the slope is 0, within MIN_TEMPERATURE and MAX_TEMPERATURE.
+    The log loss, log Σ_d exp(b ℓ_d) − b ℓ_truth, is convex in b = 1/T, and its slope is the mean of E[ℓ_d] − ℓ_truth
+    under the posterior. Bisection finds where the slope is 0, between MIN_TEMPERATURE and MAX_TEMPERATURE.
 
     Args:
         nats: ℓ = log p(text | θ_d), [N, D], N ≥ 1.
-        truth: [N], the task of each document.
+        truth: [N] task of each document.
 
     Returns:
-        T; 1 where every document's own task is its likeliest, so that the likelihood has no maximum.
+        T; 1 if every document's own task is its likeliest, since the likelihood then has no maximum.
     """
     nats = nats - nats[np.arange(len(nats)), truth][:, None]
     if nats.max() <= 0:
@@ -143,8 +143,8 @@ def calibration_error(probability: np.ndarray, right: np.ndarray) -> float:
     It is the mean over documents of the distance between their bin's accuracy and its mean probability.
 
     Args:
-        probability: of the likeliest task, [N], N ≥ 1; the bins are N_BINS of equal width, (0, 0.1], (0.1, 0.2], ….
-        right: whether that is the document's task, [N].
+        probability: [N], N ≥ 1, of the likeliest task; sorted into N_BINS bins of equal width, (0, 0.1], (0.1, 0.2], ….
+        right: [N] whether that is the document's task.
     """
     bins = np.clip(np.ceil(probability * N_BINS), 1, N_BINS).astype(int)
     gaps = np.bincount(bins, weights=right - probability)

@@ -1,4 +1,4 @@
-"""From a config to its parts: the corpus, the batches, the model, the training."""
+"""Build what a config describes: the corpus, the batches, the model and the training module."""
 
 import logging
 import os
@@ -27,16 +27,16 @@ from bora.runs.peft import has_adapters, log_start, start_from_adapters
 from bora.runs.values import hash_text
 from bora.train.module import TrainingModule
 
-MIN_UNITS = 3  # of a level whose τ is learned
+MIN_UNITS = 3  # fewest units from which to learn a level's τ
 
 log = logging.getLogger(__name__)
 
 
 def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None = None) -> Corpus:
-    """Read the documents (unless the table is given), select, split and encode them.
+    """Read the documents, unless the table is given, then select, split and encode them.
 
     Raises:
-        UserError: they cannot be read, or the model has too few positions, or no tokens, for them.
+        UserError: the documents cannot be read, or the model has too few positions, or no tokens, for them.
     """
     data = cfg.data
     positions = max_positions(pretrained.model.config)
@@ -49,10 +49,10 @@ def load_corpus(cfg: Config, pretrained: Pretrained, table: pd.DataFrame | None 
 
 
 def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] | tuple[None, None]:
-    """Sort the corpus's documents into the units of each level, see `build_levels`; warn where they are confounded.
+    """Sort the corpus's documents into the units of each level, see `build_levels`; warn if they are confounded.
 
     Raises:
-        UserError: a level divides the documents as the tasks do, or as another level.
+        UserError: `build_levels` refuses a level, a level has too few units to learn its τ, or a unit has a task's name.
     """
     if not corpus.levels:
         return None, None
@@ -67,8 +67,8 @@ def find_levels(cfg: Config, corpus: Corpus) -> tuple[Levels, list[list[int]]] |
     for column, own in zip(levels.columns, levels.units, strict=True):
         if cfg.tau == "learn" and len(own) < MIN_UNITS:
             raise UserError(
-                f"data.levels={column}: {len(own)} units are too few to learn its τ from; give it: tau=[100,1000], the "
-                "task's first"
+                f"data.levels={column}: {len(own)} units are too few to learn its τ; give all τ, the task's first: "
+                "tau=[100,1000]"
             )
     if twice := set(corpus.task_names) & set(levels.names):
         raise UserError(f"data.levels: {min(twice)} is the name of a task and of a unit; rename the task")
@@ -81,14 +81,14 @@ def require_hardware(cfg: Config) -> None:
     """Check that this machine has what the config needs.
 
     Raises:
-        UserError: it lacks GPUs, or a compiler.
+        UserError: it lacks GPUs or a compiler.
     """
     require_gpus(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.model.attention == "flex_attention" and device_type(cfg.trainer.accelerator) != "cuda":
         raise UserError("model.attention=flex_attention trains on a GPU only; give auto, sdpa or eager")
     compilers = os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"
     if cfg.model.compile and not any(map(shutil.which, compilers)):
-        raise UserError("model.compile=true needs a C++ compiler, and there is no c++ or g++ here; install one")
+        raise UserError("model.compile=true needs a C++ compiler, but there is no c++ or g++; install one")
 
 
 def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataModule:
@@ -107,7 +107,7 @@ def build_data(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> TaskDataM
 
 
 def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data: TaskDataModule) -> HierarchicalLoRA:
-    """Build the model that the config describes, at its start."""
+    """Build the model that the config describes, at its initial parameters."""
     lora = cfg.lora
     how = {
         "compile": cfg.model.compile,
@@ -138,12 +138,12 @@ def build_model(cfg: Config, pretrained: Pretrained, task_names: list[str], data
         except UserError as error:
             raise UserError(f"init_from: {error}") from error
         if cfg.tau == "learn":
-            log.warning("init_from: tau=learn takes Θ alone: it begins with all tasks at Θ")
+            log.warning("init_from: tau=learn takes only Θ: all tasks start at Θ")
     return model
 
 
 def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
-    """Wrap the model for training as the config describes it."""
+    """Wrap the model for training, as the config describes."""
     optim = cfg.optim
     lr = learning_rate(model.tau, cfg.prior.parameterization) if optim.lr is None else optim.lr
     betas = (optim.betas[0], optim.betas[1])
@@ -152,7 +152,7 @@ def build_module(cfg: Config, model: HierarchicalLoRA) -> TrainingModule:
 
 
 def find_seen(cfg: Config, corpus: Corpus) -> set[str]:
-    """Return the hashes of the texts that init_from's run was trained on or chosen by; warn of those that are tested."""
+    """Return the hashes of the texts that init_from's run was trained on or chosen by; warn if this run tests on any."""
     source = None if cfg.init_from is None else find_start(cfg.init_from)
     seen = (source.trained_on() if source is not None and source.is_finished else None) or set()
     test = corpus.documents.query("split == 'test' and piece == 0")
@@ -170,9 +170,9 @@ def find_start(init_from: str) -> RunDirectory:
     """Find the folder of a finished run, or of PEFT adapters, that a run starts from.
 
     Raises:
-        UserError: it is neither.
+        UserError: the folder holds neither.
     """
     source = RunDirectory(Path(init_from).expanduser())
     if not source.is_finished and not has_adapters(source.path):
-        raise UserError(f"init_from={init_from}: there is no finished run in that folder, and no PEFT adapter")
+        raise UserError(f"init_from={init_from}: the folder holds neither a finished run nor a PEFT adapter")
     return source

@@ -1,4 +1,4 @@
-"""best.ckpt; and last.ckpt: resume an interrupted run and end with the same numbers as an uninterrupted one."""
+"""best.ckpt, and last.ckpt, from which an interrupted run resumes and ends with the numbers of an uninterrupted one."""
 
 import logging
 import signal
@@ -32,7 +32,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, out)
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # why it could not be written, which torch does not say
+                if isinstance(error.__context__, OSError):  # the reason, which torch's message lacks
                     raise error.__context__ from None
                 raise
 
@@ -42,7 +42,7 @@ class BestCheckpoint(Checkpoint):
 
     Args:
         path: best.ckpt.
-        progress: has the NLLs.
+        progress: records the NLLs.
     """
 
     def __init__(self, path: Path, progress: Progress) -> None:
@@ -60,9 +60,9 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         path: last.ckpt.
-        seconds: between saves within an epoch; 0 for after each step.
-        progress: is brought up to date before a save.
-        logger: what a resumed run needs to know of it; see RunLogger.saved.
+        seconds: time between saves within an epoch; 0 saves after each step.
+        progress: updated before each save.
+        logger: its state is saved too; see RunLogger.saved.
         fingerprint: what decides the run's numbers; see `check_same_run`.
         stop: whether a signal asked the run to stop.
     """
@@ -72,11 +72,11 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         self.path, self.seconds, self.progress, self.logger = path, seconds, progress, logger
         self.fingerprint, self.stop = fingerprint, stop
-        self._saved = time.monotonic()  # a clock that nobody sets
+        self._saved = time.monotonic()  # unaffected by changes of the system's clock
 
     def on_train_start(self, trainer: L.Trainer, module) -> None:
         self.stop.waits = True
-        # A run that ended early has nothing left to train, or as much as trainer.min_epochs asks for.
+        # A run that had stopped early trains no further, except up to trainer.min_epochs.
         for stopping in trainer.early_stopping_callbacks:
             trainer.should_stop |= stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED
 
@@ -89,7 +89,7 @@ class LastCheckpoint(Checkpoint):
             return
         asked = self.stop.signum is not None
         due = asked or time.monotonic() - self._saved >= self.seconds
-        if trainer.world_size > 1:  # they save together, or not
+        if trainer.world_size > 1:  # all processes save, or none
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if due:
@@ -99,28 +99,28 @@ class LastCheckpoint(Checkpoint):
             self.stop.obey()
 
     def on_validation_batch_start(self, trainer: L.Trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
-        if trainer.world_size == 1:  # several could not agree on it here: they stop after the next step
+        if trainer.world_size == 1:  # several cannot agree on it here, so they stop after the next step
             self.stop.obey()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module) -> None:
-        self._save(trainer, module)  # after validation, and what the other callbacks make of it
+        self._save(trainer, module)  # after validation, and after the other callbacks' part in it
 
     def on_save_checkpoint(self, trainer: L.Trainer, module, checkpoint: dict[str, Any]) -> None:
         checkpoint[FINGERPRINT] = self.fingerprint
         checkpoint |= self.logger.saved()
 
     def _save(self, trainer: L.Trainer, module) -> None:
-        self.progress.read(module)  # stops here if a loss was not finite: what it left is not saved
+        self.progress.read(module)  # raises if a loss was not finite, before its result is saved
         lost = find_nonfinite(module.model.adapters)
-        if lost is not None:  # the older file stays
+        if lost is not None:  # keep the older file
             wrong = f"training diverged: after step {trainer.global_step} {lost} is not finite"
-            raise UserError(f"{wrong}; give a lower optim.lr. {self.path} is older and good")
+            raise UserError(f"{wrong}; give a lower optim.lr. {self.path} is older and still good")
         trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
 
 
 def _can_resume_after(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Return whether this batch ended a step and the next one follows at once: Lightning would skip what came between."""
+    """Return whether this batch ended a step and the next follows directly; a resume would skip anything in between."""
     loop = trainer.fit_loop
     return (
         ends_step(trainer, batch_idx)
@@ -131,9 +131,9 @@ def _can_resume_after(trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 def find_nonfinite(module: torch.nn.Module) -> str | None:
-    """Name the first parameter with an infinite or undefined value; None if there is none."""
+    """Return the name of the first parameter with an infinite or NaN value; None if there is none."""
     for name, values in module.named_parameters():
-        # A sum is finite only if everything in it is; it needs no tensor of the same size. (Float64: no overflow.)
+        # A sum is finite only if all its terms are, and needs no tensor of the same size. (float64 avoids overflow.)
         if not values.detach().sum(dtype=torch.float64).isfinite():
             return name
     return None

@@ -1,8 +1,8 @@
-"""What a run costs: counted from its config and its documents, or measured in a few steps.
+"""Count what a run costs from its config and documents, or measure it in a few steps.
 
 Counts of parameters, documents, tokens and steps are exact, as are the bytes of θ, Θ and their moments; a checkpoint's
 size is right to about 1 %. Activations are not counted: they grow with data.batch_size · data.max_tokens, slower with
-model.gradient_checkpointing, and `measure` finds them as part of the peak memory.
+model.gradient_checkpointing, and `measure` includes them in the peak memory.
 """
 
 import math
@@ -30,26 +30,26 @@ from bora.model.targets import named_targets
 from bora.train.build import build_data, build_model, build_module, require_hardware
 from bora.train.stages import MAX_SCALES, N_REFINED
 
-FLOAT_BYTES = 4  # float32: θ, Θ, their gradients and moments, for any dtype of the backbone
-WARMUP_STEPS = {"cpu": 2, "cuda": 20}  # on a GPU a shape is recorded when it comes for the second time
+FLOAT_BYTES = 4  # float32: θ, Θ, their gradients and moments, whatever the backbone's dtype
+WARMUP_STEPS = {"cpu": 2, "cuda": 20}  # on a GPU a shape is recorded the second time it occurs
 MEASURED_STEPS, MEASURED_VALIDATIONS = 20, 5
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's numbers.
+    """The counted cost of a run.
 
     Attributes:
         tasks: D.
-        documents: by split.
-        scored_tokens: of the training documents.
-        truncated_share: of all documents' tokens, cut off by data.max_tokens.
-        batches, steps: of an epoch; a step takes trainer.accumulate_grad_batches batches.
-        max_steps: of the whole run, at most.
-        frozen_parameters: of the backbone.
+        documents: number of documents in each split.
+        scored_tokens: scored tokens of the training documents.
+        truncated_share: share of all documents' tokens that data.max_tokens cuts off.
+        batches, steps: batches and steps of an epoch; a step takes trainer.accumulate_grad_batches batches.
+        max_steps: upper bound of the whole run's steps.
+        frozen_parameters: number of the backbone's parameters.
         parameters_per_task: P.
-        trained_parameters: all θ_d and Θ.
-        memory: bytes held in a training step, by part, without activations.
+        trained_parameters: number of all θ_d's and Θ's parameters.
+        memory: bytes in use in a training step, by part, without activations.
         checkpoint: bytes of last.ckpt, and of best.ckpt.
     """
 
@@ -71,7 +71,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     """Count what the config's run costs.
 
     Args:
-        pretrained: its backbone, whose shape is enough: `load_backbone(…, weights=False)`.
+        pretrained: the backbone; its shape is enough, from `load_backbone(…, weights=False)`.
 
     Raises:
         UserError: lora.target_modules names no layers, or layers that cannot have a LoRA; or there are fewer training
@@ -82,7 +82,7 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     layout = Layout({name: linear_shape(layer) for name, layer in layers.items()}, cfg.lora.rank)
     form = choose_form(cfg.task_tau, cfg.prior.parameterization)
     units = sum(len(set(cells)) for cells in corpus.levels.values())
-    rows = len(corpus.task_names) + units if "stored" in form.suffixes else 0  # of the matrix
+    rows = len(corpus.task_names) + units if "stored" in form.suffixes else 0  # rows of the matrix
     trained = (rows + 1) * layout.n_parameters
     train = corpus.documents[corpus.documents["split"] == "train"]
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -93,8 +93,8 @@ def count_cost(cfg: Config, pretrained: Pretrained, corpus: Corpus) -> Cost:
     steps = -(-batches // accumulate)
     max_steps = steps * cfg.trainer.max_epochs
     cut = corpus.truncation.tokens
-    # Beside the numbers of θ, Θ, two moments and averages, and RowwiseAdamW's count of steps for each row, a checkpoint
-    # holds about 160 bytes of names for each tensor and 8 kB of Lightning's state.
+    # Besides θ, Θ, two moments, the averages, and RowwiseAdamW's step count of each row, a checkpoint holds about
+    # 160 bytes of names for each tensor and 8 kB of Lightning's state.
     tensors = 2 * len(layers) * (2 if rows else 1)
     return Cost(
         tasks=len(corpus.task_names),
@@ -117,7 +117,7 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
 
     Args:
         P: length of θ_d.
-        rows: of the matrix.
+        rows: number of rows of the matrix.
     """
     documents = cfg.data.batch_size
     # The dense estimator of the prior gives every task a gradient in every step.
@@ -133,14 +133,14 @@ def _count_memory(cfg: Config, model: Any, P: int, rows: int) -> dict[str, int]:
         "gradients": FLOAT_BYTES * (with_gradient + 1) * P,
         "moments": 2 * FLOAT_BYTES * (rows + 1) * P,
         **({"averages": FLOAT_BYTES * (rows + 1) * P} if cfg.optim.average else {}),
-        # Of each document; at τ = ∞ all documents share one. CUDA graphs have copies.
+        # A row for each document; at τ = ∞ all documents share one. CUDA graphs have copies.
         "rows_of_a_batch": shared * (documents + recorded if rows else 1 + bool(recorded)),
         "logits_of_a_chunk": FLOAT_BYTES * min(chunk, documents * cfg.data.max_tokens * vocabulary),
     }
 
 
 def _count_backbone(model: Any, quantization: str | None) -> int:
-    """Count the bytes of the frozen model; where it is quantised, without int8's scales, one for each output."""
+    """Count the bytes of the frozen model, leaving out int8's scales, of which there is one for each output."""
     total = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     if quantization is not None:
         weights = [layer.weight for layer in plain_layers(model).values()]
@@ -152,15 +152,15 @@ def _count_backbone(model: Any, quantization: str | None) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """A run's times and memory, from a few of its steps.
+    """A run's times and memory, estimated from a few of its steps.
 
     Attributes:
-        step_seconds: of a training step, on average.
-        tokens_per_second: scored training tokens.
-        validation_seconds: of the validation split once, judged by a few of its batches.
-        epoch_seconds: of training, and validating once.
-        run_seconds: of all epochs and the test, at most.
-        peak_memory: bytes of the GPU; on the CPU of the whole process with its libraries.
+        step_seconds: mean time of a training step.
+        tokens_per_second: scored training tokens per second.
+        validation_seconds: time of one validation, estimated from a few of its batches.
+        epoch_seconds: time to train for an epoch and validate once.
+        run_seconds: upper bound of the time of all epochs and the test.
+        peak_memory: bytes on the GPU; on the CPU, those of the whole process with its libraries.
     """
 
     step_seconds: float
@@ -213,7 +213,7 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
     step_seconds = seconds / MEASURED_STEPS
     loader = data.val_dataloader()
     validation = list(loader.sampler)
-    # They are sorted by length, so a few that are evenly spread represent all.
+    # The batches are sorted by length, so a few evenly spaced ones represent all.
     few = np.linspace(0, len(validation) - 1, min(MEASURED_VALIDATIONS, len(validation))).astype(int)
     start = time.perf_counter()
     with torch.no_grad():
@@ -231,8 +231,8 @@ def measure(cfg: Config, corpus: Corpus, cost: Cost) -> Measured:
 
 
 def _count_passes(cfg: Config, cost: Cost) -> float:
-    """Count the times that a run evaluates as many documents as validation has, at most."""
-    # At the end the best epoch is validated again, and tested: as it is, under Θ, without a LoRA, without each deviation.
+    """Count a run's evaluations, at most, in units of a pass over the validation documents."""
+    # At the end the best epoch is validated again, and tested: under θ_d, Θ, no LoRA, and θ_d without each deviation.
     validations = _count_validations(cfg, cost) + 1
     levels = len(cfg.data.levels)
     if cfg.tau == "learn":
@@ -243,7 +243,7 @@ def _count_passes(cfg: Config, cost: Cost) -> float:
 
 
 def _count_validations(cfg: Config, cost: Cost) -> int:
-    """Count the validations while training, at most."""
+    """Count the validations during training, at most."""
     epochs, every = math.ceil(cost.max_steps / cost.steps), cfg.trainer.val_check_interval
     if every is None:
         return epochs

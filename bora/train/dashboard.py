@@ -1,4 +1,4 @@
-"""What a tracker shows of the tasks: one chart and one table of all; and when the run ends, texts and files."""
+"""Show the tasks in a tracker: one chart and one table of all of them, and when the run ends, texts and files."""
 
 import logging
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from bora.train.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
-MAX_CHART_LINES = 100  # tasks, the first
+MAX_CHART_LINES = 100  # only the first tasks are charted
 CHART = "validation perplexity by task"
-# What bora.load needs of a run, and its tables; not last.ckpt, which is as large as best.ckpt.
+# The files that bora.load needs, and the run's tables; not last.ckpt, which is as large as best.ckpt.
 ARTIFACT = [CONFIG, DOCUMENTS, METRICS, PER_TASK, SUMS, SUMMARY, "checkpoints/best.ckpt"]
 
 
 class Dashboard(Callback):
-    """Keep the tasks' validation perplexity of each validation and chart it; log lines of single tasks if asked for.
+    """Record and chart the tasks' perplexity at each validation; optionally log lines for the first tasks.
 
-    The lines' names are val_perplexity/<task>, test_perplexity/<task> and distance/<task>. W&B takes a task's name as
-    it is; the other trackers drop or replace characters, which could merge two tasks, so they get `safe_names`.
+    The lines' names are val_perplexity/<task>, test_perplexity/<task> and distance/<task>. W&B accepts any task name;
+    the other trackers drop or replace characters, which could merge two tasks, so they get `safe_names`.
 
     Args:
-        logger: its tracker is shown the figures; None for none.
-        n_lines: how many tasks have lines of their own, the first ones; each line is a chart to load.
+        logger: its tracker, if any, gets the figures.
+        n_lines: number of tasks, from the first, with their own lines; each line is a chart to load.
     """
 
     def __init__(self, logger: RunLogger, n_lines: int) -> None:
@@ -59,7 +59,7 @@ class Dashboard(Callback):
             self.tracker.lines(CHART, list(epochs), lines, "epoch")
 
     def by_task(self, task_names: list[str]) -> pd.DataFrame:
-        """Tabulate the validations, a row each and a task: validation, from 1, epoch, task, val_perplexity."""
+        """Tabulate validation (counted from 1), epoch, task and val_perplexity: a row for each validation and task."""
         rows = [
             (number, epoch, *each)
             for number, (epoch, perplexities) in enumerate(self.history, start=1)
@@ -71,9 +71,9 @@ class Dashboard(Callback):
         self._log(trainer, module, "test")
 
     def _log(self, trainer: L.Trainer, module: TrainingModule, split: str) -> list[float]:
-        """Log the lines of single tasks; return all tasks' perplexities."""
-        # The metric sums over processes, so every process asks for it, with or without a tracker.
-        # torchmetrics makes a scalar of what a single task gives.
+        """Log the first tasks' lines, and return all tasks' perplexities."""
+        # The metric sums over processes, so every process must compute it, with or without a tracker.
+        # For a single task torchmetrics returns a scalar.
         perplexities = module.metric(split).compute()["task_perplexity"].reshape(-1).tolist()
         if self.tracker is None or not self.n_lines:
             return perplexities
@@ -83,7 +83,7 @@ class Dashboard(Callback):
         figures: dict[str, float] = {"epoch": trainer.current_epoch}
         for i, name in enumerate(shown[: self.n_lines]):
             figures |= {f"{split}_perplexity/{name}": perplexities[i], f"distance/{name}": distances[i]}
-        # As Lightning counts: an epoch's figures stand at its last step, counted from 0.
+        # As in Lightning, an epoch's figures belong to its last step, counted from 0.
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         (self.tracker.summarize if self.logger.ended else self.tracker.log)(figures, step)
         return perplexities
@@ -92,10 +92,10 @@ class Dashboard(Callback):
 def show_end(
     tracker: Tracker, directory: RunDirectory, artifact: bool, samples: Callable[[], pd.DataFrame] | None
 ) -> None:
-    """Show a finished run's best epoch, the table of its tasks, sample texts, and keep its files if asked to.
+    """Show a finished run's best epoch, its table of tasks and sample texts; keep its files if `artifact`.
 
     Args:
-        samples: writes the texts; None for none.
+        samples: generates the texts; None for no texts.
     """
     summary = directory.summary()
     best = {"best/epoch": summary["best_epoch"], "best/val_perplexity": summary["val_perplexity"]}
@@ -110,7 +110,7 @@ def show_end(
     if samples is not None:
         try:
             tracker.table("samples", samples())
-        except Exception as error:  # the run is finished, and whole without them
+        except Exception as error:  # the run is finished, and complete without them
             log.warning("the tracker has no sample texts: %s", error)
     if artifact:
         tracker.artifact(directory.path, ARTIFACT)

@@ -1,4 +1,4 @@
-"""Lightning's view of what a run logs to: metrics.csv, and a tracker."""
+"""The Lightning logger of a run, for metrics.csv and a tracker."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from bora.runs.trackers.tracker import TRACKED_RUN, Tracker
 
 
 class RunLogger(Logger):
-    """Hand figures to metrics.csv and to a tracker.
+    """Log figures to metrics.csv and to a tracker.
 
     Args:
         metrics: None in every process but the first.
-        tracker: None where none is asked for, and in every process but the first.
+        tracker: None if none is asked for, and in every process but the first.
     """
 
     def __init__(self, metrics: MetricsFile | None, tracker: Tracker | None) -> None:
         super().__init__()
         self.metrics, self.tracker = metrics, tracker
-        self.ended = False  # training: what follows is of the best epoch
+        self.ended = False  # whether training has ended; later figures are the best epoch's
 
     @property
     def name(self) -> None:
@@ -43,7 +43,7 @@ class RunLogger(Logger):
         """Do nothing: the tracker has the config."""
 
     def saved(self) -> dict[str, Any]:
-        """Return what a checkpoint notes, so that a resumed run continues both."""
+        """Return the state of both for a checkpoint, so that a resumed run continues them."""
         noted: dict[str, Any] = {} if self.metrics is None else self.metrics.saved()
         if self.tracker is not None and self.tracker.id is not None:
             noted[TRACKED_RUN] = self.tracker.id

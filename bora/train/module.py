@@ -1,4 +1,4 @@
-"""The LightningModule: how a HierarchicalLoRA is trained to its MAP estimate, validated and tested."""
+"""The LightningModule that trains a HierarchicalLoRA to its MAP estimate, validates it and tests it."""
 
 import logging
 import math
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 
 class BatchFigures(NamedTuple):
-    """What is logged of a batch, of all processes' documents.
+    """The logged figures of a batch, over all processes' documents.
 
     Attributes:
         step: optimiser steps before it.
         likelihood, prior: as in Objective.
-        nats: the documents' own NLL.
-        tokens: scored.
+        nats: sum of the documents' NLL.
+        tokens: number of scored tokens.
     """
 
     step: int
@@ -42,22 +42,22 @@ class BatchFigures(NamedTuple):
 
 
 class NonFiniteLoss(Exception):
-    """A batch's loss is infinite or undefined; the message says in which step, and by whose documents."""
+    """A batch's loss is infinite or NaN; the message names the step, and the tasks whose documents caused it."""
 
 
 class TrainingModule(L.LightningModule):
     """Minimise U(θ, Θ) / T with AdamW (Eide & Frigessi 2024, 3.5).
 
     Args:
-        model: what is trained. With its likelihood task_mean, validation is judged by BatchPerplexity, as in the
+        model: the model to train. If its likelihood is task_mean, BatchPerplexity judges validation, as in the
             published code.
         lr, betas, eps: AdamW's.
-        schedule: of the learning rate over the run's optimiser steps, whatever tasks are in them: constant, or falling
-            to 0 at the last step that there may be, linear or as a cosine.
-        warmup_steps: optimiser steps in which it rises from 0 before that.
+        schedule: learning rate over the run's optimiser steps, whatever tasks they contain: constant | linear | cosine,
+            the last two falling to 0 at the last possible step.
+        warmup_steps: optimiser steps before that, in which the learning rate rises linearly from 0.
         nonfinite: on an infinite or NaN loss, stop the run or skip the step.
-        seed: of dropout.
-        average: validate, and keep, running averages of θ and Θ; see RowwiseAdamW.
+        seed: dropout's seed.
+        average: validate and keep running averages of θ and Θ; see RowwiseAdamW.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class TrainingModule(L.LightningModule):
         self.model, self.average = model, average
         self.lr, self.betas, self.eps, self.nonfinite = lr, betas, eps, nonfinite
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
-        self.lr_now = lr  # of the last step
-        self._skips = False  # the step that is being taken
-        # Of each batch since `read_figures`: steps before it, its figures, its documents' NLL and tasks.
+        self.lr_now = lr  # at the last step
+        self._skips = False  # whether to skip the current step
+        # Of each batch since the last `read_figures`: steps before it, its figures, its documents' NLL and tasks.
         self._unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self.gradient_norms: dict[str, float] = {}  # of the last logged step, before clipping
-        self.scales: Sequence[float] = ()  # c at which validation tries Θ + c (θ_d − Θ), of which it takes the best
+        self.gradient_norms: dict[str, float] = {}  # at the last logged step, before clipping
+        self.scales: Sequence[float] = ()  # values of c; validation takes the best Θ + c (θ_d − Θ)
         if model.adapters.sparse and model.adapters.stored is not None:
             # Its gradient is summed over processes in on_before_optimizer_step: torch's
             # DistributedDataParallel expects a dense one.
@@ -97,7 +97,7 @@ class TrainingModule(L.LightningModule):
         # Plain values only, so that a checkpoint can be read with weights_only=True.
         self.save_hyperparameters(model.hyperparameters, logger=False)
 
-    # A checkpoint holds what is trained, not the frozen backbone, and is loaded strictly.
+    # A checkpoint holds the trained parameters, not the frozen backbone, and is loaded strictly.
     def state_dict(self, *args, **options):
         return self.model.trained_state()
 
@@ -108,16 +108,16 @@ class TrainingModule(L.LightningModule):
         """Estimate U/T from one batch; Lightning averages it over the batches of a step and over processes.
 
         Returns:
-            the loss, of this process's documents. Its figures stay on the device until `read_figures`.
+            The loss of this process's documents. Its figures stay on the device until `read_figures`.
         """
         n = self.trainer.world_size
-        if self.model.dropout:  # the same after a resume, and another on each process
+        if self.model.dropout:  # the same after a resume, but different in each process
             place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
             torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
         objective = self.model.objective(batch, n)
         totals = (objective.likelihood / n, objective.prior / n, objective.nll.sum(), objective.scored.sum())
         figures = torch.stack([total.detach().to(objective.nll.dtype) for total in totals])
-        if n > 1:  # what is logged is the whole batch's
+        if n > 1:  # log the whole batch's figures
             figures = cast(Tensor, self.trainer.strategy.reduce(figures, reduce_op="sum"))
         self._unread.append((self.global_step, figures, objective.nll, batch["task"]))
         if self.nonfinite == "skip" and not figures[:2].isfinite().all():  # waits for the device in every step
@@ -126,7 +126,7 @@ class TrainingModule(L.LightningModule):
         return objective.loss
 
     def read_figures(self) -> list[BatchFigures]:
-        """Return the figures of the batches since the last call. This waits for the device, so it is not done often.
+        """Return the figures of the batches since the last call. This waits for the device, so call it rarely.
 
         Raises:
             NonFiniteLoss: one of them was not finite, unless such steps are skipped.
@@ -143,11 +143,11 @@ class TrainingModule(L.LightningModule):
     def _describe_loss(self, step: int, figures: Tensor, nll: Tensor, task: Tensor) -> str:
         lost = task[~nll.isfinite()].unique().tolist()
         tasks = ", ".join(repr(self.model.adapters.task_names[d]) for d in lost)
-        whose = f"by documents of {tasks}" if tasks else "by the prior, or by documents of another process"
+        whose = f"caused by documents of {tasks}" if tasks else "caused by the prior or another process's documents"
         return f"at step {step + 1} the loss is {float(figures[:2].sum())}, {whose}"
 
     def build_optimizer(self) -> RowwiseAdamW:
-        """Build AdamW as it is configured."""
+        """Build AdamW with this module's settings."""
         return self.model.optimizer(self.lr, self.betas, self.eps, self.average)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -163,7 +163,7 @@ class TrainingModule(L.LightningModule):
             return step / self.warmup_steps
         if self.schedule == "constant" or step == 0:
             return 1.0
-        # Asked for before training begins, Lightning would make the loaders, and forget where in an epoch to resume.
+        # Before training begins, this would make Lightning create the loaders and forget where in the epoch to resume.
         steps = self.trainer.estimated_stepping_batches - self.warmup_steps
         x = min(1.0, (step - self.warmup_steps) / max(1, steps))
         return 1 - x if self.schedule == "linear" else (1 + math.cos(math.pi * x)) / 2
@@ -190,11 +190,11 @@ class TrainingModule(L.LightningModule):
             clip_gradients(self.model.adapters.parameters(), gradient_clip_val, by_value)
 
     def metric(self, name: str) -> Metric:
-        """Return one of the perplexities that are kept: val, test, base_test, val_by_batch."""
+        """Return a perplexity metric by its name: val, test, base_test or val_by_batch."""
         return cast(Metric, self.metrics[name])
 
     def groups(self, dataset: Documents, part: int = 0) -> Groups:
-        """Sort a split's documents by task, part 0, or by unit of a level, 1 … L."""
+        """Group a split's documents by task (part 0) or by unit of a level (1 … L)."""
         of, levels = dataset.rows()[:, part], self.model.adapters.levels
         n_tasks = len(self.model.tasks)
         if part == 0 or levels is None:
@@ -209,8 +209,8 @@ class TrainingModule(L.LightningModule):
         """Return how much lower θ_d makes the test documents' NLL: see `paired_difference`.
 
         Args:
-            part: against θ_d without the task's own deviation, 0, or without the unit's of a level, 1 … L, by unit; None
-                against Θ.
+            part: what to compare with. None: Θ. 0: θ_d without the task's own deviation. 1 … L: θ_d without the deviation
+                of its unit at that level; then the result is by unit.
         """
         nats, tokens = self.tested.found()
         other = nats[1 if part is None else 2 + part]
@@ -220,7 +220,7 @@ class TrainingModule(L.LightningModule):
     def _adamw(self) -> RowwiseAdamW:
         return cast(RowwiseAdamW, self.optimizers(use_pl_optimizer=False))
 
-    # While training is validated the model has the averages; callbacks come before both, so best.ckpt has them too.
+    # During training, validation uses the averages. Callbacks run before both hooks, so best.ckpt has the averages too.
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self._adamw.exchange_averages()
@@ -230,7 +230,7 @@ class TrainingModule(L.LightningModule):
             self._adamw.exchange_averages()
 
     def keep_mean(self) -> None:
-        """Go on from Θ as it is validated, the average where there is one; within a validation."""
+        """Continue from Θ as validated: from its average if there is one. Call this during a validation."""
         self._adamw.restart_average(self.model.adapters.mean)
 
     def on_validation_epoch_start(self) -> None:
@@ -255,7 +255,7 @@ class TrainingModule(L.LightningModule):
         if self.scales:
             nats, _ = self.shrunk.found()
             best = int(nats.sum(dim=1).argmin())
-            own = self.shrunk.nats[best], self.shrunk.tokens  # of this process; the metric adds up all
+            own = self.shrunk.nats[best], self.shrunk.tokens  # this process's; the metric sums over all
             self.metric("val").update(*own, self.groups(self._validated).of.to(self.device))
             self.log("val/c", float(self.scales[best]), rank_zero_only=True)
         self._log_perplexity("val")
@@ -264,7 +264,7 @@ class TrainingModule(L.LightningModule):
             self.log_dict({f"val_by_batch/{k}": by_batch[k].float() for k in ("nll", "perplexity")})
 
     def _n_parts(self) -> int:
-        """Count the deviations of which θ_d is made, where there are several."""
+        """Return how many deviations make up θ_d with levels; 0 without levels."""
         levels = self.model.adapters.levels
         return 0 if levels is None else 1 + len(levels.units)
 
@@ -283,7 +283,7 @@ class TrainingModule(L.LightningModule):
         self.metric("base_test").update(self.model.nll(batch, "base"), scored, batch["task"])
 
     def on_test_epoch_end(self) -> None:
-        self.tested.found()  # while the processes can exchange what they have
+        self.tested.found()  # while the processes can still communicate
         self._log_perplexity("test")
         base = self.metric("base_test").compute()
         self.log("base_test/perplexity", base["perplexity"], rank_zero_only=True)

@@ -1,4 +1,4 @@
-"""Perplexity by task and overall, and NLL by document: exact over processes; and as the published code averages it."""
+"""Perplexity by task and overall, and NLL by document, exact over processes; and the published code's average."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from bora.bayes.shrinkage import Profile
 
 
 class Sums(Metric):
-    """Sums in float64, added over processes: results do not depend on how documents were batched or shared out."""
+    """Sums in float64 over all processes, so that results do not depend on how documents were batched or distributed."""
 
     full_state_update = False
 
@@ -51,7 +51,7 @@ class TaskPerplexity(Sums):
 
 
 class DocumentNLL(Sums):
-    """The NLL of N documents under M models, pieces added up; of the documents of all processes."""
+    """The NLL of N documents under M models, summed over each document's pieces and over processes."""
 
     nats: Tensor
     tokens: Tensor
@@ -60,16 +60,16 @@ class DocumentNLL(Sums):
         super().__init__(nats=(n_models, n_documents), tokens=(n_documents,))
 
     def update(self, nll: Tensor, scored: Tensor, document: Tensor) -> None:
-        """Add documents or pieces of them: nll [M, R] nats, scored [R] tokens, document [R] numbers."""
+        """Add documents or pieces of them: nll [M, R] nats, scored [R] tokens, document [R] indices."""
         self.nats.index_add_(1, document, nll.detach().double())
         self.tokens.index_add_(0, document, scored.double())
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return what `found` does, but without dimensions of length 1."""
+        """Return what `found` does, except that torchmetrics makes a tensor of one number a scalar."""
         return self.nats, self.tokens
 
     def found(self) -> tuple[Tensor, Tensor]:
-        """Return nats [M, N] and scored tokens [N], on the CPU. The first time every process must ask for them."""
+        """Return nats [M, N] and scored tokens [N], on the CPU. Every process must make the first call."""
         nats, tokens = self.compute()
         return nats.reshape(self.nats.shape).cpu(), tokens.reshape(self.tokens.shape).cpu()
 
@@ -78,27 +78,27 @@ class Groups(NamedTuple):
     """Documents by task, or by unit of a level.
 
     Attributes:
-        of: [N] each document's.
-        n: how many there are.
+        of: [N] each document's group.
+        n: number of groups.
     """
 
     of: Tensor
     n: int
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over each one's documents: [..., N] → [..., n]."""
+        """Sum over each group's documents: [..., N] → [..., n]."""
         return values.new_zeros(*values.shape[:-1], self.n).index_add_(-1, self.of, values)
 
 
 def paired_difference(difference: Tensor, tokens: Tensor, groups: Groups) -> dict[str, Tensor]:
-    """Average a difference of NLL over each group's documents: a ratio of sums, with its error over documents.
+    """Average a difference of NLL over each group's documents, as a ratio of sums, with its standard error.
 
     Args:
         difference: [N] nats.
-        tokens: [N] scored.
+        tokens: [N] scored tokens of each document.
 
     Returns:
-        `tokens`; `difference` and `error`, nats a token, [n]. A group of one document has no error: nan.
+        `tokens` [n]; `difference` and `error` [n], nats a token. The error is nan for a group of one document.
     """
     n, d, t = (groups.sum(values) for values in (torch.ones_like(tokens), difference, tokens))
     ratio = d / t
@@ -111,9 +111,9 @@ def make_profile(scales: Sequence[float], nats: Tensor, tokens: Tensor, groups: 
     """Sum the NLL of documents under Θ + c (θ_d − Θ), at several c, for `bora.bayes.shrinkage`.
 
     Args:
-        scales: c, S of them.
-        nats: [S, N].
-        tokens: [N] scored.
+        scales: S values of c.
+        nats: [S, N] NLL of each document.
+        tokens: [N] scored tokens of each document.
     """
     gain = nats - nats[0]
     moments = torch.stack([groups.sum(gain * row) for row in gain])
@@ -126,9 +126,9 @@ def make_profile(scales: Sequence[float], nats: Tensor, tokens: Tensor, groups: 
 class BatchPerplexity(Sums):
     """The published code's figure: exp of the mean over batches of a batch's mean over tasks.
 
-    A batch gives each task in it one number, the mean NLL of its scored tokens there; short
-    documents and small batches weigh as much as long and large ones. Tables 1 and 2 of the paper
-    are this figure on validation documents.
+    A batch gives each of its tasks one number, the mean NLL of the task's scored tokens there, so short
+    documents and small batches count as much as long and large ones. Tables 1 and 2 of the paper
+    show this figure for validation documents.
     """
 
     task_nll: Tensor
@@ -151,6 +151,6 @@ class BatchPerplexity(Sums):
         self.batches += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `nll` and `perplexity` over all; `task_perplexity` [D]."""
+        """Return `nll` and `perplexity` over all tasks, and `task_perplexity` [D]."""
         nll = self.nll / self.batches
         return {"nll": nll, "perplexity": nll.exp(), "task_perplexity": (self.task_nll / self.task_batches).exp()}

@@ -1,6 +1,6 @@
-"""The processes of one run that torchrun or srun started: they meet before any work, and the first decides for all.
+"""Connect the processes of a run that torchrun or srun started, before any work; the first then decides for all.
 
-Where Lightning starts the others itself (trainer=ddp on one machine), the first is alone until training begins.
+If Lightning starts the others itself (trainer=ddp on one machine), only the first runs until training begins.
 """
 
 import socket
@@ -18,23 +18,23 @@ from bora.errors import UserError
 from bora.lib.machine import check_launch, device_type, find_launch, require_gpus
 from bora.runs.directory import CONFIG, RunDirectory, settings
 
-TIMEOUT = timedelta(minutes=10)  # for which a process waits for another that does not answer
+TIMEOUT = timedelta(minutes=10)  # how long a process waits for another to answer
 
 
 @contextmanager
 def claim_together(
     directory: RunDirectory, cfg: Config, overrides: Sequence[str]
 ) -> Iterator[tuple[RunDirectory, bool]]:
-    """Lock and claim the run directory: the first process's, for all that were started together.
+    """Lock and claim the first process's run directory for all processes that were started together.
 
     Args:
         overrides: see RunDirectory.claim.
 
     Yields:
-        The run directory, and whether the run is finished there already.
+        The run directory, and whether the run has already finished there.
 
     Raises:
-        UserError: in every process, where one of them cannot take part.
+        UserError: raised in every process if one of them cannot take part.
     """
     group = meet(cfg)
     with ExitStack() as stack:
@@ -49,8 +49,8 @@ def claim_together(
                 stack.enter_context(directory.locked())
             if others := sorted(key for key in firsts.keys() | ours.keys() if firsts.get(key) != ours.get(key)):
                 raise UserError(
-                    f"process {group.global_rank} has other settings than the first ({', '.join(others)}); give every "
-                    "process the same"
+                    f"process {group.global_rank} has other settings than the first ({', '.join(others)}); give all "
+                    "processes the same"
                 )
         with refuse_together():
             finished = directory.claim(cfg, overrides) if group.is_global_zero else False
@@ -64,10 +64,10 @@ def claim_together(
 
 
 def meet(cfg: Config) -> L.Fabric | None:
-    """Connect this process with the others that torchrun or srun started; None if it is the only one.
+    """Connect this process with the others that torchrun or srun started; return None if it is the only one.
 
     Raises:
-        UserError: they are not as many as the config says, or there is no GPU for each.
+        UserError: their number differs from the config's, or there is no GPU for each.
     """
     launch, trainer = find_launch(), cfg.trainer
     check_launch(launch, trainer.devices, trainer.num_nodes)
@@ -86,7 +86,7 @@ def meet(cfg: Config) -> L.Fabric | None:
 
 @contextmanager
 def refuse_together() -> Iterator[None]:
-    """Raise a UserError of one process in all of them."""
+    """Raise one process's UserError in all processes."""
     refused: UserError | None = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""The progress of training: rows for the logger, a bar and a line an epoch for people, counts for the summary."""
+"""The progress of training: rows for the logger, a bar and printed lines for people, counts for the summary."""
 
 import logging
 import math
@@ -15,15 +15,15 @@ from bora.train.module import BatchFigures, TrainingModule
 
 log = logging.getLogger(__name__)
 
-READ_SECONDS = 1.0  # between looks at a device that may still be computing
+READ_SECONDS = 1.0  # between reads from a device that may still be computing
 
 
 class Validation(NamedTuple):
-    """Where training was, and what was found.
+    """When a validation took place, and its result.
 
     Attributes:
         epoch: counted from 1.
-        nll: the monitored one.
+        nll: the monitored NLL.
         step: optimiser steps before it.
     """
 
@@ -33,42 +33,42 @@ class Validation(NamedTuple):
 
 
 class Progress(Callback):
-    """Log steps, print a line an epoch, and count scored training tokens, seconds and epochs.
+    """Log steps, print a line for each epoch, and count scored training tokens, seconds and epochs.
 
-    A step's figures are those of all its documents: of every process, and of all its accumulated batches. The counts
-    are saved in checkpoints, so a resumed run continues them.
+    A step's figures cover all its documents, in every process and every accumulated batch. The counts are saved in
+    checkpoints, so a resumed run continues them.
 
     Args:
         monitor: the logged figure that chooses the epoch.
-        every: steps between rows.
+        every: steps between logged rows.
     """
 
     def __init__(self, monitor: str, every: int) -> None:
         self.monitor, self.every = monitor, every
         self.history: list[Validation] = []
         self.tokens, self.seconds = 0, 0.0
-        self._logged = 0, 0.0  # both, at the last row
-        self._since: float | None = None  # when the batches that are not read yet began
+        self._logged = 0, 0.0  # tokens and seconds at the last row
+        self._since: float | None = None  # when the first batch not yet read began
         self._read_at = 0.0
         self._started, self._before = time.perf_counter(), 0.0
-        self._step: list[BatchFigures] = []  # of the last step whose batches are read
-        # Of the epoch's batches so far, those without a finite likelihood left out.
+        self._step: list[BatchFigures] = []  # batches of the last step that was read
+        # Sums over the epoch's batches so far, except those whose likelihood is not finite.
         self.epoch_nats, self.epoch_tokens = 0.0, 0.0
-        self._told = time.monotonic()  # when the last line was
+        self._told = time.monotonic()  # when the last line was printed
 
     @property
     def tokens_per_second(self) -> float:
-        """Scored training tokens per second of the whole run, without the time of validation and of saving."""
+        """Scored training tokens per second over the whole run, not counting the time of validating and saving."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since the run began, without interruptions."""
+        """Seconds since the run began, not counting interruptions."""
         return self._before + time.perf_counter() - self._started
 
     @property
     def best(self) -> Validation:
-        """The entry of `history` with the lowest NLL; the first of equals."""
+        """The entry of `history` with the lowest NLL, the first if several are equal."""
         return min(self.history, key=lambda entry: math.inf if math.isnan(entry.nll) else entry.nll)
 
     @property
@@ -105,8 +105,8 @@ class Progress(Callback):
             batches = min(trainer.num_training_batches * cast(int, trainer.max_epochs), at_most)
             if trainer.val_check_interval > batches:
                 raise UserError(
-                    f"trainer.val_check_interval={trainer.val_check_interval}: the run has {batches} batches, so there "
-                    f"would be no validation, which chooses what is kept; give at most {batches}"
+                    f"trainer.val_check_interval={trainer.val_check_interval}: the run has {batches} batches, so it "
+                    f"would never validate, and have no epoch to keep; give at most {batches}"
                 )
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
@@ -117,8 +117,8 @@ class Progress(Callback):
         if not ends_step(trainer, batch_idx):
             return
         logged = trainer.global_step % self.every == 0
-        # On a slow device at every step: there it costs nothing, and a loss that is not finite is found at once. Several
-        # processes must find it in the same step.
+        # If steps are slow, read after every one: it costs nothing there, and finds a loss that is not finite at once.
+        # Several processes must find it in the same step, so they read only when they log.
         if logged or (trainer.world_size == 1 and time.perf_counter() - self._read_at > READ_SECONDS):
             self.read(module)
             self._since = self._read_at
@@ -128,7 +128,7 @@ class Progress(Callback):
             self._tell(trainer, f"step {trainer.global_step:,} of at most {trainer.estimated_stepping_batches:,}")
 
     def read(self, module: TrainingModule) -> None:
-        """Count the batches that are not read yet; the time from here to the next batch is not training's.
+        """Count the batches not yet read. The time from now until the next batch does not count as training.
 
         Raises:
             NonFiniteLoss: see TrainingModule.read_figures.
@@ -160,7 +160,7 @@ class Progress(Callback):
             **module.gradient_norms,
         }
         for logger in trainer.loggers:
-            logger.log_metrics(row, step=trainer.global_step - 1)  # as Lightning counts
+            logger.log_metrics(row, step=trainer.global_step - 1)  # counted from 0, as in Lightning
 
     def _speed_since_last_row(self) -> float:
         tokens, seconds = self.tokens - self._logged[0], self.seconds - self._logged[1]
@@ -192,10 +192,10 @@ class Progress(Callback):
 
 
 class Bar(Callback):
-    """Draw a bar for the whole run, and one for each loop over documents after it.
+    """Draw a progress bar for training, and one for each later loop over documents.
 
     Args:
-        progress: has the tokens per second; it comes before this in the list of callbacks.
+        progress: counts the tokens per second; it must come before this in the list of callbacks.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -203,7 +203,7 @@ class Bar(Callback):
         self.bar: tqdm | None = None
 
     def on_train_start(self, trainer: L.Trainer, module) -> None:
-        # At most, since training may stop early.
+        # An upper bound, since training may stop early.
         steps, done = trainer.estimated_stepping_batches, trainer.global_step
         self.bar = open_bar(steps, name_epoch(trainer), done, left="at most {remaining} left")
 
@@ -240,14 +240,14 @@ class Bar(Callback):
 
 
 def name_epoch(trainer: L.Trainer) -> str:
-    """Name the epoch that is trained, and the last one that there may be: epoch 2/4."""
+    """Name the current epoch and the last possible one: epoch 2/4."""
     return (
         f"epoch {trainer.current_epoch + 1}/{math.ceil(trainer.estimated_stepping_batches / steps_an_epoch(trainer))}"
     )
 
 
 def steps_an_epoch(trainer: L.Trainer) -> int:
-    """Count an epoch's optimiser steps."""
+    """Return the number of optimiser steps in an epoch."""
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 

@@ -1,4 +1,4 @@
-"""What a run's summary and tables say: what was trained, before it begins; perplexities and effects, after testing."""
+"""Collect a run's summary and tables: before training, what is trained; after testing, perplexities and effects."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from bora.train.module import TrainingModule
 
 
 def describe_run(cfg: Config, module: TrainingModule, corpus: Corpus) -> dict[str, Any]:
-    """Describe what is run: the part of the summary that is known before training."""
+    """Describe the run: the part of the summary that is known before training."""
     model, levels = module.model, module.model.adapters.levels
     above: dict[str, Any] = {}
     if levels is not None:
         above["levels"] = dict(zip(levels.columns, levels.taus, strict=True))
     if cfg.model.source == "hub" and (folder := Path(cfg.model.path).expanduser()).is_dir():
-        above["model_folder"] = str(folder.resolve())  # model.path may be seen from here
+        above["model_folder"] = str(folder.resolve())  # model.path may be relative to the working directory
     return above | {
         "tau": model.tau,
         "seed": cfg.seed,
@@ -50,11 +50,11 @@ def collect_results(
     """Collect per_task.csv's rows and the summary's results from the metrics, after testing.
 
     Args:
-        learned: from Fitter.fit.
+        learned: returned by Fitter.fit.
     """
     val, test, base = (module.metric(k).compute() for k in ("val", "test", "base_test"))
     per_task = corpus.per_task().rename_axis("task").reset_index()
-    # More than the documents' own tokens, where padding is scored too.
+    # More than the documents' own tokens if padding is scored too.
     per_task["test_tokens"] = test["task_tokens"].long().tolist()
     for split, result in (("val", val), ("test", test)):
         per_task[f"{split}_nll"] = result["task_nll"].tolist()
@@ -89,8 +89,9 @@ def describe_units(module: TrainingModule) -> pd.DataFrame:
     """Tabulate the units of all levels.
 
     Returns:
-        level, unit, n_train (documents), distance ‖Δ‖₂ in parameter units; test_tokens of its documents, effect, how many
-        nats a token higher their NLL is without Δ, and effect_error, its standard error over documents.
+        Columns level, unit, n_train (training documents), distance (‖Δ‖₂, in parameter units), test_tokens, effect (how
+        much higher its test documents' NLL is without Δ, in nats a token) and effect_error (standard error of effect over
+        documents).
     """
     adapters = module.model.adapters
     levels = adapters.levels

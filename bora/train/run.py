@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """What `bora run` prints of a finished run.
+    """What `bora run` prints about a finished run.
 
     Attributes:
         summary: as in summary.json.
-        tracked: where its tracker shows it; empty where there is nothing to say.
-        prompt: the beginning of a document of the first task; empty for a run that was finished already.
+        tracked: where its tracker shows it; empty if nowhere.
+        prompt: the beginning of a document of the first task; empty for a run that had already finished.
     """
 
     summary: dict[str, Any]
@@ -57,14 +57,14 @@ class Trained(NamedTuple):
 
 
 class RunParts(NamedTuple):
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
         pretrained: the frozen model and its tokenizer.
         corpus, data: the documents, and their batches.
         module: the model as Lightning trains it.
         about: see `describe_run`.
-        fingerprint: what decides the run's numbers; a checkpoint of another one is not resumed.
+        fingerprint: what decides the run's numbers; a checkpoint with another fingerprint is refused.
     """
 
     pretrained: Pretrained
@@ -89,14 +89,14 @@ def train(
     Args:
         cfg: from bora.config.parse.parse.
         directory: where the run's files go.
-        group, name: of the W&B run.
-        overrides: that the run was started with; see RunDirectory.claim.
-        table: columns task, text, date; for data=frame.
-        write_samples: bora.use.samples.sample_texts, which stands above this folder; None for no texts in the tracker.
+        group, name: the tracker's group and name for the run.
+        overrides: the overrides that the run was started with; see RunDirectory.claim.
+        table: the documents for data=frame, columns task, text, date.
+        write_samples: bora.use.samples.sample_texts, which this folder may not import; None for no texts in the tracker.
 
     Raises:
-        UserError: the input cannot be used; before training starts, unless training diverges.
-        Stopped: by a signal; with the same config and directory it resumes.
+        UserError: the input cannot be used, which is found before training starts; or training diverges.
+        Stopped: a signal stopped the run; the same config and directory resume it.
     """
     silence_warnings()
     with (
@@ -106,7 +106,7 @@ def train(
         claim_together(directory, cfg, overrides) as (directory, finished),
     ):
         if finished:
-            log.info("this run is finished already")
+            log.info("this run has already finished")
             _warn_of_later_data(cfg, directory)
             return Trained(directory.summary())
         parts = build(cfg, table)
@@ -121,7 +121,7 @@ def train(
             write_documents(cfg, directory, corpus)
             metrics = MetricsFile(directory.path / METRICS, checkpoint)
         start = describe_start(cfg, parts, directory, group, name, checkpoint)
-        del checkpoint  # Lightning reads it itself
+        del checkpoint  # Lightning reads the file itself
         with open_tracker(cfg.logger, start) as tracker, above_bars():
             temperature = FitTemperature(cfg, tokens, corpus)
             logger = RunLogger(metrics, tracker)
@@ -130,7 +130,7 @@ def train(
             best = fitter.progress.best
             at = "" if cfg.trainer.val_check_interval is None else f" (step {best.step:,})"
             tell(f"testing the best epoch, {best.epoch}{at}")
-            # The model is the best epoch's on validation; only now is test read, and once.
+            # The model is now the best epoch's, chosen by validation. Test documents are read only here, once.
             fitter.trainer.test(module, data, verbose=False)
             per_task, results = collect_results(module, corpus, learned)
             summary = parts.about | results | describe_training(fitter, temperature)
@@ -138,7 +138,7 @@ def train(
             if tracker is not None:
                 samples, strategy = None, fitter.trainer.strategy
                 if write_samples is not None and cfg.logger.samples and fitter.trainer.world_size == 1:
-                    module.model.to(strategy.root_device)  # Lightning has put it back on the CPU
+                    module.model.to(strategy.root_device)  # Lightning has moved it back to the CPU
                     samples = partial(
                         write_samples, module.model, pretrained.tokenizer, cfg, directory, corpus.documents
                     )
@@ -149,10 +149,10 @@ def train(
 
 
 def build(cfg: Config, table: pd.DataFrame | None) -> RunParts:
-    """Load the backbone and the documents, and build what is trained.
+    """Load the backbone and the documents, and build the parts of the run.
 
     Raises:
-        UserError: this machine lacks something, or the model or the documents cannot be used.
+        UserError: this machine lacks something that the run needs, or the model or the documents cannot be used.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     require_hardware(cfg)
@@ -175,7 +175,7 @@ def build(cfg: Config, table: pd.DataFrame | None) -> RunParts:
 
 
 def write_documents(cfg: Config, directory: RunDirectory, corpus: Corpus) -> None:
-    """Write which documents the run has, and which it will have been trained on."""
+    """Write documents.csv, and trained_on.txt, the texts that the run is trained on or chosen by."""
     directory.write_documents(corpus.documents)
     own = whole_texts(corpus.documents)[corpus.documents["split"] != "test"]
     directory.write_trained_on(own, find_seen(cfg, corpus))
@@ -188,7 +188,7 @@ def describe_start(
 
     Args:
         group, name: see `train`.
-        checkpoint: of the run that is resumed, or empty.
+        checkpoint: the checkpoint from which the run resumes, or empty.
     """
     about = parts.about
     place = {} if cfg.task_tau == "learn" else {"log10_tau": log10_tau(cfg.task_tau)}
@@ -200,7 +200,7 @@ def describe_start(
 
 
 def describe_training(fitter: Fitter, temperature: FitTemperature) -> dict[str, Any]:
-    """Describe how training went: the part of the summary that holds no perplexity."""
+    """Describe how training went: the part of the summary without perplexities."""
     progress = fitter.progress
     return {
         "temperature": temperature.temperature,
@@ -217,16 +217,16 @@ def describe_training(fitter: Fitter, temperature: FitTemperature) -> dict[str, 
 def write_results(
     directory: RunDirectory, fitter: Fitter, module: TrainingModule, per_task: pd.DataFrame, summary: dict[str, Any]
 ) -> None:
-    """Write the files of a run that has ended, summary.json last, from the first process."""
+    """Write a finished run's files, summary.json last, in the first process only."""
     adapters = module.model.adapters
-    units = None if adapters.levels is None else describe_units(module)  # which every process computes
+    units = None if adapters.levels is None else describe_units(module)  # every process must compute it
     if fitter.trainer.is_global_zero:
         directory.write_per_task(per_task)
         directory.write_by_task(fitter.dashboard.by_task(adapters.task_names))
         if units is not None:
             write_csv(directory.path / UNITS, units)
         directory.write_summary(summary)
-    fitter.trainer.strategy.barrier()  # what follows in any process finds the run finished
+    fitter.trainer.strategy.barrier()  # from here on every process finds the run finished
 
 
 def silence_warnings() -> None:
@@ -241,7 +241,7 @@ def silence_warnings() -> None:
         "The '.*_dataloader' does not have many workers",  # tokens are in memory already
         "The number of training batches .* is smaller than the logging interval",
         # With several processes:
-        "`broadcast_buffers` is deprecated",  # its successor would still send them round once
+        "`broadcast_buffers` is deprecated",  # its successor would still broadcast them once
         "It is recommended to use .*sync_dist=True",  # the metrics have been summed over processes already
         "FSDP2-wrapped module .* returned a view tensor",  # nothing changes a block's output in place
     ):
@@ -250,14 +250,14 @@ def silence_warnings() -> None:
 
 @contextmanager
 def own_modes(cfg: Config) -> Iterator[None]:
-    """Leave the caller's `torch.inference_mode` and `torch.autocast`, as of a notebook's cell, until the end."""
+    """Switch off the caller's `torch.inference_mode` and `torch.autocast`, such as a notebook cell's, in the context."""
     with torch.inference_mode(False), torch.autocast(device_type(cfg.trainer.accelerator), enabled=False):
         yield
 
 
 @contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Put back, at the end, the state of what draws numbers in this process on the CPU: torch, NumPy, Python."""
+    """Restore afterwards the state of this process's random generators on the CPU: torch's, NumPy's, Python's."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -268,7 +268,7 @@ def keep_random_state() -> Iterator[None]:
 
 
 def _warn_of_later_data(cfg: Config, directory: RunDirectory) -> None:
-    """Warn where the table was written after the run had finished: a sweep that is repeated keeps such a run."""
+    """Warn if the table was written after the run had finished, since a repeated sweep keeps such a run."""
     path = getattr(cfg.data, "path", None)
     file = None if path is None else Path(path).expanduser()
     if file is not None and file.is_file() and file.stat().st_mtime > (directory.path / SUMMARY).stat().st_mtime:

@@ -1,9 +1,9 @@
-"""`tau=learn`: train Θ until validation hardly gains, then the tasks' deviations, then shrink them by validation.
+"""`tau=learn`: train Θ until validation hardly improves, then the tasks' deviations, then shrink these by validation.
 
-The deviations are trained nearly without a prior, and each validation tries Θ + c δ_d at a few c. Θ is held beside
-them unless validation prefers them whole, c = 1: deviations that overfit would spoil it. The epoch whose best c
-validation prefers is kept; at the end c is refined and drawn out by task (bora.bayes.shrinkage). What is kept is an
-ordinary run at the τ that c amounts to, or at τ = ∞ where validation prefers Θ alone.
+The deviations are trained nearly without a prior, and each validation tries Θ + c δ_d at a few values of c. Meanwhile Θ
+is held fixed unless validation prefers the whole deviations, c = 1, since deviations that overfit would spoil it. The
+epoch that validation prefers, at its best c, is kept; at the end c is refined, and chosen for each task
+(bora.bayes.shrinkage). The result is an ordinary run at the τ equivalent to c, or at τ = ∞ if validation prefers only Θ.
 """
 
 import logging
@@ -26,30 +26,30 @@ from bora.runs.checkpoints import load_own
 from bora.train.module import TrainingModule
 from bora.train.progress import Progress, steps_an_epoch
 
-SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # c that validations try, each those around the last one's best
-MAX_SCALES = 4  # that one validation tries, but for the first
-N_REFINED = 7  # c tried at the end, from 0 to twice the best of those
-SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations where Θ goes on gaining
-LEAST_GAIN = 0.01  # nats a token that an epoch of Θ alone is worth at least, else the deviations' stage begins
-LEAST_STEPS = 20  # at least, over which that gain is judged: a few steps gain little anywhere
-LEAST = 0.01  # c of a level that validation would do without: its τ stays finite
-LEARNED = "learned"  # in best.ckpt, once it is an ordinary run's
+SCALES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # values of c; a validation tries those around the last best
+MAX_SCALES = 4  # values of c that a validation tries; the first one tries all
+N_REFINED = 7  # values of c tried at the end, from 0 to twice the best of SCALES
+SHARE_OF_TASKS = 1 / 3  # of a run's steps, kept for the deviations even if Θ still improves
+LEAST_GAIN = 0.01  # nats a token; if an epoch of Θ alone gains less, the deviations' stage begins
+LEAST_STEPS = 20  # fewest steps over which to judge that gain, since a few steps never gain much
+LEAST = 0.01  # c of a level that validation would leave out, to keep its τ finite
+LEARNED = "learned"  # key in best.ckpt, once that is an ordinary run's
 
 log = logging.getLogger(__name__)
 
 
 class Stages(Callback):
-    """Switch from Θ to the deviations, and later end, when validation stops improving.
+    """Switch from training Θ to the deviations, and later stop, when validation no longer improves.
 
     Args:
         best: best.ckpt.
-        progress: has the validations.
-        patience: validations without a better one that end a stage.
+        progress: records the validations.
+        patience: validations without improvement that end a stage.
 
     Attributes:
-        began: validations before the deviations' stage; None until it begins.
+        began: number of validations before the deviations' stage; None until it begins.
         tried: the best c of each validation since then.
-        mean: [P] Θ of the best validation before it.
+        mean: [P] Θ of the best validation before then.
     """
 
     def __init__(self, best: Path, progress: Progress, patience: int) -> None:
@@ -91,10 +91,10 @@ class Stages(Callback):
             tell(f"keeping Θ from epoch {self.progress.best.epoch}; now training the tasks' deviations from it")
 
     def _deviate(self, module: TrainingModule) -> None:
-        """Train the deviations, and Θ beside them while validation prefers them whole."""
+        """Train the deviations, and Θ with them while validation prefers them whole."""
         adapters = _adapters(module)
         adapters.deviates, adapters.holds_mean = True, self.tried[-1:] != [SCALES[-1]]
-        # c falls while the deviations overfit, by more than a step at times, and seldom rises.
+        # c falls as the deviations overfit, sometimes by more than one step, and seldom rises.
         last = SCALES.index(self.tried[-1]) if self.tried else None
         module.scales = SCALES if last is None else SCALES[max(0, last - 2) : last + MAX_SCALES - 2]
 
@@ -104,14 +104,14 @@ class Stages(Callback):
         return len(history) - max(history.index(self.progress.best) + 1, self.began or 0)
 
     def _slows(self, trainer: L.Trainer) -> bool:
-        """Return whether the last epoch brought less than LEAST_GAIN."""
+        """Return whether the last epoch gained less than LEAST_GAIN."""
         history = self.progress.history
         since = history[-1].step - max(LEAST_STEPS, steps_an_epoch(trainer))
         before = [validation.nll for validation in history if validation.step <= since]
         return bool(before) and min(before) - self.progress.best.nll < LEAST_GAIN
 
     def _must_begin(self, trainer: L.Trainer) -> bool:
-        """Return whether the deviations must begin now to keep their share of steps, and one validation."""
+        """Return whether the deviations must begin now to get their share of the steps, and one validation."""
         total, done = trainer.estimated_stepping_batches, trainer.global_step
         return total - done <= max(total * SHARE_OF_TASKS, done / len(self.progress.history))
 
@@ -119,7 +119,7 @@ class Stages(Callback):
         """Shrink the best epoch's deviations by validation, in the model and in best.ckpt.
 
         Args:
-            module: its model is as best.ckpt has it.
+            module: its model is best.ckpt's.
             validate: runs validation at `module.scales`.
 
         Returns:
@@ -129,9 +129,9 @@ class Stages(Callback):
         adapters.deviates = True
         if not self.tried:
             log.warning(
-                "tau=learn: no validation came after the tasks' deviations began, so Θ alone is kept; train longer"
+                "tau=learn: the run ended before a validation of the tasks' deviations, so only Θ is kept; train longer"
             )
-        if LEARNED not in checkpoint:  # else the run was interrupted behind this
+        if LEARNED not in checkpoint:  # otherwise the run was interrupted after this
             place = self.progress.history.index(self.progress.best) - (self.began or math.inf)
             learned = self._shrink(module, validate, None if place < 0 else self.tried[int(place)])
             checkpoint[LEARNED], state, known = learned, module.state_dict(), checkpoint["hyper_parameters"]
@@ -149,16 +149,16 @@ class Stages(Callback):
         return checkpoint[LEARNED]
 
     def _shrink(self, module: TrainingModule, validate: Callable[[], None], near: float | None) -> dict[str, Any]:
-        """Shrink the deviations by validation: all alike; then each task's, and with levels each level's, and the tasks'.
+        """Shrink the deviations by validation: each task's by its own c; with levels all by one c, then level by level.
 
         Args:
-            near: the best of SCALES; None where validation prefers Θ.
+            near: the best of SCALES; None if validation prefers Θ.
 
         Returns:
-            What was learned, in plain values: `tau`, the one that c amounts to, and, where the NLL is a parabola,
-            `tau_interval`, 95 % over tasks (a level's over its units), unless all of it is beyond c = 1; the same of `c`;
-            `c_spread`, the standard deviation of the tasks' own c; `c_by_task`; with levels `levels`, the same of each.
-            Where validation prefers Θ alone, c is 0.
+            What was learned, in plain values: `c`, 0 if validation prefers only Θ, and `tau`, equivalent to it;
+            if the NLL is convex, `c_interval` and `tau_interval`, 95 % over tasks (a level's over its units), unless all
+            of it is out of range; `c_spread`, the standard deviation of the tasks' own c; `c_by_task`; with levels
+            `levels`, the same for each level.
         """
         adapters = _adapters(module)
         found = None if near is None else self._search(module, validate, min(1, 2 * near), 1)
@@ -187,7 +187,7 @@ class Stages(Callback):
         return parts[0] | {"c_by_task": [parts[0]["c"]] * n_tasks, "levels": above}
 
     def _search(self, module: TrainingModule, validate: Callable[[], None], largest: float, limit: float) -> Shrinkage:
-        """Choose c on validation documents, in common and by task, up to the largest; if it is that, up to the limit."""
+        """Choose c by validation, in common and by task, up to `largest`; if the common c is `largest`, up to `limit`."""
         module.scales = torch.linspace(0, largest, N_REFINED, dtype=torch.float64).tolist()
         validate()
         shrunk = shrink(module.profile(_adapters(module).part or 0))
@@ -195,10 +195,10 @@ class Stages(Callback):
 
 
 def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: float = 1.0) -> dict[str, Any]:
-    """Say what c and τ were found for some rows of the matrix; see Stages._shrink.
+    """Describe the c and τ found for some rows of the matrix; see Stages._shrink.
 
     Args:
-        before: c that the rows were multiplied by already.
+        before: the c by which the rows have already been multiplied.
     """
     squares = float(_adapters(module).stored.data[rows].double().square().sum())
     h = found.curvature * module.model.n_tokens / squares
@@ -206,7 +206,7 @@ def _describe(found: Shrinkage, module: TrainingModule, rows: slice, before: flo
     said: dict[str, Any] = {"tau": equivalent_tau(c, FREE_TAU, h), "c": c, "c_spread": before * found.spread}
     half = float(student_t.ppf(0.975, found.n_tasks - 1)) * found.error if found.n_tasks > 1 else math.nan
     low, high = (min(1.0, max(0.0, before * (found.lowest + sign * half))) for sign in (-1, 1))
-    if math.isfinite(half) and low < high:  # else there is no parabola, or all of the interval is beyond an end
+    if math.isfinite(half) and low < high:  # otherwise the NLL is not convex, or all of the interval is beyond an end
         said |= {"c_interval": [low, high], "tau_interval": [equivalent_tau(end, FREE_TAU, h) for end in (high, low)]}
     return said
 

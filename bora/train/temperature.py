@@ -17,23 +17,23 @@ from bora.train.module import TrainingModule
 log = logging.getLogger(__name__)
 
 MIN_DOCUMENTS, MAX_DOCUMENTS = 20, 200
-# Forwards here, a document under a task, for each document's forward in training, which goes backward too: a run
-# takes at most a tenth longer.
+# Forwards here, each of a document under a task, relative to documents' forwards in training. Those have a backward too,
+# so a run takes at most a tenth longer.
 SHARE_OF_FORWARDS = 0.2
 
 
 class FitTemperature(Callback):
-    """Fit T when the test ends, while the model is on its device and, if sharded, in reach of all processes.
+    """Fit T when the test ends, while the model is still on its device and, if sharded, all processes still run it.
 
     Every process computes the same; the run's random state is not touched.
 
     Args:
-        cfg: of the run.
+        cfg: the run's config.
         tokens: how the run turns text into tokens.
-        corpus: T comes from its validation documents, a sample where they are many.
+        corpus: T is fitted to its validation documents, or a sample if there are many.
 
     Attributes:
-        temperature: T; None where it was not fitted.
+        temperature: T; None if it was not fitted.
         note: how many documents it was fitted to, or why it was not.
     """
 
@@ -54,7 +54,7 @@ class FitTemperature(Callback):
         """Fit T and return the number of documents that it was fitted to.
 
         Args:
-            n_steps: that training took.
+            n_steps: optimiser steps that training took.
 
         Raises:
             UserError: the tasks do not differ, or too few documents can be scored.
@@ -68,8 +68,8 @@ class FitTemperature(Callback):
         affordable = int(SHARE_OF_FORWARDS * n_trained / len(self.corpus.task_names))
         n = min(MAX_DOCUMENTS, len(documents), affordable)
         if n < MIN_DOCUMENTS:
-            why = "there are" if n == len(documents) else "a fifth of training's forwards is enough for"
-            raise UserError(f"{MIN_DOCUMENTS} validation documents are needed, and {why} {n}")
+            why = "there are only" if n == len(documents) else "a fifth of training's forwards is enough only for"
+            raise UserError(f"{MIN_DOCUMENTS} validation documents are needed, but {why} {n}")
         log.info("temperature: scoring %d validation documents under %d tasks", n, len(self.corpus.task_names))
         documents = documents.sample(n, random_state=0)
         scores = score_tasks(model, self.tokens, documents, self.cfg.data.eval_batch_size)

@@ -35,14 +35,14 @@ REFUSED = "trainer: Lightning refuses these settings"
 STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
     "auto": dict,
     "ddp": lambda: {"strategy": DDPStrategy(broadcast_buffers=False)},
-    # torch's sharding cannot go between torch.inference_mode, in validation, and training.
+    # torch's sharding cannot switch between torch.inference_mode, in validation, and training.
     "fsdp": lambda: {"strategy": ShardedBackbone(broadcast_buffers=False), "inference_mode": False},
 }
 
 
 @dataclass(frozen=True)
 class Fitter:
-    """A Trainer and those of its callbacks that are asked afterwards."""
+    """A Trainer, and those of its callbacks that are read after training."""
 
     trainer: L.Trainer
     progress: Progress
@@ -54,7 +54,7 @@ class Fitter:
     def fit(
         self, module: TrainingModule, data: L.LightningDataModule, resume_from: Path | None
     ) -> dict[str, Any] | None:
-        """Train to the end, and leave the epoch that validation prefers in the model, and its metrics.
+        """Train to the end, then load the epoch that validation prefers, and compute its metrics.
 
         Args:
             resume_from: the last.ckpt of an interrupted run, or None to start.
@@ -63,8 +63,8 @@ class Fitter:
             What was learned with tau=learn, see Stages.conclude; else None.
 
         Raises:
-            UserError: training diverged: a loss is not finite, or no epoch had a finite validation NLL; or Lightning
-                refuses the settings, which it says of some only when it has the data.
+            UserError: training diverged (a loss is not finite, or no epoch had a finite validation NLL); or Lightning
+                refuses the settings, some of which it checks only with the data.
         """
         try:
             self.trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
@@ -78,7 +78,7 @@ class Fitter:
             if not raised_in(error).startswith("lightning."):
                 raise
             raise UserError(f"{REFUSED}: {first_line(error).strip()}") from error
-        # To Lightning a run resumed at trainer.max_steps has an unfinished epoch; mark it finished.
+        # For Lightning a run resumed at trainer.max_steps has an unfinished epoch; mark it finished.
         epochs = cast(_ProcessedTracker, self.trainer.fit_loop.epoch_progress.current)
         epochs.completed = epochs.processed
         if not self.progress.history:
@@ -92,7 +92,7 @@ class Fitter:
                 f"training diverged: no epoch had a finite validation NLL (tau={module.model.tau:g}, learning rate "
                 f"{module.lr:g}, {module.model.adapters.name}); give a lower optim.lr"
             )
-        # Not by ckpt_path=…: that would set the counts back to the best epoch too.
+        # Not by ckpt_path=…, which would also reset the counts to the best epoch's.
         checkpoint = load_own(self.best.path)
         check_same_run(checkpoint, self.last.fingerprint, self.best.path)
         if self.stages is None:
@@ -108,10 +108,10 @@ class Fitter:
         """Compute the model's perplexities on the validation documents.
 
         Args:
-            score: the NLL that must come out, nats a token; None for any.
+            score: the expected NLL, nats a token; None for any.
 
         Raises:
-            UserError: another one did.
+            UserError: the NLL is another.
         """
         self.trainer.validate(module, data, verbose=False)
         found = float(self.trainer.callback_metrics[module.monitor])
@@ -135,17 +135,17 @@ def build_fitter(
 
     Args:
         logger: metrics.csv and the tracker.
-        monitor: the logged figure that stops training and chooses the epoch; the lower the better.
+        monitor: the logged figure that stops training and chooses the epoch; lower is better.
         fingerprint, stop: see LastCheckpoint.
-        more: callbacks.
+        more: further callbacks.
 
     Raises:
-        UserError: settings that Lightning refuses.
+        UserError: Lightning refuses the settings.
     """
     progress = Progress(monitor, cfg.trainer.log_every_n_steps)
     best = BestCheckpoint(directory.best, progress)
     stages = Stages(directory.best, progress, cfg.optim.patience) if cfg.tau == "learn" else None
-    # Where a validation ends: an epoch need not have one (trainer.max_steps), and an old one's would be asked.
+    # Checked after validations: an epoch may end without one (trainer.max_steps), and would be judged by an older one.
     stopping = stages or EarlyStopping(monitor, patience=cfg.optim.patience, check_on_train_epoch_end=False)
     last = LastCheckpoint(directory.last, 60 * cfg.checkpoint_minutes, progress, logger, fingerprint, stop)
     dashboard = Dashboard(logger, cfg.logger.task_lines)
@@ -153,32 +153,32 @@ def build_fitter(
     settings = cfg.trainer.model_dump(exclude={"extra", "strategy"}) | {"gradient_clip_val": cfg.optim.clip}
     options = {k: v for k, v in settings.items() if v is not None} | STRATEGIES[cfg.trainer.strategy]()
     if isinstance(cfg.trainer.val_check_interval, int):
-        options["check_val_every_n_epoch"] = None  # else Lightning counts from each epoch's start
+        options["check_val_every_n_epoch"] = None  # otherwise Lightning counts from each epoch's start
     options["accelerator"] = device_type(cfg.trainer.accelerator)
     options |= cfg.trainer.extra
     if cfg.trainer.max_steps > 0:
-        # An epoch ends where training does, so that a run of a few steps is validated too.
+        # End the epoch with training, so that a run of a few steps is validated too.
         batches = cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches
         options["limit_train_batches"] = min(batches, cfg.trainer.limit_train_batches or batches)
     plugins: list[Any] = [AtomicCheckpoints()]
     launch = find_launch()
     if launch is not None and launch.by == "srun" and launch.processes == 1:
-        plugins.append(LightningEnvironment())  # SLURM's would want a batch script's --ntasks to be the run's
+        plugins.append(LightningEnvironment())  # SLURM's would require the batch script's --ntasks to be the run's
     try:
         trainer = L.Trainer(
             **options,
             callbacks=callbacks,
             logger=logger,
             plugins=plugins,
-            use_distributed_sampler=False,  # bora.data.batches.Batches shares the documents out
+            use_distributed_sampler=False,  # bora.data.batches.Batches distributes the documents
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            enable_progress_bar=False,  # Bar has the whole run
+            enable_progress_bar=False,  # Bar shows the whole run
         )
     except (MisconfigurationException, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{REFUSED}: {first_line(error)}") from error
-    # The run's own handlers stay. Lightning's would send a SIGTERM on in the middle of what the processes exchange.
+    # Keep the run's own handlers. Lightning's would forward a SIGTERM while the processes are communicating.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    # Else a run of trainer.max_steps that is resumed at an epoch's end would end that epoch twice.
+    # Otherwise a run with trainer.max_steps that resumes at an epoch's end would end that epoch twice.
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return Fitter(trainer, progress, best, last, stages, dashboard)

@@ -289,7 +289,7 @@ def test_a_run_starts_from_another(command, tmp_path):
     one, two = (json.loads((tmp_path / f"{name}/summary.json").read_text()) for name in ("one", "two"))
     assert two["test_perplexity"] == pytest.approx(one["test_perplexity"], rel=1e-6)
     assert two["test_perplexity"] < two["base_test_perplexity"] - 0.1
-    one_line(command(*still, "init_from=nowhere", "hydra.run.dir=three"), "there is no finished run in that folder")
+    one_line(command(*still, "init_from=nowhere", "hydra.run.dir=three"), "the folder holds neither a finished run")
 
 
 def test_a_start_from_a_run_on_the_same_documents_is_told(command, tmp_path):
@@ -306,7 +306,7 @@ def test_a_start_from_a_run_on_the_same_documents_is_told(command, tmp_path):
     n = sum(hash_text(text) in known for text in pd.read_csv(tmp_path / "new.csv")["text"][test])
     assert n > 0
     assert f"trained on, or chosen by, {n} of this run's {len(test)} test documents" in out
-    assert "tau=learn takes Θ alone" in out
+    assert "tau=learn takes only Θ" in out
     assert "2 of 2 tasks start at their own LoRA" in out
     assert "no task c: their LoRAs are not used" in out
     assert RunDirectory(tmp_path / "two").trained_on() > known

@@ -122,7 +122,7 @@ def test_slurm_and_one_machine_reach_the_bytes_of_torchrun(whole, tmp_path):
     assert [code for code, *_ in two_tasks(tmp_path, *RUN, *PAIR, "hydra.run.dir=slurm")] == [0, 0]
     same_files(whole, tmp_path / "slurm")
     again = two_tasks(tmp_path, *RUN, *PAIR, "hydra.run.dir=slurm")
-    assert [(code, "this run is finished already" in out) for code, out, _ in again] == [(0, True), (0, False)]
+    assert [(code, "this run has already finished" in out) for code, out, _ in again] == [(0, True), (0, False)]
     standalone = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, starter in {"lightning": [], "standalone": standalone}.items():
         words = [*RUN, *PAIR[:2], "trainer.devices=2", f"hydra.run.dir={name}"]

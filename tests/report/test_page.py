@@ -68,7 +68,7 @@ def test_broken_unfinished_and_failed_runs_are_named_and_the_rest_reported(sweep
     assert "tau=10,seed=0/summary.json is not readable" in err
     assert "tau=10,seed=1/config.yaml is not readable" in err
     assert "tau=100,seed=0 lacks model, " in err
-    assert "runs.csv.gz is no archive of runs" in err
+    assert "runs.csv.gz is not an archive of runs" in err
     assert "tau=1e6,seed=0 failed: training diverged" in err
     assert pd.read_csv(tmp_path / "report/table1.csv")["tau"].tolist() == [100, math.inf]
     assert "training diverged" in (tmp_path / "report/index.html").read_text()

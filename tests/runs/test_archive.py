@@ -57,5 +57,5 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 )
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "runs.csv.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"runs\.csv\.gz is no archive of runs"):
+    with pytest.raises(UserError, match=r"runs\.csv\.gz is not an archive of runs"):
         read_archive(tmp_path / "runs.csv.gz")

@@ -78,7 +78,7 @@ def test_tasks_start_at_their_own_adapter_by_name(tmp_path, caplog, mean):
     with caplog.at_level("INFO", "bora"):
         start_from_adapters(model, folder)
     assert "2 of 3 tasks" in caplog.text
-    assert "there is no LoRA of new: they start at the mean" in caplog.text
+    assert "there is no LoRA for new: they start at the mean" in caplog.text
     assert "no task old" in caplog.text
     layers = list(model.mean)
     for task, place in (("a", "f2"), ("b", "f1")):
@@ -170,11 +170,11 @@ def test_spoiled_files_are_refused_in_one_line(tmp_path):
     for folder, message in (
         (changed("cut", tensors="x"), "adapter_model.safetensors is not readable"),
         (changed("deep", config="[" * 200_000), "adapter_config.json is not readable"),
-        (changed("list", config="[]"), "no JSON object"),
+        (changed("list", config="[]"), "not a JSON object"),
         (changed("ia3", config={"peft_type": "IA3"}), "type IA3"),
-        (changed("no-r", config={"r": None}), "no r and lora_alpha"),
+        (changed("no-r", config={"r": None}), "no valid r and lora_alpha"),
         (changed("future", config={"use_new_thing": True}), "use_new_thing=true"),
-        (changed("half", tensors={key: None}), "lacks lora_A or lora_B"),
+        (changed("half", tensors={key: None}), "lacks the matrix lora_A or lora_B"),
         (changed("rank", tensors={key: torch.ones(3, 16)}), "another rank than the 2"),
         (changed("nan", tensors={key: torch.full((2, 16), torch.nan)}), "not finite"),
         (changed("wide", tensors={key: torch.ones(2, 17)}), "it is of another base model"),
@@ -195,6 +195,6 @@ def test_the_command_ends_with_exit_code_2(command, tmp_path):
     peft_folder(tmp_path / "adapter")
     (tmp_path / "empty").mkdir()
     data = "data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"
-    for folder, message in (("empty", "no finished run in that folder, and no PEFT adapter"), ("adapter", "the layer")):
+    for folder, message in (("empty", "neither a finished run nor a PEFT adapter"), ("adapter", "the layer")):
         one_line(command(*data, f"init_from={folder}", "hydra.run.dir=run"), message)
         assert not list(tmp_path.rglob("*.ckpt"))

@@ -35,7 +35,7 @@ def bad_batch(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path):
     code, _, err = command(*SMALL, "hydra.run.dir=a")
     assert (code, (tmp_path / "a/summary.json").exists()) == (2, False)
-    assert "training diverged: at step 5 the loss is nan, by documents of 'ann'; give a lower optim.lr" in err
+    assert "training diverged: at step 5 the loss is nan, caused by documents of 'ann'; give a lower optim.lr" in err
     assert "a/checkpoints/last.ckpt" in err
     state = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 4
@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path):
 def test_its_step_can_be_skipped(command, tmp_path):
     code, out, _ = command(*SMALL, "optim.nonfinite=skip", "hydra.run.dir=a")
     assert code == 0
-    assert "at step 5 the loss is nan, by documents of 'ann': the step is skipped" in out
+    assert "at step 5 the loss is nan, caused by documents of 'ann': the step is skipped" in out
     steps = pd.read_csv(tmp_path / "a/metrics.csv").dropna(subset="train/prior")
     assert steps.loc[steps["train/loss"].isna(), "step"].tolist() == [BAD_STEP - 1]
     summary = RunDirectory(tmp_path / "a").summary()

@@ -206,9 +206,9 @@ CHECKPOINT = [lambda data: b"", lambda data: data[: len(data) // 2], with_anothe
 # By file: what becomes of its bytes (None: it is gone), and what is said of it.
 DAMAGES = {
     "metrics.csv": [
-        (lambda rows: None, "is needed to resume, and not readable"),
-        (lambda rows: rows[:-20], "was changed or cut since the last checkpoint"),
-        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed or cut since the last checkpoint"),
+        (lambda rows: None, "is needed to resume, but not readable"),
+        (lambda rows: rows[:-20], "was changed or truncated since the last checkpoint"),
+        (lambda rows: rows.replace(b"0,", b"5,", 1), "was changed or truncated since the last checkpoint"),
     ],
     "checkpoints/last.ckpt": [(damage, UNREADABLE) for damage in CHECKPOINT],
     "checkpoints/best.ckpt": [(damage, UNREADABLE) for damage in CHECKPOINT],
@@ -238,7 +238,7 @@ def test_an_interrupted_run_with_other_settings_is_refused_or_restarted(command,
     stopped("training_step", 5, "lora.rank=3", *SMALL, "hydra.run.dir=a")
     code, _, err = command(*SMALL, "hydra.run.dir=a")
     assert code == 2
-    assert "holds an interrupted run with other settings (lora.rank); give those, choose another folder" in err
+    assert "holds an interrupted run with other settings (lora.rank); use the same, choose another folder" in err
     code, out, _ = command(*SMALL, "hydra.run.dir=a", "resume=never")
     assert code == 0
     assert "resume=never: removing the interrupted run" in out
@@ -274,7 +274,7 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
     path.write_text(whole_text.replace("vote", "veto"))
     code, _, err = command(*arguments)
     assert code == 2
-    assert "checkpoints/last.ckpt is of a run with another corpus or tokenizer; give what that run had" in err
+    assert "checkpoints/last.ckpt is from a run with another corpus or tokenizer; use the same as that run" in err
     path.write_text(whole_text)
     shutil.move(tmp_path / "model", tmp_path / "kept")
     for change, what in (
@@ -286,7 +286,7 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
         change(tmp_path / "model")
         code, _, err = command(*arguments)
         assert code == 2
-        assert f"is of a run with another {what};" in err
+        assert f"is from a run with another {what};" in err
     assert not (tmp_path / "a/summary.json").exists()
 
 
@@ -302,8 +302,8 @@ def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_p
     theirs = [(tmp_path / "b" / name).read_bytes() for name in names]
     for files, told in (
         ({best: earlier}, "best.ckpt does not match this run: its validation NLL is"),
-        ({best: theirs[0]}, "best.ckpt is of a run with another optim.clip;"),
-        ({last: theirs[1], rows: theirs[2]}, "last.ckpt is of a run with another optim.clip;"),
+        ({best: theirs[0]}, "best.ckpt is from a run with another optim.clip;"),
+        ({last: theirs[1], rows: theirs[2]}, "last.ckpt is from a run with another optim.clip;"),
     ):
         for file, data in (whole | files).items():
             file.write_bytes(data)

@@ -35,5 +35,5 @@ def test_each_process_keeps_its_share_of_the_blocks_and_all_of_the_rest(mesh):
 def test_a_quantised_block_is_refused(mesh):
     backbone = Backbone(tiny_opt())
     blocks(backbone.decoder)[1].fc1.to(torch.float16)
-    with pytest.raises(UserError, match=r"block's weights are of several dtypes \(float16, float32\)"):
+    with pytest.raises(UserError, match=r"block's weights have several dtypes \(float16, float32\)"):
         shard(backbone.decoder, mesh)

@@ -254,7 +254,7 @@ def test_the_temperature_is_the_best_on_the_validation_documents(sure, line, tmp
 @pytest.mark.parametrize(
     ("overrides", "why"),
     [
-        (["tau=100"], "20 validation documents are needed, and a fifth of training's forwards is enough for 3"),
+        (["tau=100"], "20 validation documents are needed, but a fifth of training's forwards is enough only for 3"),
         (["tau=inf"], "all tasks share one model"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run of MLflow. The package is imported only where it is used."""
+"""A run of MLflow. The package is imported only when it is used."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from bora.runs.trackers.tracker import Start, Tracker
 
 
 class MLflow(Tracker):
-    """A run of MLflow. Figures logged again after a resume stand in its append-only history twice."""
+    """A run of MLflow. Figures logged again after a resume are in its append-only history twice."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         self.client, self.id = client, run_id
@@ -39,10 +39,10 @@ class MLflow(Tracker):
 
 
 def start_mlflow(settings: Any, start: Start) -> MLflow:
-    """Begin a run in MLflow's experiment of the group's name, with the config as its parameters."""
+    """Begin a run in the MLflow experiment that has the group's name, with the config as its parameters."""
     # Absolute: MLflow keeps one connection for each URI.
     local = f"sqlite:///{Path('mlflow.db').resolve()}"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which take four minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # instead of 7, which take four minutes
     uri = settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
     try:
         from mlflow import MlflowClient
@@ -59,7 +59,7 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
         experiment = client.get_experiment_by_name(start.group)
         experiment_id = client.create_experiment(start.group) if experiment is None else experiment.experiment_id
         run_id = client.create_run(experiment_id, tags=resolve_tags(), run_name=start.name).info.run_id
-        # MLflow takes few characters in a key; a reason for dropping documents is one.
+        # MLflow allows few characters in a key, and a reason for dropping documents is a key.
         keys = {re.sub(r"[^\w/.\- ]+", "", key): value for key, value in flatten(start.config).items()}
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in keys.items()])
         return MLflow(client, run_id)
@@ -68,7 +68,7 @@ def start_mlflow(settings: Any, start: Start) -> MLflow:
             f"logger.tracking_uri={uri}: a package is missing ({error}); install it. For a local database: "
             "pip install mlflow-skinny sqlalchemy alembic"
         ) from error
-    except ImportError:  # before there is an MlflowException
+    except ImportError:  # raised before MlflowException is imported
         raise
     except (MlflowException, OSError) as error:
         raise UserError(

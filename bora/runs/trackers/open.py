@@ -20,7 +20,7 @@ STARTERS: dict[str, Callable[[Any, Start], Tracker]] = {
 
 @contextmanager
 def open_tracker(settings: Any, start: Start) -> Iterator[Tracker | None]:
-    """Begin a run in the tracker that `settings` asks for, and close it afterwards, as failed if an error came out.
+    """Begin a run in the tracker that `settings` names, and close it afterwards, as failed if an error was raised.
 
     Args:
         settings: the config's group `logger`.
@@ -33,9 +33,9 @@ def open_tracker(settings: Any, start: Start) -> Iterator[Tracker | None]:
         return
     try:
         tracker = STARTERS[settings.kind](settings, start)
-    except (ImportError, RuntimeError) as error:  # a package that is broken, or finds no home
+    except (ImportError, RuntimeError) as error:  # a package is broken, or finds no home directory
         raise UserError(
-            f"logger={settings.kind} cannot start ({first_line(error)}); mend it, or give logger=none"
+            f"logger={settings.kind} cannot start ({first_line(error)}); fix that, or give logger=none"
         ) from error
     failed = True
     try:

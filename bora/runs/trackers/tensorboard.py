@@ -1,4 +1,4 @@
-"""Event files of TensorBoard. The package is imported only where it is used."""
+"""Event files of TensorBoard. The package is imported only when it is used."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ class TensorBoard(Tracker):
         self.writer.flush()  # a resumed run continues from the last checkpoint, whose figures must be on disk by then
 
     def _table(self, name: str, table: pd.DataFrame) -> None:
-        with pd.option_context("display.max_colwidth", None):  # else it cuts a text
+        with pd.option_context("display.max_colwidth", None):  # otherwise it cuts texts
             self.writer.add_text(name, table.to_html(index=False))
 
     def _close(self, failed: bool) -> None:
@@ -30,7 +30,7 @@ class TensorBoard(Tracker):
 
 
 def start_tensorboard(settings: Any, start: Start) -> TensorBoard:
-    """Open an event file. Its reader hides earlier figures from the step at which the run starts or resumes."""
+    """Open an event file. TensorBoard hides earlier figures from the step on at which the run starts or resumes."""
     try:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams

@@ -1,4 +1,4 @@
-"""What a run tells a tracker: one small class, which Weights & Biases, MLflow and TensorBoard fill in beside it."""
+"""What a run logs to a tracker: a small base class, with a subclass each for Weights & Biases, MLflow, TensorBoard."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from bora.errors import first_line
 
 log = logging.getLogger(__name__)
 
-TRACKED_RUN = "tracked_run"  # in a checkpoint: the tracker's id of the run, which a resumed run continues
+TRACKED_RUN = "tracked_run"  # key in a checkpoint: the tracker's id of the run, which a resumed run continues
 LIMITS = {0.0: -2.0, math.inf: 8.0}  # log10_tau of the limits, since a parallel-coordinates plot needs finite numbers
 
 
@@ -21,12 +21,12 @@ class Start(NamedTuple):
     """What a tracker needs to begin a run, or to resume it.
 
     Attributes:
-        directory: the run's.
+        directory: the run directory.
         group: the same for all runs of a sweep.
-        name: the run's, within its group.
+        name: the run's name within its group.
         config: nested plain values that JSON can hold.
         tags: words to filter runs by.
-        id: the tracker's id of the run that is resumed; None for a new run.
+        id: the tracker's id of the run being resumed; None for a new run.
         step: optimiser steps done; 0 for a new run.
     """
 
@@ -56,7 +56,7 @@ class Tracker(ABC):
         self._try(self._log, figures, step)
 
     def summarize(self, figures: Mapping[str, float], step: int) -> None:
-        """Log figures of the best epoch, once training has ended: they stand for the run in a list of runs."""
+        """Log figures of the best epoch, once training has ended: they represent the run in a list of runs."""
         self._try(self._summarize, figures, step)
 
     def lines(self, name: str, xs: list[int], lines: Mapping[str, list[float]], xname: str) -> None:
@@ -77,7 +77,7 @@ class Tracker(ABC):
 
     @property
     def where(self) -> str:
-        """Where the run can be seen, for people; empty where its figures went nowhere."""
+        """Where people can see the run; empty if its figures went nowhere."""
         return ""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Tracker(ABC):
         self._log(figures, step)  # the last value is what a list of runs shows
 
     def _lines(self, name: str, xs: list[int], lines: Mapping[str, list[float]], xname: str) -> None:  # noqa: B027
-        """Do nothing: W&B alone has such a chart."""
+        """Do nothing: only W&B has such a chart."""
 
     def _artifact(self, folder: Path, files: Iterable[str]) -> None:  # noqa: B027
         """Do nothing: TensorBoard keeps no files."""
@@ -113,5 +113,5 @@ class Tracker(ABC):
 
 
 def log10_tau(tau: float) -> float:
-    """Return log₁₀ τ; of the limits 0 and ∞, the numbers of LIMITS."""
+    """Return log₁₀ τ; for the limits 0 and ∞, the numbers in LIMITS."""
     return LIMITS[tau] if tau in LIMITS else math.log10(tau)

@@ -1,4 +1,4 @@
-"""A run of Weights & Biases. The package is imported only where it is used."""
+"""A run of Weights & Biases. The package is imported only when it is used."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ WANDB_TIMEOUT_SECONDS = 30
 STEP, EPOCH = "trainer/global_step", "epoch"  # W&B's horizontal axes
 BY_STEP = "train/*", "grad_norm/*", "lr", "tokens/s"
 BY_EPOCH = "val/*", "val_by_batch/*", "val_perplexity/*", "distance/*"
-MAX_TAG_CHARS = 64  # W&B's own bound
+MAX_TAG_CHARS = 64  # W&B's limit
 # Variables that would merge several runs into one W&B run.
 ONE_RUN = "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"
 Mode = Literal["online", "offline", "disabled"]  # W&B's own names
@@ -52,7 +52,7 @@ class Wandb(Tracker):
         self.run.log({k: v + (k == EPOCH) for k, v in figures.items()} | {STEP: step})
 
     def _summarize(self, figures: Mapping[str, float], step: int) -> None:
-        self.run.summary.update({k: v for k, v in figures.items() if k != EPOCH})  # a chart would take it for an epoch
+        self.run.summary.update({k: v for k, v in figures.items() if k != EPOCH})  # a chart would treat it as an epoch
 
     def _lines(self, name: str, xs: list[int], lines: Mapping[str, list[float]], xname: str) -> None:
         from wandb.plot import line_series
@@ -92,9 +92,9 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
     """
     import wandb
 
-    # wandb's telemetry; on Python 3.14 it is shut down twice, which it would say at the end of every run.
+    # wandb's telemetry; on Python 3.14 it is shut down twice, and would report that at the end of every run.
     logging.getLogger("opentelemetry.sdk").setLevel(logging.ERROR)
-    if wandb.run is not None:  # the caller's own run is open, and the environment's is that one
+    if wandb.run is not None:  # the caller has a run open, and the environment names that one
         forget_wandb_run()
     words = [*start.tags, *os.environ.get("WANDB_TAGS", "").split(",")]
     arguments: dict[str, Any] = {
@@ -105,13 +105,13 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
         "group": start.group,
         "job_type": "train",
         "tags": list(dict.fromkeys(word[:MAX_TAG_CHARS] for word in words if word)),
-        # A second run of this process, by bora.fit, is another run.
+        # Popped, since a second bora.fit in this process is another run.
         "id": start.id or os.environ.pop("WANDB_RUN_ID", None) or secrets.token_hex(6),
         "config": start.config,
     }
 
     def begin(mode: Mode) -> Wandb:
-        # Before 0.31 wandb warns of resume in every offline run.
+        # Before 0.31 wandb warns about resume in every offline run.
         resume: Literal["allow"] | None = "allow" if mode == "online" or start.id else None
         return Wandb(wandb.init(**arguments, mode=mode, resume=resume, reinit="create_new"))
 
@@ -120,7 +120,7 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
         return begin(wandb_mode(settings.mode))
     except (wandb.errors.Error, ValueError) as error:
         text = " ".join(str(error).split())
-        # The last two are in the server's own answer, which wandb takes for a failed communication.
+        # The last two occur in a server's answer, which wandb reports as failed communication.
         if not isinstance(error, wandb.errors.CommError) or "upsertBucket" in text or "permission" in text:
             raise UserError(
                 f"W&B refuses logger.project={settings.project}, logger.entity={settings.entity or 'null'} or a WANDB_* "
@@ -137,7 +137,7 @@ def start_wandb(settings: Any, start: Start) -> Wandb:
 
 
 def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
-    """Resolve auto: by $WANDB_MODE, else online if the user is logged in, else offline."""
+    """Resolve auto: $WANDB_MODE, else online if the user is logged in, else offline."""
     if mode != "auto":
         return mode
     if environment := os.environ.get("WANDB_MODE"):
@@ -148,6 +148,6 @@ def wandb_mode(mode: Literal["auto", "online", "offline"]) -> Mode:
 
 
 def forget_wandb_run() -> None:
-    """Drop what the environment says of one W&B run: a sweep's jobs, and a report, are runs of their own."""
+    """Drop environment variables that name one W&B run, since each job of a sweep, and a report, is another run."""
     for name in ONE_RUN:
         os.environ.pop(name, None)
