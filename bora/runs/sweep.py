@@ -1,4 +1,4 @@
-"""Read a sweep's folder: a row for each finished run, and why the others failed."""
+"""A sweep's folder: read a row for each finished run, and record and read why the others failed."""
 
 import logging
 import math

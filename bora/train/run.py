@@ -95,7 +95,7 @@ def train(
         write_samples: bora.use.samples.sample_texts, which this folder may not import; None for no texts in the tracker.
 
     Raises:
-        UserError: the input cannot be used, which is found before training starts; or training diverges.
+        UserError: the input cannot be used, which is found before training starts; or see `Fitter.fit`.
         Stopped: a signal stopped the run; the same config and directory resume it.
     """
     silence_warnings()

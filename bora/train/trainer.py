@@ -63,8 +63,9 @@ class Fitter:
             What was learned with tau=learn, see Stages.conclude; else None.
 
         Raises:
-            UserError: training diverged (a loss is not finite, or no epoch had a finite validation NLL); or Lightning
-                refuses the settings, some of which it checks only with the data.
+            UserError: training diverged (a loss is not finite, or no epoch had a finite validation NLL) or ended before
+                any validation; best.ckpt is not this run's; or Lightning refuses the settings, some of which it checks
+                only with the data.
         """
         try:
             self.trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
