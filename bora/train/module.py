@@ -42,7 +42,7 @@ class BatchFigures(NamedTuple):
 
 
 class NonFiniteLoss(Exception):
-    """A batch's loss is infinite or NaN; the message names the step, and the tasks of the documents that caused it, if any."""
+    """A batch's loss is infinite or NaN; the message names the step, and the tasks of documents that caused it."""
 
 
 class TrainingModule(L.LightningModule):
