@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: files, the cache, names, this machine, signals."""
+"""Helpers that do not depend on models: files, the cache, names, this machine, signals."""

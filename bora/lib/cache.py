@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
-    """Return the cache folder: $BORA_CACHE, or ~/.cache/bora; without a home, one of the system's temporary folder."""
+    """Return the cache folder: $BORA_CACHE, or ~/.cache/bora; without a home directory, bora in the temporary folder."""
     folder = os.path.expanduser(os.environ.get("BORA_CACHE", "~/.cache/bora"))
     return Path(tempfile.gettempdir(), "bora") if folder.startswith("~") else Path(folder)
 
 
 def digest(about: object, texts: Iterable[str] = ()) -> str:
-    """Hash plain values and texts, in order, to a key for `cached_table`: 32 hexadecimal digits."""
+    """Hash plain values and texts, in order, into a key for `cached_table`: 32 hexadecimal digits."""
     found = hashlib.sha256(json.dumps(about).encode())
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -34,14 +34,14 @@ def digest(about: object, texts: Iterable[str] = ()) -> str:
 
 
 def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
-    """Return `make()`'s table, from the cache folder if it is there.
+    """Return the table that `make` returns, from the cache folder if it is there.
 
-    It is an Arrow file mapped into memory, so the processes of a sweep share it. An unreadable one is made again; where
-    the cache folder is not writable, the table is made every time.
+    The table is an Arrow file mapped into memory, so the processes of a sweep share it. An unreadable file is made again;
+    if the cache folder is not writable, the table is made every time.
 
     Args:
         kind: folder within the cache.
-        key: from `digest`, of everything that the table depends on.
+        key: the `digest` of everything that the table depends on.
     """
     file = cache_root() / kind / f"{key}.arrow"
     if file.is_file():
@@ -57,7 +57,7 @@ def cached_table(kind: str, key: str, make: Callable[[], pa.Table]) -> pa.Table:
     except OSError as error:
         log.info("%s cannot be written (%s); it will be made again next time", file, error)
         return table
-    del table  # the mapped file needs no memory of its own
+    del table  # free it: the mapped file takes no memory of the process
     return _map_file(file)
 
 

@@ -1,4 +1,4 @@
-"""What people read on the terminal: lines, bars, sizes and durations."""
+"""Write for people on the terminal: lines, bars, sizes and durations."""
 
 import logging
 import multiprocessing
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 Step = TypeVar("Step")
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-DELAY_SECONDS = 1  # a loop that is shorter has no bar
-FIRST_LINE_SECONDS, LINE_SECONDS = 10, 300  # of a loop without a bar: to its first line, and from line to line
+DELAY_SECONDS = 1  # shorter loops have no bar
+FIRST_LINE_SECONDS, LINE_SECONDS = 10, 300  # for loops without a bar: until the first line, and between lines
 
 
 def is_watched() -> bool:
-    """Return whether to draw bars: standard output is a terminal or notebook that this process alone writes to.
+    """Return whether to draw bars: standard output is a terminal or notebook that only this process writes to.
 
-    $TQDM_DISABLE, tqdm's own variable, says not to.
+    tqdm's own variable, $TQDM_DISABLE, turns them off.
     """
-    alone = multiprocessing.parent_process() is None  # not one of a sweep's jobs at a time
+    alone = multiprocessing.parent_process() is None  # not one of several parallel jobs of a sweep
     return (
         alone
         and not os.environ.get("TQDM_DISABLE")
@@ -40,7 +40,7 @@ def is_watched() -> bool:
 
 
 def tell(line: str) -> None:
-    """Log a line, or print it where no logging is set up, as in a notebook; neither if the logger `bora` has a level."""
+    """Log a line, or print it if logging is not set up, as in a notebook; neither if the logger `bora` has a level."""
     if log.isEnabledFor(logging.INFO):
         log.info("%s", line)
     elif logging.getLogger("bora").level == logging.NOTSET:
@@ -49,7 +49,7 @@ def tell(line: str) -> None:
 
 
 def above_bars() -> AbstractContextManager[None]:
-    """Print log lines above the bar that is drawn, within this context."""
+    """Return a context in which log lines are printed above the bar."""
     return logging_redirect_tqdm(tqdm_class=tqdm) if is_watched() else nullcontext()
 
 
@@ -57,8 +57,8 @@ def open_bar(total: float, what: str, done: int = 0, left: str = "{remaining} le
     """Draw a bar on standard output that vanishes when it is closed; draw nothing unless `is_watched`.
 
     Args:
-        total, done: steps, all of them and those that are done already.
-        left: how the time left is worded.
+        total, done: number of steps, in all and already done.
+        left: wording of the time left.
         delay: seconds until the bar is drawn.
     """
     return tqdm(
@@ -70,7 +70,7 @@ def open_bar(total: float, what: str, done: int = 0, left: str = "{remaining} le
         file=sys.stdout,
         leave=False,
         dynamic_ncols=True,
-        smoothing=0,  # the time left is by the mean step, which has its share of validation
+        smoothing=0,  # estimate the time left from the mean step, which includes its share of validation
         disable=not (is_watched() and is_first_process()),
     )
 
@@ -82,7 +82,7 @@ def close_bar(bar: tqdm) -> None:
 
 
 def progress(steps: Sequence[Step], what: str) -> Iterator[Step]:
-    """Show a loop's progress: a bar, or a line now and then where none can be drawn. Short loops show nothing."""
+    """Show a loop's progress: a bar, or a line now and then if none can be drawn. Short loops show nothing."""
     due = time.monotonic() + FIRST_LINE_SECONDS
     bar = open_bar(len(steps), what, delay=DELAY_SECONDS)
     try:
@@ -97,7 +97,7 @@ def progress(steps: Sequence[Step], what: str) -> Iterator[Step]:
 
 
 def short_count(n: float) -> str:
-    """Format a number by three digits: 842, 8.42k, 1.07M."""
+    """Format a number with three digits: 842, 8.42k, 1.07M."""
     return tqdm.format_sizeof(n)
 
 
@@ -107,10 +107,10 @@ def short_path(path: Path) -> str:
 
 
 def plain_console() -> Console:
-    """Return standard output as a console that prints a task's name as it is, markup or not."""
+    """Return a console on standard output that prints task names literally, without reading markup in them."""
     plain = partial(Console, markup=False, emoji=False, highlight=False)
     console = plain()
-    # A pipe or a log file has no width, and no name may be cut there.
+    # A pipe or a log file has no width; names must not be cut there.
     return console if console.is_terminal else plain(width=120)
 
 
@@ -123,7 +123,7 @@ def size(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds by their two largest units: 0.3 s, 45 s, 2 min 10 s, 3 h 20 min, 2 d 4 h."""
+    """Format seconds in their two largest units: 0.3 s, 45 s, 2 min 10 s, 3 h 20 min, 2 d 4 h."""
     if seconds < 10:
         return f"{seconds:.2g} s"
     parts = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))

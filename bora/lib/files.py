@@ -17,7 +17,7 @@ PARTIAL = ".partial"  # the ending of a file that is still being written
 
 
 def user_path(text: str) -> Path:
-    """Take a path from the command line: the shell leaves the ~ of --out=~/… to us."""
+    """Expand the ~ of a path from the command line, since the shell does not in --out=~/…."""
     return Path(text).expanduser()
 
 
@@ -25,9 +25,9 @@ def user_path(text: str) -> Path:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Write a file atomically: it appears at `path` complete and fsynced, or not at all.
 
-    Where a file was at `path`, it stays as it was until then: a reader sees the old one or the new one.
+    A file that is already there is unchanged until then, so a reader sees either the old one or the new one.
     """
-    # A run's processes may be on several machines, with one disk, and in containers the same number.
+    # A run's processes may be on several machines that share a disk, and have equal process IDs in containers.
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as out:
@@ -37,7 +37,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name itself
+            os.fsync(folder)  # makes the new name durable
         finally:
             os.close(folder)
     finally:
@@ -45,14 +45,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8, complete or not at all."""
+    """Write a text file atomically, in UTF-8."""
     with atomic_write(path) as out:
         out.write(text.encode("utf-8"))
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, and the parents below the working directory that it leaves empty."""
-    here = Path.cwd()  # which may go too
+    """Remove a folder, and those of its parents below the working directory that are then empty."""
+    here = Path.cwd()  # now, since it may be removed too
     shutil.rmtree(folder)
     for parent in folder.absolute().parents:
         if not (parent.is_relative_to(here) and parent != here) or any(parent.iterdir()):
@@ -62,9 +62,10 @@ def remove_folder(folder: Path) -> None:
 
 @contextmanager
 def write_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out` that takes its name at the end: `out` appears complete, or not at all.
+    """Yield a new folder that is renamed to `out` at the end, so that `out` appears complete or not at all.
 
-    Refuse, by a UserError, an `out` that holds something already, or where nothing can be written.
+    Raises:
+        UserError: `out` exists and is not an empty folder, or cannot be written.
     """
     out = out.expanduser().resolve()
     partial = out.with_name(f".bora.{os.getpid()}{PARTIAL}")
@@ -73,15 +74,15 @@ def write_folder(out: Path) -> Iterator[Path]:
             raise UserError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give an empty folder or a new one")
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{out}: nothing can be written there ({first_line(error)}); give another folder") from error
+        raise UserError(f"{out} cannot be written ({first_line(error)}); give another folder") from error
     try:
         yield partial
-        for file in partial.rglob("*"):  # safetensors lets nobody but the owner read what it writes
+        for file in partial.rglob("*"):  # safetensors makes its files readable only for their owner
             file.chmod(file.stat().st_mode | (partial.stat().st_mode & 0o044))
         if out.exists():
             out.rmdir()  # fails if it is no longer empty
         partial.rename(out)
-    except SafetensorError as error:  # what it raises where others raise OSError
+    except SafetensorError as error:  # raised by safetensors instead of an OSError
         raise UserError(f"{out} cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -89,7 +90,7 @@ def write_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_files(out: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yield a new folder for files of these names, which at the end replace those in `out`; the last name comes last."""
+    """Yield a new folder for files with these names, which at the end replace those in `out`, the last name last."""
     with tempfile.TemporaryDirectory(prefix=".bora.", dir=out) as folder:
         new = Path(folder)
         yield new
@@ -108,10 +109,10 @@ def require_regular_file(path: Path) -> Path:
 
 
 def make_output_folder(out: Path) -> None:
-    """Make the folder that a command writes to; raise a UserError if it cannot be made, or is not writable."""
+    """Make the folder that a command writes to; raise a UserError if it cannot be made or is not writable."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: nothing can be written there ({error.strerror}); give another folder") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}); give another folder") from error
     if not os.access(out, os.W_OK):
-        raise UserError(f"{out}: nothing can be written there; give another folder")
+        raise UserError(f"{out} cannot be written; give another folder")

@@ -1,6 +1,6 @@
-"""This machine: its memory, and which of several processes this one is.
+"""This machine: its memory, its GPUs, and which of several processes this one is.
 
-torch takes seconds to import, and every command imports this: it is imported where it is used.
+Functions import torch when they need it, since it takes seconds and every command imports this module.
 """
 
 import gc
@@ -16,13 +16,13 @@ from bora.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Set by those who start several processes of a run: torchrun, Lightning, SLURM. In Lightning's order.
+# Set by what starts several processes of a run: torchrun, Lightning, SLURM. In Lightning's order.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
-    """Return whether this process writes and prints: it is rank 0, or the only one."""
-    distributed = sys.modules.get("torch.distributed")  # a process without torch is in no group
+    """Return whether this process writes and prints, as rank 0 or the only one."""
+    distributed = sys.modules.get("torch.distributed")  # without torch, the process is in no group
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank() == 0
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
@@ -33,8 +33,8 @@ class Launch(NamedTuple):
 
     Attributes:
         by: torchrun | srun.
-        nodes: machines.
-        per_node: processes on each.
+        nodes: number of machines.
+        per_node: number of processes on each.
     """
 
     by: str
@@ -49,8 +49,8 @@ class Launch(NamedTuple):
 def find_launch() -> Launch | None:
     """Read from the environment how torchrun or srun started this process; None if neither did.
 
-    Where SLURM_NTASKS is set, Lightning starts no processes itself, except in an interactive job. In a batch script that
-    runs without srun there is this one process then.
+    If SLURM_NTASKS is set, Lightning starts no processes itself, except in an interactive job. A batch script without
+    srun therefore has only this process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         per_node = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -62,10 +62,10 @@ def find_launch() -> Launch | None:
 
 
 def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> None:
-    """Raise a UserError unless the processes of a run are as many as it asks for, on all its machines.
+    """Raise a UserError unless a run was started with the number of machines and processes that it asks for.
 
     Args:
-        devices, num_nodes: by Lightning's names.
+        devices, num_nodes: as in Lightning's Trainer.
     """
     if launch is None:
         if num_nodes > 1:
@@ -76,20 +76,20 @@ def check_launch(launch: Launch | None, devices: int | str, num_nodes: int) -> N
         rank = next((f"{name}={os.environ[name]}" for name in RANKS if name in os.environ), "=0")
         if devices == 1 and not rank.endswith("=0"):
             raise UserError(
-                f"{rank} is set, as for one of several processes, but the run has one; start it by torchrun with "
+                f"{rank} is set, as for one of several processes, but the run has only one; start it by torchrun with "
                 "trainer=ddp, or unset it"
             )
     elif launch.nodes != num_nodes or devices not in ("auto", launch.per_node):
         raise UserError(
             f"trainer.num_nodes={num_nodes} trainer.devices={devices}, but {launch.by} has started {launch.nodes} × "
-            f"{launch.per_node} (machines × processes on each); give both the same"
+            f"{launch.per_node} (machines × processes on each); make them equal"
         )
     elif launch.by == "srun" and launch.processes > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise UserError(f"srun: give --ntasks-per-node={launch.per_node} in place of --ntasks")
+        raise UserError(f"srun: give --ntasks-per-node={launch.per_node} instead of --ntasks")
 
 
 def require_gpus(accelerator: str, devices: int | str) -> None:
-    """Raise a UserError unless this machine has the GPUs that a run asks for, by Lightning's names."""
+    """Raise a UserError unless this machine has the GPUs that a run asks for; arguments as in Lightning's Trainer."""
     if accelerator not in ("gpu", "cuda"):
         return
     import torch
@@ -102,9 +102,9 @@ def require_gpus(accelerator: str, devices: int | str) -> None:
 
 
 def device_type(accelerator: str) -> str:
-    """Return what Lightning's name of an accelerator stands for here: cuda or cpu.
+    """Return the device type, cuda or cpu, for Lightning's name of an accelerator.
 
-    Lightning's own auto would take a Mac's GPU, which has no float64, and sums are kept in it.
+    Lightning's own auto would choose a Mac's GPU, which lacks float64, the dtype of sums.
     """
     import torch
 
@@ -113,7 +113,7 @@ def device_type(accelerator: str) -> str:
 
 
 def free_memory(device: str) -> int | None:
-    """Return the free bytes of the fullest GPU, or of the machine; None where there is no GPU."""
+    """Return the free bytes of the fullest GPU, or for cpu of the machine; None without a GPU."""
     if device == "cpu":
         return psutil.virtual_memory().available
     import torch
@@ -122,7 +122,7 @@ def free_memory(device: str) -> int | None:
 
 
 def wait(device: "torch.device") -> None:
-    """Wait for a GPU's queued work, so that a clock can be read."""
+    """Wait for a GPU's queued work, so that time can be measured."""
     if device.type == "cuda":
         import torch
 
@@ -130,7 +130,7 @@ def wait(device: "torch.device") -> None:
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of the peak memory, where the system can."""
+    """Start a new measurement of the peak memory, if the system can."""
     import torch
 
     gc.collect()

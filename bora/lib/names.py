@@ -1,4 +1,4 @@
-"""Write names and texts so that they are safe in file systems, Markdown and LaTeX."""
+"""Make names and texts safe in file systems, Markdown and LaTeX."""
 
 import hashlib
 import math
@@ -8,16 +8,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 MAX_NAME_CHARS = 64  # some file systems stop at 143 bytes
-# Letters that Unicode does not decompose into a plain one and its mark, and their plain spelling.
+# Letters that Unicode does not decompose into a plain letter and a mark → their plain spelling.
 _LETTERS = str.maketrans(
     dict(zip("øØðÐłŁđĐı", "oOdDlLdDi", strict=True))
     | {"æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ß": "ss", "þ": "th", "Þ": "Th"}
 )
-# The brackets of an interval, such as [1.2, 3.4], stay: they make no link.
+# The brackets of an interval, such as [1.2, 3.4], are not escaped: they make no link.
 _MARKUP = re.compile(r"([!#$&*<>\\^_`{|}~]|\[(?![\d+−-])|\](?=[(\[:]))")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: "\\" + c for c in "&%$#_{}"}
-# At the start of a table's row these would be arguments of the line break before it.
+# At the start of a table's row these would be read as arguments of the line break before it.
 _LATEX |= {c: f"{{{c}}}" for c in "[]*"}
 _LATEX |= {"τ": r"$\tau$", "∞": r"$\infty$", "Θ": r"$\Theta$", "−": "$-$", "±": r"$\pm$", "×": r"$\times$"}
 _LATEX |= {c: f"$^{n}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
@@ -26,10 +26,10 @@ _LATEX |= {"␣": r"\textvisiblespace{}", "↵": r"$\hookleftarrow$", "⇥": r"$
 
 
 def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
-    """Return each task a name of ASCII letters, digits, dots, hyphens and underscores, safe as a file's name.
+    """Map each task to a safe file name of ASCII letters, digits, dots, hyphens and underscores.
 
-    No two are equal, upper and lower case taken as the same, and none is `reserved`. Of tasks that would share a name,
-    those that it does not spell exactly have a hash behind it, so that a name does not depend on the tasks' order.
+    Names differ in more than upper and lower case, and none is `reserved`. Among tasks that would share a name, those
+    that it does not spell exactly get a hash as suffix, so that a name does not depend on the tasks' order.
     """
     plain = {task: _plain(task) for task in tasks}
     sharers = Counter(name.lower() for name in [*reserved, *plain.values()])
@@ -46,10 +46,10 @@ def safe_names(tasks: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, 
 
 
 def _plain(task: str) -> str:
-    """Spell a name in safe characters; "task" where none is left."""
+    """Spell a name in safe characters; "task" if none is left."""
     marked = unicodedata.normalize("NFKD", task.translate(_LETTERS))
     letters = "".join(c for c in marked if not unicodedata.combining(c))
-    # A name must not be hidden, be an option to a command, or lead out of its folder.
+    # A file name must not be hidden, look like a command's option, or lead out of its folder.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters).strip("-._")[:MAX_NAME_CHARS].rstrip("-._")
     return name or "task"
 
@@ -65,12 +65,12 @@ def markdown(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """Write any text as one line of LaTeX that shows it as it is, our Greek letters and superscripts included."""
+    """Write a text as one line of LaTeX that shows it literally, including bora's Greek letters and superscripts."""
     return "".join(_LATEX.get(c, c) for c in one_line(text))
 
 
 def format_tau(tau: float | str) -> str:
-    """Format τ for people: 0, 2.5, 100, 10⁴, ∞; `learn` stays as it is."""
+    """Format τ for people: 0, 2.5, 100, 10⁴, ∞; `learn` is unchanged."""
     if isinstance(tau, str):
         return tau
     if math.isinf(tau):

@@ -14,12 +14,12 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-# What schedulers send before they reclaim a machine (SLURM: SIGTERM, or what --signal names), and Ctrl-C.
+# Sent by schedulers before they reclaim a machine (SLURM: SIGTERM, or the one that --signal names), and by Ctrl-C.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(BaseException):
-    """The run was stopped by a signal. Not an Exception: a sweep must not record it as one job's failure.
+    """The run was stopped by a signal. Not an Exception, so that a sweep does not record it as a job's failure.
 
     Attributes:
         exit_code: 128 + the signal's number, as in shells: 143 for SIGTERM, 130 for Ctrl-C, 138 for SIGUSR1.
@@ -36,15 +36,15 @@ class Stopped(BaseException):
 class Stop:
     """Handle the signals of a run.
 
-    While it trains, a signal waits until the run can be saved. At any other time, and when it comes a second time, the
-    run stops at once.
+    During training, a signal waits until the run can be saved. At other times, and on a second signal, the run stops at
+    once.
     """
 
-    signum: int | None = None  # the signal that came
-    waits = False  # whether the run trains
+    signum: int | None = None  # the signal received
+    waits = False  # whether the run is training
 
     def obey(self) -> None:
-        """Raise Stopped if a signal came."""
+        """Raise Stopped if a signal has been received."""
         if self.signum is not None:
             raise Stopped(self.signum)
 
@@ -57,7 +57,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Handle SIGNALS with a Stop; do nothing outside the main thread, which alone receives them."""
+    """Handle SIGNALS with a Stop; do nothing outside the main thread, the only one that receives them."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -73,7 +73,7 @@ def stopping() -> Iterator[Stop]:
 class JobsStop:
     """Forward signals to a sweep's job processes, and end when they end."""
 
-    signum: int | None = None  # the signal that came
+    signum: int | None = None  # the signal received
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         jobs = psutil.Process().children(recursive=True)
@@ -87,7 +87,7 @@ class JobsStop:
 
 
 def stop_jobs_too() -> None:
-    """Handle SIGNALS by a JobsStop from now on; except Ctrl-C, which a terminal sends to every process itself."""
+    """Handle SIGNALS with a JobsStop from now on, except Ctrl-C, which a terminal sends to every process itself."""
     handler = JobsStop()
     for signum in SIGNALS:
         if signum != signal.SIGINT:
@@ -95,6 +95,6 @@ def stop_jobs_too() -> None:
 
 
 def signal_sent_on() -> int | None:
-    """Return the signal that was sent on to a sweep's jobs, which launchers report as errors of their own, or None."""
+    """Return the signal that was forwarded to a sweep's jobs, or None; launchers report it as an error of their own."""
     handler = signal.getsignal(signal.SIGTERM)
     return handler.signum if isinstance(handler, JobsStop) else None

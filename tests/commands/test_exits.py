@@ -56,7 +56,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
         (TORCHRUN, "trainer=ddp trainer.num_nodes=2", "started 1 × 2"),
         (TORCHRUN, "trainer=cpu", "but torchrun has started 1 × 2"),
         (TORCHRUN, "-m tau=1,2", "start each run with a torchrun of its own"),
-        ("RANK=1 WORLD_SIZE=2", "trainer=cpu", "RANK=1 is set, as for one of several processes, but the run has one"),
+        ("RANK=1 WORLD_SIZE=2", "trainer=cpu", "RANK=1 is set, as for one of several processes, but the run has only"),
         # A batch script that asks for tasks but runs without srun.
         ("SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "trainer=ddp", "but srun has started 1 × 1"),
         (SRUN, "trainer=ddp trainer.devices=1 trainer.num_nodes=2", "give --ntasks-per-node=1"),

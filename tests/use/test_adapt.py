@@ -148,7 +148,7 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
     before = sorted(tmp_path.rglob("*"))
     for arguments, said in (
         ([run, "out", "--data", new], "is not empty"),
-        ([run, "/proc/other", "--data", new], "/proc/other: nothing can be written there"),
+        ([run, "/proc/other", "--data", new], "/proc/other cannot be written"),
         ([run, "other", "--data", new, "--seed", "-1"], "--seed: '-1': Input should be greater"),
         ([run, "other", "--data", new, "--lr", "inf"], "--lr: 'inf'"),
         ([run, "other", "--data", new, "--lr", "1e30"], "training diverged"),

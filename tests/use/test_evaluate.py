@@ -190,7 +190,7 @@ def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line,
         ([run, "--data", "unknown.csv", "--out", "x"], "no row belongs to a task of the run (the table has 'x'"),
         ([run, "--data", "empty.jsonl", "--out", "y"], "no row has a text with a token to score"),
         ([run, "--data", data, "--batch-size", "0"], "--batch-size: '0'"),
-        ([run, "--data", data, "--out", "new.txt"], "new.txt: nothing can be written there"),
+        ([run, "--data", data, "--out", "new.txt"], "new.txt cannot be written"),
         ([run, "--data", data, "--out", run], f"{run} holds a run"),
         (["nowhere", "--data", data], "no finished run"),
     ):

@@ -189,7 +189,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(trained, call, t
     refused("no finished run", "nowhere", "out")
     refused("is not empty", run, "full")
     refused("is a file", run, "file")
-    refused("file/out: nothing can be written there", run, "file/out")
+    refused("file/out cannot be written", run, "file/out")
     refused("no task longer", run, "out", "--task", "longer")
     refused("exactly one --task", run, "out", "--merge", "--task", "a", "--task", "b")
     with monkeypatch.context() as patch:
