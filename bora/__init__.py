@@ -1,4 +1,4 @@
-"""BoRA: one language model, many related tasks, a LoRA each, tied by a hierarchical prior.
+"""BoRA: one language model and a LoRA for each of many related tasks, tied by a hierarchical prior.
 
 Method: Eide & Frigessi (2024), "Bayesian Hierarchical Low-Rank Adaption".
 """
@@ -16,7 +16,7 @@ __all__ = ["Run", "Sweep", "UserError", "fit", "load", "sweep"]
 
 
 def __getattr__(name: str) -> object:
-    # Imported when asked for: it brings torch, Lightning and transformers along.
+    # Imported only when needed, since it imports torch, Lightning and transformers.
     if name in __all__:
         from bora import api
 

@@ -10,13 +10,13 @@ from bora.commands.exits import cli_errors
 
 
 def main() -> None:
-    """Hand the arguments to the command named first."""
-    with cli_errors():  # of --help and imports too
+    """Run the command; report an error that the user can fix in a line."""
+    with cli_errors():  # also those of --help and of imports
         hand_on()
 
 
 def hand_on() -> None:
-    """Run the command, or print what there is."""
+    """Run the command that the first argument names, or list the commands."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: bora COMMAND …\n")
@@ -31,7 +31,7 @@ def hand_on() -> None:
         print(f"bora: no command {command!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [sys.argv[0], *arguments[1:]]
-    if command == "run":  # as `python -m` does, so that DDP starts a run's other processes in the same way
+    if command == "run":  # like `python -m`, so that DDP starts a run's other processes in the same way
         runpy.run_module("bora.commands.run", run_name="__main__", alter_sys=True)
     else:
         importlib.import_module(f"bora.commands.{command}").main()

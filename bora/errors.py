@@ -1,4 +1,4 @@
-"""The exception for input that a user can fix, and helpers that put an error on one line."""
+"""The exception for input that a user can fix, and helpers for errors of one line."""
 
 import math
 import traceback
@@ -9,19 +9,19 @@ class UserError(Exception):
     """Bad input: a value, file, column or model that the user named and that cannot be used.
 
     The message is one line that says what is wrong, where, and what to do. The command line
-    prints that line on standard error and leaves with exit code 2.
+    prints it on standard error and exits with code 2.
     """
 
 
 def require_positive(**values: object) -> None:
-    """Refuse settings that are not finite numbers above 0, by a UserError."""
+    """Raise a UserError for settings that are not finite numbers above 0."""
     for name, value in values.items():
         if not isinstance(value, Real) or not 0 < float(value) < math.inf:
             raise UserError(f"{name}={value!r}: give a number above 0")
 
 
 def require_count(**values: object) -> None:
-    """Refuse settings that are not whole numbers above 0, by a UserError."""
+    """Raise a UserError for settings that are not whole numbers above 0."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
             raise UserError(f"{name}={value!r}: give a whole number, 1 or more")
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def raised_in(error: Exception) -> str:
-    """Name the module whose line raised the error."""
+    """Return the name of the module that raised the error."""
     module = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_globals.get("__name__", "")

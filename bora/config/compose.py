@@ -1,6 +1,6 @@
-"""Turn the words of a command line, or of bora.fit, into a checked config.
+"""Turn the overrides of a command line, or of bora.fit, into a checked config.
 
-Hydra composes conf/, bora.config.schema decides what may stand in it. So each KEY=VALUE is handed to Hydra as
+Hydra composes conf/, and bora.config.schema decides which settings are valid. So each KEY=VALUE is passed to Hydra as
 ++KEY=VALUE: Hydra then accepts any key, and the schema reports all wrong ones at once.
 """
 
@@ -27,12 +27,12 @@ from bora.config.schema import Config, conf_folder, flatten
 from bora.errors import UserError
 
 FOLDERS = {"hydra.run.dir", "hydra.sweep.dir"}
-# Settings that are text: 2020_21 and 1e5 are names there, which Hydra would read as numbers.
+# Settings that are text: in them 2020_21 and 1e5 are names, which Hydra would read as numbers.
 TEXTS = FOLDERS | {"hydra.sweep.subdir", "name", "model.name", "model.path", "data.name", "data.path"}
 TEXTS |= {"data.task", "data.text", "data.messages", "data.date"}
-WRITTEN = ("data.prompt", "data.template")  # in which a line break may be written \\n
-MAX_NAME_CHARS = 40  # of a value in a folder's name, which file systems bound at 255 bytes
-# A group whose choices are not all in conf/ → what to give for any other.
+WRITTEN = ("data.prompt", "data.template")  # in these a line break may be written \\n
+MAX_NAME_CHARS = 40  # for each value in a folder's name, which file systems limit to 255 bytes
+# A group that takes more than its choices in conf/ → how to give anything else.
 ANY_OTHER = {
     "model": "for a model of the hub or a folder give model=hub model.path={choice}",
     "data": "for a table give data=table data.path={choice}",
@@ -40,9 +40,9 @@ ANY_OTHER = {
 
 
 def format_value(value: Any) -> str:
-    """Write a value as part of a folder's name: 100.0 as 100, 1e5 as 100000, a path by its last part.
+    """Format a value for a folder's name: 100.0 as 100, 1e5 as 100000, a path as its last part.
 
-    Where a name leaves something out, a short hash follows, so that values that differ get names that differ.
+    If this leaves something out, a short hash follows, so that different values get different names.
     """
     if value is None:
         return "null"
@@ -62,34 +62,34 @@ def name_job(*swept: str, _root_: DictConfig) -> str:
     """Name a sweep job's folder: tau and seed, then whatever else the sweep varies, by value.
 
     Args:
-        swept: keys and groups that the sweep varies. `prepare` writes them into the command line, since a job alone does
-            not know which of its overrides the others share.
+        swept: keys and groups that the sweep varies. `prepare` writes them into the command line, since a job does not
+            know which of its overrides the other jobs share.
     """
     job = {override.key_or_group: override.value() for override in parse_overrides(_root_.hydra.overrides.task)}
     parts = {"tau": _root_.tau, "seed": _root_.seed}
     for key in sorted(set(swept) - set(parts)):
-        # A group (model=…) is named by the option chosen, a value by the value.
+        # A group (model=…) is named by its choice, a setting by its value.
         parts[key] = job.get(key, "")
     return ",".join(f"{key}={format_value(value)}" for key, value in parts.items())
 
 
 def parse_overrides(words: list[str]) -> list[Override]:
-    # glob() asks a loader which choices a group has.
+    # For glob(), which asks the loader for a group's choices.
     loader = ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
     return OverridesParser.create(loader).parse_overrides(list(words))
 
 
 def forced(word: str) -> str:
-    """Rewrite an override for Hydra: KEY=VALUE becomes ++KEY=VALUE, and a value that it cannot parse is quoted.
+    """Rewrite an override for Hydra: KEY=VALUE becomes ++KEY=VALUE, and a value that Hydra cannot parse is quoted.
 
-    What begins with ++ already stays as it is.
+    An override that already begins with ++ is unchanged.
 
     Raises:
-        UserError: its value holds a secret, or cannot be read.
+        UserError: the override's value holds a secret, or it cannot be parsed.
     """
     key, equals, value = word.partition("=")
-    if key in WRITTEN:  # a shell's quotes leave \\n as it is typed
-        value = re.sub(r"(?<!\\)\$\{", r"\${", value.replace("\\n", "\n"))  # ${…} would be OmegaConf's
+    if key in WRITTEN:  # in quotes, a shell leaves \\n as typed
+        value = re.sub(r"(?<!\\)\$\{", r"\${", value.replace("\\n", "\n"))  # OmegaConf would interpolate ${…}
         word = f"{key}={value}"
     if not equals and not key.startswith("~"):
         raise UserError(f"{word!r} sets nothing: write KEY=VALUE in one word, as in tau=100")
@@ -98,7 +98,7 @@ def forced(word: str) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
-        # In quotes already, with one more inside: 'Customer's question: '.
+        # Already in quotes, with another one inside: 'Customer's question: '.
         within = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
         quoted = f"{key}={quote(value[1:-1] if within else value)}"
         try:
@@ -119,12 +119,12 @@ def forced(word: str) -> str:
 
 def quote(value: str) -> str:
     """Quote a value so that Hydra reads back exactly this text."""
-    # To Hydra a backslash is an escape before a quote and at the end, and there alone.
+    # Hydra reads a backslash as an escape only before a quote and at the end.
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + m[2].replace("'", r"\'"), value) + "'"
 
 
 def recorded(words: list[str]) -> list[str]:
-    """Write overrides as they were typed, without the ++ of `forced`."""
+    """Return overrides as they were typed, without the ++ of `forced`."""
     return [word.removeprefix("++") for word in words]
 
 
@@ -155,7 +155,7 @@ def compose_whole(overrides: list[str]) -> DictConfig:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Let Hydra compose from conf/, then restore the caller's Hydra (a process has one)."""
+    """Let Hydra compose from conf/ inside the context, then restore the caller's Hydra: a process has only one."""
     of_caller = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -166,7 +166,7 @@ def _own_hydra() -> Iterator[None]:
 
 
 def _no_such_choice(group: str, choice: str) -> str:
-    """Say which choices a group has, and what was meant, as far as it can be guessed."""
+    """Describe a choice that a group lacks, with the group's choices and a guess at what was meant."""
     choices = sorted(file.stem for file in (conf_folder() / group).glob("[!_]*.yaml"))
     close = difflib.get_close_matches(choice, choices, n=1)
     hint = f"; did you mean {group}={close[0]}?" if close else ""
@@ -176,18 +176,18 @@ def _no_such_choice(group: str, choice: str) -> str:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Turn what Hydra composed into the checked config; raise a UserError if it does not fit, or fetches a secret."""
+    """Check what Hydra composed; raise a UserError if it does not fit the schema, or would fetch a secret."""
     raw = cast(dict[str, Any], OmegaConf.to_container(composed))
     raw.pop("hydra", None)
     fetching = [line for key, value in flatten(raw).items() if (line := find_secret(key, value))]
-    if fetching:  # before it is resolved, which would fetch it
+    if fetching:  # before resolving, which would fetch it
         raise UserError("\n".join(fetching))
-    if any(value == "???" for value in flatten(raw).values()):  # and what is made of them cannot be resolved
+    if any(value == "???" for value in flatten(raw).values()):  # values that refer to these cannot be resolved
         return parse(raw)
     bare = OmegaConf.masked_copy(composed, list(raw))
     return parse(cast(dict[str, Any], OmegaConf.to_container(bare, resolve=True)))
 
 
-# What ${bora.job_name:…} and ${bora.short:…} in conf/ stand for.
+# The resolvers of ${bora.job_name:…} and ${bora.short:…} in conf/.
 OmegaConf.register_new_resolver("bora.job_name", name_job, replace=True)
 OmegaConf.register_new_resolver("bora.short", format_value, replace=True)

@@ -1,6 +1,6 @@
-"""From plain values to a checked Config: what Hydra composed, or what a run's config.yaml holds.
+"""Turn plain values, from Hydra or from a run's config.yaml, into a checked Config.
 
-Nothing after it sees a DictConfig. Each problem is a line: which setting, its value, and what it must be.
+Later code sees no DictConfig. Each problem is one line: the setting, its value, and what it must be.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from bora.errors import UserError
 
 
 def parse(values: dict[str, Any]) -> Config:
-    """Check plain values against the schema; raise a UserError with a line for every problem that there is."""
+    """Check plain values against the schema; raise a UserError with a line for each problem."""
     problems = [secret for key, value in flatten(values).items() if (secret := find_secret(key, value))]
     try:
         config = Config.model_validate(_without_missing(values))
@@ -29,29 +29,29 @@ def parse(values: dict[str, Any]) -> Config:
 
 
 def _without_missing(values: Any) -> Any:
-    """Leave out what OmegaConf marks as missing, ???, so that it is reported as missing."""
+    """Remove values that OmegaConf marks as missing, ???, so that they are reported as missing."""
     if not isinstance(values, dict):
         return values
     return {key: _without_missing(value) for key, value in values.items() if value != "???"}
 
 
 def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each setting that pydantic refused: which, its value, what it must be."""
+    """Yield a line for each setting that pydantic refused: its name, its value, and what it must be."""
     expected: dict[str, list[str]] = {}
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
         if place[0] in DISCRIMINATORS and len(place) > 1:
-            del place[1]  # pydantic names the member of the union there
+            del place[1]  # where pydantic names the member of the union
         key = ".".join(place)
         match problem["type"]:
             case "extra_forbidden":  # its value may be a secret
                 yield f"{key}: there is no such setting{_suggest(key, values)}"
             case "missing":
-                yield f"{key} is needed and has no default; give {key}=…"
+                yield f"{key} is required and has no default; give {key}=…"
             case "union_tag_invalid" | "union_tag_not_found":
                 yield f"{key}.{DISCRIMINATORS[key]} must be one of {', '.join(_members(key))}; give {key}=NAME"
             case _:
-                # Where a setting may be of several types, pydantic adds the type that it tried.
+                # For a setting of several types, pydantic adds the type that it tried.
                 while len(place) > 1 and _value_at(values, place) is _ABSENT:
                     place.pop()
                 expected.setdefault(".".join(place), []).append(problem["msg"].removeprefix("Input should be "))
@@ -63,10 +63,10 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    """Write a value; a text that reads as a number in quotes, which are what is wrong with it."""
+    """Format a value. Text that reads as a number gets quotes, since they are what is wrong with it."""
     if isinstance(value, str):
         with suppress(ValueError):
-            return f"{value!r} (a text)" if float(value) >= 0 else value
+            return f"{value!r} (text)" if float(value) >= 0 else value
     return "null" if value is None else str(value)
 
 
@@ -107,7 +107,7 @@ def _members(group: str) -> dict[str, type[Group]]:
 
 
 def _known_keys(values: dict[str, Any]) -> list[str]:
-    """List every setting that there is beside the chosen sources, or, where none is chosen, for any of them."""
+    """List all settings that go with the chosen sources, or with any source if none is chosen."""
 
     def walk(owner: type[Group], prefix: str) -> Iterator[str]:
         for name, field in owner.model_fields.items():

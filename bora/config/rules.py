@@ -1,4 +1,4 @@
-"""Check what types cannot: rules between settings, and that no value is a secret."""
+"""Check what types cannot express: rules between settings, and that no value is a secret."""
 
 import math
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from typing import Any
 
 from bora.config.schema import Config, Trainer, WandbLogger, flatten
 
-# What bora itself decides for Lightning's Trainer → why, or what to give instead.
+# Arguments of Lightning's Trainer that bora itself sets → why, or what to give instead.
 _REASONS = {
     "limit_val_batches limit_test_batches": "validation and test read all their documents; for fewer, give "
     "data.documents_per_task",
-    "fast_dev_run overfit_batches": "validation would be left out, which chooses the epoch; for a short run give "
+    "fast_dev_run overfit_batches": "it would leave out validation, which chooses the epoch; for a short run give "
     "trainer.max_steps",
     "gradient_clip_val": "give optim.clip",
     "precision": "adapters are trained in float32; the backbone's precision is model.dtype",
@@ -20,17 +20,17 @@ RESERVED = {key: why for keys, why in _REASONS.items() for key in keys.split()}
 
 
 def rules(config: Config) -> Iterator[str]:
-    """Yield a line for each rule between settings that is broken."""
+    """Yield a line for each broken rule between settings."""
     trainer, split = config.trainer, config.data.split
     if trainer.max_steps == 0:
-        yield "trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no bound"
+        yield "trainer.max_steps=0 trains nothing; give 1 or more, or -1 for no limit"
     if split.validation + split.test >= 1:
         yield (
             f"data.split.validation={split.validation} and data.split.test={split.test} leave nothing to train on; "
             "their sum must be below 1"
         )
     if "{text}" not in config.data.template:
-        yield f"data.template={config.data.template!r} must hold {{text}}"
+        yield f"data.template={config.data.template!r} must contain {{text}}"
     messages = getattr(config.data, "messages", None)
     if messages is not None and (config.data.prompt is not None or config.data.chat_template):
         given = "data.prompt" if config.data.prompt is not None else "data.chat_template"
@@ -44,7 +44,7 @@ def rules(config: Config) -> Iterator[str]:
         )
     if isinstance(config.tau, list) and len(config.tau) != 1 + len(config.data.levels):
         yield (
-            f"tau={config.tau} has {len(config.tau)} values, and the task and data.levels={config.data.levels} need "
+            f"tau={config.tau} has {len(config.tau)} values, but the task and data.levels={config.data.levels} need "
             f"{1 + len(config.data.levels)}"
         )
     if config.data.levels:
@@ -88,7 +88,7 @@ def rules(config: Config) -> Iterator[str]:
         yield "model.gradient_checkpointing=true runs the backbone uncompiled; set model.compile=false"
 
 
-DEVIATIONS = {"prior.parameterization": "noncentered", "prior.penalty": "gaussian"}  # what deviations are made for
+DEVIATIONS = {"prior.parameterization": "noncentered", "prior.penalty": "gaussian"}  # what levels and tau=learn support
 
 
 def _other_than(needed: dict[str, Any], config: Config, what: str, instead: str) -> Iterator[str]:
@@ -100,21 +100,21 @@ def _other_than(needed: dict[str, Any], config: Config, what: str, instead: str)
 
 
 def _rules_of_levels(config: Config) -> Iterator[str]:
-    """Yield a line for each setting that levels do not have."""
+    """Yield a line for each setting that levels do not support."""
     columns = config.data.levels
     for column in columns:
         if columns.count(column) > 1 or column in (getattr(config.data, "task", None), "task"):
             yield f"data.levels={columns}: {column} is named twice, or is the tasks' column; leave it out"
             break
         if column in (getattr(config.data, "text", None), getattr(config.data, "messages", None)):
-            yield f"data.levels={columns}: {column} is the document itself"
+            yield f"data.levels={columns}: {column} is the document itself; leave it out"
     if config.tau != "learn" and not all(0 < float(tau) < math.inf for tau in (config.task_tau, *config.level_taus)):
-        yield f"tau={config.tau} with data.levels: each must be above 0 and finite; without a level remove its column"
+        yield f"tau={config.tau} with data.levels: each must be above 0 and finite; to drop a level, remove its column"
     yield from _other_than(DEVIATIONS, config, "data.levels are", "data.levels=[]")
 
 
 def _rules_of_learning(config: Config) -> Iterator[str]:
-    """Yield a line for each setting that tau=learn does not have."""
+    """Yield a line for each setting that tau=learn does not support."""
     needed = DEVIATIONS | {"prior.estimator": "by_document", "likelihood": "sum", "lora.init_std": 0}
     yield from _other_than(needed, config, "tau=learn is", "a number for tau")
     if config.trainer.max_epochs == 1 and config.trainer.val_check_interval is None:
@@ -125,7 +125,7 @@ def _rules_of_learning(config: Config) -> Iterator[str]:
 
 
 def find_secret(key: str, value: Any) -> str | None:
-    """Describe a value that holds a secret, or would fetch one, without repeating it; None for any other.
+    """Describe, without repeating it, a value that holds a secret or would fetch one; return None for any other.
 
     A run's files repeat its config, so a config is no place for secrets.
     """
@@ -133,7 +133,7 @@ def find_secret(key: str, value: Any) -> str | None:
         return None
     authority, _, rest = value.partition("://")[2].partition("/")
     port = authority.rpartition(":")[2]
-    # A password may hold a slash that should have been written %2F: then it ends in the rest.
+    # A password may contain a slash that should have been written %2F; then it ends in `rest`.
     if "@" in authority or (":" in authority and not port.isdigit() and "@" in rest):
         what = "a URL with a user or password in it"
     elif "${oc.env:" in value:
@@ -141,6 +141,6 @@ def find_secret(key: str, value: Any) -> str | None:
     else:
         return None
     return (
-        f"{key}: {what}. A run's files repeat its config, so give secrets by the environment alone: "
+        f"{key}: {what}. A run's files repeat its config, so give secrets only by environment variables: "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, WANDB_API_KEY, HF_TOKEN"
     )

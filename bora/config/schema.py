@@ -1,4 +1,4 @@
-"""The schema of a run's config: types, ranges, choices. conf/ holds every value and says what it means."""
+"""The schema of a run's config: types, ranges, choices. conf/ holds all values, with their meaning."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-MAX_COUNT = 2**31 - 1  # of what is counted: documents in a batch, epochs, a LoRA's rank
+MAX_COUNT = 2**31 - 1  # of documents in a batch, steps, a LoRA's rank
 MAX_SEED = 2**32 - 1
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -33,7 +33,7 @@ class Split(Group):
 
 
 class Data(Group):
-    """What every corpus has."""
+    """Settings of every corpus."""
 
     name: Name
     levels: list[Name]
@@ -99,7 +99,7 @@ class StdlibData(Data):
 
 
 class Model(Group):
-    """What every backbone has."""
+    """Settings of every backbone."""
 
     name: Name
     dtype: Literal["float32", "bfloat16", "auto"]
@@ -140,7 +140,7 @@ class LoRA(Group):
 
     @property
     def effective_alpha(self) -> float:
-        """The α whose α/r scales the update; with rslora it is α√r, which every reader of an adapter understands."""
+        """The α for which α/r scales the update: with rslora α√r, which every reader of adapters understands."""
         return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
 
 
@@ -177,7 +177,7 @@ class Trainer(Group):
 
 
 class Logger(Group):
-    """What every logger has."""
+    """Settings of every logger."""
 
     task_lines: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
@@ -208,7 +208,7 @@ class TensorBoardLogger(Logger):
 AnyData = TableData | DatasetsData | TalkOfNorwayData | FrameData | StdlibData
 AnyModel = HubModel | PackagedModel | GGUFModel | RandomModel
 AnyLogger = NoLogger | WandbLogger | MLflowLogger | TensorBoardLogger
-# Groups whose settings depend on one of them → that one.
+# Groups whose settings depend on one of these settings → that setting.
 DISCRIMINATORS = {"data": "source", "model": "source", "logger": "kind"}
 
 
@@ -237,7 +237,7 @@ class Config(Group):
 
     @property
     def level_taus(self) -> list[float]:
-        """τ of each of data.levels; none where it is learned."""
+        """τ of each of data.levels; empty for tau=learn."""
         if isinstance(self.tau, list):
             return self.tau[1:]
         return [] if self.tau == "learn" else [self.tau] * len(self.data.levels)
@@ -247,21 +247,21 @@ class Config(Group):
         """Whether training on a GPU is replayed from recordings (bora.model.graphs).
 
         Not with fsdp, which moves weights within a step; nor with gradient checkpointing, as recordings take the memory
-        that it saves; nor with dropout, since their shapes are rounded up, so masks would differ after a resume.
+        that it saves; nor with dropout, since shapes are rounded up, so masks would differ after resuming.
         """
         sharded, model = self.trainer.strategy == "fsdp", self.model
         return model.cuda_graphs and not (sharded or model.gradient_checkpointing or self.lora.dropout)
 
 
 def conf_folder() -> Path:
-    """Find conf/: inside the package when installed from a wheel, beside it in a checkout."""
+    """Find conf/: inside the package if installed from a wheel, next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Turn nested dictionaries into one whose keys are joined by dots; lists, and empty dictionaries, are values."""
+    """Flatten nested dictionaries, joining keys by dots; lists and empty dictionaries are values."""
     if isinstance(values, dict) and values:
         return {k: v for key, child in values.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
     return {prefix[:-1]: values}

@@ -29,7 +29,7 @@ def test_a_setting_that_is_newer_than_a_finished_run_has_its_default(command, tm
     assert len(keys) > 60
     for key in sorted(keys):
         (run.path / CONFIG).write_text(yaml.safe_dump(without(settings, key)))
-        with pytest.raises(UserError, match=f"{key} is needed"):  # it may have been lost
+        with pytest.raises(UserError, match=f"{key} is required"):  # it may have been lost
             run.config()
         now = hash_file(run.path / CONFIG)
         sums.write_text(sums.read_text().replace(written, now))
