@@ -1,4 +1,4 @@
-"""Documents to padded batches: to train, in an order that the seed and the epoch decide; to measure, by length."""
+"""Turn documents into padded batches: for training in an order drawn from seed and epoch, for evaluation by length."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,7 +15,7 @@ from bora.model.likelihood import IGNORE, scored_places
 
 
 class Documents(Dataset[Batch]):
-    """The documents of one split; an item is a whole batch, asked for by a list of indices."""
+    """The documents of one split. An item is a whole batch, selected by a list of indices."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Documents(Dataset[Batch]):
         """
         Args:
             documents, tasks: the tokens and the task of each document, or of each piece of one.
-            units: its rows of the matrix for levels above the task; see bora.bayes.levels.
-            scored_padding: the token id of padding that is labelled too, as the published code does; the result then
-                depends on the batch, and on an attention mask, which is given along. None: padding is not labelled,
-                and its id, 0, is seen by no token that is.
+            units: each one's rows of the matrix for the levels above the task; see bora.bayes.levels.
+            scored_padding: the token id of padding, which is then labelled too, as in the published code; results then
+                depend on the batch, and on the attention mask that it has. None: padding is not labelled, and no
+                labelled token sees its id, 0.
         """
         self.documents, self.tasks, self.units = list(documents), list(tasks), units
-        # Of a document in three pieces each is a third: of what a document brings of the prior.
+        # Each piece of a document in three adds a third of what the document adds of the prior.
         _, self._first, self._whose, pieces = np.unique(
             [d.document for d in documents], return_index=True, return_inverse=True, return_counts=True
         )
@@ -45,22 +45,22 @@ class Documents(Dataset[Batch]):
         return len(self.documents)
 
     def take(self, indices: Sequence[int]) -> "Documents":
-        """Return some of them, each with all of its pieces."""
+        """Return those at these indices, which must have all pieces of a document or none."""
         units = None if self.units is None else [self.units[i] for i in indices]
         return Documents(
             [self.documents[i] for i in indices], [self.tasks[i] for i in indices], self.scored_padding, units
         )
 
     def rows(self) -> Tensor:
-        """Return each document's task, and its units of the levels above: [N, 1 + L] rows of the matrix."""
+        """Return each document's rows of the matrix, [N, 1 + L]: its task, and its units of the levels above."""
         units = [()] * len(self.documents) if self.units is None else self.units
         return torch.tensor([[self.tasks[i], *units[i]] for i in self._first])
 
     def __getitem__(self, batch: tuple[list[int], int]) -> Batch:
-        """Pad on the right to the batch's longest document.
+        """Return a batch, padded on the right to its longest document.
 
         Args:
-            batch: indices of R documents, and K, the batches that an epoch has.
+            batch: indices of R documents, and K, the number of batches in an epoch.
         """
         indices, batches = batch
         documents = [self.documents[i] for i in indices]
@@ -93,33 +93,33 @@ class Documents(Dataset[Batch]):
         return padded
 
     def by_length(self, batch_size: int, device: torch.device, what: str) -> Iterator[tuple[list[int], Batch]]:
-        """Yield batches of documents of like length on a device, each with their indices; see `by_length`."""
+        """Yield batches of documents of similar length on a device, each with its indices; see `by_length`."""
         for some in by_length([len(d.ids) for d in self.documents], batch_size, what):
             yield some, to_device(self[some, 1], device)
 
 
 def by_length(lengths: Sequence[int], batch_size: int, what: str) -> Iterator[list[int]]:
-    """Yield each index once, those of like length together, so that little is padded; `what` is shown as progress."""
+    """Yield each index once, similar lengths together so that little is padded; `what` names the progress bar."""
     order = np.argsort(lengths, kind="stable").tolist()
     for start in progress(range(0, len(order), batch_size), what):
         yield order[start : start + batch_size]
 
 
 class Batches(Sampler):
-    """Index lists for Documents: every document once an epoch, step by step.
+    """Index lists for Documents: every document once per epoch, step by step.
 
     An epoch has ⌈N / (batch_size · accumulate)⌉ optimiser steps in every order:
 
-    - bucketed: documents of like length together, steps of like many tokens, in random order, so that
-      little is padded and no step is much longer than another;
+    - bucketed: documents of similar length together, in steps of similar numbers of tokens, in random order, so that
+      little is padded and no step takes much longer than another;
     - shuffled: as many documents in each step, drawn uniformly;
     - given: the documents in a given order, the same in every epoch.
 
-    A step's documents are shared out over its `accumulate` batches, and a batch's over the processes, so
-    that all of them together are the step of a larger batch on one process. None is repeated or left out.
+    A step's documents are divided among its `accumulate` batches, and a batch's among the processes, so
+    that together they are the step of one larger batch on one process. No document is repeated or left out.
     """
 
-    JITTER = 0.1  # a document's length is changed by up to this share before sorting: neighbours vary by epoch
+    JITTER = 0.1  # lengths change by up to this share before sorting, so that neighbours vary by epoch
 
     def __init__(
         self,
@@ -136,28 +136,28 @@ class Batches(Sampler):
             lengths: tokens of each document.
             batch_size: documents in a batch (if bucketed: on average), all processes together.
             order: bucketed or shuffled, drawn for each epoch from (seed, epoch); or the documents' indices.
-            accumulate: batches whose gradients make one step.
+            accumulate: number of batches whose gradients make one step.
         """
         self.lengths, self.order, self.seed = np.asarray(lengths), order, seed
         self.accumulate, self.rank, self.n_processes, self.epoch = accumulate, rank, n_processes, 0
         self.begin_at, self.given = 0, 0  # batches to skip in the next epoch; batches given so far in this one
-        # Every process must have a document in every batch, or their steps would not match: a last step
-        # with too few for that is joined to the one before.
+        # Every process must have a document in every batch, or their steps would not match, so a last step
+        # with too few documents is merged into the one before.
         self.least = accumulate * n_processes
         self.documents_a_step = max(batch_size * accumulate, self.least)
         n_spare = len(self.lengths) + self.documents_a_step - self.least
         self.n_steps = max(1, n_spare // self.documents_a_step)
 
     def check_trainable(self) -> None:
-        """Raise a UserError where a step's batches, shared out over the processes, outnumber the documents."""
+        """Raise a UserError if there are too few documents for each process to have one in each batch of a step."""
         if len(self.lengths) < self.least:
             raise UserError(
                 f"trainer.accumulate_grad_batches={self.accumulate} on {self.n_processes} device(s) needs as many "
-                f"training documents, and there are {len(self.lengths)}; give fewer"
+                f"training documents, but there are {len(self.lengths)}; give fewer"
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of every epoch."""
+        """Set the epoch; Lightning calls this at the start of each."""
         self.epoch = epoch
 
     def _steps(self) -> list[np.ndarray]:
@@ -193,7 +193,7 @@ class Batches(Sampler):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A DataLoader that can resume within an epoch; Lightning keeps its state in checkpoints."""
+    """A DataLoader that can resume within an epoch; Lightning saves its state in checkpoints."""
 
     sampler: Batches
     dataset: Documents
@@ -202,14 +202,14 @@ class ResumableLoader(DataLoader[Batch]):
         return {"given": self.sampler.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        # An epoch that was given to its end is over.
+        # After its last batch an epoch is over.
         self.sampler.begin_at = state["given"] % len(self.sampler)
 
 
 def loader(documents: Documents, batches: Batches, pinned: bool = False) -> ResumableLoader:
-    """Make a DataLoader whose sampler hands out whole batches.
+    """Make a DataLoader whose sampler selects whole batches.
 
     Args:
-        pinned: keep batches in memory that a GPU copies from asynchronously.
+        pinned: put batches in pinned memory, from which a GPU copies asynchronously.
     """
     return ResumableLoader(documents, sampler=batches, batch_size=None, pin_memory=pinned)

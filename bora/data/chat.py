@@ -1,4 +1,4 @@
-"""Chats, written as the model's own chat template writes them; what the assistant says is scored."""
+"""Write chats with the model's own chat template, and score what the assistant says."""
 
 import json
 import logging
@@ -17,10 +17,10 @@ from bora.errors import UserError, first_line
 
 Message = dict[str, Any]
 Ids = list[int]
-ANSWER = "☃snow"  # that no template writes
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template says itself what the assistant says
+ANSWER = "☃snow"  # a text that no template writes
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with it a template itself marks what the assistant says
 NOW = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-TODAY = datetime(2024, 7, 26)  # for templates that write the date: the default of Llama 3.2's
+TODAY = datetime(2024, 7, 26)  # for templates that write the date; the default in Llama 3.2's
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ class Turns(NamedTuple):
     """A chat's tokens.
 
     Attributes:
-        ids: of all of it.
-        scored: [len(ids)], whether the assistant says it.
-        question: where the message before the first answer stands in `ids`, without what the template puts around it; if
-            that answer is not scored, from there to the end of the message before the one that is.
+        ids: the token ids of the whole chat.
+        scored: [len(ids)], whether the assistant says the token.
+        question: where in `ids` the message before the first answer is, without what the template puts around it; if
+            that answer is not scored, from there to the end of the message before the first one that is.
     """
 
     ids: Ids
@@ -41,10 +41,10 @@ class Turns(NamedTuple):
 
 
 def to_messages(value: Any) -> str:
-    """Convert a cell to a chat as JSON text: a list of messages, or JSON of one; '' for a missing one.
+    """Convert a cell, a list of messages or JSON of one, to a chat as JSON text; a missing value becomes ''.
 
     Raises:
-        ValueError: it is neither, or a message lacks its role or content.
+        ValueError: the cell is neither, or a message lacks its role or content.
     """
     if isinstance(value, str):
         if not value.strip():
@@ -60,7 +60,7 @@ def to_messages(value: Any) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Convert NumPy's values to Python's, and leave out what is null at any depth: Arrow gives every object all keys."""
+    """Convert NumPy's values to Python's, and drop null fields at any depth, since Arrow gives every object all keys."""
     if isinstance(value, Mapping):
         return {str(key): _without_nulls(part) for key, part in value.items() if part is not None}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -85,13 +85,13 @@ def _to_message(value: Any) -> Message:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: bool = False) -> str:
-    """Write messages by the tokenizer's chat template; one that writes the date is given TODAY.
+    """Write messages with the tokenizer's chat template; a template that writes the date gets TODAY.
 
     Args:
         answer: end where the assistant's answer begins.
 
     Raises:
-        UserError: there is no template, or it does not take these messages.
+        UserError: there is no template, or it cannot write these messages.
     """
     try:
         how: dict[str, Any] = {
@@ -106,15 +106,15 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answ
 
 @cache
 def _on_today(template: str) -> str:
-    """Replace a template's calls for the date by TODAY."""
+    """Replace a template's calls for the date with TODAY."""
     return NOW.sub(lambda call: json.dumps(TODAY.strftime(call[2])), template)
 
 
 def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """Write messages up to where the answer begins, exactly as in the chats with an answer that are trained on.
+    """Write messages up to where an answer begins, exactly as in the chats with an answer that are trained on.
 
-    Some templates begin an answer otherwise when a model is to give it, by <think> for example. Others write the
-    messages themselves otherwise: Mistral's puts the system's before the user's last only as long as no answer follows.
+    Some templates begin an answer differently if a model is to generate it, for example with <think>. Others write the
+    messages differently: Mistral's puts the system's message before the user's last one only if no answer follows.
     """
     asked = render(tokenizer, messages, answer=True)
     if messages and messages[-1]["role"] == "assistant":
@@ -125,26 +125,26 @@ def begin_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         return shared
     if answered.startswith(render(tokenizer, messages)):
         _warn(
-            f"the chat template starts an answer that a model is to give with {asked[len(shared) :]!r}, but not the "
-            "answers that are trained on; it is left out when this run's models answer"
+            f"the chat template starts an answer to generate with {asked[len(shared) :]!r}, but not the answers that are "
+            "trained on; it is left out when this run's models answer"
         )
         return shared
     _warn(
         "the chat template writes a question differently once its answer follows (it may drop the system's message); "
-        "training and generation both take the form that it has with an answer"
+        "training and generation both use the form with an answer"
     )
     return answered[: answered.rfind(ANSWER)].rstrip(" ")
 
 
 def render_within(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> str:
-    """Write messages as they stand in `text`, a chat that begins with them and has an answer, or asks for one."""
+    """Write messages as in `text`, a chat that begins with them and either has an answer or asks for one."""
     alone = render(tokenizer, messages)
     return alone if text.startswith(alone) else begin_answer(tokenizer, messages)
 
 
 @cache
 def _warn(message: str) -> None:
-    """Warn, once of each thing."""
+    """Log each warning once."""
     log.warning("%s", message)
 
 
@@ -153,15 +153,15 @@ def encode_chat(
 ) -> list[Turns]:
     """Tokenise a chat and find what the assistant says.
 
-    Where the template marks it, by {% generation %}, the mask is transformers' own. Else an answer is what the chat
-    with it has beyond the chat before it, up to where the template has the assistant begin.
+    If the template marks that with {% generation %}, the mask comes from transformers. Otherwise an answer is what it
+    adds to the messages before it, written up to where the template has the assistant begin.
 
     Args:
-        encode: gives a text's tokens, without any of the tokenizer's own around them.
+        encode: returns a text's tokens, without the tokenizer's own around them.
 
     Returns:
-        One text. Or, where the template writes an answer differently once more messages follow (Qwen3's leaves its
-        thinking out), a text for each answer, which ends with it: the chat as it is when the model has to give it.
+        One text; or, if the template writes an answer differently once more messages follow (Qwen3's leaves out its
+        thinking), a text for each answer, which ends with it: the chat as the model sees it when it has to answer.
 
     Raises:
         UserError: see `render`.
@@ -192,13 +192,13 @@ def encode_chat(
 
 
 def _find_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, int]:
-    """Return a chat up to where its last message, an answer, begins; all of the chat; and where in it its words end.
+    """Return a chat up to where its last message, an answer, begins; the whole chat; and where in it the answer ends.
 
-    What the template puts behind them may depend on what follows: Phi's ends a chat, not each turn.
+    What the template puts after the answer may depend on what follows: Phi's marks the end of a chat, not of each turn.
     """
     until, said = render(tokenizer, messages), messages[-1]["content"].strip()
     _check_written(tokenizer, messages, until)
-    # Where a chat begins with an answer, what the template puts before that cannot be written by itself.
+    # If a chat begins with an answer, what the template puts before it cannot be written separately.
     at = until.rfind(said)
     before = render(tokenizer, messages[:-1], answer=True) if len(messages) > 1 else until[:at]
     if not until.startswith(before):
@@ -207,11 +207,11 @@ def _find_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 
 
 def _check_written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> None:
-    """Warn if the template changed words of a chat's last message; refuse one that does not write them at all."""
+    """Warn if the template changes words of a chat's last message; refuse a template that does not write them at all."""
     if messages[-1]["content"].strip() in text:
         return
     if render(tokenizer, [*messages[:-1], messages[-1] | {"content": ANSWER}]) == render(tokenizer, messages):
-        raise UserError("the tokenizer's chat template does not write what the assistant says, where it is a text")
+        raise UserError("the tokenizer's chat template does not write what the assistant says if it is a text")
     _warn("the chat template leaves out or changes parts of what the assistant says, so they are not trained on")
 
 
@@ -224,8 +224,8 @@ def _find_asked(
     scored: np.ndarray,
     encode: Callable[[str], Ids],
 ) -> slice:
-    """Find what a text that is too long loses first: from the message before the chat's first answer to the one before
-    the first that is scored, whose place is `answers[0]`, if there is one.
+    """Find what a text that is too long loses first: from the message before the chat's first answer to the message
+    before the first answer that is scored, which has index `answers[0]`, if there is one.
     """
     start = int(scored.argmax()) if scored.any() else len(ids)
     if not answers:
@@ -244,22 +244,22 @@ def _find_asked(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], Ids]) -> int | None:
-    """Find the token by which the template ends an answer; None where there is none of its own."""
+    """Find the token with which the template ends an answer; None if it has no special one."""
     turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
         text = render(tokenizer, turns)
     except UserError:
         return None
     behind = encode(text[text.rfind(ANSWER) + len(ANSWER) :])
-    added = tokenizer.added_tokens_decoder  # some are white space, which an answer may hold
+    added = tokenizer.added_tokens_decoder  # some are white space, which an answer may contain
     return next((token for token in behind if token in added and added[token].content.strip()), None)
 
 
 def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str], Ids]) -> slice:
-    """Find where a message's own words stand in a chat's tokens; all of the chat if they are not written as they are.
+    """Find where a message's own words are in a chat's tokens; return the whole chat if the template changes them.
 
     Args:
-        ids: of the chat, or of one that continues it.
+        ids: the tokens of the chat, or of one that continues it.
         text: the chat, which ends with the message.
     """
     content = message["content"].strip()
@@ -270,5 +270,5 @@ def find_question(ids: Ids, text: str, message: Message, encode: Callable[[str],
 
 
 def _shared(ids: Sequence[Any], others: Sequence[Any]) -> int:
-    """Count the tokens, or characters, that two texts begin with alike."""
+    """Return how many tokens, or characters, two texts share at the beginning."""
     return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

@@ -17,25 +17,25 @@ from bora.data.prompts import placeholders
 from bora.data.task_names import normalise_names
 from bora.errors import UserError, first_line, printable
 
-# The column of tasks where none is named: the first of these that the table has.
+# The column of tasks if none is named: the first of these that the table has.
 TASK_COLUMNS = ("task", "rep_name")
-LEVEL = "level:"  # before the name of a level's column
-MAX_LIST_CHARS = 300  # of a table's columns in a message
+LEVEL = "level:"  # prefix of the name of a level's column
+MAX_LIST_CHARS = 300  # for the list of a table's columns in a message
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table are meant.
+    """The columns of a table to read.
 
     Args:
-        task: names the task; None for the first of `tasks` that the table has.
-        text: holds the document; None for the first of `texts` that the table has.
-        date: None for `date` where there is one.
-        messages: holds a chat, see bora.data.chat; then there is no text beside it.
+        task: column with the task; None for the first of `tasks` that the table has.
+        text: column with the document; None for the first of `texts` that the table has.
+        date: column with the date; None for `date` if the table has it.
+        messages: column with a chat, see bora.data.chat, which then replaces the text.
         prompt: columns that the prompt takes.
-        levels: columns above the task.
-        need_task: False if a table without a column of tasks will do where none is named.
-        need_levels: False if a table without columns of levels will do.
+        levels: columns of the levels above the task.
+        need_task: False accepts a table without a column of tasks if none is named.
+        need_levels: False accepts a table without columns of levels.
     """
 
     task: str | None = None
@@ -53,13 +53,13 @@ class Columns:
         """Find the columns in a table.
 
         Returns:
-            task, text (or messages), date, each of the prompt's placeholders and each of the levels → the table's name
-            for it, without those it lacks.
+            task, text (or messages), date, each of the prompt's placeholders and each of the levels → its name in the
+            table, without those that the table lacks.
 
         Raises:
-            ReadError: a column is missing, or there twice.
+            ReadError: a column is missing, or occurs twice.
         """
-        shown = (name if name == name.strip() else repr(name) for name in available)  # a space would not be seen
+        shown = (name if name == name.strip() else repr(name) for name in available)  # quotes make spaces visible
         listed = printable(", ".join(shown)[:MAX_LIST_CHARS]) or "no columns"
         task = self.task or next((c for c in self.tasks if c in available), None)
         text = self.text or next((c for c in self.texts if c in available), self.texts[0])
@@ -75,7 +75,7 @@ class Columns:
             raise ReadError(
                 "prompt",
                 f"… {{{text}}} …",
-                f"that is the text, which the prompt would give away; name others of {listed}",
+                f"that column is the text, which the prompt would give away; name others of {listed}",
             )
         for ours, name in found.items():
             argument = "prompt" if ours[0] == "{" else "levels" if ours.startswith(LEVEL) else ours
@@ -88,21 +88,21 @@ class Columns:
         return found
 
 
-ANY = Columns()  # where no column is named
+ANY = Columns()  # no column is named
 
 
 def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
-    """Convert a table's cells to text, a part of it at a time.
+    """Convert a table's cells to text, part by part.
 
     Args:
-        parts: each gives the values of some rows by the table's column: a dictionary, a frame or a record batch.
+        parts: some rows each: a dictionary, a frame or a record batch, with values by the table's column.
         found: from `Columns.find`.
 
     Returns:
-        Columns as the keys of `found`.
+        A table whose columns are the keys of `found`.
 
     Raises:
-        UserError: a value is no text, chat or valid Unicode, see `to_text` and `to_messages`; or there are no rows.
+        UserError: a value is not a text, chat or valid Unicode, see `to_text` and `to_messages`; or there are no rows.
     """
     tables: list[pa.Table] = []
     n_rows = 0
@@ -116,7 +116,7 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
                     texts.append(convert(value.as_py() if isinstance(value, pa.Scalar) else value))
                 columns.append(pa.array(texts, pa.large_string()))
             except ValueError as error:
-                # Arrow finds half a surrogate pair; else it is the value after those converted.
+                # Arrow finds half a surrogate pair; otherwise it is the value after those already converted.
                 row = texts.index(error.object) if isinstance(error, UnicodeEncodeError) else len(texts)
                 what = "chat" if ours == "messages" else "text"
                 raise UserError(
@@ -130,7 +130,7 @@ def text_table(parts: Iterable[Any], found: dict[str, str]) -> pa.Table:
 
 
 def _cells(values: Any) -> Any:
-    """Return a column's values; numbers of fewer than 64 bits as NumPy's, which knows that they are 2.1, say."""
+    """Return a column's values; floats of fewer than 64 bits as NumPy's, which print in their shortest form (2.1)."""
     if isinstance(values, pa.DictionaryArray):
         values = values.dictionary_decode()
     if isinstance(values, pa.Array):
@@ -139,18 +139,18 @@ def _cells(values: Any) -> Any:
     dtype = getattr(values, "dtype", None)
     if isinstance(dtype, pd.CategoricalDtype):
         dtype = dtype.categories.dtype
-    dtype = getattr(dtype, "numpy_dtype", dtype)  # of a column that Arrow or pandas itself keeps
+    dtype = getattr(dtype, "numpy_dtype", dtype)  # for a column in a type of Arrow's or pandas' own
     small = isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
     return values.to_numpy(dtype, na_value=np.nan) if small else values
 
 
 def to_text(value: Any) -> str:
-    """Convert a cell to text: a missing value becomes '', a boolean 'true' or 'false', bytes what they are in UTF-8.
+    """Convert a cell to text: a missing value becomes '', a boolean 'true' or 'false'; bytes are decoded as UTF-8.
 
     A number is written as Python writes it, 1.0 or 0.1.
 
     Raises:
-        ValueError: it is a list or an object, or bytes that are not UTF-8.
+        ValueError: the cell is a list or an object, or bytes that are not UTF-8.
     """
     if isinstance(value, str):
         return value
@@ -161,13 +161,13 @@ def to_text(value: Any) -> str:
     if pd.isna(value):
         return ""
     if isinstance(value, np.floating):
-        value = float(str(value))  # the shortest number that is this one in its own precision
+        value = float(str(value))  # the shortest decimal that equals it in its own precision
     return str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
 
 
 def finish(table: pa.Table) -> pd.DataFrame:
-    """Complete what every reader returns: its columns task, text and date, '' where there is none, one for each of the
-    prompt's placeholders and one for each level, all text; its index counts the source's rows from 0.
+    """Complete the frame that every reader returns: columns task, text and date ('' if there is none), one for each of
+    the prompt's placeholders and one for each level, all text; its index counts the source's rows from 0.
     """
     frame = table.to_pandas().rename(columns={"messages": "text"})
     for ours in ("task", "date"):
@@ -180,5 +180,5 @@ def finish(table: pa.Table) -> pd.DataFrame:
 
 
 def level_cells(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
-    """List the cells of those levels that the table has."""
+    """Return the cells of each of the levels that the table has."""
     return {column: table[f"{LEVEL}{column}"].tolist() for column in columns if f"{LEVEL}{column}" in table}

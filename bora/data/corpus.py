@@ -1,4 +1,4 @@
-"""Table → tasks → tokens → splits: the documents that a run is about."""
+"""Build a run's corpus: table → tasks → tokens → splits."""
 
 import hashlib
 import json
@@ -23,18 +23,18 @@ SELECTION |= {"min_characters", "drop_duplicates"}
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents that a run is about, ready as tokens.
+    """A run's documents, tokenised.
 
     Attributes:
         task_names: the D tasks in the order of selection.
-        documents: one row a document, or a piece of one: row (the document's number in the table as read), piece (from
-            0), task, split, n_tokens, n_scored, text (the document's), and what its prompt takes.
+        documents: one row for each document or piece of one: row (the document's number in the table as read), piece
+            (from 0), task, split, n_tokens, n_scored, text (the whole document's), and the cells of its prompt.
         encoded: the tokens of each of those rows.
         dropped: reason → rows left out.
         truncation: what was cut off.
-        sha256: of every document's row, task, split, text, what its prompt takes, and its cells of levels.
-        levels: column above the task → its cell for each of `documents`.
-        leakage: documents of validation and test that were seen before; see `bora.data.split.leakage`.
+        sha256: hash of every document's row, task, split, text, and cells of its prompt and levels.
+        levels: column of a level → its cell for each of `documents`.
+        leakage: counts of validation and test documents seen before; see `bora.data.split.leakage`.
     """
 
     task_names: list[str]
@@ -93,7 +93,7 @@ class Corpus:
 
 
 def hash_rows(numbers: Iterable[int], *texts: Iterable[str]) -> str:
-    """Compute the SHA-256 of a table's columns: of one JSON line [number, text, …] a row."""
+    """Compute the SHA-256 of a table's columns, written as one JSON line [number, text, …] for each row."""
     found = hashlib.sha256()
     for number, *cells in zip(numbers, *texts, strict=True):
         found.update(json.dumps([int(number), *cells]).encode() + b"\n")
@@ -101,14 +101,14 @@ def hash_rows(numbers: Iterable[int], *texts: Iterable[str]) -> str:
 
 
 def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
-    """Select tasks and documents, encode them, and split each task's.
+    """Select tasks and documents, tokenise them, and split each task's documents.
 
     Args:
-        table: columns task, text, and date where selection or split ask for one.
+        table: columns task, text, and date if selection or split need it.
         data: the settings of selection and split.
 
     Raises:
-        UserError: see `select` and `split`; also where a task has too few documents for its three parts.
+        UserError: see `select` and `split`; or a task has too few documents for three parts.
     """
     table, names, dropped = select(table, **data.model_dump(include=SELECTION), seed=data.split.seed)
     encoded, truncation = tokens.encode(table, cached=True)
@@ -135,8 +135,8 @@ def build_corpus(table: pd.DataFrame, tokens: Tokens, data: Data) -> Corpus:
         train, validation, test = counts.loc[short[0]]
         raise UserError(
             f"task {short[0]!r} is left with {train} training, {validation} validation and {test} test documents "
-            f"(dropped: {describe_dropped(dropped)}), and needs one of each ({len(short)} such task(s)); raise "
-            "data.min_documents, or, where no token is left to score, raise data.max_tokens or shorten data.prompt"
+            f"(dropped: {describe_dropped(dropped)}), but needs one of each ({len(short)} such task(s)); raise "
+            "data.min_documents, or, if no token is left to score, raise data.max_tokens or shorten data.prompt"
         )
     return corpus
 
@@ -145,7 +145,7 @@ def _find_leakage(documents: pd.DataFrame, encoded: list[Encoded], tokens: Token
     """Count the documents of validation and test whose text, up to max_tokens, was seen before."""
     seen: dict[int, bytes] = {}
     for row, one in zip(documents["row"], encoded, strict=True):
-        # Not the prompt, in which the task may be named; but the questions of a chat.
+        # Without the prompt, which may name the task; but with a chat's questions.
         ids = one.ids if tokens.chat else one.ids[one.scored]
         seen[row] = seen.get(row, b"") + ids.tobytes()
     first = documents[documents["piece"] == 0]

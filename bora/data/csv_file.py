@@ -12,8 +12,8 @@ from bora.data.streams import text_lines
 from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 
-MAX_PART_ROWS = 2**13  # as Python's strings, before the needed columns become Arrow's
-MIN_CACHED_BYTES = 2**26  # of a CSV file whose needed columns are worth caching
+MAX_PART_ROWS = 2**13  # held as Python strings, before their needed columns become Arrow's
+MIN_CACHED_BYTES = 2**26  # smallest CSV file whose needed columns are worth caching
 csv.field_size_limit(2**31 - 1)  # a cell may be long; the module's own limit is 128 KiB
 
 
@@ -25,7 +25,7 @@ def read_csv(file: Path, columns: Columns, separator: str = ",", missing: str | 
         missing: a cell that stands for a missing value; None if there is no such mark.
 
     Raises:
-        UserError: the file is not UTF-8, or a row is not as the header says; names the line. Or there are no rows.
+        UserError: the file is not UTF-8, or a row does not match the header (names the line); or there are no rows.
     """
     rows = _rows(file, separator)
     header = next(rows, [])
@@ -51,8 +51,8 @@ def read_csv(file: Path, columns: Columns, separator: str = ",", missing: str | 
 def _rows(file: Path, separator: str) -> Iterator[list[str]]:
     """Yield the header and then each row, with the header's number of cells; skip blank lines.
 
-    Python's csv can be strict. Arrow's and pandas' readers take `"one" two` for `one two`, and two rows with a quote
-    too many each for one row; and they are no faster.
+    Python's csv module can be strict. Arrow's and pandas' readers take `"one" two` for `one two`, and two rows that each
+    have one quote too many for one row; and they are no faster.
     """
     rows = csv.reader(text_lines(file), delimiter=separator, strict=True)
     n_cells, line = 0, 1
@@ -62,7 +62,7 @@ def _rows(file: Path, separator: str) -> Iterator[list[str]]:
                 n_cells = n_cells or len(row)
                 if len(row) != n_cells:
                     raise UserError(
-                        f"line {line} has {len(row)} cells and the header {n_cells}; put a cell that holds "
+                        f"line {line} has {len(row)} cells and the header {n_cells}; put a cell that contains "
                         f"{separator!r} or a line break in quotes"
                     )
                 yield row

@@ -1,6 +1,6 @@
-"""Report a reader's bad input under the names that the caller gives its arguments.
+"""Report a reader's bad input with the caller's names for its arguments.
 
-A reader knows its arguments (path, task, text, date), not what they are called on the command line.
+A reader knows its arguments (path, task, text, date), but not what they are called on the command line.
 """
 
 import lzma
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 from bora.errors import UserError, first_line
 
-# The settings of a run's config, by the readers' arguments.
+# A reader's argument → its setting in a run's config.
 ARGUMENTS = ("path", "task", "text", "date", "messages", "prompt", "levels", "split_name", "modules")
 SETTINGS = {name: f"data.{name}=" for name in ARGUMENTS}
-# What libraries raise at a file that is not what its ending says. Arrow's and json's parsing errors are ValueErrors;
-# zipfile raises RuntimeError at an encrypted member, json RecursionError at a thousand open brackets.
+# What libraries raise for a file that is not what its ending says. Arrow's and json's parsing errors are ValueErrors;
+# zipfile raises RuntimeError for an encrypted member, json RecursionError for a thousand open brackets.
 UNREADABLE = (ValueError, OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
 
@@ -23,8 +23,8 @@ class ReadError(UserError):
     """An argument of a reader, other than its path, that cannot be used.
 
     Args:
-        argument: its name.
-        value: as the user gave it.
+        argument: the argument's name.
+        value: the value, as the user gave it.
         problem: what is wrong, and what to do.
     """
 
@@ -35,14 +35,14 @@ class ReadError(UserError):
 
 @contextmanager
 def input_errors(path: object, names: Mapping[str, str] = SETTINGS) -> Iterator[None]:
-    """Begin the message of any error within by the user's setting at fault: the path, unless a ReadError says another.
+    """Prefix errors raised inside the context with the setting at fault: the path, unless a ReadError names another.
 
     Args:
-        path: what is read; None where the user named none.
-        names: by argument, up to its value: {"text": "data.text="} or {"text": "--text "}.
+        path: what is read; None if the user named none.
+        names: argument → the user's setting, up to its value: {"text": "data.text="} or {"text": "--text "}.
 
     Raises:
-        UserError: also for what libraries raise at a damaged file.
+        UserError: also instead of what libraries raise for a damaged file.
     """
     where = "" if path is None else f"{names.get('path', '')}{path}: "
     try:
@@ -52,5 +52,5 @@ def input_errors(path: object, names: Mapping[str, str] = SETTINGS) -> Iterator[
     except UserError as error:
         raise UserError(f"{where}{error}") from error
     except UNREADABLE as error:
-        advice = "it is damaged, not of the type that its ending says, or you may not read it"
+        advice = "it is damaged, not of the type that its ending says, or not readable by this user"
         raise UserError(f"{where}{first_line(error)}; {advice}") from error

@@ -18,18 +18,18 @@ SAVED = ("dataset_info.json", "dataset_dict.json")  # save_to_disk writes one of
 
 
 def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.DataFrame:
-    """Read one split's columns that are needed, see `finish`.
+    """Read the needed columns of one split, see `finish`.
 
     Args:
         path: a folder, or a dataset's name on the hub (or in its cache).
-        split: the dataset's own split, from which our training, validation and test documents are all drawn;
-            "all" joins all of them.
-        subset: the dataset's configuration, where it has several.
-        columns: a column of class labels gives the labels' names.
+        split: the dataset's own split, from which bora's training, validation and test documents are all drawn;
+            "all" joins all splits.
+        subset: the dataset's configuration, if it has several.
+        columns: the columns; class labels are read as the labels' names.
 
     Raises:
         ReadError: there is no such split or column.
-        UserError: the library is not installed, or no dataset can be loaded.
+        UserError: the package datasets is not installed, or no dataset can be loaded.
     """
     try:
         import datasets
@@ -45,7 +45,7 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
         return documents(found, columns)
     except UserError:
         raise
-    except Exception as error:  # whatever the hub's client or a file's reader raises, the remedies are the same
+    except Exception as error:  # whatever the hub's client or a file's reader raises, the advice is the same
         reason = error.__cause__ or error
         raise UserError(
             f"no dataset could be loaded ({type(reason).__name__}: {first_line(reason)}); give a folder that "
@@ -54,14 +54,14 @@ def read(path: str, split: str, subset: str | None, columns: Columns) -> pd.Data
 
 
 def documents(found: Any, columns: Columns) -> pd.DataFrame:
-    """Take a dataset's columns that are needed, see `read`."""
+    """Return the needed columns of a dataset, see `read`."""
     names = columns.find(found.column_names)
     values = {name: list(_values(found, name)) for name in names.values()}
     for ours, name in names.items():
         if ours != "date" and str(getattr(found.features[name], "dtype", "")).startswith("timestamp"):
             log.warning(
-                "the datasets library reads the column %s as times, so its cells are like %s; for the text of a file "
-                "of your own give data=table data.path=FILE",
+                "the datasets library reads the column %s as times, so its cells look like %s; to keep a file's text, "
+                "give data=table data.path=FILE",
                 name,
                 values[name][0],
             )
@@ -69,7 +69,7 @@ def documents(found: Any, columns: Columns) -> pd.DataFrame:
 
 
 def _load(path: str, subset: str | None) -> Any:
-    """Load a dataset, or several as a dictionary by split."""
+    """Load a dataset, or a dictionary of its splits."""
     import datasets
 
     folder = Path(path).expanduser()
@@ -80,7 +80,7 @@ def _load(path: str, subset: str | None) -> Any:
 
 
 def _cells_as_text(path: str, subset: str | None) -> dict[str, Any]:
-    """Have the cells of CSV files read as text: the library would make 7 of 007, and a missing value of NA.
+    """Return options that keep cells of CSV files as text: the library would read 007 as 7, and NA as a missing value.
 
     Class labels, which a dataset's card may declare, stay labels.
     """
@@ -98,7 +98,7 @@ def _cells_as_text(path: str, subset: str | None) -> dict[str, Any]:
 
 
 def _values(found: Any, column: str) -> Iterable:
-    """Return a column's values: class labels by name."""
+    """Return a column's values, with class labels as names."""
     feature = found.features[column]
     names, kind = getattr(feature, "names", None), str(getattr(feature, "dtype", ""))
     if kind in ("float32", "float16"):

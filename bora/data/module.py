@@ -1,4 +1,4 @@
-"""The batches of a corpus, as Lightning asks for them."""
+"""A corpus as a Lightning data module."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ from bora.data.split import SPLITS
 
 
 class TaskDataModule(L.LightningDataModule):
-    """The batches of a Corpus.
+    """The batches of a Corpus, for Lightning.
 
     Args:
         corpus: the documents.
         batch_size: documents in a training batch, all processes together.
-        eval_batch_size: the same in validation and test, where it changes speed alone, but for `val_perplexity_by_batch`.
-        seed: of the training order.
+        eval_batch_size: the same in validation and test, where it changes only speed and `val_perplexity_by_batch`.
+        seed: seed of the training order.
         scored_padding: see Documents.
-        levels, units: above the tasks, and [N, L] rows of the matrix of the corpus's documents; see bora.bayes.levels.
-        order: of training (see Batches): bucketed | shuffled | fixed (one shuffled order for every
+        levels, units: the levels above the tasks, and the documents' rows of the matrix, [N, L]; see bora.bayes.levels.
+        order: training order (see Batches): bucketed | shuffled | fixed (one shuffled order for every
             epoch, and for validation and test too, as in the published code).
     """
 
@@ -50,12 +50,12 @@ class TaskDataModule(L.LightningDataModule):
 
     @property
     def task_documents(self) -> list[int]:
-        """Count the training documents of each task, N_d."""
+        """N_d, the number of training documents of each task."""
         return self.corpus.per_task()["n_train"].tolist()
 
     @property
     def n_tokens(self) -> int:
-        """Count the scored training tokens of all tasks, T."""
+        """T, the number of scored training tokens of all tasks."""
         return sum(d.n_scored for d in self._splits["train"].documents)
 
     def train_dataloader(self) -> DataLoader:
@@ -73,7 +73,7 @@ class TaskDataModule(L.LightningDataModule):
         order: str | Sequence[int] = self.order
         if self.order == "fixed":
             order = np.random.default_rng(self.seed).permutation(len(documents)).tolist()
-        elif not training:  # by length, so that padding is short
+        elif not training:  # by length, so that little is padded
             order = np.argsort(lengths, kind="stable").tolist()
         shares, pinned = {}, False
         if self.trainer:

@@ -1,4 +1,4 @@
-"""A document's pieces. One that is too long is cut: its prompt is shortened, its text cut off or continued in others."""
+"""Cut documents that are too long: shorten the prompt, and cut the text off or continue it in further pieces."""
 
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from bora.errors import UserError
 
-# A row a piece: its document's place in the table, its ids and which of them are scored; and, at a document's first
-# piece, how many tokens of its text and of its prompt were cut off.
+# One row for each piece: its document's index in the table, its ids and which of them are scored; and, for a document's
+# first piece, how many tokens of its text and of its prompt were cut off.
 TOKENS = pa.schema(
     [
         ("document", pa.int64()),
@@ -23,12 +23,12 @@ TOKENS = pa.schema(
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document's tokens, or those of a piece of it.
+    """The tokens of a document, or of a piece of one.
 
     Attributes:
-        ids: at most max_tokens.
-        scored: [len(ids)], whether a token is of the text; the first has nothing before it, so it does not count.
-        document: the document's place in the table.
+        ids: token ids, at most max_tokens.
+        scored: [len(ids)], whether a token is to be scored; the first is not counted, since nothing precedes it.
+        document: the document's index in the table.
     """
 
     ids: np.ndarray
@@ -37,13 +37,13 @@ class Encoded:
 
     @property
     def n_scored(self) -> int:
-        """Count the tokens whose likelihood counts."""
+        """The number of tokens whose likelihood counts."""
         return int(self.scored[1:].sum())
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """How many documents max_tokens cut, and by how many tokens; and how many prompts."""
+    """How many documents and prompts max_tokens cut, and by how many tokens."""
 
     documents: int
     tokens: int
@@ -51,12 +51,16 @@ class Truncation:
     prompt_tokens: int = 0
 
     def summary(self) -> dict[str, int]:
-        """Name the numbers as summary.json does."""
+        """Return the numbers by their names in summary.json."""
         names = "truncated_documents truncated_tokens shortened_prompts shortened_prompt_tokens"
         return dict(zip(names.split(), astuple(self), strict=True))
 
     def describe(self, kept: float) -> str:
-        """Describe it beside the tokens that are kept."""
+        """Describe the truncation.
+
+        Args:
+            kept: number of tokens that are kept.
+        """
         share = self.tokens / (kept + self.tokens + self.prompt_tokens)
         text = f"{self.documents:,} documents, {share:.1%} of the tokens"
         if self.documents:
@@ -67,14 +71,14 @@ class Truncation:
 
 
 class Parts(NamedTuple):
-    """A whole document's tokens, by what may become of them where they are too many.
+    """A whole document's tokens, by what happens to them if there are too many.
 
     Attributes:
-        before: what is kept.
-        prompt: what is shortened, never scored.
+        before: tokens that are kept.
+        prompt: tokens that may be shortened, never scored.
         rest: the text, which is cut off or continued in further pieces.
-        scored: [len(rest)].
-        repeat: what stands before each further piece.
+        scored: [len(rest)], whether each of these is scored.
+        repeat: tokens at the start of each further piece.
     """
 
     before: list[int]
@@ -89,9 +93,9 @@ class Cutter:
     """How documents are cut.
 
     Args:
-        max_tokens: of a piece, everything included.
-        long: cut a text that is too long, or chunk it: into pieces that together score every token of it once.
-        overlap: tokens that a piece repeats, unscored, of the one before it.
+        max_tokens: maximal length of a piece, everything included.
+        long: cut off a text that is too long (cut), or divide it into pieces that score each token once (chunk).
+        overlap: number of tokens that a piece repeats, unscored, from the one before it.
         prompt_truncation: the side, left or right, at which a prompt that is too long loses tokens.
     """
 
@@ -101,27 +105,27 @@ class Cutter:
     prompt_truncation: str
 
     def cut(self, whole: Parts, longest: int | None = None) -> tuple[list[tuple[list[int], list[bool]]], int, int]:
-        """Cut a document to max_tokens, or into pieces of them.
+        """Cut a document to max_tokens, or into pieces of at most max_tokens.
 
         Args:
-            longest: tokens of the longest `before` of all tasks, where texts are compared under several tasks' prompts:
-                they are cut at the same places under each.
+            longest: length of the longest `before` of all tasks, if texts are compared under several tasks' prompts;
+                they are then cut at the same places under each.
 
         Returns:
-            The pieces: ids, and which of them are scored; and how many tokens of its text and of its prompt are lost.
+            The pieces (ids, and which of them are scored); and how many tokens of the text and of the prompt are lost.
 
         Raises:
-            UserError: there is no room for a text in a further piece.
+            UserError: a further piece has no room for text.
         """
         before, prompt, rest, scored, repeat = whole
         n = self.max_tokens - (0 if longest is None else longest - len(before))
         room = n - len(before)
-        # The text comes first; but one that does not fit anyway leaves the prompt half of the room.
+        # The text has priority, but if it does not fit anyway, the prompt gets half of the room.
         fits = len(rest) <= room - (0 if before else 1)
         kept = self.shorten(prompt, room - len(rest) if fits else room // 2)
         ids = before + kept + rest
         mask = [False] * (len(ids) - len(rest)) + scored.tolist()
-        # A prompt that has less than its half leaves more of the text, but not where tasks are compared.
+        # The text gets what a prompt leaves of its half, except when tasks are compared.
         even = longest is not None and prompt and not fits
         first = len(before) + len(kept) + room - room // 2 if even else n
         pieces = [(ids[:first], mask[:first])]
@@ -131,8 +135,8 @@ class Cutter:
         step = n - len(repeat) - overlap
         if step < 1 and len(ids) > first:
             raise UserError(
-                f"data.max_tokens={self.max_tokens} leaves a piece no room behind the prompt and data.overlap={overlap}; "
-                "raise it"
+                f"data.max_tokens={self.max_tokens} leaves no room in a piece after the prompt and "
+                f"data.overlap={overlap}; raise it"
             )
         for begin in range(first, len(ids), max(1, step)):
             context = repeat + ids[begin - overlap : begin]
@@ -141,13 +145,13 @@ class Cutter:
         return [piece for piece in pieces if any(piece[1][1:])] or pieces[:1], 0, len(prompt) - len(kept)
 
     def shorten(self, prompt: list[int], room: int) -> list[int]:
-        """Take tokens off a prompt, at the side that is chosen."""
+        """Shorten a prompt to the room, at the side that is chosen."""
         lost = max(0, len(prompt) - max(0, room))
         return prompt[lost:] if self.prompt_truncation == "left" else prompt[: len(prompt) - lost]
 
 
 def to_pieces(tokens: pa.Table) -> list[Encoded]:
-    """Turn a table of TOKENS into pieces: views into one array, a copy, since Arrow's may not be written to."""
+    """Turn a table of TOKENS into pieces: views of one array, which is a copy, since Arrow's is read-only."""
     if not len(tokens):
         return []
     ids, scored = (tokens[name].combine_chunks() for name in ("ids", "scored"))

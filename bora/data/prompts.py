@@ -1,6 +1,6 @@
-"""A prompt with columns: `{article}` in data.prompt stands for the document's cell in the column article.
+"""Prompts with columns: `{article}` in data.prompt stands for the document's cell in the column article.
 
-A table that was read with such a prompt has a column for each placeholder, under its own spelling: "{article}".
+A table that was read with such a prompt has a column for each placeholder, named with its braces: "{article}".
 """
 
 import json
@@ -15,13 +15,13 @@ TASK = "{task}"
 
 
 def prompt_columns(prompt: str | None) -> tuple[str, ...]:
-    """List the columns, beside the task, that a prompt takes, each once, in its order."""
+    """List the columns that a prompt takes besides the task, each once, in the prompt's order."""
     found = (match[1] for match in PLACEHOLDER.finditer(prompt or ""))
     return tuple(dict.fromkeys(name for name in found if name and name != "task"))
 
 
 def fill(prompt: str, values: Mapping[str, str]) -> str:
-    """Replace a prompt's placeholders by values, once: braces inside a value stay. `{{` is a brace.
+    """Replace a prompt's placeholders by values, once, so that braces inside a value stay; `{{` is a brace.
 
     Args:
         values: placeholder, with its braces → what it stands for.
@@ -30,12 +30,12 @@ def fill(prompt: str, values: Mapping[str, str]) -> str:
 
 
 def placeholders(table: pd.DataFrame) -> list[str]:
-    """List a table's columns that a prompt takes, by their placeholders."""
+    """List the columns of a table that are placeholders of its prompt."""
     return [column for column in table.columns if column.startswith("{")]
 
 
 def whole_texts(table: pd.DataFrame) -> pd.Series:
-    """Join each row's text with what its prompt takes: rows that differ in either are different documents."""
+    """Join each row's text with its prompt's cells, since rows that differ in either are different documents."""
     texts = table["text"]
     for column in placeholders(table):
         texts = table[column] + "\x1e" + texts
@@ -43,7 +43,7 @@ def whole_texts(table: pd.DataFrame) -> pd.Series:
 
 
 def show_prompt(prompt: Any) -> str:
-    """Write what a document's prompt takes for a person: a text, the cells of a row, or the last message of a chat."""
+    """Format a document's prompt for people: a text, the cells of a row, or the last message of a chat."""
     if isinstance(prompt, list):
         return str(prompt[-1]["content"]) if prompt else ""
     if isinstance(prompt, dict):
@@ -52,6 +52,6 @@ def show_prompt(prompt: Any) -> str:
 
 
 def prompt_cells(table: pd.DataFrame) -> list[dict[str, str]]:
-    """List what each row's prompt takes: placeholder → cell."""
+    """List the cells of each row's prompt: placeholder → cell."""
     names = placeholders(table)
     return [dict(zip(names, cells, strict=True)) for cells in table[names].to_numpy()]

@@ -13,30 +13,30 @@ from bora.errors import UserError
 
 
 def columns_of(data: TabularData) -> Columns:
-    """Return which columns a config's `data` means."""
+    """Return the columns that a config's `data` names."""
     return Columns(data.task, data.text, data.date, data.messages, prompt_columns(data.prompt), data.levels)
 
 
 def read_column(data: AnyData, column: str, rows: Iterable[int], argument: str) -> list[str]:
-    """Read the cells of a column in some rows of the table, as text.
+    """Read a column's cells in some rows of the table, as text.
 
     Args:
-        argument: what the user calls the column, for messages.
+        argument: the user's name for the column, for messages.
 
     Raises:
-        UserError: the corpus is no table, the file has moved, or it has no such column.
+        UserError: the corpus is not a table, the file has moved, or it has no such column.
     """
-    # The column is read in the text's place.
+    # The column is read instead of the text.
     only = {"text": column, "prompt": None} | ({"messages": None} if isinstance(data, TabularData) else {})
     table = read_documents(data.model_copy(update=only), SETTINGS | {"text": argument})
     return table["text"].reindex(list(rows)).tolist()
 
 
 def read_documents(data: AnyData, names: Mapping[str, str] = SETTINGS) -> pd.DataFrame:
-    """Read a corpus with the reader of its `source`; see `bora.data.columns.finish` for what comes of it.
+    """Read a corpus with the reader of its `source`; see `bora.data.columns.finish` for what it returns.
 
     Args:
-        names: what the user calls each argument of a reader, for messages.
+        names: the user's name for each argument of a reader, for messages.
 
     Raises:
         UserError: the input cannot be used; names the setting at fault.

@@ -1,4 +1,4 @@
-"""Select the tasks that are trained, and their documents: a table in, a smaller table out."""
+"""Select the tasks to train, and their documents: a table in, a smaller table out."""
 
 import logging
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from bora.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Number of documents that the two rules for Talk of Norway ask of a speaker (at least, at most).
+# Bounds on a speaker's number of documents in the two rules for Talk of Norway (at least, at most).
 RULE_BOUNDS = {"paper": (101, None), "reference": (201, 999)}
-# And of a task under the plain orders: enough for three parts.
+# The same for a task under the plain orders: enough for three parts.
 PLAIN_BOUNDS = (20, None)
 
 
@@ -38,25 +38,25 @@ def select(
     """Clean the documents, count them by task, choose the tasks, cap their documents.
 
     Args:
-        table: columns task, text, date and what prompts take; the index is each row's number in the source.
+        table: columns task, text, date and the prompt's; the index is each row's number in the source.
         selection: the order in which tasks are taken: largest (most documents first),
             chronological (first document's date), alphabetical; or a rule of Talk of Norway:
             paper (chronological, over 100 documents), reference (the published code: alphabetical
-            by cleaned name, 200 < documents < 1000 counted before short texts go).
+            by cleaned name, 200 < documents < 1000 counted before short texts are dropped).
         n_tasks: how many tasks to take; None for all.
         min_documents, max_documents: bounds on a task's documents, inclusive; None for the
             rule's own bound (PLAIN_BOUNDS under the plain orders).
         documents_per_task: keep at most this many of each task, drawn at random; None for all. A list
             gives each task its own number, in the order of selection.
         min_characters: keep texts longer than this.
-        drop_duplicates: keep the first of equal texts, with equal prompts, within a task.
-        seed: of the draw for `documents_per_task`.
+        drop_duplicates: within a task, keep only the first of equal texts with equal prompts.
+        seed: seed of the draw for `documents_per_task`.
 
     Returns:
         The kept rows in the source's order, the task names in the order of selection, and reason → rows left out.
 
     Raises:
-        UserError: no date where one is needed, no task left, or not one number of `documents_per_task` for each.
+        UserError: a needed date is missing, no task is left, or a list of `documents_per_task` does not match the tasks.
     """
     rule = RULE_BOUNDS.get(selection, PLAIN_BOUNDS)
     min_documents = rule[0] if min_documents is None else min_documents
@@ -81,7 +81,7 @@ def select(
             )
         return kept
 
-    # The texts are most of a large table: they are not copied until it is known which are wanted.
+    # The texts are most of a large table, so they are not copied until the rows are chosen.
     texts = table["text"]
     rows = table.drop(columns="text").assign(task=table["task"].str.strip(), length=texts.str.len())
     rows = keep(rows, rows["task"] != "", "without a task")
@@ -119,7 +119,7 @@ def draw(table: pd.DataFrame, per_task: int | None) -> pd.DataFrame:
 
 
 def _under_cap(rows: pd.DataFrame, chosen: list[str], cap: int | Sequence[int], seed: int) -> pd.Series:
-    """Draw documents of each task at random, `cap` at most, or as many as its place in the list says."""
+    """Draw documents of each task at random, at most `cap`, which may be a list with a number for each task."""
     if isinstance(cap, int):
         caps = dict.fromkeys(chosen, cap)
     elif len(cap) == len(chosen):
@@ -135,14 +135,14 @@ def _under_cap(rows: pd.DataFrame, chosen: list[str], cap: int | Sequence[int], 
 
 
 def _repeated(rows: pd.DataFrame, texts: pd.Series) -> pd.Series:
-    """Find rows that repeat an earlier row's task and text; compares only texts of equal length."""
+    """Find rows that repeat an earlier row's task and text, comparing only texts of equal length."""
     alike = rows.duplicated(["task", "length"], keep=False)
     compared = rows[alike].drop(columns="length").assign(text=_at(texts, rows.index[alike]))
     return compared.duplicated(["task", "text"]).reindex(rows.index, fill_value=False)
 
 
 def _at(texts: pd.Series, index: pd.Index) -> pd.Series:
-    """Take the texts of some rows by a mask; Arrow would copy the whole column to take them by number."""
+    """Take the texts of some rows by a mask, since Arrow would copy the whole column to take them by number."""
     return texts[texts.index.isin(index)]
 
 

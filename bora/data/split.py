@@ -17,13 +17,13 @@ def split(
     """Assign each document to train, validation or test, task by task.
 
     Args:
-        table: columns task, date; one row a document.
+        table: columns task, date; one row for each document.
         method: random; date (the earliest documents train, the latest test); or reference (the
             published code: pandas' sample(frac=0.5, random_state=42), then half of the rest by the
-            same call; fractions and seed are its own).
-        validation, test: fractions of each task's documents, rounded; where a task has three documents, at least one.
-        seed: of the random draw. A task's draw depends on the seed and its name alone, so other
-            tasks may come and go without moving its documents.
+            same call, with its own fractions and seed).
+        validation, test: fractions of each task's documents, rounded; at least one document if the task has three.
+        seed: seed of the random draw. A task's draw depends only on the seed and its name, so other
+            tasks may be added or removed without moving its documents.
 
     Returns:
         A series of SPLITS on the table's index.
@@ -57,10 +57,10 @@ def split(
 
 
 def leakage(documents: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Count the documents of a split that repeat a text of a split that is used before it.
+    """Count the documents of a split that repeat a text of a split used before it.
 
     Args:
-        documents: columns task, text, split and what prompts take.
+        documents: columns task, text, split and the prompt's.
 
     Returns:
         For validation (which repeats training) and test (which repeats training or validation): `within_task`, a text

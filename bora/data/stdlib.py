@@ -1,7 +1,7 @@
 """Read the Python standard library as a table: a task is a package or module, a document a function.
 
-A function is there whole (the column text) and in parts: signature, docstring, summary (its first line), body. It is
-real text that every user has. The functions come from the source files of the running
+The table has each function as a whole (the column text) and in parts: signature, docstring, summary (its first line),
+body. It is real text that every user has. The functions come from the source files of the running
 interpreter, so the documents differ a little from one Python version to the next.
 """
 
@@ -21,7 +21,7 @@ from bora.data.columns import ANY, Columns, finish
 from bora.data.errors import ReadError
 from bora.lib.cache import cached_table, digest
 
-# Test code lies inside some packages (`unittest/test` in Python 3.11); it is not part of a task.
+# Some packages contain test code (`unittest/test` in Python 3.11), which is not part of a task.
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 
 
@@ -43,8 +43,8 @@ class Function(NamedTuple):
     """The source of a function or method, dedented, with its decorators; and its parts.
 
     Attributes:
-        text: all of it.
-        signature: up to the docstring, or to the body where there is none.
+        text: the whole source.
+        signature: everything up to the docstring, or to the body if there is none.
         docstring: without its quotes and its indentation.
         summary: the docstring's first line.
         body: what follows the docstring.
@@ -58,14 +58,14 @@ class Function(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> "Function":
-        """Take a function's source apart."""
-        # A text that has a line at the margin, within a string, is not dedented.
+        """Split a function's source into its parts."""
+        # A text with a line at the margin, inside a string, is not dedented.
         tree = ast.parse(f"if True:\n{text}" if text[0].isspace() else f"\n{text}")
         node = next(n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
         lines = ["", *text.split("\n")]
         first, docstring = node.body[0], ast.get_docstring(node) or ""
         begin = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))])
-        begin = max(begin, node.lineno + 1)  # of a function on one line all is signature
+        begin = max(begin, node.lineno + 1)  # a function on one line is all signature
         signature, body = lines[1 : begin - 1], lines[(first.end_lineno or 0) if docstring else begin - 1 :]
         return cls(text, "\n".join(signature), docstring, docstring.partition("\n")[0], "\n".join(body))
 
@@ -73,7 +73,7 @@ class Function(NamedTuple):
 def functions(source: str) -> Iterator[str]:
     """Yield the source of every function and method, dedented, with its decorators.
 
-    A function inside a function belongs to the outer one's document, so no text comes twice.
+    A function inside a function belongs to the outer one's document, so no text occurs twice.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old string escapes in library code
@@ -93,10 +93,10 @@ def functions(source: str) -> Iterator[str]:
 
 
 def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
-    """Read one row a function, see `finish`.
+    """Read one row for each function, see `finish`.
 
     Args:
-        columns: those of Function, task (the module), package and file.
+        columns: columns out of those of Function, task (the module), package and file.
 
     Raises:
         ReadError: a module has no source file in this interpreter's library.
@@ -108,7 +108,7 @@ def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
             raise ReadError(
                 "modules",
                 module,
-                f"{root} holds no source file of it; remove it from the list, or run a Python that has its library as "
+                f"{root} holds no source file of it; remove it from the list, or use a Python that has its library as "
                 "source files",
             )
     # Parsing takes seconds, so its result is cached for these files.
@@ -120,7 +120,7 @@ def read(modules: Sequence[str], columns: Columns = ANY) -> pd.DataFrame:
 
 
 def _parse(files: dict[str, list[Path]], root: Path) -> pa.Table:
-    """Parse the modules' files to a row a function."""
+    """Parse the modules' files into one row for each function."""
     rows = [
         (module, module.partition(".")[0], file.relative_to(root).as_posix(), *Function.of(text))
         for module, found in files.items()

@@ -1,4 +1,4 @@
-"""A text file's lines, plain or compressed."""
+"""Read a text file's lines, plain or compressed."""
 
 import bz2
 import gzip
@@ -32,16 +32,16 @@ OPENERS: dict[str, Callable[[Path], Any]] = {
 
 
 def text_lines(file: Path) -> Iterator[str]:
-    """Yield a file's lines with their ends as they are; it must be UTF-8, with or without a byte order mark.
+    """Yield a file's lines, line ends unchanged; it must be UTF-8, with or without a byte order mark.
 
     Args:
-        file: compressed if it ends as one of OPENERS.
+        file: compressed if its ending is one of OPENERS.
 
     Raises:
-        UserError: a line is not UTF-8, or a .zip holds no or several files.
+        UserError: a line is not UTF-8, or a .zip holds no file or several.
     """
     binary = OPENERS.get(file.suffix.lower(), lambda file: file.open("rb"))(file)
-    # The decoder reads ahead: it lets bad bytes pass as lone surrogates, and the line that holds one is found here.
+    # The decoder reads ahead, so it lets bad bytes pass as lone surrogates, to find the line that has one here.
     with io.TextIOWrapper(binary, "utf-8-sig", errors="surrogateescape", newline="") as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -16,13 +16,13 @@ from bora.errors import UserError
 
 
 def read(path: str | Path, columns: Columns = ANY) -> pd.DataFrame:
-    """Read the columns that are needed, and only those, see `finish`.
+    """Read only the needed columns, see `finish`.
 
     Args:
         path: .csv, .tsv, .jsonl (.ndjson) or .parquet; the first three also compressed (.gz, .bz2, .xz, .zst, .zip).
 
     Raises:
-        UserError: there is no such file, or it has another ending or a row or column that cannot be used.
+        UserError: there is no such file, it has another ending, or a row or column cannot be used.
         OSError, ValueError: the file is damaged; see `bora.data.errors.input_errors`.
     """
     file = require_file(path)
@@ -46,7 +46,7 @@ def require_file(path: str | Path) -> Path:
 
 
 def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
-    """Read a JSON object a line; a key that a line lacks is a missing value."""
+    """Read one JSON object from each line; a key that a line lacks is a missing value."""
     records: list[dict] = []
     available: dict[str, None] = {}
     for number, line in enumerate(text_lines(file), start=1):
@@ -57,8 +57,8 @@ def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
         except ValueError as error:
             raise UserError(f"line {number} is not JSON ({getattr(error, 'msg', error)})") from error
         if not isinstance(record, dict):
-            raise UserError(f"line {number} is not a JSON object; give one object a line")
-        if columns.messages in record:  # in a chat a number is a number, and null is null
+            raise UserError(f"line {number} is not a JSON object; give one object on each line")
+        if columns.messages in record:  # in a chat, numbers stay numbers and null stays null
             chat = json.loads(line)[columns.messages]
             record[columns.messages] = chat if isinstance(chat, str | None) else json.dumps(chat, ensure_ascii=False)
         available.update(dict.fromkeys(record))
@@ -68,7 +68,7 @@ def _read_json_lines(file: Path, columns: Columns) -> pd.DataFrame:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make a JSON object; Python's json would silently keep the last value of a repeated key."""
+    """Make a JSON object; for a repeated key Python's json would silently keep the last value."""
     record: dict[str, object] = {}
     for key, value in pairs:
         if key in record:
@@ -77,7 +77,7 @@ def _refuse_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return record
 
 
-# A number keeps the form that it has in the file: it is a name here, not a quantity.
+# A number keeps its form in the file, since here it is a name, not a quantity.
 _JSON = json.JSONDecoder(
     object_pairs_hook=_refuse_repeated_keys,
     parse_float=str,
@@ -87,7 +87,7 @@ _JSON = json.JSONDecoder(
 
 
 def _read_parquet(file: Path, columns: Columns) -> pd.DataFrame:
-    # Checksums, where the file has them, are verified only if asked for.
+    # If the file has checksums, they are verified only on request.
     with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
         found = columns.find(parquet.schema_arrow.names)
         return finish(text_table(parquet.iter_batches(columns=[*dict.fromkeys(found.values())]), found))

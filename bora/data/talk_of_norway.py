@@ -28,7 +28,7 @@ def read(path: str | None, url: str, columns: Columns) -> pd.DataFrame:
     Args:
         path: ton.csv, plain or compressed (.gz, .bz2, .xz, .zst, .zip), or a folder that holds it or data/ton.csv;
             None to use the downloaded one, fetching it on first use.
-        url: the corpus archive (.tar.gz) that holds data/ton.csv.
+        url: the corpus archive (.tar.gz) that contains data/ton.csv.
 
     Raises:
         UserError: the archive cannot be downloaded or unpacked; or there is no such file, or it is not CSV.
@@ -43,14 +43,14 @@ def read(path: str | None, url: str, columns: Columns) -> pd.DataFrame:
 
 
 def download(url: str) -> Path:
-    """Fetch the archive and take ton.csv out of it, once; resume an interrupted download."""
+    """Download the archive and extract ton.csv, once; resume an interrupted download."""
     folder = cache_root() / "talk_of_norway"
     target = folder / "ton.csv"
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not target.is_file():  # else another process was faster
+        if not target.is_file():  # another process may have been faster
             _fetch(url, folder / "archive.tar.gz", target)
     return target
 
@@ -61,11 +61,11 @@ def _fetch(url: str, archive: Path, target: Path) -> None:
         try:
             with partial.open("ab") as out:
                 http_get(url, out, resume_size=out.tell(), displayed_filename="Talk of Norway")
-        except Exception as error:  # whatever the HTTP client raises, the user can do the same about it
+        except Exception as error:  # whatever the HTTP client raises, the advice is the same
             raise UserError(
                 f"Talk of Norway could not be downloaded from {url} ({type(error).__name__}: "
                 f"{first_line(error)}); run again to resume, or "
-                "download it yourself and give data.path=/path/to/ton.csv"
+                "download it another way and give data.path=/path/to/ton.csv"
             ) from error
         partial.replace(archive)
     _extract(archive, target)
@@ -73,9 +73,9 @@ def _fetch(url: str, archive: Path, target: Path) -> None:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Write the archive's one file ton.csv to `target`; no name in the archive decides where anything is written."""
+    """Extract ton.csv from the archive to `target`; no name in the archive decides where anything is written."""
     try:
-        # A stream: the archive is read once, up to the file that is wanted.
+        # As a stream, the archive is read once, up to the wanted file.
         with tarfile.open(archive, "r|gz") as members:
             for member in members:
                 content = members.extractfile(member) if member.isreg() else None

@@ -1,4 +1,4 @@
-"""Task names: one spelling each, and a warning of those that look alike."""
+"""Give each task name one spelling, and warn of names that look alike."""
 
 import logging
 import unicodedata
@@ -10,17 +10,17 @@ from bora.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MAX_SHOWN_CHARS = 64  # of a name in an error
+MAX_SHOWN_CHARS = 64  # for a name in an error message
 
 
 def normalise_names(tasks: pd.Series) -> pd.Series:
     """Write each name in Unicode's composed form (NFC), with single spaces and none at its ends.
 
-    Names that differ in these alone are one text to Unicode and to a person, so they name one task; merged spellings
-    are reported. Capital letters stay as they are: see `look_alikes`.
+    Names that differ only in these are the same text to Unicode and to a person, so they name one task; merged spellings
+    are reported. Capital letters are unchanged: see `look_alikes`.
 
     Args:
-        tasks: a name a row; its index counts rows.
+        tasks: one name for each row; its index counts rows.
 
     Raises:
         UserError: a name holds a control character other than white space.
@@ -31,7 +31,7 @@ def normalise_names(tasks: pd.Series) -> pd.Series:
         if any(unicodedata.category(letter) == "Cc" and not letter.isspace() for letter in name):
             row = tasks.index[tasks == raw][0]
             raise UserError(
-                f"the name {name[:MAX_SHOWN_CHARS]!r} in row {row} (counted from 0) holds a control "
+                f"the name {name[:MAX_SHOWN_CHARS]!r} in row {row} (counted from 0) contains a control "
                 "character; remove it"
             )
         spellings.setdefault(name, []).append(raw)
@@ -39,7 +39,7 @@ def normalise_names(tasks: pd.Series) -> pd.Series:
     if merged:
         log.warning(
             "%d name(s) are spelled in more than one way, in white space or in Unicode's forms of a letter; each is "
-            "taken as one: %s",
+            "read as one: %s",
             len(merged),
             " and ".join(ascii(raw) for raw in merged[0][:2]),
         )
@@ -47,7 +47,7 @@ def normalise_names(tasks: pd.Series) -> pd.Series:
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Group names that a person may take for the same: they differ in capitals, or in invisible or like characters."""
+    """Group names that a person may take for the same: they differ in capitals, or invisible or similar characters."""
     groups: dict[str, list[str]] = {}
     for name in names:
         seen = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
@@ -56,11 +56,11 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def warn_of_look_alikes(names: Iterable[str]) -> None:
-    """Warn where tasks that stay apart may be meant as one."""
+    """Warn of different tasks that may be meant as one."""
     alike = look_alikes(names)
     if alike:
         log.warning(
-            "task names that differ only in capital letters, like characters or invisible ones stay different tasks: "
+            "task names that differ only in capital letters, similar characters or invisible ones stay different tasks: "
             "%s%s; if one task is meant, correct the table",
             " and ".join(map(ascii, alike[0])),
             f", and {len(alike) - 1} more such groups" * (len(alike) > 1),

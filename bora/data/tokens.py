@@ -1,4 +1,4 @@
-"""Turn documents into token ids, at most max_tokens of them at once: beginning, unscored prompt, scored text, end."""
+"""Turn documents into pieces of at most max_tokens token ids: beginning, unscored prompt, scored text, end."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,30 +25,30 @@ from bora.errors import UserError
 from bora.lib.cache import cached_table, digest
 from bora.lib.console import progress
 
-# These bound the memory of what will be cut off: a token takes some 500 bytes in the tokenizer.
+# These bound the memory of tokens that will be cut off: each takes some 500 bytes in the tokenizer.
 MAX_PART_DOCUMENTS, MAX_PART_CHARS = 1024, 2**22
-MAX_EXAMPLE_CHARS = 40  # of a prompt
+MAX_EXAMPLE_CHARS = 40  # for an example prompt
 
 
 @dataclass(frozen=True)
 class Tokens:
     """How documents become tokens, in training and wherever a run is used.
 
-    A text is: the tokenizer's beginning-of-text token where it puts one by itself (OPT does), the prompt, the text, and,
-    if asked for, the end-of-text token. A chat is what the chat template makes of it. Then it is cut to max_tokens, or
-    into pieces: a prompt that takes columns, or the question of a chat, is shortened to what the text leaves.
+    A text becomes: the tokenizer's beginning-of-text token if it adds one by itself (OPT's does), the prompt, the text,
+    and on request the end-of-text token. A chat is written by the chat template. The result is cut to max_tokens, or into
+    pieces; a prompt that takes columns, or a chat's question, is shortened to the room that the text leaves.
 
     Args:
-        tokenizer: the backbone's.
-        vocabulary: how many tokens the backbone has embeddings of.
-        max_tokens: longest document, everything included; 2 or more, since the first token is never scored.
+        tokenizer: the backbone's tokenizer.
+        vocabulary: number of tokens for which the backbone has embeddings.
+        max_tokens: length of the longest document, everything included; 2 or more, since the first token is never scored.
         prompt: unscored text before each document; `{task}` stands for the task's name, `{column}` for the document's
-            cell in that column. None for none.
-        template: how the text itself is written, `{text}` stands for it.
-        append_eos: put the end-of-text token, scored, after each document.
-        prepend_bos: begin as the tokenizer does; False: with the prompt or the text itself.
-        chat: the text is a chat (see bora.data.chat), of which the assistant's answers are scored.
-        chat_template: the prompt and the text are written as a chat's question and answer.
+            cell in that column. None for no prompt.
+        template: how the text itself is written, with `{text}` in its place.
+        append_eos: add the end-of-text token, scored, after each document.
+        prepend_bos: begin as the tokenizer does; False: begin with the prompt or the text itself.
+        chat: the text is a chat (see bora.data.chat), in which the assistant's answers are scored.
+        chat_template: write the prompt and the text as a chat's question and answer.
         prompt_truncation, long, overlap: see Cutter.
     """
 
@@ -67,10 +67,10 @@ class Tokens:
 
     @classmethod
     def of(cls, data: Data, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Tokens":
-        """Make the one that a config's `data` asks for.
+        """Make the Tokens that a config's `data` describes.
 
         Raises:
-            UserError: it asks for an end-of-text token or a chat template, and there is none.
+            UserError: it asks for an end-of-text token or a chat template, but there is none.
         """
         vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
         pair = bool(prompt_columns(data.prompt)) and not data.chat_template
@@ -92,7 +92,7 @@ class Tokens:
 
     @property
     def names_task(self) -> bool:
-        """Whether the prompt tells each document its task's name."""
+        """Whether the prompt contains the task's name."""
         return any(match[0] == TASK for match in PLACEHOLDER.finditer(self.prompt or ""))
 
     @cached_property
@@ -102,12 +102,12 @@ class Tokens:
 
     @property
     def answers(self) -> bool:
-        """Whether each document has a prompt of its own, to which its text is the answer."""
+        """Whether each document has its own prompt, to which its text is the response."""
         return self.chat or self.chat_template or bool(self.columns)
 
     @cached_property
     def beginning(self) -> list[int]:
-        """What the tokenizer puts before a text by itself (OPT's: the beginning-of-text token), if it is asked for."""
+        """The tokens that the tokenizer puts before a text by itself (OPT's: beginning-of-text), if `prepend_bos`."""
         whole, plain = self.tokenizer("a").input_ids, self._ids(["a"])[0]
         n = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
         return whole[:n] if self.prepend_bos else []
@@ -118,23 +118,23 @@ class Tokens:
         return Cutter(self.max_tokens, self.long, self.overlap, self.prompt_truncation)
 
     def before(self, task: str | None) -> list[int]:
-        """Encode what stands before every text of a task: the beginning-of-text token and a prompt without columns.
+        """Encode what precedes every text of a task: the beginning-of-text token and a prompt without columns.
 
         Args:
-            task: the name for `{task}`; None only where the prompt does not hold it.
+            task: the name for `{task}`; None only if the prompt does not contain it.
         """
         if self.prompt is None or self.answers:
             return [] if self.chat or self.chat_template else self.beginning
         return self.beginning + self._ids([fill(self.prompt, {TASK: task or ""})])[0]
 
     def require_embeddings(self, ids: Sequence[int] | np.ndarray, where: str) -> None:
-        """Raise a UserError if the model has no embedding of one of the tokens."""
+        """Raise a UserError if the model has no embedding for one of the tokens."""
         if (beyond := int(max(ids, default=0))) >= self.vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(beyond)
             raise UserError(
-                f"{where} has the token {token!r}, number {beyond} of the tokenizer, and the model has embeddings of "
+                f"{where} has the token {token!r}, number {beyond} of the tokenizer, but the model has embeddings of "
                 f"{self.vocabulary}: the tokenizer was enlarged and the model was not; save both after "
-                "model.resize_token_embeddings(len(tokenizer)), or give the tokenizer that the model came with"
+                "model.resize_token_embeddings(len(tokenizer)), or use the tokenizer that came with the model"
             )
 
     def encode(self, table: pd.DataFrame, cached: bool = False) -> tuple[list[Encoded], Truncation]:
@@ -148,7 +148,7 @@ class Tokens:
             Each document, or each of its pieces, in order; and what was cut off.
 
         Raises:
-            UserError: a document has a token that the model does not have, or is a chat that the template cannot
+            UserError: a document has a token for which the model has no embedding, or is a chat that the template cannot
                 write; or no text fits into a piece.
         """
         identity = fingerprint(self.tokenizer) if cached else None
@@ -171,7 +171,7 @@ class Tokens:
 
     @property
     def end_of_turn(self) -> int | None:
-        """The token that ends a chat's answer; None where documents are no chats, or their template has none."""
+        """The token that ends a chat's answer; None if documents are not chats, or their template has none."""
         if not (self.chat or self.chat_template):
             return None
         return end_of_turn(self.tokenizer, lambda text: self._ids([text])[0])
@@ -181,7 +181,7 @@ class Tokens:
 
         Args:
             table: as for `encode`.
-            names: all tasks that are compared: a text is cut to fit behind the longest prompt of them, which must
+            names: all tasks that are compared; a text is cut to fit after the longest of their prompts, which must
                 leave room.
         """
         longest = max(len(self.before(name)) for name in names)
@@ -190,7 +190,7 @@ class Tokens:
         return to_pieces(self._encode(table, longest))
 
     def ask(self, table: pd.DataFrame) -> list[tuple[Any, str]]:
-        """Take each row apart: what `start` takes, and the answer to it, as it is written; of a chat the last answer."""
+        """Split each row into a prompt for `start` and the response as written; in a chat, the last answer."""
         if self.chat:
             asked = []
             for chat in map(json.loads, table["text"]):
@@ -201,23 +201,23 @@ class Tokens:
         return list(zip(prompts, table["text"], strict=True))
 
     def example(self, document: pd.DataFrame) -> str:
-        """Take a short prompt, as `start` takes it, from a table of one document."""
+        """Return a short prompt for `start` from a table of one document."""
         (prompt, _), (text,) = self.ask(document)[0], document["text"]
         if len(self.columns) > 1:
             return show_prompt({name: cell[:MAX_EXAMPLE_CHARS] for name, cell in prompt.items()})
         return " ".join((show_prompt(prompt) if self.answers else text).split()[:3])[:MAX_EXAMPLE_CHARS]
 
     def start(self, task: str | None, prompt: Any, room: int | None = None) -> list[int]:
-        """Encode what a text begins with, for a model to continue.
+        """Encode the beginning of a text, for a model to continue.
 
         Args:
-            task: the name for `{task}`; None only where the prompt does not hold it.
-            prompt: what the user gives: the text's beginning; or, where data.prompt takes columns, their cells by column,
-                or the text of its only one; or a chat's messages, or the text of the user's first. JSON will do.
-            room: tokens to which a prompt with columns, or a question, is shortened; None for max_tokens.
+            task: the name for `{task}`; None only if the prompt does not contain it.
+            prompt: the text's beginning; if data.prompt takes columns, their cells by column, or the cell of its only
+                column; in a chat, the messages, or the text of the user's first. Several cells, or messages, may be JSON.
+            room: number of tokens to which a prompt with columns, or a question, is shortened; None for max_tokens.
 
         Raises:
-            UserError: it lacks a column of the prompt, or the chat template cannot write it.
+            UserError: the prompt lacks a column of data.prompt, or the chat template cannot write it.
         """
         room = self.max_tokens if room is None else room
         if isinstance(prompt, str) and (self.chat or len(self.columns) > 1):
@@ -245,7 +245,7 @@ class Tokens:
     def _question(self, messages: list[Message], room: int) -> list[int]:
         """Encode a chat up to where its answer begins, shortened as in training, at the message before the first answer.
 
-        If that is not enough, what follows it loses its beginning.
+        If that is not enough, the beginning of what follows it is dropped.
         """
         asked = begin_answer(self.tokenizer, messages)
         ids = self._ids([asked])[0]
@@ -259,13 +259,13 @@ class Tokens:
         return begun + rest[max(0, len(begun) + len(rest) - room) :]
 
     def _encode(self, table: pd.DataFrame, longest: int | None = None) -> pa.Table:
-        """Tokenise to a table of TOKENS, a part at a time.
+        """Tokenise into a table of TOKENS, part by part.
 
         Args:
-            longest: see `Cutter.cut`. Before a prompt with columns, or a chat's question, all tasks have the same.
+            longest: see `Cutter.cut`. If prompts have columns, or are a chat's questions, all tasks have the same.
         """
         parts = []
-        # Neither number ever falls, so a new part begins where their sum rises.
+        # Neither number ever decreases, so a new part begins where their sum increases.
         number = table["text"].str.len().to_numpy(np.int64).cumsum() // MAX_PART_CHARS
         number += np.arange(len(table)) // MAX_PART_DOCUMENTS
         cuts = [0, *(np.flatnonzero(np.diff(number)) + 1), len(table)] if len(table) else []
@@ -275,13 +275,13 @@ class Tokens:
                 for whole in wholes:
                     same = longest if longest is None or not self.answers else len(whole.before)
                     pieces, *lost = self.cutter.cut(whole, same)
-                    # Most have one piece; the others lost nothing more.
+                    # A document's first piece has the counts of what it lost.
                     rows += [(document, *piece, *(lost if i == 0 else (0, 0))) for i, piece in enumerate(pieces)]
             parts.append(pa.table([*map(list, zip(*rows, strict=True))], schema=TOKENS))
         return pa.concat_tables(parts) if parts else TOKENS.empty_table()
 
     def _parts(self, table: pd.DataFrame) -> Iterator[list[Parts]]:
-        """Tokenise some rows whole; a chat may be several texts, see `encode_chat`."""
+        """Tokenise rows without cutting them; a chat may become several texts, see `encode_chat`."""
         end = [self.tokenizer.eos_token_id] if self.append_eos else []
         blank = table["text"].str.strip() == ""  # nothing of it is scored, not even its end
         if self.chat or self.chat_template:
@@ -308,12 +308,12 @@ class Tokens:
             yield [Parts(before[task], prompt, rest, np.full(len(rest), not is_blank), before[task])]
 
     def _questions(self, table: pd.DataFrame) -> list[str]:
-        """Fill the prompt in for each row."""
+        """Fill in the prompt for each row."""
         rows = zip(table["task"], prompt_cells(table), strict=True)
         return [fill(self.prompt or "", {TASK: task} | cells) for task, cells in rows]
 
     def _chats(self, table: pd.DataFrame) -> Iterator[list[Message]]:
-        """Return each row's messages."""
+        """Yield each row's messages."""
         if self.chat:
             yield from (json.loads(text) if text.strip() else [] for text in table["text"])
             return
@@ -322,27 +322,27 @@ class Tokens:
             yield [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Return what `tokenizer(texts, add_special_tokens=False)` gives.
+        """Return the ids of `tokenizer(texts, add_special_tokens=False)`.
 
         Raises:
-            UserError: one of them has no form in UTF-8.
+            UserError: a text cannot be encoded in UTF-8.
         """
         if not texts:
             return []
-        if self.tokenizer.is_fast:  # without the masks and the positions in the text, which nobody reads
+        if self.tokenizer.is_fast:  # without masks and positions in the text, which are not needed
             backend = self.tokenizer.backend_tokenizer
             backend.no_truncation()
             backend.no_padding()
             try:
                 return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
             except TypeError as error:
-                raise UserError("a text holds half a surrogate pair, as of an emoji that was cut in two") from error
-        # verbose=False: longer texts than the model's are cut here, so the warning would mislead.
+                raise UserError("a text holds half a surrogate pair, such as an emoji cut in two; remove it") from error
+        # verbose=False: texts that are too long for the model are cut later, so the warning would mislead.
         return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
 
 def _from_json(text: str, chat: bool) -> Any:
-    """Parse a prompt that is JSON; other texts stay as they are, as does JSON that is no list of messages for a chat."""
+    """Parse a prompt that is JSON; other text is unchanged, and for a chat so is JSON that is not a list of messages."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -352,7 +352,7 @@ def _from_json(text: str, chat: bool) -> Any:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Hash all that decides a tokenizer's ids; None for a tokenizer in Python, whose code decides too."""
+    """Hash everything that decides a tokenizer's ids; None for a tokenizer in Python, whose code decides too."""
     if not tokenizer.is_fast:
         return None
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]

@@ -36,7 +36,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         ([*TABLE, "data.min_documents=1"], "task 'tiny' is left with 1 training, 1 validation and 0 test documents"),
         (["data.max_tokens=999"], "256 positions"),
         (["model=opt_350m", "model.path=./nowhere"], "no such folder"),
-        ([*TABLE, "trainer.accumulate_grad_batches=99"], "needs as many training documents, and there are 14"),
+        ([*TABLE, "trainer.accumulate_grad_batches=99"], "needs as many training documents, but there are 14"),
         (["trainer.extra.foo=1"], "Lightning refuses these settings"),
         (["trainer=ddp", "trainer.num_nodes=2"], "start the run on every machine, with torchrun or srun"),
         (["model.attention=flex_attention"], "trains on a GPU only; give auto, sdpa or eager"),

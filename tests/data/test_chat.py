@@ -105,7 +105,7 @@ def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):
     tokenizer.chat_template = PLAIN.replace("'<assistant>\\n' }}", "'<assistant>\\n<think>\\n' }}")
     tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
     assert tokenizer.decode(tokens.start(None, "Hello")) == "<user>\nHello</s>\n<assistant>\n"
-    assert "starts an answer that a model is to give with '<think>\\n'" in caplog.text
+    assert "starts an answer to generate with '<think>\\n'" in caplog.text
     mine = encode(tokenizer, chat("Hello", "Hi"))
     assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "Hi</s>\n"
 

@@ -173,7 +173,7 @@ def test_what_a_model_goes_on_from_is_what_it_was_trained_on():
 
 def test_a_piece_without_room_is_refused():
     table = pd.DataFrame({"task": ["a"], "text": ["one two three four five six seven"]})
-    with pytest.raises(UserError, match=r"max_tokens=6 leaves a piece no room behind the prompt and data\.overlap=3"):
+    with pytest.raises(UserError, match=r"max_tokens=6 leaves no room in a piece after the prompt and data\.overlap=3"):
         tokens(prompt="Q:", max_tokens=6, long="chunk", overlap=3).encode(table)
 
 

@@ -37,7 +37,7 @@ def changed_parquet() -> bytes:
 
 
 NOT_TEXT = pa.array([b"\xff"]).view(pa.string())  # says that its bytes are text
-DAMAGED = "; it is damaged, not of the type that its ending says, or you may not read it$"
+DAMAGED = "; it is damaged, not of the type that its ending says, or not readable by this user$"
 # What is wrong: file, its bytes (None for no such file), the message after the setting's name.
 READING = {
     "no such file": ("t.csv", None, r"^data.path=t.csv: there is no such file \(seen from /"),
@@ -61,7 +61,7 @@ READING = {
     "a header of 200,000 characters": ("t.csv", b"x" * 200_000, "the table has x{300}$"),
     "a terminal's escape in a name": ("t.csv", to_csv([*GOOD, ("\x1b[31mred", "c")]), r"'\\x1b\[31mred' in row 8 "),
     "a broken line of JSON": ("t.jsonl", to_json(named()) + b'{"task": "a", "text"\n', r"line 9 is not JSON \(Exp"),
-    "a JSON array": ("t.jsonl", to_json([named()]), "line 1 is not a JSON object; give one object a line$"),
+    "a JSON array": ("t.jsonl", to_json([named()]), "line 1 is not a JSON object; give one object on each line$"),
     "a JSON key twice": ("t.jsonl", b'{"task": "a", "text": "b", "text": "c"}\n', "key 'text' is given more than once"),
     "a list in JSON": ("t.jsonl", to_json([*named(), {"task": "a", "text": ["b"]}]), "in row 8 .*, not a list$"),
     "lists in Parquet": ("t.parquet", to_parquet(task=["a"], text=[["b"]]), "'text' holds no text in row 0 .* a list$"),

@@ -31,7 +31,7 @@ def test_what_stands_before_a_text(tokenizer):
 def test_a_token_without_an_embedding_is_named_with_its_row(tokenizer):
     tokens = Tokens(tokenizer, tokenizer("x =").input_ids[1], 100)  # as if the model ended before " ="
     with pytest.raises(
-        UserError, match=r"row 7 has the token 'Ġ=', number \d+ of the tokenizer, and the model has emb"
+        UserError, match=r"row 7 has the token 'Ġ=', number \d+ of the tokenizer, but the model has emb"
     ):
         tokens.encode(pd.DataFrame({"task": "a", "text": ["", "x ="]}, index=[3, 7]))
 
