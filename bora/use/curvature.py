@@ -70,7 +70,8 @@ def find_tau(restored: Restored, table: pd.DataFrame, batch_size: int = 16) -> t
     """Infer τ from a run's deviations and the gradients of its training documents; see `infer_tau`.
 
     Args:
-        table: training documents, columns task, text and those that prompts use; at most MAX_TASKS of its tasks are used.
+        table: training documents, columns task, text and those that prompts use. At most MAX_TASKS of its
+            tasks, drawn at random, are used.
         batch_size: documents in a backward pass.
     """
     names = table["task"].drop_duplicates()

@@ -23,7 +23,7 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_new_tokens: Count = Field(64, description="largest number of tokens after the prompt (64)")
+    max_new_tokens: Count = Field(64, description="tokens after the prompt, at most (64)")
     do_sample: bool = Field(False, description="draw from the distribution; else take the likeliest token each time")
     temperature: Positive | None = Field(None, description="divide the logits by it (the model's own, else 1)")
     top_k: Annotated[int, Field(ge=0)] | None = Field(
