@@ -1,7 +1,7 @@
 """BoRA from Python: a frame in, a run out.
 
 run = bora.fit(frame, task="speaker", text="speech", model="opt_mini", tau=100, max_epochs=4)
-run                                     # in a notebook, a row a task
+run                                     # in a notebook, a row for each task
 run.generate("Mr. Speaker, ", tasks=["Ann", "Bo"], mean=True)
 run = bora.load("outputs/2026-01-01/12-00-00")
 sweep = bora.sweep(frame, tau=[0, 10, 100, float("inf")], seeds=[0, 1])

@@ -25,14 +25,14 @@ class RunFiles:
     Args:
         folder: the run directory.
         device: where the model computes, cpu | cuda.
-        dtype: of the backbone; None for the one that the run was trained in.
+        dtype: dtype of the backbone; None for the one that the run was trained in.
 
     Attributes:
-        folder: as given.
+        folder: the run directory, as given.
         summary: summary.json: tau, seed, perplexities, versions, ….
 
     Raises:
-        UserError: there is no finished run in that folder. Each attribute also where its file is damaged.
+        UserError: there is no finished run in that folder. Each attribute also raises it if its file is damaged.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> None:
@@ -42,47 +42,47 @@ class RunFiles:
 
     @property
     def tau(self) -> float:
-        """Return the precision of the prior."""
+        """The precision of the prior."""
         return float(self.summary["tau"])
 
     @cached_property
     def config(self) -> Config:
-        """Read config.yaml."""
+        """The run's config.yaml."""
         return self._directory.config()
 
     @property
     def per_task(self) -> pd.DataFrame:
-        """Read per_task.csv: a row a task, its documents, perplexities and distance ‖θ_d − Θ‖."""
+        """per_task.csv: one row for each task, with its documents, perplexities and distance ‖θ_d − Θ‖."""
         return self._directory.per_task()
 
     @property
     def tasks(self) -> list[str]:
-        """List the D tasks."""
+        """The D tasks."""
         return self.per_task["task"].tolist()
 
     @property
     def documents(self) -> pd.DataFrame:
-        """Read documents.csv: a row a document kept: row (of the frame, from 0), task, split, n_tokens, n_scored."""
+        """documents.csv: one row for each document kept: row (of the frame, from 0), task, split, n_tokens, n_scored."""
         return self._directory.documents()
 
     @property
     def history(self) -> pd.DataFrame:
-        """Read metrics.csv: a row a validation, with epoch (from 1), step, val/nll (nats a token), val/perplexity.
+        """metrics.csv: one row for each validation: epoch (from 1), step, val/nll (nats a token), val/perplexity.
 
-        train/nll is the mean over the epoch's logged steps, where there are any.
+        train/nll is the mean over the epoch's logged steps, if there are any.
         """
         return self._directory.validations().dropna(axis=1, how="all").reset_index(drop=True)
 
     def similarity(self, groups: Mapping[str, str] | pd.Series | None = None) -> "Figure":
-        """Draw which tasks deviate from Θ alike, like ones beside each other.
+        """Draw which tasks deviate alike from Θ, with similar ones next to each other.
 
         Args:
-            groups: task → its group, to colour by; a series' name is the legend's title.
+            groups: task → its group, by which to colour; a series' name is the legend's title.
 
         Raises:
-            UserError: fewer than three tasks, or tasks that do not differ.
+            UserError: there are fewer than three tasks, or tasks do not differ.
         """
-        import matplotlib.pyplot  # noqa: F401  # with it a notebook shows figures
+        import matplotlib.pyplot  # noqa: F401  # makes notebooks show figures
 
         from bora.report.drawing import drawing_style
         from bora.report.figures import similarity
@@ -98,10 +98,10 @@ class RunFiles:
             return similarity(found)
 
     def _title(self) -> str:
-        """Say what a run is in a line."""
+        """Describe the run in a line."""
         n = self.summary["n_tasks"]
         parts = [f"τ = {format_tau(self.tau)}", f"{n} task{'s' * (n > 1)}"]
-        if "test_perplexity" in self.summary:  # new tasks have none held out
+        if "test_perplexity" in self.summary:  # new tasks have no documents held out
             parts.append(f"perplexity {self.summary['val_perplexity']:.2f} in validation")
             parts.append(f"{self.summary['test_perplexity']:.2f} in test")
         return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""A finished run as an object: its files as tables, its model at work."""
+"""A finished run as an object: its files as tables, and its model to use."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,25 +41,25 @@ log = logging.getLogger(__name__)
 
 
 class Run(RunFiles):
-    """A finished run, and its model at work; the model is loaded when it is first needed."""
+    """A finished run and its model, which is loaded when it is first needed."""
 
     @cached_property
     def restored(self) -> Restored:
-        """Load the epoch that validation chose: model, tokenizer, config."""
+        """The epoch that validation chose: model, tokenizer, config."""
         return restore(self._directory.path, self._device, self._dtype)
 
     @property
     def model(self) -> HierarchicalLoRA:
-        """Return the model, in evaluation mode."""
+        """The model, in evaluation mode."""
         return self.restored.model
 
     @property
     def mean(self) -> dict[str, LowRank]:
-        """Return Θ by layer: A [r, n_in] and B [n_out, r]."""
+        """Θ by layer: A [r, n_in] and B [n_out, r]."""
         return self.model.mean
 
     def lora(self, task: str) -> dict[str, LowRank]:
-        """Return θ of a task by layer: A [r, n_in] and B [n_out, r].
+        """Return a task's θ by layer: A [r, n_in] and B [n_out, r].
 
         Raises:
             UserError: the run has no such task, or several begin with that name; the message lists them, or similar ones.
@@ -76,19 +76,19 @@ class Run(RunFiles):
         base: bool = False,
         **options: Any,
     ) -> Voices:
-        """Let tasks continue the same prompts, side by side.
+        """Continue the same prompts under several tasks, side by side.
 
         Args:
-            prompt: one, or P of them: a text; where the run's prompt takes columns, a dictionary of them, the text of
-                the only one, or a frame, a row a prompt; where it was trained on chats, a list of messages, or the
+            prompt: one, or P of them: a text; if the run's prompt uses columns, a dictionary of them, the text of the
+                only one, or a frame with a row for each prompt; if it was trained on chats, a list of messages, or the
                 user's text.
             tasks: one or more names; None for all tasks.
-            mean, base: let Θ, and the frozen backbone, answer too.
+            mean, base: whether Θ, and the frozen backbone, answer too.
             options: max_new_tokens, do_sample, temperature, top_p, num_return_sequences, seed, …; see
                 `bora.use.sampling.Sampling`.
 
         Returns:
-            A frame of texts: a row a prompt (and a sequence, where several are asked for), a column a speaker.
+            A frame of texts: a row for each prompt (and sequence, if there are several), a column for each speaker.
 
         Raises:
             UserError: see `bora.use.generate.generate`; or an option is unknown or out of its range.
@@ -115,14 +115,14 @@ class Run(RunFiles):
         documents: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Find how tasks speak, as `bora voices` does: the tokens that are a task's own, and what all say to one prompt.
+        """Find how tasks speak, as `bora voices` does: each task's own tokens, and how all continue one prompt.
 
         Args:
-            prompt: as `generate` takes one; None for the start of a validation document.
+            prompt: a prompt as for `generate`; None for the start of a validation document.
             tasks: one or more names; None for all tasks.
-            frame: what a run of `bora.fit` was trained on.
-            documents: validation documents of each task, at most; None for all.
-            max_new_tokens: after the prompt.
+            frame: the frame that a run of `bora.fit` was trained on.
+            documents: at most how many validation documents of each task to use; None for all.
+            max_new_tokens: at most how many tokens to add to the prompt.
 
         Returns:
             The frames of `bora.use.voices.characteristic_tokens` and `bora.use.voices.continue_prompt`.
@@ -139,13 +139,13 @@ class Run(RunFiles):
     def variance(
         self, by: str | Sequence[str] = (), *, frame: Any = None, documents: int = MAX_DOCUMENTS, batch_size: int = 16
     ) -> pd.DataFrame:
-        """Find how much tasks differ, and which columns go with that, from validation documents' gradients at Θ.
+        """Find how much tasks differ, and which columns explain that, from validation documents' gradients at Θ.
 
         Args:
-            by: columns of what the run was trained on.
-            frame: that, where it is a frame.
-            documents: how many to draw at random, at most.
-            batch_size: documents in a backward.
+            by: columns of the table or frame that the run was trained on.
+            frame: that frame, if it was one.
+            documents: at most how many documents to draw at random.
+            batch_size: documents in a backward pass.
 
         Returns:
             See `bora.use.variance.find_shares`.
@@ -166,8 +166,8 @@ class Run(RunFiles):
         """Infer τ by the evidence, as `bora variance --tau` does: τ for inference, not the best τ for perplexity.
 
         Args:
-            frame: what the run was trained on, where it is a frame.
-            batch_size: documents in a backward.
+            frame: the frame that the run was trained on, if it was one.
+            batch_size: documents in a backward pass.
 
         Returns:
             The frames of `bora.use.curvature.infer_tau`: τ by group of parameters, and the evidence at a range of τ.
@@ -189,17 +189,17 @@ class Run(RunFiles):
         """Measure the perplexity of new documents under their task's θ, under Θ and under the frozen backbone.
 
         Args:
-            frame: as `bora.fit` takes, a row a document.
+            frame: a frame as for `bora.fit`, one row for each document.
             task, text: columns; None for those that the run was trained on.
-            include_trained: measure rows that the run was trained on, or chosen by, too.
-            batch_size: documents in a forward.
+            include_trained: measure also rows that the run was trained on, or chosen by.
+            batch_size: documents in a forward pass.
 
         Returns:
-            A frame, a row a task: task, n_documents, n_tokens, nll (nats a token), perplexity, mean_model_perplexity,
-            base_model_perplexity. Its `overall` has those of all tasks together.
+            A frame with one row for each task: task, n_documents, n_tokens, nll (nats a token), perplexity,
+            mean_model_perplexity, base_model_perplexity. Its `overall` has those of all tasks together.
 
         Raises:
-            UserError: a column is missing, a row is of no task of the run, or the run was trained on all of them.
+            UserError: a column is missing, a row has no task of the run, or the run was trained on all of them.
         """
         found = self._documents(frame, task, text, labelled=True)
         trained_on = find_trained_on(found, [self._directory.trained_on()])
@@ -222,20 +222,20 @@ class Run(RunFiles):
         per_task: int | None = None,
         **options: Any,
     ) -> pd.DataFrame:
-        """Let each document's task, Θ and the frozen backbone answer its prompt.
+        """Answer each document's prompt under its task, under Θ and under the frozen backbone.
 
         Args:
-            frame: as `bora.fit` took it, with the columns that the prompt takes.
+            frame: a frame as for `bora.fit`, with the columns that the prompt uses.
             task, text: columns; None for those that the run was trained on.
-            per_task: prompts of each task to draw at random, at most; None for all.
+            per_task: at most how many prompts of each task to draw at random; None for all.
             options: max_new_tokens, do_sample, …; see `bora.use.sampling.Sampling`.
 
         Returns:
-            A frame on the given one's rows: task, prompt, response, under_task, under_mean, under_base.
+            A frame with the rows of the given one: task, prompt, response, under_task, under_mean, under_base.
             `bora.use.answers.score_answers` scores it.
 
         Raises:
-            UserError: see `bora.use.ask.generate_answers`; or a row is of no task of the run.
+            UserError: see `bora.use.ask.generate_answers`; or a row has no task of the run.
         """
         found = self._documents(frame, task, text, labelled=True)
         ask = Ask(_sampling(options), per_task)
@@ -249,13 +249,14 @@ class Run(RunFiles):
         """Find the likeliest task of each text: p(d | text) ∝ p(d) p(text | θ_d)^(1/T), with the run's temperature T.
 
         Args:
-            texts: one, or N of them; a frame where documents have prompts, with the columns that the run was trained on.
+            texts: one, or N of them; if documents have prompts, a frame with the columns that the run was trained on.
             prior: p(d): uniform | documents, by the tasks' numbers of training documents.
-            batch_size: rows (document × task) in a forward.
+            batch_size: rows (document × task) in a forward pass.
 
         Returns:
-            A row a text: best, the likeliest task; posterior, its probability; and a column a task with p(d | text).
-            Its index is that of a series, else the texts. A text without a token to score has '' and NaN.
+            One row for each text: best, the likeliest task; posterior, its probability; and a column for each task with
+            p(d | text). The index is that of a series, otherwise the texts. A text without a token to score has '' and
+            NaN.
         """
         if isinstance(texts, pd.DataFrame):
             table, index = self._documents(texts.assign(task=""), "task", None), texts.index
@@ -281,21 +282,21 @@ class Run(RunFiles):
         batch_size: int = 16,
         seed: int = 0,
     ) -> "Run":
-        """Fit new tasks from this run's prior, its Θ fixed, as `bora adapt` does.
+        """Fit new tasks from this run's prior, with Θ fixed, as `bora adapt` does.
 
         Args:
-            frame: their documents, as `bora.fit` takes; nothing is held out.
-            output: the new run's folder, empty or not there yet.
+            frame: their documents, a frame as for `bora.fit`; nothing is held out.
+            output: the new run's folder, which is empty or does not exist.
             task, text: columns; None for those that this run was trained on.
             tau: precision of the prior, 0 < τ < ∞; None for this run's.
-            epochs: passes over the documents; None for as many as are best for documents held out of a first fit.
-            lr, batch_size, seed: AdamW's learning rate, documents a step, and the seed of their order.
+            epochs: passes over the documents; None for the best number for documents held out of a first fit.
+            lr, batch_size, seed: AdamW's learning rate, documents in a step, and the seed of their order.
 
         Returns:
             A run of the new tasks; it has no history and no documents.
 
         Raises:
-            UserError: see `bora.use.adapt`; or `output` holds something.
+            UserError: see `bora.use.adapt`; or `output` is not empty.
         """
         found, tau = self._documents(frame, task, text), self.tau if tau is None else tau
         with write_folder(Path(output)) as folder:
@@ -305,10 +306,10 @@ class Run(RunFiles):
         return Run(output, self._device, self._dtype)
 
     def export(self, path: str | Path, tasks: str | Sequence[str] | None = None, merge: bool = False) -> Path:
-        """Write PEFT adapters, a folder a task and one for Θ, or one task's merged model, as `bora export` does.
+        """Write PEFT adapters, a folder for each task and one for Θ, or one task's merged model, as `bora export` does.
 
         Args:
-            path: the folder to write, empty or not there yet.
+            path: the folder to write, which is empty or does not exist.
             tasks: one or more names; None for all, and Θ.
             merge: write the whole model of the one task.
 
@@ -324,10 +325,10 @@ class Run(RunFiles):
     def push_to_hub(
         self, repo: str, tasks: str | Sequence[str] | None = None, merge: bool = False, private: bool = False
     ) -> str:
-        """Export into a repository of the Hugging Face hub, as `bora export --push-to-hub` does.
+        """Export to a repository on the Hugging Face hub, as `bora export --push-to-hub` does.
 
         Args:
-            repo: NAMESPACE/NAME, made if it is not there.
+            repo: NAMESPACE/NAME, created if it does not exist.
             tasks, merge: see `export`.
             private: make the repository private.
 
@@ -343,21 +344,21 @@ class Run(RunFiles):
         """Write tables, figures and a page, index.html, as `bora report` does; a notebook shows the page.
 
         Args:
-            output: the folder; None for report/ in the run's own.
+            output: the folder; None for report/ in the run's folder.
 
         Raises:
-            UserError: the report extra is not installed, or nothing can be written there.
+            UserError: the report extra is not installed, or the folder cannot be written.
         """
         return show_report(self._directory.path, output)
 
     def _split(self, split: str, frame: Any) -> pd.DataFrame:
-        """Read the documents of a split again, from the frame that the run was trained on if there is one."""
+        """Read the documents of a split again, from the frame that the run was trained on if it is given."""
         given = None if frame is None else self._documents(frame, None, None)
         return split_documents(self._directory, split, table=given)
 
     def _documents(self, frame: Any, task: str | None, text: str | None, labelled: bool = False) -> pd.DataFrame:
-        """Take a frame's documents by the run's columns where none are named; `labelled`: each of a task of the run."""
-        own = self.config.data.model_dump()  # of a corpus that is no table, it names no columns
+        """Read a frame's documents, by the run's columns if none are named; `labelled` requires tasks of the run."""
+        own = self.config.data.model_dump()  # has no columns if the corpus is not a table
         messages = own.get("messages")
         text, chat = text or own.get("text", "text"), messages and (text or messages)
         task, prompt = task or own.get("task"), prompt_columns(own["prompt"])
@@ -365,14 +366,14 @@ class Run(RunFiles):
         if not labelled:
             return found
         if n := int((found["task"] == "").sum()):
-            raise UserError(f"{n} rows of the frame name no task; leave them out, or ask who_wrote")
+            raise UserError(f"{n} rows of the frame name no task; leave them out, or use who_wrote")
         if unknown := sorted(set(found["task"]) - set(self.tasks)):
             raise UserError(f"the run has no task {unknown[0]!r}; leave its rows out")
         return found
 
 
 def show_report(folder: Path, output: str | Path | None) -> Report:
-    """Write the report of the runs in a folder; None for report/ in it."""
+    """Write the report of the runs in a folder to `output`; None for report/ in that folder."""
     output = folder / "report" if output is None else Path(output)
     write([folder], output, None)
     return Report(output / "index.html")
@@ -389,5 +390,5 @@ def _sampling(options: dict[str, Any]) -> Sampling:
 
 
 def _listed(values: Any) -> list[str]:
-    """List texts or names, one or several; a number is its text."""
+    """Return one or several texts or names as a list of strings."""
     return [str(value) for value in ([values] if pd.api.types.is_scalar(values) else values)]

@@ -11,23 +11,23 @@ import pandas as pd
 from bora.use.generate import Answer
 from bora.use.score import MODELS
 
-MAX_ROWS = 30  # of a table in a notebook
+MAX_ROWS = 30  # rows of a table in a notebook
 BOX = "flex: 1 1 14em; max-width: 32em; border: 1px solid #8888; border-radius: 4px; padding: 0.4em 0.8em"
 TEXT = "white-space: pre-wrap; overflow-wrap: anywhere; font-family: monospace; font-size: 0.9em; margin-top: 0.3em"
 PAGE = "width: 100%; height: 40em; border: 1px solid #8888"
 
 
 def table(title: str, rows: pd.DataFrame) -> str:
-    """Write a table in HTML, its title above; nothing where a number is NaN."""
+    """Write an HTML table below its title, with empty cells for NaN."""
     shown = rows.to_html(index=False, border=0, max_rows=MAX_ROWS, na_rep="", float_format=lambda x: f"{x:,.2f}")
     return f"<p>{escape(title)}</p>\n{shown}"
 
 
 class Scores(pd.DataFrame):
-    """Perplexities, a row a task.
+    """Perplexities, one row for each task.
 
     Attributes:
-        overall: of all tasks together, by token; see `bora.use.score.perplexities`.
+        overall: those of all tasks together, by token; see `bora.use.score.perplexities`.
     """
 
     _metadata: ClassVar = ["overall"]
@@ -42,11 +42,11 @@ class Scores(pd.DataFrame):
 
 
 class Voices(pd.DataFrame):
-    """Answers side by side: a row a prompt, or a prompt and sequence; a column a speaker; cells are what follows."""
+    """Answers side by side: a row for each prompt, or prompt and sequence; a column for each speaker."""
 
     @classmethod
     def of(cls, answers: Sequence[Answer], prompts: Sequence[str], n: int) -> "Voices":
-        """Arrange the answers of `bora.use.generate.generate`, n of each speaker to each prompt."""
+        """Arrange the answers of `bora.use.generate.generate`, n by each speaker to each prompt."""
         texts = np.array([a.text for a in answers], dtype=object).reshape(len(prompts), -1, n)
         speakers = [str(a.speaker) for a in answers[: texts[0].size : n]]
         index = pd.MultiIndex.from_product([prompts, range(n)], names=["prompt", "sequence"])
@@ -74,10 +74,10 @@ class Voices(pd.DataFrame):
 
 
 class Report:
-    """A report as written.
+    """A written report.
 
     Attributes:
-        path: its page, index.html; tables and figures lie beside it.
+        path: its page, index.html; tables and figures are in the same folder.
     """
 
     def __init__(self, path: Path) -> None:

@@ -19,11 +19,11 @@ from bora.runs.sweep import failed_runs, finished_runs
 class Sweep:
     """Runs of the same experiment at several τ and seeds.
 
-    Where they differ in more than that, `by_tau`, `best_tau` and `best` raise a UserError.
+    If they differ in more than that, `by_tau`, `best_tau` and `best` raise a UserError.
 
     Attributes:
-        folder: the sweep's.
-        runs: the finished ones, by τ and seed.
+        folder: the sweep's folder.
+        runs: the finished runs, by τ and seed.
         failures: a line for each run that failed.
     """
 
@@ -33,16 +33,16 @@ class Sweep:
 
     @property
     def table(self) -> pd.DataFrame:
-        """Tabulate the runs, a row each: tau, seed, lr, val_perplexity, test_perplexity, best_epoch, run (its folder)."""
+        """The runs, one row for each: tau, seed, lr, val_perplexity, test_perplexity, best_epoch, run (its folder)."""
         keys = ["tau", "seed", "lr", "val_perplexity", "test_perplexity", "best_epoch"]
         rows = [{key: run.summary[key] for key in keys} | {"run": str(run.folder)} for run in self.runs]
         return pd.DataFrame(rows)
 
     @property
     def by_tau(self) -> pd.DataFrame:
-        """Average over seeds, a row a τ ("learn" where it was learned).
+        """Averages over seeds, one row for each τ ("learn" if it was learned).
 
-        The columns: tau, val_perplexity, which chooses, test_perplexity, and the number of runs.
+        The columns: tau, val_perplexity, which chooses τ, test_perplexity, and the number of runs.
         """
         series, _ = series_of([read_run(run.folder) for run in self.runs])
         if len(series) > 1:
@@ -54,21 +54,21 @@ class Sweep:
 
     @property
     def best_tau(self) -> float | str:
-        """Choose the τ with the lowest mean validation perplexity over seeds; "learn" where all runs learned it.
+        """The τ with the lowest mean validation perplexity over seeds; "learn" if all runs learned it.
 
-        Beside given τ a learned one is not chosen: its c was fitted to the documents that would choose.
+        If there are given τ, a learned one is not chosen, since its c was fitted to the documents that would choose.
         """
         rows = self.by_tau.to_dict("records")
         return min(rows, key=lambda row: (row["tau"] == "learn", row["val_perplexity"]))["tau"]
 
     @property
     def best(self) -> Run:
-        """Return the run at `best_tau` with the lowest validation perplexity."""
+        """The run at `best_tau` with the lowest validation perplexity."""
         tau = self.best_tau
         return min((r for r in self.runs if _given_tau(r) == tau), key=lambda r: choosing_perplexity(r.summary))
 
     def report(self, output: str | Path | None = None) -> Report:
-        """Write a report of all runs in the folder, to report/ in it if no other is given; see `Run.report`."""
+        """Write a report of all runs in the folder to `output`, by default report/ in it; see `Run.report`."""
         return show_report(self.folder, output)
 
     def __repr__(self) -> str:
@@ -99,9 +99,9 @@ def load(folder: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
     """Load a finished run, or the finished runs below a sweep's folder.
 
     Args:
-        folder: a run directory, or a folder that holds some.
+        folder: a run directory, or a folder with some below it.
         device: where the model computes, cpu | cuda.
-        dtype: of the backbone; None for the one that the run was trained in.
+        dtype: dtype of the backbone; None for the one that the run was trained in.
 
     Raises:
         UserError: there is no finished run.

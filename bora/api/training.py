@@ -28,7 +28,7 @@ from bora.use.samples import sample_texts
 
 
 class Job(NamedTuple):
-    """A run to be: its checked config, and what was given for it, in the command line's words."""
+    """A run to train: its checked config, and what was given for it, as on the command line."""
 
     cfg: Config
     overrides: list[str]
@@ -49,22 +49,22 @@ def fit(
     overrides: Sequence[str] = (),
     **settings: Unpack[Settings],
 ) -> Run:
-    """Train on a frame, one row a document, as `bora run` does on a table.
+    """Train on a frame with one row for each document, as `bora run` does on a table.
 
     Args:
         frame: a pandas or Polars DataFrame, or an Arrow table.
         task: column that names the task; None for the first of task, rep_name.
         text: column that holds the document.
-        date: column with the date; None for `date` where there is one.
+        date: column with the date; None for `date` if there is one.
         prompt: unscored text before each document, with {column} for a cell: "Article: {article}\\nHeadline: ".
         messages: column that holds a chat, instead of `text`.
-        levels: columns above the task, or across it, whose values have deviations of their own: ["party"].
+        levels: columns above the task, or across it, whose values have their own deviations: ["party"].
         model: a config of conf/model, or the hub name or folder of any causal language model.
         tau: precision of the prior, 0 to infinity; or "learn", which finds it on validation documents. With levels also
             a list, the task's first.
         output: the run's folder; None for outputs/<date>/<time>. A finished run of the same frame
-            and settings there is returned as it is; an interrupted one is resumed.
-        overrides: anything else that can be set, in the command line's words: ["optim.patience=3", "logger=wandb"].
+            and settings there is returned; an interrupted one is resumed.
+        overrides: any other settings, as on the command line: ["optim.patience=3", "logger=wandb"].
         settings: seed, n_tasks, min_documents, documents_per_task, max_tokens, batch_size, rank, lr, max_epochs,
             device (cpu | cuda | auto); see Settings.
 
@@ -72,7 +72,7 @@ def fit(
         The finished run; its model is the epoch that validation chose.
 
     Raises:
-        UserError: a column, setting or document that cannot be used, or training diverged.
+        UserError: a column, setting or document cannot be used, or training diverged.
         KeyboardInterrupt: interrupted; the same call resumes the run if `output` is given.
     """
     own = {"task": task, "text": text, "date": date, "prompt": prompt, "messages": messages, "levels": levels}
@@ -108,8 +108,8 @@ def sweep(
     same call continues a sweep. A run that fails does not stop the others.
 
     Args:
-        tau: what `fit` takes as tau, each.
-        seeds: of the LoRAs' start and the training order; the split is the same for all.
+        tau: values of `fit`'s tau.
+        seeds: seeds of the LoRAs' initial values and the training order; the split is the same for all.
         output: the sweep's folder; None for multirun/<data>-<model>.
         frame, task, text, date, prompt, messages, levels, model, overrides, settings: see `fit`.
 
@@ -117,7 +117,7 @@ def sweep(
         The finished runs, and a line for each that failed.
 
     Raises:
-        UserError: a column, setting or document that cannot be used; the folder holds runs of other settings; or no run
+        UserError: a column, setting or document cannot be used; the folder holds runs with other settings; or no run
             finished.
         KeyboardInterrupt: interrupted; the same call resumes the sweep.
     """
@@ -127,11 +127,11 @@ def sweep(
     for name, given in (("tau", tau), ("seeds", seeds)):
         if pd.api.types.is_scalar(given):
             raise UserError(f"bora.sweep takes a list: {name}=[{given!r}]")
-    values = [{"tau": t, "seed": s} for t, s in product(tau, seeds)]  # also of what can be read once
+    values = [{"tau": t, "seed": s} for t, s in product(tau, seeds)]  # once: they may be iterators
     if not values:
         raise UserError("bora.sweep needs at least one τ and one seed")
     table, configured = _read(frame, [_configure(own, model, {**settings, **one}, overrides) for one in values])
-    # Named as a sweep of the command line names them.
+    # The names that a sweep on the command line has.
     jobs = {f"tau={format_value(job.cfg.tau)},seed={format_value(job.cfg.seed)}": job for job in configured}
     folder = _folder(f"multirun/{next(iter(jobs.values())).cfg.name}" if output is None else output)
     for place, job in jobs.items():
@@ -158,8 +158,8 @@ def _configure(
     """Compose and check a run's config.
 
     Args:
-        own: the frame's columns and the prompt, as `fit` takes them; what is None or empty is not given.
-        settings: tau, and keywords of Settings.
+        own: the frame's columns and the prompt, as in `fit`; None or empty if not given.
+        settings: tau, and the keywords of Settings.
     """
     if isinstance(overrides, str) or not isinstance(overrides, Sequence):
         raise UserError(f"overrides is a list: overrides=[{overrides!r}]")
@@ -173,11 +173,11 @@ def _configure(
 
 
 def _read(frame: Any, jobs: list[Job]) -> tuple[pd.DataFrame, list[Job]]:
-    """Take the documents of a frame, and write their hash into the configs of runs on them."""
+    """Read a frame's documents, and write their hash into the configs of the runs on them."""
     data = jobs[0].cfg.data
     assert isinstance(data, FrameData)
     table = documents(frame, columns_of(data))
-    # What tells this frame from another, where a folder holds a finished run already.
+    # Identifies this frame, if a folder already holds a finished run.
     sha256 = digest("frame", table.to_numpy().ravel())
     of_it = [job.cfg.model_copy(update={"data": job.cfg.data.model_copy(update={"sha256": sha256})}) for job in jobs]
     return table, [job._replace(cfg=cfg) for job, cfg in zip(jobs, of_it, strict=True)]
@@ -192,9 +192,9 @@ def _folder(output: str | Path) -> Path:
 
 
 def _train(job: Job, table: pd.DataFrame, folder: Path, group: str) -> Run:
-    """Train a run, or find it finished; a signal is a KeyboardInterrupt."""
+    """Train a run, or find it finished; raise a KeyboardInterrupt on a signal."""
     try:
         train(job.cfg, RunDirectory(folder), group, folder.name, job.overrides, table, sample_texts)
-    except Stopped as stopped:  # Ctrl-C, as a notebook knows it
+    except Stopped as stopped:  # as Ctrl-C does in a notebook
         raise KeyboardInterrupt(str(stopped)) from None
     return Run(folder, device_type(job.cfg.trainer.accelerator))

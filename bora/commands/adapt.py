@@ -14,14 +14,14 @@ from bora.use.restore import restore
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = run_parser("adapt", "Fit new tasks from a finished run's prior, its Θ fixed.")
+    parser = run_parser("adapt", "Fit new tasks from a finished run's prior, with Θ fixed.")
     add = parser.add_argument
     add("out", type=user_path, metavar="OUT", help="folder to write to, empty or new")
     add_table(parser)
     add("--tau", type=checked(Positive), metavar="TAU", help="precision of the prior (the run's)")
     add("--epochs", **COUNT, help="passes over the documents (cross-validated)")
     add("--lr", type=checked(Positive), default=1e-3, metavar="LR", help="learning rate (1e-3)")
-    add("--batch-size", **COUNT, default=16, help="documents a step (16)")
+    add("--batch-size", **COUNT, default=16, help="documents in a step (16)")
     add("--seed", type=checked(Seed), default=0, metavar="N", help="seed of the documents' order (0)")
     return parser
 

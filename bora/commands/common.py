@@ -26,11 +26,11 @@ READER_FLAGS = {
     "messages": "--text ",
     "prompt": "the run's data.prompt=",
     "levels": "the run's data.levels=",
-}  # by the reader's arguments
+}  # a reader's argument → how errors name it
 
 
 def run_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Make a parser that knows RUN."""
+    """Make a parser with the argument RUN."""
     parser = argparse.ArgumentParser(prog=f"bora {command}", description=description)
     parser.add_argument("run", type=user_path, metavar="RUN", help="a finished run's folder")
     return parser
@@ -52,7 +52,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
 
 
 def utf8(word: str) -> str:
-    """Read a word of the command line as UTF-8, whatever the locale says; for argparse."""
+    """Decode a word of the command line as UTF-8, whatever the locale; for argparse."""
     try:
         return os.fsencode(word).decode()
     except UnicodeDecodeError as error:
@@ -60,7 +60,7 @@ def utf8(word: str) -> str:
 
 
 def checked(kind: Any) -> Callable[[str], Any]:
-    """Make an argparse type that refuses what a pydantic type refuses."""
+    """Make an argparse type that converts and checks as a pydantic type does."""
     adapter = TypeAdapter(kind)
 
     def convert(text: str) -> Any:
@@ -82,8 +82,8 @@ def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Column
         need_task: refuse a table without a column of tasks.
     """
     directory = RunDirectory(arguments.run)
-    directory.summary()  # says so where the run is not finished
-    own = directory.config().data.model_dump()  # of a corpus that is no table, it names no columns
+    directory.summary()  # raises if the run is unfinished
+    own = directory.config().data.model_dump()  # has no columns if the corpus is not a table
     tasks = tuple(filter(None, [own.get("task"), *TASK_COLUMNS]))
     texts = tuple(filter(None, [own.get("text"), "text"]))
     chat = own.get("messages") and (arguments.text or own["messages"])
@@ -92,10 +92,10 @@ def columns_of(arguments: argparse.Namespace, need_task: bool = False) -> Column
 
 
 def read_texts(path: Path, columns: Columns) -> pd.DataFrame:
-    """Read a table of texts and, where it has such a column, their tasks.
+    """Read a table of texts and, if it has such a column, their tasks.
 
     Returns:
-        Columns `task` ('' where it is unknown), `text`, what the run's prompt takes and those of its levels that the
+        Columns `task` ('' if it is unknown), `text`, those that the run's prompt uses and those of its levels that the
         table has; the index counts the table's rows from 0.
     """
     with input_errors(path, READER_FLAGS):

@@ -2,7 +2,7 @@
 
 from bora.commands import COMMANDS
 
-# What Hydra knows of the settings it tells where COMP_LINE has its command and the overrides: `bora tau=…`.
+# Hydra completes settings if COMP_LINE has its command followed by the overrides: `bora tau=…`.
 SCRIPT = """\
 [ -n "$ZSH_VERSION" ] && autoload -U +X bashcompinit && bashcompinit
 _bora() {

@@ -1,8 +1,8 @@
-"""The command `bora doctor OVERRIDES`: will a run fit, and how long will it take.
+"""The command `bora doctor OVERRIDES`: estimate whether a run will fit, and how long it will take.
 
     bora doctor model=smollm2_135m data=table data.path=letters.csv tau=100 --measure
 
-It takes the settings of one `bora run`, starts no run and downloads nothing.
+It takes the settings of one `bora run`, but does not start a run or download anything.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def examine(cfg: Config, measured: bool) -> dict[str, Any]:
-    """Collect what `bora doctor` reports: the config's names, the Cost, free memory, the Measured, warnings."""
+    """Collect what `bora doctor` reports: the config's names, Cost, free memory, Measured, warnings."""
     from bora.lib.machine import device_type, free_memory
     from bora.model.loading import load_backbone
     from bora.train.build import find_start, load_corpus
@@ -56,7 +56,7 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
     corpus_file = cache_root() / "talk_of_norway" / "ton.csv"
     if cfg.data.source == "talk_of_norway" and cfg.data.path is None and not corpus_file.is_file():
         raise UserError(
-            f"data=talk_of_norway: {corpus_file} is not there, and bora doctor downloads nothing; give "
+            f"data=talk_of_norway: {corpus_file} does not exist, and bora doctor downloads nothing; give "
             "data.path=/path/to/ton.csv, or let bora run download it"
         )
     if cfg.init_from is not None:
@@ -80,13 +80,13 @@ def examine(cfg: Config, measured: bool) -> dict[str, Any]:
 
 
 def warnings_for(report: dict[str, Any]) -> list[str]:
-    """Say in a line each what is likely to go wrong."""
+    """Describe, a line each, what is likely to go wrong."""
     free = report["free_memory"]
     if free is None:
-        return ["trainer.accelerator asks for a GPU, and torch sees none; give trainer=cpu"]
+        return ["trainer.accelerator asks for a GPU, but torch sees none; give trainer=cpu"]
     needed = max(sum(report["memory"].values()), (report["measured"] or {}).get("peak_memory", 0))
     fix = "give fewer tasks, a lower lora.rank, a smaller data.batch_size or model.dtype=bfloat16"
-    too_much = f"a step needs {size(needed)} of memory, and {size(free)} are free; {fix}"
+    too_much = f"a step needs {size(needed)} of memory, but only {size(free)} are free; {fix}"
     return [too_much] if needed > FULL * free else []
 
 
@@ -126,7 +126,7 @@ def show(report: dict[str, Any]) -> None:
 
 def main() -> None:
     arguments = parser().parse_intermixed_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's libraries when they are imported, from here on
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the hub's libraries read it when they are imported, below
     with cli_errors():
         from bora.runs.replay import changed_defaults, replay
         from bora.runs.values import json_safe

@@ -1,4 +1,4 @@
-"""The command `bora evaluate RUN --data FILE`: perplexity of new text, and its likeliest task."""
+"""The command `bora evaluate RUN --data FILE`: find the perplexity of new text, and its likeliest task."""
 
 import argparse
 import sys
@@ -30,23 +30,23 @@ from bora.use.restore import Restored, restore
 from bora.use.sampling import Sampling
 from bora.use.score import MODELS
 
-MAX_SHOWN = 5  # unknown tasks that are named
+MAX_SHOWN = 5  # unknown tasks to name
 BESIDE = "another run whose answers to show too, for example the one at τ = 0; may be repeated"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = run_parser("evaluate", "Perplexity of new text, and the likeliest task of each document.")
+    parser = run_parser("evaluate", "Find the perplexity of new text, and the likeliest task of each document.")
     add = parser.add_argument
     add_table(parser)
     add("--out", type=user_path, metavar="FOLDER", help="folder to write to (RUN/evaluation/NAME, NAME as --data's)")
-    add("--include-trained", action="store_true", help="report on the rows that the run was trained on too")
-    add("--batch-size", **COUNT, default=32, help="rows (document × task) in a forward (32)")
-    prior = "of the tasks: uniform, or by their numbers of training documents (uniform)"
+    add("--include-trained", action="store_true", help="report also on rows that the run was trained on")
+    add("--batch-size", **COUNT, default=32, help="rows (document × task) in a forward pass (32)")
+    prior = "prior over tasks: uniform, or by their numbers of training documents (uniform)"
     add("--prior", choices=PRIORS, default="uniform", help=prior)
     add("--likelihoods", choices=("csv", "parquet"), help="also write log p(text | θ) of every document and task")
     add("--answers", **COUNT, nargs="?", const=0, help="answer the prompts too: N of each task, or all")
     add("--beside", type=user_path, action="append", default=[], metavar="RUN", help=BESIDE)
-    add("--max-new-tokens", **COUNT, default=64, help="of an answer, at most (64)")
+    add("--max-new-tokens", **COUNT, default=64, help="tokens of an answer, at most (64)")
     add_device(parser)
     return parser
 
@@ -109,7 +109,7 @@ def show_answers(n: int, scores: pd.DataFrame) -> None:
 
 
 def warnings_for(found: Evaluation, restored: Restored, included: bool) -> Iterator[str]:
-    """Yield what a reader of the numbers must know, a line each."""
+    """Yield what readers of the numbers must know, a line each."""
     counts = found.counts
     if unknown := counts["unknown_tasks"]:
         named = ", ".join(f"{task!r} ({n:,})" for task, n in list(unknown.items())[:MAX_SHOWN])

@@ -1,6 +1,6 @@
-"""How a command ends: an error that the user can mend is a line or a few on standard error, and an exit code.
+"""How a command ends: an error that the user can fix becomes a line or a few on standard error, and an exit code.
 
-2: bad input. 1: a defect (its trace is printed), a full disk or too little memory. 128 + N: stopped by signal N.
+2: bad input. 1: a defect (with a traceback), a full disk or too little memory. 128 + N: stopped by signal N.
 """
 
 import errno
@@ -19,12 +19,12 @@ from bora.lib.machine import is_first_process
 from bora.lib.stopping import Stopped, signal_sent_on
 
 BAD_INPUT, DEFECT = 2, 1
-# Errors of the file system: another folder helps, or room on the disk.
+# File system errors that another folder, or room on the disk, solves.
 PATH_ERRNOS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-PATH_ERRNOS |= {errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE}  # without locks: NFS
+PATH_ERRNOS |= {errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE}  # no locks, such as on NFS
 
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-# What conf/sweep asks Hydra for → the package that brings it.
+# What conf/sweep asks Hydra for → the package that provides it.
 PLUGINS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher",
     "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
@@ -35,26 +35,26 @@ PLUGINS = {
 
 @contextmanager
 def cli_errors(resume: Callable[[], str] = str) -> Iterator[None]:
-    """Run a command's work; end the process with a line and an exit code where it fails by the user's input.
+    """Run a command inside the context; end the process with a line and an exit code if the user can fix its error.
 
     Args:
-        resume: gives the command that resumes what was stopped, or nothing.
+        resume: returns the command that resumes what was stopped, or an empty string.
     """
-    logging.raiseExceptions = False  # of a line that nobody reads: bora run | head
+    logging.raiseExceptions = False  # or it reports lines that nobody reads: bora run | head
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without τ prints ? and does not fail
+        sys.stdout.reconfigure(errors="replace")  # a terminal without τ prints ? instead of failing
     try:
         yield
     except Stopped as stopped:
         _exit_stopped(stopped, resume())
-    except KeyboardInterrupt:  # outside training, which has handlers of its own
+    except KeyboardInterrupt:  # outside training, which has its own handlers
         print("bora: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # nobody reads on: bora report | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so once more at its end
+    except BrokenPipeError:  # the reader is gone: bora report | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        # A launcher whose jobs were stopped says so in its own way.
+        # A launcher whose jobs were stopped raises its own error.
         if (signum := signal_sent_on()) is not None:
             _exit_stopped(Stopped(signum), resume())
         exit_for(error, resume())
@@ -74,10 +74,10 @@ def _print_resume(command: str) -> None:
 
 
 def exit_for(error: Exception, resume: str = "") -> None:
-    """Print what the user can mend and end the process; return for a defect, whose trace is needed.
+    """Print an error that the user can fix and end the process; return for a defect, whose traceback is needed.
 
     Args:
-        resume: the command that resumes what a full disk, or the end of another process, stopped.
+        resume: the command to resume a run that a full disk, or the end of another process, stopped.
     """
     found = describe_error(error)
     if found is None:
@@ -90,17 +90,17 @@ def exit_for(error: Exception, resume: str = "") -> None:
 
 
 def _is_lost(error: Exception) -> bool:
-    """Return whether a run's other processes could not be reached: torch.distributed says so, or gloo in a backward."""
+    """Return whether torch.distributed, or gloo in a backward, lost contact with the run's other processes."""
     return isinstance(error, RuntimeError) and (
         raised_in(error).startswith("torch.distributed.") or "/gloo/" in first_line(error)
     )
 
 
 def describe_error(error: Exception) -> tuple[str, int] | None:
-    """Describe an error that the user can mend, with its exit code; None for a defect."""
+    """Describe an error that the user can fix, with its exit code; None for a defect."""
     if isinstance(error, UserError):
         return str(error), BAD_INPUT
-    if isinstance(error.__cause__, OSError) and isinstance(error, ValueError):  # logging's, of run.log
+    if isinstance(error.__cause__, OSError) and isinstance(error, ValueError):  # logging's, on writing run.log
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in PATH_ERRNOS | DISK_ERRNOS:
         where = f" ({error.filename})" if error.filename else ""
@@ -109,8 +109,8 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         return f"{error.strerror}{where}; {'check' if error.errno == errno.EIO else 'make room on'} the disk", DEFECT
     if _is_lost(error):
         why = first_line(error).rpartition("] ")[2].partition(". ")[0]
-        return f"lost contact with another process of the run ({why}); see its own output", DEFECT
-    # Of torch's errors for memory one has a type of its own, and the other has none.
+        return f"lost contact with another process of the run ({why}); see that process's output", DEFECT
+    # Only one of torch's two out-of-memory errors has its own type.
     if (
         isinstance(error, MemoryError)
         or "OutOfMemoryError" in type(error).__name__
@@ -119,15 +119,15 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
         fix = "give a smaller lora.rank, data.batch_size or data.max_tokens, or model.gradient_checkpointing=true"
         if "CUDA" in str(error):
             fix += ", or model.cuda_graphs=false"
-        fix += "; bora doctor says what a run costs"
+        fix += "; bora doctor shows what a run needs"
         return f"not enough memory ({first_line(error)}); {fix}", DEFECT
     module = raised_in(error)
     if "No trials are completed" in str(error):
-        return "no trial of the search has finished; the lines above say why, and failed.json in each folder", BAD_INPUT
+        return "no trial of the search has finished; see the lines above, or failed.json in each folder", BAD_INPUT
     if module.startswith("optuna.storages."):
         # The Optuna that Hydra's sweeper needs (< 3) never commits what it asks SQLAlchemy 2 to write.
         return (
-            "hydra.sweeper.storage: Optuna cannot use it; leave it null, and the same command repeats the search",
+            "hydra.sweeper.storage: Optuna cannot use it; leave it null, and rerun the command to repeat the search",
             BAD_INPUT,
         )
     from hydra.errors import HydraException
@@ -141,7 +141,7 @@ def describe_error(error: Exception) -> tuple[str, int] | None:
 
 
 def _describe_hydra(error: Exception) -> str:
-    """Put an error of Hydra's, which takes several lines, on one."""
+    """Put a Hydra error, which has several lines, on one."""
     words = str(error).partition("Config search path:")[0].split()
     for plugin, package in PLUGINS.items():
         if f"'{plugin}'" in words and importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:

@@ -1,4 +1,4 @@
-"""The command `bora export RUN OUT`: a finished run as PEFT adapters, or as a merged model; also to the hub."""
+"""The command `bora export RUN OUT`: write a finished run as PEFT adapters, or as a merged model; also to the hub."""
 
 import argparse
 
@@ -12,14 +12,14 @@ from bora.use.hub import push_to_hub
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = run_parser("export", "Write a run's LoRAs as PEFT adapters, a folder each, and the hierarchical mean's.")
+    parser = run_parser("export", "Write a run's LoRAs and the hierarchical mean as PEFT adapters, in a folder each.")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("out", type=user_path, nargs="?", metavar="OUT", help="folder to write to, empty or new")
-    hub = "write to this repository of the Hugging Face hub instead"
+    hub = "write to this repository on the Hugging Face hub instead"
     place.add_argument("--push-to-hub", metavar="NAMESPACE/NAME", help=hub)
     add = parser.add_argument
     add("--private", action="store_true", help="make the repository private")
-    only = "export this task only (or the beginning of its name), without the mean; again for more"
+    only = "export this task only (or the beginning of its name), without the mean; may be repeated"
     add("-t", "--task", action="append", dest="tasks", metavar="NAME", help=only)
     add(
         "--merge",

@@ -1,4 +1,4 @@
-"""The command `bora generate RUN --task NAME --prompt TEXT`: tasks continue prompts, side by side."""
+"""The command `bora generate RUN --task NAME --prompt TEXT`: continue prompts under tasks, side by side."""
 
 import argparse
 import json
@@ -13,15 +13,15 @@ from bora.use.sampling import Sampling
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = run_parser("generate", "Let tasks of a finished run continue prompts, side by side.")
+    parser = run_parser("generate", "Continue prompts under tasks of a finished run, side by side.")
     add = parser.add_argument
     several: dict[str, Any] = {"action": "append", "default": [], "type": utf8}
-    add("--task", metavar="NAME", help="a task, or the beginning of its name; again for more", **several)
-    add("--mean", action="store_true", help="let Θ answer too")
-    add("--base", action="store_true", help="let the frozen backbone answer too")
-    asked = "a text, a question, or JSON of what the run's prompt takes; again for more"
+    add("--task", metavar="NAME", help="a task, or the beginning of its name; may be repeated", **several)
+    add("--mean", action="store_true", help="continue prompts under Θ, too")
+    add("--base", action="store_true", help="continue prompts under the frozen backbone, too")
+    asked = "a text, a question, or JSON with the columns that the run's prompt uses; may be repeated"
     add("--prompt", metavar="TEXT", help=asked, **several)
-    add("--json", action="store_true", help="print a JSON object a line for each answer")
+    add("--json", action="store_true", help="print each answer as a JSON object on one line")
     for name, field in Sampling.model_fields.items():
         flag, text = f"--{name.replace('_', '-')}", field.description
         if field.annotation is bool:
@@ -42,7 +42,7 @@ def show(answers: Sequence[Answer], n_sequences: int, continued: bool) -> None:
     """Print the answers, prompt by prompt, each under its speaker's name.
 
     Args:
-        continued: print each answer behind its prompt, whose text it continues.
+        continued: print each answer after its prompt, whose text it continues.
     """
     prompt = None
     for answer in answers:

@@ -1,4 +1,4 @@
-"""The command `bora ls FOLDER`: the runs below a folder, and the τ that validation chooses."""
+"""The command `bora ls FOLDER`: list the runs below a folder, and the τ that validation chooses."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""The command `bora report DIR…`: one or more sweep folders to tables, figures and a page, or to one archive."""
+"""The command `bora report DIR…`: make tables, figures and a page, or one archive, from one or more sweep folders."""
 
 import argparse
 import os
@@ -11,17 +11,17 @@ from bora.lib.files import user_path
 
 
 def parser() -> argparse.ArgumentParser:
-    description = "Tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs)."
+    description = "Make tables, figures and an HTML page from the runs in one or more folders (sweeps, or single runs)."
     parser = argparse.ArgumentParser(prog="bora report", description=description)
     add = parser.add_argument
     add("folders", nargs="+", type=user_path, metavar="DIR", help="a sweep's or a run's folder, or an archive")
-    output = "folder to write to (report, in DIR or in the folder that several have in common)"
+    output = "folder to write to (report, in DIR or in the common folder of several)"
     add("-o", "--output", type=user_path, metavar="FOLDER", help=output)
     add("-c", "--color-by", metavar="COLUMN", help="colour figure 6 by this column of the corpus's table")
     wandb = "log the report to Weights & Biases: auto, if the runs were (auto); off"
     add("--wandb", choices=("auto", "off"), default="auto", help=wandb)
     one = (
-        "write settings and results of all runs to this one file, runs.csv.gz, which bora report reads; write no report"
+        "write settings and results of all runs to one file, runs.csv.gz, which bora report reads, instead of a report"
     )
     add("--archive", type=user_path, metavar="FILE", help=one)
     check = "first check each run's files against its SHA256SUMS; list those changed or missing, and exit with code 2"
@@ -49,7 +49,7 @@ def report(folders: list[Path], output: Path, color_by: str | None, to_wandb: bo
 
 
 def default_output(folders: list[Path]) -> Path:
-    """Choose the folder of a report: `report` in the folder that it is about, or that all of them have in common."""
+    """Choose a report's folder: `report` in the folder that it is about, or in the common folder of several."""
     tops = [folder.resolve() for folder in folders]
     common = Path(os.path.commonpath([top.parent if top.is_file() else top for top in tops]))
     return Path(os.path.relpath(common)) / "report"

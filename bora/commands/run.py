@@ -1,4 +1,4 @@
-"""The command: `bora run tau=100`, or as a sweep `bora run -m tau=0,100,inf`."""
+"""The command `bora run tau=100`, or as a sweep `bora run -m tau=0,100,inf`."""
 
 import logging
 import os
@@ -30,14 +30,14 @@ def job(composed: DictConfig) -> float | None:
     """Train one run: a sweep's job, or the only one.
 
     Returns:
-        Its validation perplexity, for sweepers to minimise; None for a job of a sweep that failed. The reason is then in
-        its folder, and the other jobs run all the same.
+        Its validation perplexity, for sweepers to minimise; None for a sweep's job that failed. The reason is then in its
+        folder, and the other jobs still run.
     """
     hydra_config = HydraConfig.get()
     sweep = hydra_config.mode == RunMode.MULTIRUN
     folder = Path(hydra_config.runtime.output_dir)
     try:
-        config = to_config(composed)  # a mistake shows before the import below, which takes seconds
+        config = to_config(composed)  # report mistakes before the import below, which takes seconds
         from bora.runs.trackers.wandb import forget_wandb_run
         from bora.train.run import train
         from bora.use.samples import sample_texts
@@ -54,11 +54,11 @@ def job(composed: DictConfig) -> float | None:
         )
         if is_first_process():
             print_results(RunDirectory(folder))
-            if not sweep:  # which has an end of its own
+            if not sweep:  # a sweep prints its own end
                 print_next(RunDirectory(folder), trained.tracked, trained.prompt or "TEXT")
     except Exception as error:
         if not sweep:
-            exit_for(error, resume_command())  # here, since Hydra would add lines of its own
+            exit_for(error, resume_command())  # here, since Hydra would add its own lines
             raise
         if is_first_process():
             record_failure(error, folder, describe_error(error))
@@ -73,7 +73,7 @@ def print_results(directory: RunDirectory) -> None:
 
 
 def print_next(directory: RunDirectory, tracked: str, prompt: str) -> None:
-    """Print where a tracker shows the run, and the commands that a finished run is for, as they would be typed."""
+    """Print where a tracker shows the run, and commands that use a finished run, ready to type."""
     if tracked:
         print(tracked)
     run, task = short_path(directory.path), directory.per_task()["task"][0]
@@ -86,13 +86,13 @@ def print_next(directory: RunDirectory, tracked: str, prompt: str) -> None:
         print(f"  bora {shlex.join(command)}")
 
 
-typed: list[str] = []  # the command line as it was given; sys.argv has what `prepare` made of it
+typed: list[str] = []  # the command line as typed; sys.argv has the result of `prepare`
 
 
 def resume_command() -> str:
-    """Write the command that resumes this one: as typed, and in the same run directory, which has a time in its name.
+    """Return the command that resumes this one: as typed, and in the same run directory, which has a time in its name.
 
-    The first of several processes writes it for all; the others write nothing.
+    Only the first of several processes returns it; the others return an empty string.
     """
     if not is_first_process():
         return ""
@@ -106,7 +106,7 @@ def resume_command() -> str:
 
 def main() -> None:
     typed[:] = sys.argv[1:]
-    # Hydra would end the process with code 1 itself; with this set, errors reach us.
+    # Without this Hydra would end the process itself, with code 1, and errors would not be raised here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     if sys.path[0] not in ("", str(Path.cwd())):  # a file random.py in the working folder must not shadow Python's
         os.environ.setdefault("PYTHONSAFEPATH", "1")  # for the processes that launchers start
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # By its own name, not as __main__: a sweep's other processes import the job from there.
+    # Imported by name, not run as __main__, since a sweep's other processes import the job from there.
     from bora.commands.run import main as run
 
     run()

@@ -1,4 +1,4 @@
-"""What a sweep prints at its end: a row a τ, over its finished jobs; and which jobs failed and why."""
+"""What a sweep prints at its end: a row for each τ over its finished jobs, and which jobs failed and why."""
 
 import shlex
 import sys
@@ -13,20 +13,20 @@ from bora.lib.console import short_path
 from bora.lib.stopping import stop_jobs_too
 from bora.runs.sweep import failed_runs, finished_runs
 
-OFFLINE = "wandb/offline-run-*"  # in a job's folder: what W&B has not uploaded
+OFFLINE = "wandb/offline-run-*"  # in a job's folder: runs that W&B has not uploaded
 
 
 class SweepCallback(Callback):
     """Hydra's callback around a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # The folder may hold failures of an earlier sweep with other values; they are not this one's.
+        # The folder may hold failures of an earlier sweep with other values, which do not count here.
         self.earlier = {file: failure["written"] for file, failure in failed_runs(Path(config.hydra.sweep.dir)).items()}
         if config.hydra.launcher._target_.endswith((".JoblibLauncher", ".LocalLauncher")):
-            stop_jobs_too()  # the jobs are processes of this machine
+            stop_jobs_too()  # the jobs are processes on this machine
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit with 2 if every failed job failed by its input, with 1 for any defect."""
+        """Exit with code 2 if every failed job failed because of its input, with 1 after any defect."""
         folder = Path(config.hydra.sweep.dir)
         runs, by, unreadable = finished_runs(folder)
         if len(runs):

@@ -1,4 +1,4 @@
-"""The tables on the terminal of a run's tasks, of a sweep, and of runs."""
+"""Tables on the terminal: of a run's tasks, of a sweep, and of runs."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from bora.lib.console import plain_console
 
 
 def make_table(title: str, columns: Iterable[str], *left: str, caption: str | None = None) -> Table:
-    """Make a table for the terminal: numbers stand on the right, the columns `left` on the left; no cell is cut."""
+    """Make a table for the terminal, aligned right except for the columns `left`; no cell is cut."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
@@ -48,12 +48,12 @@ def _perplexities(validation: float, test: float, frozen: float) -> list[str]:
 def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     """Print a row for each setting, averaged over its seeds, and mark the one that validation chooses.
 
-    Perplexities of the same tokens alone are compared. Beside given τ a learned one is not chosen: its c was fitted to
-    validation.
+    Only perplexities of the same tokens are compared. If there are given τ, a learned one is not chosen, since its c was
+    fitted to validation.
 
     Args:
-        runs: a row a run: the columns `by`, tokens_of, seed, val_perplexity, test_perplexity, best_epoch.
-        by: what tells a setting from the others; tau, the first, sorts them.
+        runs: one row for each run: the columns `by`, tokens_of, seed, val_perplexity, test_perplexity, best_epoch.
+        by: columns that distinguish the settings; tau, the first, sorts them.
     """
     caption = "* chosen by validation"
     if runs["seed"].nunique() > 1:
@@ -61,7 +61,7 @@ def print_sweep(runs: pd.DataFrame, by: list[str]) -> None:
     columns = ["τ", *by[1:], "seeds", "validation ppl", "test ppl", "best epoch"]
     table = make_table("τ → perplexity", columns, caption=caption)
     groups = [group for _, group in runs.groupby(by, dropna=False)]
-    chosen: dict[str, pd.DataFrame] = {}  # by the tokens
+    chosen: dict[str, pd.DataFrame] = {}  # by tokens_of
     for group in sorted(groups, key=lambda group: (group["tau"].isna().all(), group["val_perplexity"].mean())):
         chosen.setdefault(group["tokens_of"].iloc[0], group)
     for group in groups:

@@ -1,4 +1,4 @@
-"""The command `bora variance RUN --by COLUMN… --tau`: how much tasks and columns differ, and τ for inference."""
+"""The command `bora variance RUN --by COLUMN… --tau`: find how much tasks and columns differ, and τ for inference."""
 
 import argparse
 from functools import partial
@@ -22,20 +22,20 @@ from bora.use.variance import MAX_DOCUMENTS, find_shares
 def parser() -> argparse.ArgumentParser:
     parser = run_parser(
         "variance",
-        "Rank the task and columns of the table by their share of the variance of the documents' gradients at Θ: what is "
-        "worth a level of the model, and whether tasks differ at all. Reads the run's validation documents. --tau also "
-        "infers τ from the trained deviations, which is not the best τ for perplexity.",
+        "Rank the task and columns of the table by their share of the variance of the documents' gradients at Θ: which "
+        "are worth a level of the model, and whether tasks differ at all. Reads the run's validation documents. --tau "
+        "also infers τ from the trained deviations, which is not the best τ for perplexity.",
     )
     add = parser.add_argument
     add("--by", nargs="+", default=[], metavar="COLUMN", help="columns of the table that the run was trained on")
     most = f"draw at most N documents at random; pairs of them are compared ({MAX_DOCUMENTS})"
     add("-n", "--documents", **COUNT, default=MAX_DOCUMENTS, help=most)
-    add("--batch-size", **COUNT, default=16, help="documents in a backward (16)")
+    add("--batch-size", **COUNT, default=16, help="documents in a backward pass (16)")
     evidence = (
-        f"infer τ by the evidence too, from all training documents of {MAX_TASKS} tasks at most: takes an epoch's time"
+        f"also infer τ by the evidence, from all training documents of {MAX_TASKS} tasks at most: takes an epoch's time"
     )
     add("--tau", action="store_true", help=evidence)
-    out = "for the tables as CSV (RUN/variance, where bora report looks)"
+    out = "folder for the tables as CSV (RUN/variance, where bora report looks)"
     add("-o", "--out", type=user_path, metavar="FOLDER", help=out)
     add_device(parser)
     return parser

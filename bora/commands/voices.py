@@ -1,4 +1,4 @@
-"""The command `bora voices RUN`: how each task speaks, by its own tokens and by what it says to one prompt."""
+"""The command `bora voices RUN`: show how each task speaks: its own tokens, and how it continues one prompt."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,22 +20,24 @@ from bora.runs.directory import RunDirectory
 from bora.use.restore import find_tasks, restore
 from bora.use.voices import MAX_NEW_TOKENS, find_voices, require_voices, write_voices
 
-MAX_SHOWN = 30  # tasks in the terminal
+MAX_SHOWN = 30  # tasks on the terminal
 
 
 def parser() -> argparse.ArgumentParser:
     parser = run_parser(
         "voices",
-        "Show how each task speaks: the tokens that set it apart from Θ in the run's validation documents, and what it "
-        "says to one prompt.",
+        "Show how each task speaks: the tokens that set it apart from Θ in the run's validation documents, and how it "
+        "continues one prompt.",
     )
     add = parser.add_argument
-    asked = "a text, or the cells of each column that the run's prompt takes (the start of a validation document)"
+    asked = "a text, or the cells of each column that the run's prompt uses (the start of a validation document)"
     add("--prompt", nargs="+", metavar="TEXT|COLUMN=CELL", type=utf8, help=asked)
     add("--tasks", nargs="+", type=utf8, metavar="NAME", help="tasks, or the beginnings of their names (all)")
     add("-n", "--documents", **COUNT, help="draw at most N documents of each task at random (all)")
-    add("--max-new-tokens", **COUNT, default=MAX_NEW_TOKENS, help=f"({MAX_NEW_TOKENS})")
-    add("--batch-size", **COUNT, default=32, help="rows in a forward (32)")
+    add(
+        "--max-new-tokens", **COUNT, default=MAX_NEW_TOKENS, help=f"tokens after the prompt, at most ({MAX_NEW_TOKENS})"
+    )
+    add("--batch-size", **COUNT, default=32, help="rows in a forward pass (32)")
     add_device(parser)
     return parser
 
@@ -52,13 +54,13 @@ def read_prompt(words: Sequence[str], columns: Sequence[str]) -> Any:
 
 
 def show(tokens: pd.DataFrame, continuations: pd.DataFrame) -> None:
-    """Print a row a speaker, Θ first, then the tasks that gain most."""
+    """Print one row for each speaker, Θ first, then the tasks by their gain."""
     rows = arrange_voices(tokens, continuations)
     prompt = one_line(continuations["prompt"].iloc[0])
     table = Table(
         title=f"how each task speaks: its most characteristic tokens, and how it continues “{prompt}”",
         title_justify="left",
-        caption="below a task its gain over Θ, in nats a token; below a token its share of that gain, in thousandths",
+        caption="below a task: its gain over Θ, in nats a token; below a token: its part of that gain, in thousandths",
         caption_justify="left",
         show_header=False,
         show_lines=True,
@@ -72,7 +74,7 @@ def show(tokens: pd.DataFrame, continuations: pd.DataFrame) -> None:
     console = plain_console()
     console.print(table)
     if len(rows) > MAX_SHOWN + 1:
-        console.print(f"and {len(rows) - MAX_SHOWN - 1:,} more tasks, in the files; --tasks shows those that it names")
+        console.print(f"and {len(rows) - MAX_SHOWN - 1:,} more tasks, in the files; --tasks shows those named")
 
 
 def main() -> None:

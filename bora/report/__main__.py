@@ -2,5 +2,5 @@
 
 import importlib
 
-# By its name: the commands stand above the report, which knows nothing of them.
+# Imported by name: the commands are above the report, which must not depend on them.
 importlib.import_module("bora.commands.report").main()

@@ -1,4 +1,4 @@
-"""Scores of answers by τ, from the evaluations that `bora evaluate --answers` left in the runs' folders."""
+"""Tabulate scores of answers by τ, from evaluations by `bora evaluate --answers` in the runs' folders."""
 
 import math
 from pathlib import Path
@@ -9,14 +9,14 @@ from bora.lib.names import format_tau
 from bora.report.evidence import Evidence
 from bora.report.tables import ReportTable
 
-# Score → what the table calls it.
+# Score → its name in the table.
 SCORES = {"exact_match": "exact match", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "chrf": "chrF"}
 SCORES |= {"mae": "MAE", "rmse": "RMSE"}
 WHO = {"task": "θ of the task", "mean": "Θ", "base": "frozen backbone"}
 
 
 def find_answers(evidence: Evidence) -> dict[str, list[tuple[float, Path, dict]]]:
-    """Find evaluations with answers below the series' runs: evaluation's name → τ, its folder, its summary."""
+    """Find evaluations with answers in the series' runs: evaluation's name → τ, folder and summary of each."""
     found: dict[str, list[tuple[float, Path, dict]]] = {}
     for run in evidence.series.runs:
         for folder, summary in run.evaluations():
@@ -26,7 +26,7 @@ def find_answers(evidence: Evidence) -> dict[str, list[tuple[float, Path, dict]]
 
 
 def answers_table(name: str, found: list[tuple[float, Path, dict]]) -> ReportTable:
-    """Tabulate the scores of one evaluation of `find_answers` by τ, means over tasks and then over seeds."""
+    """Tabulate the scores of one evaluation from `find_answers` by τ, means over tasks and then over seeds."""
     rows = [
         {"tau": tau, "who": who, **{score: means[score]["value"] for score in SCORES if score in means}}
         for tau, _, summary in found

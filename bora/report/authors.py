@@ -1,4 +1,4 @@
-"""Which task the model takes a text for, from the evaluations that `bora evaluate` left in the runs' folders."""
+"""Find which task the model takes a text for, from evaluations by `bora evaluate` in the runs' folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ class Guesses:
     """The likeliest tasks of the N documents that an evaluation reports on.
 
     Attributes:
-        folder: the evaluation's, below its run's.
+        folder: the evaluation's folder, inside its run's.
         summary: its summary.json.
-        truth, best: [N] tasks.
-        probability: [N] of the likeliest task, with the run's temperature.
+        truth, best: [N] the true and the likeliest task.
+        probability: [N] probability of the likeliest task, with the run's temperature.
     """
 
     folder: Path
@@ -33,23 +33,23 @@ class Guesses:
 
     @property
     def right(self) -> np.ndarray:
-        """Tell whether the likeliest task is the true one, [N]."""
+        """Whether the likeliest task is the true one, [N]."""
         return (self.best == self.truth).to_numpy()
 
     def reliability(self) -> pd.DataFrame:
-        """Sort documents into the bins of the calibration error: each one's mean probability, accuracy and n."""
+        """Sort documents into the bins of the calibration error; return each bin's mean probability, accuracy and n."""
         bins = np.clip(np.ceil(self.probability * N_BINS), 1, N_BINS).astype(int)
         table = pd.DataFrame({"probability": self.probability, "accuracy": self.right, "n": 1})
         return table.groupby(bins).agg({"probability": "mean", "accuracy": "mean", "n": "sum"})
 
     def confusion(self, order: list[str]) -> np.ndarray:
-        """Return the shares of each true task's documents that are taken for each task, [D, D]; nan without documents."""
+        """Return the share of each true task's documents taken for each task, [D, D]; nan without documents."""
         counts = pd.crosstab(self.truth, self.best).reindex(index=order, columns=order, fill_value=0)
         return counts.div(counts.sum(axis=1), axis=0).to_numpy()
 
 
 def find_guesses(evidence: Evidence) -> Guesses | None:
-    """Read the evaluation of most labelled documents, of the runs at the best τ between the limits; None without one."""
+    """Read the evaluation with the most labelled documents among runs at the best middle τ; None if there is none."""
     tau = evidence.best_middle_tau
     found = [
         (run, folder, summary)
@@ -64,6 +64,6 @@ def _read(run: RunRecord, folder: Path, summary: dict[str, Any]) -> Guesses:
     with readable(folder / DOCUMENTS) as file:
         documents = pd.read_csv(file, dtype={"task": str, "best": str}, keep_default_na=False)
         documents = documents[documents["task"].isin(run.per_task.index) & (documents["n_scored"] > 0)]
-        if not summary["include_trained"]:  # those that it was trained on stand in the file alone
+        if not summary["include_trained"]:  # texts that the run was trained on are only listed
             documents = documents[documents["trained_on"].astype(str) != "True"]
         return Guesses(folder, summary, documents["task"], documents["best"], documents["posterior"].to_numpy(float))

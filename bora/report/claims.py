@@ -1,8 +1,8 @@
 """The paper's five claims (sections 5 and 6), each confirmed, refuted or undecided, with the numbers.
 
-A claim about an average is decided where there are six tasks or more and its interval leaves 0 out. A claim about every
-task is confirmed if every task is better with every seed, and refuted if the average itself goes the other way. A single
-task that is worse does not refute it: one of many is by chance, and seeds share their test documents.
+A claim about an average is decided if there are six tasks or more and its interval excludes 0. A claim about every task
+is confirmed if every task is better with every seed, and refuted if the average itself goes the other way. A single task
+that is worse does not refute it: among many tasks one is worse by chance, and seeds share their test documents.
 """
 
 import math
@@ -20,7 +20,7 @@ MAX_NAMES = 3  # tasks named as exceptions
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, the verdict of a series, and why."""
+    """A claim, the verdict of a series, and the numbers behind it."""
 
     claim: str
     verdict: str
@@ -28,7 +28,7 @@ class Claim:
 
 
 def judge_claims(evidence: Evidence) -> list[Claim]:
-    """Hold the claims against a series; none where it has no 0 < τ < ∞ to compare with another."""
+    """Judge the claims on a series; return none if it has no 0 < τ < ∞ to compare with another τ."""
     middle = evidence.best_middle_tau
     if middle is None or len(evidence.series.taus) < 2:
         return []

@@ -1,4 +1,4 @@
-"""The figures of training: 9, of all tasks together, and 12, task by task."""
+"""Draw the figures on training: 9 for all tasks together, and 12 task by task."""
 
 import math
 
@@ -13,16 +13,16 @@ from bora.report.evidence import Evidence
 from bora.runs.archive import RunRecord
 
 MAX_LEGEND_TAUS = 9
-LEARNED = math.nan  # instead of a τ
-MAX_PANELS = 25  # tasks with learning curves of their own
-MIN_TOP = 1.25  # of the axis of curves by task
-SHOWN = 0.9  # of all its points: the first of a run may be many times higher
+LEARNED = math.nan  # stands for a τ
+MAX_PANELS = 25  # tasks with their own learning curves
+MIN_TOP = 1.25  # the least upper end of the axis of curves by task
+SHOWN = 0.9  # share of all points that fit: a run's first may be many times higher
 
 
 def learning_curves(evidence: Evidence, curves: list[tuple[RunRecord, pd.DataFrame]]) -> Figure | None:
-    """Draw figure 9: each run's validation perplexity while training, by epoch, or by step if epochs have several.
+    """Draw figure 9: each run's validation perplexity during training, by epoch, or by step if epochs have several.
 
-    The runs come with their validations, of RunDirectory.validations.
+    `curves` has each run with its validations, from RunDirectory.validations.
     """
     curves = [(run, table) for run, table in curves if len(table)]
     if not curves:
@@ -57,11 +57,11 @@ def learning_curves(evidence: Evidence, curves: list[tuple[RunRecord, pd.DataFra
 
 
 def curves_by_task(evidence: Evidence, by_task: list[tuple[RunRecord, pd.DataFrame]]) -> Figure | None:
-    """Draw figure 12: each task's validation perplexity while training, a panel a task, the largest ones.
+    """Draw figure 12: the largest tasks' validation perplexity during training, one panel for each.
 
-    The runs come with their validations by task, of RunDirectory.by_task.
+    `by_task` has each run with its validations by task, from RunDirectory.by_task.
     """
-    # Of the lowest seed at both limits and the best τ, and of those that learned it: [validations, D].
+    # Perplexities [validations, D] of the lowest seed: at both limits, at the best τ, and with τ learned.
     found: dict[float, pd.DataFrame] = {}
     for run, table in sorted(by_task, key=lambda each: each[0].seed):
         perplexity = table.pivot(index="validation", columns="task", values="val_perplexity")
@@ -86,7 +86,7 @@ def curves_by_task(evidence: Evidence, by_task: list[tuple[RunRecord, pd.DataFra
             ax.plot(curve, color=color, linewidth=1, linestyle="--" if tau is LEARNED else "-", label=label)
             ax.plot(curve[curve == curve.min()].head(1), "o", color=color, markersize=3.5, markerfacecolor="white")
         ax.set_title(shorten(str(name), 15), loc="left", fontsize=8)
-        ax.tick_params(labelsize=7, labelbottom=name in names[-n_columns:])  # the lowest of its column
+        ax.tick_params(labelsize=7, labelbottom=name in names[-n_columns:])  # the bottom panel of each column
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     every = np.concatenate([own.to_numpy().ravel() for own in relative.values()])

@@ -1,7 +1,7 @@
-"""How all figures of a report look: style, axes, names beside points.
+"""What all figures of a report share: style, axes, names next to points.
 
-One visual language for all: black is the whole corpus, grey a task; blue is against separate models, vermilion against
-one model (Okabe and Ito's colours, told apart by all kinds of sight; markers differ too). Draw within
+In all of them black is the whole corpus and grey a task; blue compares with separate models, vermilion with one model
+(Okabe and Ito's colours, which people with colour blindness can tell apart; markers differ, too). Draw inside
 `drawing_style`.
 """
 
@@ -54,9 +54,9 @@ STYLE: "dict[RcKeyType, Any]" = {
 }
 WIDTH, HEIGHT = 6.8, 4.2  # inches
 MAX_AXIS_NAMES = 60  # tasks whose names fit on an axis
-MAX_HOVER_NAMES = 500  # tasks named where the pointer is; more would make the page slow
-MAX_POINT_NAMES = 30  # names written beside points
-# Where a point's name may stand, in points from it, best first.
+MAX_HOVER_NAMES = 500  # tasks named under the pointer; more would slow down the page
+MAX_POINT_NAMES = 30  # names written next to points
+# Where to place a point's name: offsets in typographic points, best first.
 ASIDE = [(4, 0), (-4, 0), (0, 4), (0, -4), (3, 3), (3, -3), (-3, 3), (-3, -3)]
 HORIZONTAL = {-1: "right", 0: "center", 1: "left"}
 VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
@@ -64,14 +64,14 @@ VERTICAL = {-1: "top", 0: "center", 1: "bottom"}
 
 @contextmanager
 def drawing_style(fonts: Sequence[str]) -> Iterator[None]:
-    """Draw within this style, in the fonts of `bora.report.fonts.find_fonts`."""
+    """Apply this style inside the context, with the fonts from `bora.report.fonts.find_fonts`."""
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "font.family": fonts}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the report says it once
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the report says so once
         yield
 
 
 def color_by_tau(tau: float, taus: Iterable[float]) -> tuple[float, float, float, float]:
-    """Return a τ's colour among all of a series, from separate models to one model."""
+    """Return the colour of τ among all τ of a series, from separate models to one model."""
     order = sorted({0.0, *taus, math.inf})
     return BY_TAU(order.index(tau) / (len(order) - 1))
 
@@ -96,7 +96,7 @@ def set_logarithmic(ax: Axes, which: Literal["x", "y"]) -> None:
 
 
 def set_task_axis(ax: Axes, tasks: pd.Index) -> None:
-    """Put tasks along y, a row each: by name where there are not too many, else by their number."""
+    """Put tasks along y, one row each: with names if there are not too many, else with their number."""
     n = len(tasks)
     if n <= MAX_AXIS_NAMES:
         ax.set_yticks(np.arange(n), [shorten(str(name)) for name in tasks], fontsize=8.5)
@@ -108,7 +108,7 @@ def set_task_axis(ax: Axes, tasks: pd.Index) -> None:
 
 
 def set_size_axis(ax: Axes, n: pd.Series) -> None:
-    """Put training documents along x; logarithmic where they spread over more than a decade."""
+    """Put training documents along x; logarithmic if they span more than a decade."""
     ax.set_xlabel("training documents")
     if n.min() > 0 and n.max() / n.min() > 10:
         set_logarithmic(ax, "x")
@@ -119,7 +119,7 @@ def set_size_axis(ax: Axes, n: pd.Series) -> None:
 
 
 def put_legend_above(ax: Axes, columns: int = 2, right: bool = False, **which: Any) -> None:
-    """Put the legend between title and axes, where it hides no point: at the right end if names at the left need room."""
+    """Put the legend between title and axes, where it hides no point: at the right if names on the left need room."""
     side, anchor = ("right", (1.0, 1.0)) if right else ("left", (-0.01, 1.0))
     place: dict[str, Any] = {"loc": f"lower {side}", "bbox_to_anchor": anchor}
     legend = ax.legend(ncols=columns, columnspacing=1.2, borderaxespad=0.1, **place, **which)
@@ -133,18 +133,18 @@ def hover_names(tasks: Iterable[object]) -> Sequence[str | None]:
 
 
 def shorten(name: str, length: int = 34) -> str:
-    """Cut a name to a length by leaving out its middle, and escape it for matplotlib."""
+    """Shorten a name to a length by leaving out its middle, and escape it for matplotlib."""
     name = one_line(str(name))
     name = name if len(name) <= length else f"{name[: length - 10]}…{name[-8:]}"
-    return name.replace("$", r"\$")  # or it would be read as mathematics
+    return name.replace("$", r"\$")  # otherwise it would be read as mathematics
 
 
 def write_names(figure: Figure, ax: Axes, points: list[tuple[str, float, float]]) -> None:
-    """Write names beside points, the outermost first, where they run into no point and no other name.
+    """Write names next to points, the outermost first, if they overlap no point and no other name.
 
-    Each name stands once, also if its task has several points.
+    Each name is written once, even if its task has several points.
     """
-    figure.draw_without_rendering()  # fixes the layout, and with it the points' places
+    figure.draw_without_rendering()  # fixes the layout, and so the points' places
     places = ax.transData.transform([(x, y) for _, x, y in points])
     spread = np.maximum(places.std(axis=0), 1e-9)
     outermost = np.argsort(-np.abs((places - np.median(places, axis=0)) / spread).max(axis=1), kind="stable")

@@ -1,5 +1,5 @@
-"""The figures 1 to 8, 10 and 11: 1 to 5 as in the paper, 6 to 8 of the tasks beside each other, 10 of who wrote a text,
-11 of τ for inference. Those of training, 9 and 12, are in bora.report.curves.
+"""Draw figures 1 to 8, 10 and 11: 1 to 5 as in the paper, 6 to 8 to compare tasks, 10 on who wrote a text, 11 on τ for
+inference. Those on training, 9 and 12, are in bora.report.curves.
 """
 
 import math
@@ -39,11 +39,11 @@ from bora.train.authorship import N_BINS, calibration_error
 
 DIVERGING = "PuOr"  # the middle is white
 MAX_TICKS = 13
-RING: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": VERMILION, "mew": 1.8}  # around what validation chose
+RING: dict[str, Any] = {"ms": 12, "mfc": "none", "mec": VERMILION, "mew": 1.8}  # marks what validation chose
 
 
 def sizes(evidence: Evidence) -> Figure:
-    """Draw figure 1: documents per task; training dark, validation and test light beside it."""
+    """Draw figure 1: documents per task; training dark, validation and test light."""
     tasks = evidence.tasks().sort_values("n_train", kind="stable")
     n, train = len(tasks), tasks["n_train"].to_numpy()
     total = train + (tasks["n_val"] + tasks["n_test"]).to_numpy()
@@ -66,7 +66,7 @@ def sizes(evidence: Evidence) -> Figure:
 
 
 def perplexity_by_tau(evidence: Evidence) -> Figure | None:
-    """Draw figure 2: perplexity by τ; a thick line overall, a thin grey line a task; None for one τ."""
+    """Draw figure 2: perplexity by τ; a thick line overall, a thin grey line for each task; None with a single τ."""
     taus, best = evidence.series.taus, evidence.best_tau
     if len(taus) < 2:
         return None
@@ -89,7 +89,7 @@ def perplexity_by_tau(evidence: Evidence) -> Figure | None:
     if learned := evidence.series.learned_beside:
         mean = np.mean([run.summary["test_perplexity"] for run in learned])
         ax.axhline(mean, color=BLUE, linewidth=1.4, linestyle="--", label="τ learned")
-    # Searches put τ anywhere: leave out ticks that would run into others, but never the ends'.
+    # Searches put τ anywhere: leave out ticks that would overlap others, except those at the ends.
     ticks: list[int] = []
     for i in (0, len(x) - 1, *range(1, len(x) - 1)):
         if all(abs(x[i] - x[j]) >= np.ptp(x) / MAX_TICKS for j in ticks):
@@ -117,7 +117,7 @@ def improvement(evidence: Evidence) -> Figure | None:
         label = f"over {words}" + ("" if math.isnan(rho) else f", ρ = {Interval(rho):+.2f}")
         how: dict[str, Any] = {"color": color, "alpha": 0.85, "linewidth": 0, "label": label}
         ax.scatter(n, y, s=30, marker=marker, urls=hover_names(y.index), **how)
-        # Not among many tasks, nor of one size: the bars would be one.
+        # Not for many tasks, nor for tasks of one size: the bars would overlap.
         if len(y) <= MAX_AXIS_NAMES and n.nunique() > 1 and (ends := difference.improvement_ends) is not None:
             bars.append((ends, color))
         points += [(str(task), n[task], y[task]) for task in y.index]
@@ -134,7 +134,7 @@ def improvement(evidence: Evidence) -> Figure | None:
 
 
 def _draw_bars(ax: Axes, n: pd.Series, bars: list[tuple[pd.DataFrame, str]]) -> None:
-    """Draw intervals thin and light; few seeds' are long, so they take at most as much of the axis as the points."""
+    """Draw thin, light intervals. With few seeds they are long, so they get at most as much of the axis as the points."""
     low, high = ax.get_ylim()
     for ends, color in bars:
         ax.vlines(n[ends.index], ends["low"], ends["high"], color=color, linewidth=0.8, alpha=0.4, zorder=1)
@@ -174,12 +174,12 @@ def _scatter(n: pd.Series, y: pd.Series, label: str, title: str) -> Figure:
 
 
 def similarity(found: Similarity) -> Figure:
-    """Draw figure 6: the cosine of each two tasks' deviations, like tasks beside each other."""
+    """Draw figure 6: the cosine of each pair of tasks' deviations, with similar tasks next to each other."""
     n = len(found.tasks)
     figure, ax = canvas(min(5.6, max(3.6, 1.4 + 0.17 * n)))
     cosines = found.cosines[np.ix_(found.order, found.order)].copy()
-    np.fill_diagonal(cosines, np.nan)  # each task's with itself is 1, and would be all that is seen
-    chance = -1 / (n - 1)  # of deviations that have nothing in common, less their mean
+    np.fill_diagonal(cosines, np.nan)  # a task's cosine with itself is 1, which would outshine all others
+    chance = -1 / (n - 1)  # for deviations with nothing in common, after subtracting their mean
     bound = float(np.nanmax(np.abs(cosines - chance))) or 1.0
     image = ax.imshow(cosines, cmap=DIVERGING, vmin=chance - bound, vmax=chance + bound, interpolation="nearest")
     figure.colorbar(image, ax=ax, shrink=0.8, label="cosine of the deviations from Θ")
@@ -191,7 +191,7 @@ def similarity(found: Similarity) -> Figure:
 
 
 def _set_map_axes(ax: Axes, names: list[str]) -> None:
-    """Name the rows of a square map of tasks, where there are not too many, so that no two names touch."""
+    """Name the rows of a square map of tasks if there are not too many, so small that no two names touch."""
     n = len(names)
     named = n <= MAX_AXIS_NAMES
     ax.set_yticks(np.arange(n) if named else [], names if named else [], fontsize=min(7.5, 290 / n))
@@ -201,7 +201,7 @@ def _set_map_axes(ax: Axes, names: list[str]) -> None:
 
 
 def _draw_groups(figure: Figure, ax: Axes, groups: pd.Series, column: str) -> None:
-    """Draw a strip of colours along the bottom, each task's group."""
+    """Draw a strip along the bottom with the colour of each task's group."""
     counts = groups.value_counts()
     shown = counts.index[: len(GROUPS) if len(counts) <= len(GROUPS) else len(GROUPS) - 1]
     colors = dict(zip(shown, GROUPS, strict=False))
@@ -210,7 +210,7 @@ def _draw_groups(figure: Figure, ax: Axes, groups: pd.Series, column: str) -> No
     for place, group in enumerate(groups):
         ax.plot(place, -0.02, color=colors.get(group, LIGHT), transform=ax.get_xaxis_transform(), **mark)
     for group, color in colors.items():
-        # Matplotlib leaves a label out that begins with an underscore.
+        # Matplotlib leaves out labels that begin with an underscore.
         ax.plot([], [], "s", color=color, label=" " * group.startswith("_") + shorten(group, 28))
     if len(counts) > len(shown):
         ax.plot([], [], "s", color=LIGHT, label=f"{len(counts) - len(shown)} others")
@@ -242,7 +242,7 @@ def effects(evidence: Evidence) -> Figure | None:
 
 
 def pooling(evidence: Evidence) -> Figure | None:
-    """Draw figure 8: each task's perplexity alone, between, and under one model."""
+    """Draw figure 8: each task's perplexity with separate models, in between, and with one model."""
     between, taus = evidence.best_middle_tau, evidence.series.taus
     if between is None or 0.0 not in taus or math.inf not in taus:
         return None
@@ -271,9 +271,9 @@ def pooling(evidence: Evidence) -> Figure | None:
 
 
 def authorship(evidence: Evidence, guesses: Guesses, order: list[str] | None) -> Figure:
-    """Draw figure 10: which task each task's documents are taken for, and how sure the model is against how right.
+    """Draw figure 10: which task each task's documents are taken for, and how often the model is right by how sure it is.
 
-    Tasks stand in an order, or by size.
+    Tasks are in the given order; None orders them by size.
     """
     tasks = order or [str(task) for task in evidence.tasks().sort_values("n_train", ascending=False).index]
     height = max(3.0, min(5.2, 0.9 + 0.17 * len(tasks)))
@@ -301,7 +301,7 @@ def _draw_reliability(ax: Axes, guesses: Guesses) -> None:
 
 
 def profile(evidence: Evidence, curve: pd.DataFrame, inferred: tuple[float, float]) -> Figure:
-    """Draw figure 11: τ as validation sees it, and as the evidence does.
+    """Draw figure 11: the support for each τ by validation, and by the evidence.
 
     Args:
         curve: tau, evidence; see bora.report.variance.

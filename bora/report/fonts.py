@@ -19,7 +19,7 @@ def find_fonts(names: Iterable[object]) -> tuple[list[str], list[str]]:
     families, found = [OWN], {}
     for font in fontManager.ttflist if missing else ():
         regular = font.style == "normal" and font.weight in (REGULAR, "normal", "regular")
-        # Among matplotlib's other fonts is one that has a box for every character.
+        # One of matplotlib's other fonts has a box for every character.
         if regular and not font.fname.startswith(mpl.get_data_path()) and font.name not in found:
             found[font.name] = _characters(font.fname)
     while missing and found:

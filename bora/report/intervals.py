@@ -9,14 +9,14 @@ from scipy import stats
 
 DRAWS = 10_000
 BLOCK = 2**22  # numbers drawn at once
-MIN_TASKS = 6  # of fewer, n, draws give no interval of 95 %: all agree by chance in 2^(1 − n) of samples
+MIN_TASKS = 6  # fewer, n, allow no interval of 95 %: all agree by chance in 2^(1 − n) of samples
 LEVEL = 0.95
 QUANTILES = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval; the ends are nan where there is too little data."""
+    """An estimate with its 95 % interval; the ends are nan if there is too little data."""
 
     value: float
     low: float = math.nan
@@ -30,21 +30,20 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """Return −1 or 1 where the interval leaves 0 out, else 0."""
+        """−1 or 1 if the interval excludes 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
 
 
 def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Interval:
     """Compute a statistic of the tasks, with an interval from 10,000 draws of tasks (seed 0).
 
-    Its ends are percentiles further out than 2.5 and 97.5, by as much as a t interval of n tasks is wider than one
-    of a known variance (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, "expanded percentile"): those
-    alone are too narrow, and for a mean of 25 tasks leave out the truth in 7 % of samples. Fewer than MIN_TASKS have no
-    interval.
+    Its ends are percentiles beyond 2.5 and 97.5, by as much as a t interval for n tasks is wider than one for a known
+    variance (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, "expanded percentile"). Those two are too
+    narrow: for a mean of 25 tasks they miss the truth in 7 % of samples. Fewer than MIN_TASKS tasks have no interval.
 
     Args:
-        statistic: of arrays [..., D] along the last axis.
-        samples: [D] each.
+        statistic: function of arrays [..., D] along the last axis.
+        samples: arrays [D].
     """
     value, n = float(statistic(*samples)), len(samples[0])
     if n < MIN_TASKS:
@@ -59,5 +58,5 @@ def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Int
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average along the last axis."""
+    """Compute a weighted mean along the last axis."""
     return (values * weights).sum(-1) / weights.sum(-1)

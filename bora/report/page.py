@@ -30,14 +30,14 @@ from bora.report.voices import voices_table
 from bora.runs.archive import RunRecord
 from bora.runs.directory import BY_TASK, METRICS, RunDirectory
 
-MAX_SHOWN = 20  # characters that no font has
+MAX_SHOWN = 20  # characters without a font that are listed
 
 
 @dataclass(frozen=True)
 class Section:
     """What a report says about one series, its name in links, and the folder of its files.
 
-    `answers` has a table for each evaluation with answers, and the pages of its runs: name → address.
+    `answers` has a table for each evaluation with answers, and its runs' pages: name → address.
     """
 
     label: str
@@ -55,20 +55,20 @@ class Section:
 
     @property
     def n_still_improving(self) -> int:
-        """Count the runs whose best epoch is the last that they were allowed."""
+        """The number of runs whose best epoch is the last that they were allowed."""
         return sum(
             run.summary["best_epoch"] == run.config["trainer.max_epochs"] for run in self.evidence.series.all_runs
         )
 
     @property
     def uneven_taus(self) -> list[float]:
-        """List each τ that lacks a seed which another τ has."""
+        """Each τ that lacks a seed which another τ has."""
         series = self.evidence.series
         return [tau for tau in series.taus if len(series.at(tau)) < len(series.seeds)]
 
     @property
     def headline(self) -> str:
-        """Say in one sentence which τ is best, how good it is, and how it compares with the limits."""
+        """One sentence on which τ is best, how good it is, and how it compares with the limits."""
         evidence, best = self.evidence, self.evidence.best_tau
         perplexity = f"{evidence.measure} {evidence.over_seeds(best).value:.2f}"
         chosen = "was learned, the median over seeds" if evidence.series.only_learned else "is best on validation"
@@ -84,11 +84,11 @@ class Section:
 
 
 def write_report(runs: list[RunRecord], problems: list[str], output: Path, column: str | None = None) -> list[Section]:
-    """Write the report of the runs: index.html, and the series' files; each in its folder if there are several.
+    """Write the report of the runs: index.html, and the series' files, in a folder for each if there are several.
 
     Args:
         problems: a line for each run that could not be read; lines on what is left out are added.
-        column: of the corpus's table, to colour figure 6 by.
+        column: column of the corpus's table by which to colour figure 6.
     """
     all_series, left_out = series_of(runs)
     problems += left_out
@@ -127,7 +127,7 @@ def _write_section(
     similar = _compare_tasks(evidence, column, problems)
     fonts, missing = find_fonts([*evidence.tasks().index, *([] if similar is None else similar.names)])
     if missing:
-        problems.append(f"figures: no font here has {''.join(missing[:MAX_SHOWN])}; install one, such as Noto's")
+        problems.append(f"figures: no installed font has {''.join(missing[:MAX_SHOWN])}; install one, such as Noto's")
     with drawing_style(fonts):
         curves = _read_curves(evidence, problems, METRICS, RunDirectory.validations)
         by_task = _read_curves(evidence, problems, BY_TASK, RunDirectory.by_task)
@@ -137,7 +137,7 @@ def _write_section(
 
 
 def _links(found: list[tuple[float, Path, dict]], output: Path) -> dict[str, str]:
-    """Map the runs' names to their pages of answers, as the report's page reaches them."""
+    """Map the runs' names to their pages of answers, as links from the report's page."""
     pages = {folder.parent.parent.name: folder / "answers.html" for _, folder, _ in found}
     return {name: quote(os.path.relpath(page, output)) for name, page in pages.items()}
 
@@ -158,7 +158,7 @@ def _compare_tasks(evidence: Evidence, column: str | None, problems: list[str]) 
 def _read_curves(
     evidence: Evidence, problems: list[str], file: str, read: Callable[[RunDirectory], pd.DataFrame]
 ) -> list[tuple[RunRecord, pd.DataFrame]]:
-    """Read the validations of each run that has the file, which an archive does not hold."""
+    """Read the validations of each run that has the file, which archives do not hold."""
     curves = []
     for run in evidence.series.all_runs:
         if (run.folder / file).is_file():

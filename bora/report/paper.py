@@ -1,6 +1,6 @@
 """The paper's own numbers: Tables 1 and 2 of Eide & Frigessi (2024), OPT-350m on Talk of Norway.
 
-By the published code these are perplexities of the best validation epoch, padding scored.
+As in the published code, these are perplexities of the best validation epoch, with padding scored.
 """
 
 import pandas as pd

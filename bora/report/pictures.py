@@ -18,7 +18,7 @@ from bora.report.similarity import Similarity
 from bora.report.variance import evidence_profile
 from bora.runs.archive import RunRecord
 
-FORMATS: dict[str, dict] = {"png": {}, "pdf": {"CreationDate": None}}  # of a figure's files → metadata
+FORMATS: dict[str, dict] = {"png": {}, "pdf": {"CreationDate": None}}  # file format of the figures → metadata
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def draw_figures(
     by_task: list[tuple[RunRecord, pd.DataFrame]],
     guesses: Guesses | None,
 ) -> list[tuple[str, Figure, str]]:
-    """Draw figures 1 to 12, as far as the runs give them: name, figure, caption."""
+    """Draw those of figures 1 to 12 that the runs allow; return name, figure and caption of each."""
     middle = evidence.best_middle_tau
     at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
     beside = " The limits, τ = 0 and ∞, are drawn one decade beyond the values between them."
@@ -52,8 +52,7 @@ def draw_figures(
         (
             "figure2",
             figures.perplexity_by_tau(evidence),
-            "τ against perplexity: the thick line is the whole corpus, each thin grey line a task."
-            + beside * has_limits,
+            "Perplexity by τ: the thick line is the whole corpus, each thin grey line a task." + beside * has_limits,
         ),
         (
             "figure3",
@@ -66,13 +65,13 @@ def draw_figures(
     ]
     if similar is not None:
         caption = (
-            f"The cosine of each two tasks' deviations from Θ at τ = {format_tau(similar.tau)}, less their mean; like "
-            "tasks stand beside each other."
+            f"The cosine of each pair of tasks' deviations from Θ, minus their mean, at τ = {format_tau(similar.tau)}; "
+            "similar tasks are next to each other."
         )
         if similar.column is not None:
             caption += (
                 f" {similar.column} explains {similar.explained:.1%} of the variance of the deviations; the same groups "
-                f"dealt out at random explain {similar.by_chance:.1%} (permutation p = {similar.p_value:.2g})."
+                f"assigned at random explain {similar.by_chance:.1%} (permutation p = {similar.p_value:.2g})."
             )
         drawn.append(("figure6", figures.similarity(similar), caption))
     drawn += [
@@ -81,27 +80,27 @@ def draw_figures(
             figures.effects(evidence),
             f"How much lower the NLL of each task's test documents is under its own θ than under Θ, at {at}; 95 % "
             "intervals over documents."
-            + " An empty circle is of one document."
+            + " An empty circle is a task with one test document."
             * bool((evidence.tasks()["n_test"] == 1).any()),
         ),
         (
             "figure8",
             figures.pooling(evidence),
-            f"Each task alone, under one model, and at {at}, which borrows from both; larger points: more training "
-            "documents.",
+            f"Each task with a separate model, with one model for all, and at {at}, which borrows from both; larger "
+            "points have more training documents.",
         ),
         (
             "figure9",
             learning_curves(evidence, curves),
-            "Validation while training, a line a run; the circle is the epoch that the run kept."
-            + " c is the factor by which validation shrinks the deviations (first seed); at the end it is chosen by task."
+            "Validation perplexity during training, a line for each run; a circle is the epoch that the run kept."
+            + " c is the factor by which validation shrinks the deviations (first seed), at the end for each task."
             * bool(evidence.series.learned),
         ),
         (
             "figure12",
             curves_by_task(evidence, by_task),
-            f"Validation perplexity while training, of at most {MAX_PANELS} tasks, the largest, against the lowest that "
-            "any of these runs reached on the task: at the best τ and the limits, one seed; circles: each run's best.",
+            f"Validation perplexity of the largest tasks, at most {MAX_PANELS}, during training, divided by the lowest "
+            "that any of these runs reached on the task: the best τ and the limits, one seed; circles: each run's best.",
         ),
     ]
     if guesses is not None:
@@ -113,9 +112,9 @@ def draw_figures(
             (
                 "figure11",
                 figures.profile(evidence, *profile),
-                "Above, how well held-out text is predicted at each τ of the runs: τ for perplexity. Below, the "
-                f"evidence, all of θ integrated over, by gradients of the run at τ = {format_tau(middle or 0)}: τ for "
-                "inference. " + _about_range(profile[1]),
+                "Above, τ for perplexity: how well held-out text is predicted at each τ of the runs. Below, τ for "
+                "inference: the evidence, with all of θ integrated out, from gradients of the run at "
+                f"τ = {format_tau(middle or 0)}. " + _about_range(profile[1]),
             )
         )
     return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
@@ -124,8 +123,11 @@ def draw_figures(
 def _about_range(inferred: tuple[float, float]) -> str:
     low, high = (f"{tau:.2g}".replace("inf", "∞") for tau in inferred)
     if low == high:
-        return f"It is {low} by both counts of the parameters that the data determine."
-    return f"It lies in the grey range, {low} to {high}, between two counts of the parameters that the data determine."
+        return f"τ for inference is {low} by both counts of the parameters that the data determine."
+    return (
+        f"τ for inference lies in the grey range, {low} to {high}, between two counts of the parameters that the data "
+        "determine."
+    )
 
 
 def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
@@ -149,7 +151,7 @@ def _about_guesses(evidence: Evidence, guesses: Guesses) -> str:
 
 def save_picture(folder: Path, slug: str, name: str, figure: Figure, caption: str) -> Picture:
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is found once, not for each format again
+    figure.set_layout_engine("none")  # compute the layout once instead of for each format
     for file_format, metadata in FORMATS.items():
         figure.savefig(folder / f"{name}.{file_format}", metadata=metadata)
     out = io.StringIO()
@@ -162,5 +164,5 @@ def save_picture(folder: Path, slug: str, name: str, figure: Figure, caption: st
 
 
 def name_on_hover(svg: str) -> str:
-    """Turn links, as which `drawing.hover_names` gives names, into titles. Matplotlib has escaped them."""
+    """Turn the links that hold the names of `drawing.hover_names` into titles. Matplotlib has escaped them."""
     return re.sub(r"""<a xlink:href=(["'])(.*?)\1[^>]*>""", r"<g><title>\2</title>", svg).replace("</a>", "</g>")

@@ -13,7 +13,7 @@ from bora.lib.names import format_tau
 from bora.runs.archive import ARCHIVE, RunRecord, read_archive, read_run
 from bora.runs.directory import CONFIG, FAILED, HOW_IT_RESUMES, METRICS, PER_TASK_COLUMNS, SUMMARY, RunDirectory
 
-# Settings that may differ within a series. The documents are held to their hash, wherever the table lies.
+# Settings that may differ within a series. Documents are compared by their hash, wherever the table is.
 FREE_KEYS = (
     *HOW_IT_RESUMES,
     "tau",
@@ -32,14 +32,14 @@ FREE_KEYS = (
     "trainer.log_every_n_steps",
 )
 FIGURES = "tau seed model data lr val_perplexity test_perplexity base_test_perplexity best_epoch data_sha256".split()
-# What tells the runs of two series apart at 0 < τ < ∞ only, and at given τ only.
+# Settings that distinguish two series only at given τ, and only at 0 < τ < ∞.
 OF_LEVELS = ("tau of levels",)
 OF_MIDDLE = ("prior.parameterization", "warm start", "data.levels", *OF_LEVELS)
-MAX_VALUE_CHARS = 24  # of a setting in a label
+MAX_VALUE_CHARS = 24  # of a setting's value in a label
 
 
 def run_folders(top: Path) -> list[Path]:
-    """List the folders at or below `top` that hold a run, finished or not; an evaluation is none."""
+    """List the folders at or below `top` that hold a run, finished or not; evaluations are not runs."""
     if not top.exists():
         raise UserError(f"{top}: there is no such folder or archive of runs")
     files = (file for name in (CONFIG, METRICS, FAILED) for file in top.rglob(name))
@@ -47,12 +47,12 @@ def run_folders(top: Path) -> list[Path]:
 
 
 def read_runs(tops: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
-    """Read every finished run at or below the folders, and in archives; a line for each that is damaged or unfinished.
+    """Read all finished runs at or below the folders, and in archives; describe, a line each, those that cannot be read.
 
     A run that is in an archive and still has its folder is read from the folder.
 
     Raises:
-        UserError: a folder is not there, or there is no finished run at all.
+        UserError: a folder does not exist, or there is no finished run at all.
     """
     runs: dict[Path, RunRecord | None] = {}
     problems: list[str] = []
@@ -81,7 +81,7 @@ def read_runs(tops: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
 
 
 def changed_files(tops: Iterable[Path]) -> Iterator[str]:
-    """Yield a line for each file of a finished run that is not as the run wrote it, by the run's SHA256SUMS."""
+    """Yield a line for each file of a finished run that has changed since the run wrote it, by the run's SHA256SUMS."""
     for folder in (folder for top in tops for folder in run_folders(top)):
         if (folder / SUMMARY).is_file():
             try:
@@ -100,10 +100,10 @@ def _read_finished(folder: Path) -> RunRecord:
 
 
 def _require_figures(run: RunRecord) -> RunRecord:
-    """Return a run that has all that a report needs; raise a UserError that names what another lacks."""
+    """Return the run if it has all that a report needs; otherwise raise a UserError that names what it lacks."""
     if "adapted_from" in run.summary:
         raise UserError(
-            f"{run.folder} was made by bora adapt, which holds no documents out: there is nothing to report"
+            f"{run.folder} was made by bora adapt, which holds out no documents, so there is nothing to report"
         )
     lacking = [name for name in FIGURES if name not in run.summary]
     lacking += [name for name in PER_TASK_COLUMNS[1:] if name not in run.per_task]
@@ -114,11 +114,11 @@ def _require_figures(run: RunRecord) -> RunRecord:
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that differ in τ and seed alone, and the words that tell them from the other series.
+    """Runs that differ only in τ and seed, and the label that distinguishes them from the other series.
 
     Attributes:
-        runs: at given τ; where there are none, those of `learned`, all at the median of their τ.
-        learned: with tau=learn.
+        runs: the runs at given τ; if there are none, those of `learned`, all at their median τ.
+        learned: the runs with tau=learn.
     """
 
     label: str
@@ -127,23 +127,23 @@ class Series:
 
     @property
     def only_learned(self) -> bool:
-        """Return whether no run between the limits was given its τ."""
+        """Whether all runs between the limits learned τ; False if there are none."""
         between = [run for run in self.runs if not run.is_limit]
         return bool(between) and all(run.learned is not None for run in between)
 
     @property
     def learned_beside(self) -> list[RunRecord]:
-        """List the runs that learned τ, where there are runs at given τ to compare them with."""
+        """The runs that learned τ, if there are runs at given τ to compare them with."""
         return [] if self.only_learned else self.learned
 
     @property
     def all_runs(self) -> list[RunRecord]:
-        """List the runs at given τ, and those that learned it beside them."""
+        """The runs at given τ, and those of `learned_beside`."""
         return [*self.runs, *self.learned_beside]
 
     @property
     def taus(self) -> list[float]:
-        """List every τ, in order."""
+        """All τ, in ascending order."""
         return sorted({run.tau for run in self.runs})
 
     @property
@@ -151,19 +151,19 @@ class Series:
         return sorted({run.seed for run in self.runs})
 
     def at(self, tau: float) -> list[RunRecord]:
-        """Return the runs at one τ, a seed each."""
+        """Return the runs at one τ, one for each seed."""
         return [run for run in self.runs if run.tau == tau]
 
 
 def series_of(runs: list[RunRecord]) -> tuple[list[Series], list[str]]:
-    """Sort runs into series; a line for each run that is left out because another is the same.
+    """Sort runs into series; describe, a line each, runs that are left out because another one is the same.
 
     Runs at τ = 0 and ∞ do not depend on the parameterisation, and have no levels; they complete every series that shares
-    all their other settings, and are a series of their own where there is none.
+    all their other settings, and form a separate series if there is none.
     """
     learned = [run for run in runs if run.learned is not None]
     given = [run for run in runs if run.learned is None]
-    # Learned runs are a series of their own only where there is none at given τ.
+    # Learned runs form a separate series only if there is none at given τ.
     runs = given + _at_their_median(learned, {_key(run, *OF_LEVELS) for run in given})
     with_middle = {_key(run, *OF_MIDDLE) for run in runs if not run.is_limit}
     groups: dict[str, list[RunRecord]] = {}
@@ -175,7 +175,7 @@ def series_of(runs: list[RunRecord]) -> tuple[list[Series], list[str]]:
         wanted = _key(group[0], *OF_MIDDLE)
         limits = [run for run in runs if run.is_limit and run not in group and _key(run, *OF_MIDDLE) == wanted]
         chosen: dict[tuple[float, int], RunRecord] = {}
-        for run in [*group, *sorted(limits, key=lambda run: _key(run) != key)]:  # those of its own form first
+        for run in [*group, *sorted(limits, key=lambda run: _key(run) != key)]:  # those of the same form first
             first = chosen.setdefault((run.tau, run.seed), run)
             if first is not run and _key(first) == _key(run):
                 problems.append(f"{run.folder} is left out: {first.folder} has the same settings, τ and seed")
@@ -186,12 +186,12 @@ def series_of(runs: list[RunRecord]) -> tuple[list[Series], list[str]]:
 
 
 def _at_their_median(learned: list[RunRecord], given: set[str]) -> list[RunRecord]:
-    """Put the learned runs of each series without runs at given τ at one τ, so that seeds average: at their median.
+    """Set τ of learned runs to their median, in each series without runs at given τ, so that seeds can be averaged.
 
     Seeds for which validation prefers one model, τ = ∞, are ignored, unless all do.
 
     Args:
-        given: the keys of the series that have such runs.
+        given: the keys of the series that have runs at given τ.
     """
     series: dict[str, list[RunRecord]] = {}
     for run in learned:
@@ -205,18 +205,18 @@ def _at_their_median(learned: list[RunRecord], given: set[str]) -> list[RunRecor
 
 
 def _setting(run: RunRecord) -> dict[str, Any]:
-    """Return what all runs of a series share."""
+    """Return the settings that all runs of a series share."""
     return {k: v for k, v in run.config.items() if not k.startswith(FREE_KEYS)} | {
         "warm start": run.config["init_from"] is not None,
         "tau of levels": _tau_of_levels(run),
-        "model.dtype": run.summary.get("dtype"),  # the one that was taken, where auto was asked for
+        "model.dtype": run.summary.get("dtype"),  # the one that auto chose
         "data_sha256": run.summary["data_sha256"],
-        "n_tokens": run.summary.get("n_tokens"),  # of the same documents others where the tokenizer has changed
+        "n_tokens": run.summary.get("n_tokens"),  # differs for the same documents if the tokenizer has changed
     }
 
 
 def _tau_of_levels(run: RunRecord) -> Any:
-    """Return the τ of each level; a word where they are the tasks', or learned, since then they change with it."""
+    """Return the τ of each level as text: a word if it equals the tasks' or is learned, since it then varies with τ."""
     taus = run.summary.get("levels")
     if run.learned is not None:
         return "learned"
@@ -228,12 +228,12 @@ def _tau_of_levels(run: RunRecord) -> Any:
 
 
 def _key(run: RunRecord, *without: str) -> str:
-    """Write a run's setting, but for the keys `without`, as text, equal for runs of one series."""
+    """Write a run's settings, except the keys `without`, as text that is equal for runs of one series."""
     return json.dumps({k: v for k, v in _setting(run).items() if k not in without}, sort_keys=True)
 
 
 def _labels(firsts: list[RunRecord]) -> list[str]:
-    """Name each series, of which a run is given, by corpus, model, and what tells it from the others of both."""
+    """Name each series, given a run of each, by corpus, model, and what distinguishes it from others with the same."""
     settings = [_setting(run) for run in firsts]
     names = [f"{_corpus(run)} · {run.summary['model']}" for run in firsts]
     labels = []
@@ -242,7 +242,7 @@ def _labels(firsts: list[RunRecord]) -> list[str]:
         keys = sorted({key for peer in peers for key in peer} - {"data_sha256"})
         differing = [key for key in keys if len({json.dumps(peer.get(key)) for peer in peers}) > 1]
         labels.append(" · ".join([name, *(_words(key, setting.get(key)) for key in differing)]))
-    if len(set(labels)) < len(labels):  # the same words for other documents
+    if len(set(labels)) < len(labels):  # the same words for different documents
         labels = [f"{label} · {s['data_sha256'][:8]}" for label, s in zip(labels, settings, strict=True)]
     return labels
 

@@ -1,4 +1,4 @@
-"""Which tasks deviate from Θ in the same direction, and how much of that a column explains."""
+"""Find which tasks deviate from Θ in the same direction, and how much of that a column explains."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from bora.runs.corpus import split_documents
 from bora.runs.directory import RunDirectory
 
 PERMUTATIONS = 2_000
-MAX_OPTIMAL = 300  # tasks whose order is the best of their tree's; finding it takes their number cubed
+MAX_OPTIMAL = 300  # tasks for which to find the tree's best order, which takes time cubic in their number
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Similarity:
     """D tasks compared.
 
     Attributes:
-        tau, tasks: of the run.
-        gram: [D, D] inner products of the θ_d − Θ, less their mean.
-        cosines: [D, D] of the same.
-        order: [D] tasks, like ones beside each other: the leaves of a tree by average linkage.
+        tau, tasks: the run's.
+        gram: [D, D] inner products of the θ_d − Θ, after subtracting their mean.
+        cosines: [D, D] cosines of the same.
+        order: [D] tasks, similar ones next to each other: the leaves of a tree by average linkage.
         column, groups: the table's column and each task's value in it; None without one.
-        explained: share of the whole variance between the groups.
-        by_chance: the share that the same groups explain on average when dealt out at random.
+        explained: share of the total variance that is between the groups.
+        by_chance: the share that the same groups explain on average when assigned at random.
         p_value: how often chance explains as much.
     """
 
@@ -50,12 +50,12 @@ class Similarity:
 
     @property
     def names(self) -> list[str]:
-        """List all names that its figure has: tasks and groups."""
+        """All names in its figure: tasks and groups."""
         return [*self.tasks, *(() if self.groups is None else self.groups)]
 
 
 def compare_tasks(run: RunRecord) -> Similarity:
-    """Compare a run's tasks by its best checkpoint; refuse fewer than three tasks, and tasks that do not differ."""
+    """Compare the tasks in a run's best checkpoint; refuse fewer than three tasks, and tasks that do not differ."""
     if not RunDirectory(run.folder).best.is_file():
         raise UserError("the similarity of tasks needs checkpoints/best.ckpt, which an archive does not hold")
     checkpoint = load_checkpoint(RunDirectory(run.folder).best)
@@ -64,7 +64,7 @@ def compare_tasks(run: RunRecord) -> Similarity:
     if len(tasks) < 3:
         raise UserError(f"the similarity of tasks needs three tasks or more; {run.folder} has {len(tasks)}")
     deviations = read_saved(checkpoint["state_dict"], known["layers"]).deviations  # None at τ = ∞
-    # Of the tasks alone: behind them are the units of levels above.
+    # Only the tasks' rows; the units of levels above follow them.
     theta = torch.zeros(len(tasks), 1) if deviations is None else deviations[: len(tasks)].double()
     centred = theta - theta.mean(dim=0)
     gram = (centred @ centred.mT).numpy()
@@ -78,7 +78,7 @@ def compare_tasks(run: RunRecord) -> Similarity:
 
 
 def group_by(found: Similarity, run: RunRecord, column: str) -> Similarity:
-    """Group tasks by their commonest value of a column of the run's table (party, play), and test what it explains."""
+    """Group tasks by their commonest value in a column of the run's table (party, play), and test what it explains."""
     directory = RunDirectory(run.folder)
     documents = split_documents(directory, "train", "validation")
     values = read_column(directory.config().data, column, documents.index, "--color-by=")

@@ -17,17 +17,17 @@ from bora.report.evidence import Evidence
 from bora.report.intervals import LEVEL, Interval
 
 TEXT_COLUMNS = ("task", "level", "claim", "verdict", "numbers", "who answers", "tokens", "says")  # aligned left
-MAX_PAGE_ROWS = 40  # of a table in LaTeX that does not break over pages
+MAX_PAGE_ROWS = 40  # of a LaTeX table that does not break across pages
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table for three kinds of reader.
+    """A table, for programs and for people.
 
     Attributes:
         data: plain numbers, for CSV.
-        cells: the same as text for people.
-        bold: which of the cells are set in bold.
+        cells: the same as text, for people.
+        bold: which cells are bold.
         caption: one sentence or two.
     """
 
@@ -59,7 +59,7 @@ class ReportTable:
         )
 
     def html(self) -> str:
-        """Write a table element; the caption stands beside it in the page."""
+        """Write a table element; the page has the caption."""
         table = self._render(lambda cell: html.escape(names.one_line(cell)), "<strong>{}</strong>".format)
         return table.to_html(index=False, escape=False, border=0)
 
@@ -71,12 +71,12 @@ class ReportTable:
 
 
 def is_talk_of_norway(evidence: Evidence) -> bool:
-    """Return whether the paper's numbers belong beside these."""
+    """Return whether the paper's numbers can be compared with these."""
     return evidence.series.runs[0].summary["data"] == "talk_of_norway"
 
 
 def number(value: float, spec: str = ".2f") -> str:
-    """Format a number; nan becomes an empty text."""
+    """Format a number; nan becomes an empty string."""
     return "" if math.isnan(value) else format(value, spec)
 
 
@@ -118,22 +118,22 @@ def table1(evidence: Evidence) -> ReportTable:
         cells["seeds"] = data["seeds"].map(str)
         caption += " Perplexities are means over seeds, ± half a 95 % t interval over seeds."
         if len({tuple(run.seed for run in series.at(tau)) for tau in series.taus}) > 1:
-            caption += " Not every τ has the same seeds, so that means differ by their seeds too."
+            caption += " Not every τ has the same seeds, so means differ by their seeds, too."
     if len(series.taus) > 1:
         cells["nats a token above the best τ [95 %, tasks]"] = above_best
-        caption += " The last column is the paired difference of the NLL, from six tasks on "
-        caption += "with a 95 % bootstrap over tasks in brackets."
+        caption += " The last column is the paired difference of the NLL; in brackets, from six tasks on, "
+        caption += "a 95 % bootstrap interval over tasks."
     bold = pd.DataFrame(dict.fromkeys(cells, data["tau"] == best))
     if is_talk_of_norway(evidence):
         data["paper_perplexity"] = data["tau"].map(paper.table1().set_index("tau")["perplexity"])
         cells["paper"] = data["paper_perplexity"].map(number)
         bold["paper"] = data["paper_perplexity"] == data["paper_perplexity"].min()
-        caption += " In the paper's column bold is its best."
+        caption += " In the paper's column the best is bold."
     return ReportTable("table1", data, cells, bold, caption)
 
 
 def learned_table(evidence: Evidence) -> ReportTable | None:
-    """Build the table of what tau=learn found, a row a seed; None where no run learned τ."""
+    """Build the table of what tau=learn found, a row for each seed; None if no run learned τ."""
     runs = evidence.series.learned
     if not runs:
         return None
@@ -155,8 +155,8 @@ def learned_table(evidence: Evidence) -> ReportTable | None:
     cells["validation perplexity"] = data["val_perplexity"].map(number)
     cells["test perplexity"] = data["test_perplexity"].map(number)
     caption = (
-        "tau=learn: the tasks' deviations from Θ, trained nearly without a prior, are shrunk to c times what they were; "
-        "c is chosen on validation documents, and τ is the precision that it amounts to."
+        "tau=learn: the tasks' deviations from Θ, trained nearly without a prior, are multiplied by c, which is chosen "
+        "on validation documents; τ is the precision that corresponds to c."
         + " A level's interval is over its units."
         * ("level" in cells)
     )
@@ -164,9 +164,9 @@ def learned_table(evidence: Evidence) -> ReportTable | None:
     if difference is not None:
         data["nll_minus_best_given"] = difference.overall.value
         caption += (
-            f" Against τ = {format_tau(difference.other)}, which validation chooses among those given: "
-            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and seeds; from six "
-            "tasks on in brackets a 95 % bootstrap over tasks."
+            f" Compared with τ = {format_tau(difference.other)}, which validation chooses among those given: "
+            f"{difference.overall:+.4f} nats a token of the test documents, paired over tasks and seeds; in brackets, "
+            "from six tasks on, a 95 % bootstrap interval over tasks."
         )
     return ReportTable("learned", data, cells, cells == "", caption)
 
@@ -176,7 +176,7 @@ def table2(evidence: Evidence) -> ReportTable:
     taus = evidence.series.taus
     overall = pd.DataFrame({tau: [evidence.over_seeds(tau).value] for tau in taus}, index=["all"])
     ours = pd.concat([evidence.task_means().sort_index(), overall])
-    names_there = [task.lower().replace(".", "").strip() for task in ours.index]  # as the paper's Table 2 has them
+    names_there = [task.lower().replace(".", "").strip() for task in ours.index]  # as in the paper's Table 2
     theirs = paper.table2().reindex(names_there).set_axis(ours.index)
     theirs = theirs.dropna(axis=1, how="all") if is_talk_of_norway(evidence) else theirs.iloc[:, :0]
     table = pd.concat([ours, theirs], axis=1)
@@ -203,5 +203,5 @@ def _lowest(table: pd.DataFrame) -> np.ndarray:
 def claims_table(claims: list[Claim]) -> ReportTable:
     """Build the table of the paper's claims with their verdicts; no cell is bold."""
     cells = pd.DataFrame([vars(claim) for claim in claims], columns=["claim", "numbers", "verdict"])
-    caption = f"The paper's claims held against these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
+    caption = f"The paper's claims, judged on these runs; intervals in brackets are {LEVEL:.0%}, over tasks."
     return ReportTable("claims", cells, cells, cells.isna(), caption)

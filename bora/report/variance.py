@@ -1,4 +1,4 @@
-"""How much tasks, and the units of levels above them, differ: what the prior allows, and what it is worth on test."""
+"""Tabulate how much tasks, and units of levels above, differ: what the prior allows, and what it is worth on test."""
 
 import math
 from pathlib import Path
@@ -16,13 +16,13 @@ from bora.runs.archive import RunRecord
 from bora.runs.directory import EVIDENCE, INFERRED, SHARES, UNITS, VARIANCE
 from bora.runs.values import readable
 
-MIN_UNITS_OF_SPREAD = 10  # of fewer the bootstrap's interval of a standard deviation is far too narrow
+MIN_UNITS_OF_SPREAD = 10  # with fewer, a standard deviation's bootstrap interval is far too narrow
 
 
 def variance_table(evidence: Evidence) -> ReportTable | None:
-    """Build the table of variances at the best of 0 < τ < ∞, a row a level; None where no run has what it needs.
+    """Build the table of variances at the best of 0 < τ < ∞, a row for each level; None if the runs lack what it needs.
 
-    What `bora variance` found is added where the first of those runs has it in its folder.
+    The results of `bora variance` are added if the first of those runs has them in its folder.
     """
     tau = evidence.best_middle_tau
     if tau is None or any("effect" not in run.per_task for run in evidence.series.at(tau)):
@@ -61,7 +61,7 @@ def _read(file: Path) -> pd.DataFrame | None:
 
 
 def read_inferred(run: RunRecord) -> tuple[float, float] | None:
-    """Read τ for inference of a run, all parameters together: its two ends; None where there is none."""
+    """Read the two ends of a run's τ for inference, for all parameters together; None if there is none."""
     found = _read(run.folder / VARIANCE / INFERRED)
     if found is None:
         return None
@@ -80,13 +80,13 @@ def evidence_profile(evidence: Evidence) -> tuple[pd.DataFrame, tuple[float, flo
 
 
 def spread(effects: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Compute the standard deviation of true effects along the last axis: the seen one's square less the errors'."""
+    """Estimate the standard deviation of true effects along the last axis: the observed variance minus the errors'."""
     within = np.nanmean(np.where(np.isnan(errors), np.nanmean(errors), errors) ** 2, axis=-1)
     return np.sqrt(np.clip(effects.var(axis=-1, ddof=1) - within, 0, None))
 
 
 def _row(level: str, tau: float, effect: pd.Series, error: pd.Series, tokens: np.ndarray) -> dict[str, Any]:
-    known = effect.notna().to_numpy()  # a unit without a test document says nothing
+    known = effect.notna().to_numpy()  # a unit without a test document has no measured effect
     effects, errors, tokens = effect.to_numpy(float)[known], error.to_numpy(float)[known], tokens[known]
     row: dict[str, Any] = {"level": level, "units": len(known), "tau": tau, "sigma": tau**-0.5}
     if len(effects) < 2 or np.isnan(errors).all():
@@ -105,7 +105,7 @@ def _with_gradients(data: pd.DataFrame, run: RunRecord) -> pd.DataFrame:
     if shares is None:
         return data
     shares = shares.rename(columns={"column": "level", "low": "share_low", "high": "share_high"})
-    others = shares[~shares["level"].isin(data["level"])]  # columns that are no level of the run
+    others = shares[~shares["level"].isin(data["level"])]  # columns that are not levels of the run
     return pd.concat([data.merge(shares.drop(columns="units"), on="level", how="left"), others], ignore_index=True)
 
 
@@ -131,23 +131,23 @@ def _cells(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def _caption(data: pd.DataFrame, tau: float, against_mean: bool) -> str:
-    tasks = " (of the tasks: under Θ)" if against_mean else ""
+    tasks = " (for tasks: under Θ)" if against_mean else ""
     caption = (
-        f"At τ = {format_tau(tau)}: σ = 1/√τ is the prior's standard deviation. What a level is worth: "
-        f"by how much the NLL of test documents is higher without its deviations{tasks}, nats a token, with a 95 % "
-        "bootstrap over its units; the standard deviation over units is corrected for sampling noise and has an interval "
-        "from ten units on."
+        f"At τ = {format_tau(tau)}: σ = 1/√τ is the prior's standard deviation. A level's worth is "
+        f"by how much the NLL of test documents is higher without its deviations{tasks}, in nats a token, with a 95 % "
+        "bootstrap interval over its units. The standard deviation over units is corrected for sampling noise, and has "
+        "an interval from ten units on."
     )
     if "gain_share" in data:
         caption += (
-            " The share of the gain is of what all deviations together bring against Θ; levels overlap, so shares need "
-            "not add up to 100 %."
+            " The share of the gain is relative to what all deviations together gain over Θ; levels overlap, so "
+            "shares need not add up to 100 %."
         )
     if "share" in data:
         caption += " The share is of the variance of validation documents' gradients at Θ (bora variance)."
     if "inferred_tau" in data:
         caption += (
-            " τ for inference has the highest evidence, all of θ integrated out; its two values count too many and too "
-            "few parameters as determined by the data. It is not the best τ for perplexity."
+            " τ for inference has the highest evidence, with all of θ integrated out; its two values count too many and "
+            "too few parameters as determined by the data. It is not the best τ for perplexity."
         )
     return caption

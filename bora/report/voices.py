@@ -1,4 +1,4 @@
-"""How each task speaks: its most characteristic tokens and what it says to a prompt, as `bora voices` left them."""
+"""Tabulate how each task speaks: its most characteristic tokens and how it continues a prompt, by `bora voices`."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from bora.runs.values import readable
 
 FOLDER, TOKENS, CONTINUATIONS = "voices", "tokens.csv", "continuations.csv"
 BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-N_BEST, MIN_COUNT, MIN_DOCUMENTS = 8, 3, 2  # tokens of a task that are shown, and how often they must be there
+N_BEST, MIN_COUNT, MIN_DOCUMENTS = 8, 3, 2  # tokens shown for each task, and how often they must occur
 
 
 def arrange_voices(tokens: pd.DataFrame, continuations: pd.DataFrame) -> pd.DataFrame:
-    """Arrange a row a speaker, Θ first, then the tasks that gain most: task, gain, tokens, says.
+    """Arrange one row for each speaker, Θ first, then the tasks by their gain: task, gain, tokens, says.
 
-    Below each token stands its contribution in thousandths of a nat.
+    Each token has its contribution, in thousandths of a nat, as a subscript.
     """
     often = (tokens["count"] >= MIN_COUNT) & (tokens["documents"] >= MIN_DOCUMENTS) & (tokens["contribution"] > 0)
     best = tokens[often].groupby("task", sort=False).head(N_BEST)
@@ -31,7 +31,7 @@ def arrange_voices(tokens: pd.DataFrame, continuations: pd.DataFrame) -> pd.Data
 
 
 def voices_table(evidence: Evidence) -> ReportTable | None:
-    """Tabulate the voices of the first run at the best middle τ; None where `bora voices` left none."""
+    """Tabulate the voices of the first run at the best middle τ; None if `bora voices` has not been run on it."""
     tau = evidence.best_middle_tau
     folder = Path() if tau is None else evidence.series.at(tau)[0].folder / FOLDER
     if tau is None or not (folder / SUMMARY).is_file():
@@ -45,8 +45,8 @@ def voices_table(evidence: Evidence) -> ReportTable | None:
     caption = (
         f"How each task speaks at τ = {format_tau(tau)}, and how it continues “{prompt}”. Gain: how much likelier its "
         "validation documents are under its own θ than under Θ, in nats a token. Tokens: the most characteristic, which "
-        f"contribute most to the gain, among those that come at least {MIN_COUNT} times, in at least {MIN_DOCUMENTS} "
-        "documents; below each its contribution, in thousandths. ␣ is a space, ↵ the end of a line. What a task says is "
-        "the likeliest token each time, with repetitions made less likely."
+        f"contribute most to the gain, among those that occur at least {MIN_COUNT} times, in at least {MIN_DOCUMENTS} "
+        "documents; the subscript is the contribution in thousandths. ␣ is a space, ↵ the end of a line. A task always "
+        "says the likeliest token, with repetitions made less likely."
     )
     return ReportTable("voices", data, cells, cells == "", caption)

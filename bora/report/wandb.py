@@ -1,4 +1,4 @@
-"""The report as its own run in Weights & Biases: interactive panels of the sweep."""
+"""Log the report as a run in Weights & Biases, with interactive panels of the sweep."""
 
 import logging
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ def log_view(sections: list[Section], runs: list[RunRecord], output: Path) -> No
             settings=wandb.Settings(console="off", silent=True),
         )
     except wandb.errors.Error as error:
-        log.warning("W&B does not take the report (%s); it is in %s", first_line(error), output)
+        log.warning("the report could not be logged to W&B (%s); it is in %s", first_line(error), output)
         return
     with view:
         for section in sections:
@@ -79,7 +79,7 @@ def long_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def pictures(section: Section) -> dict[str, wandb.Table | wandb.Image]:
-    """Collect the report's own tables and figures."""
+    """Collect a section's tables and figures."""
     tables = {t.name: wandb.Table(dataframe=t.cells.astype(str)) for t in (section.table1, section.table2)}
     folder = section.folder
     return tables | {p.name: wandb.Image(str(folder / f"{p.name}.png"), caption=p.caption) for p in section.pictures}

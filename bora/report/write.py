@@ -1,4 +1,4 @@
-"""From folders of runs to a report in a folder."""
+"""Write a report on folders of runs to a folder."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list
         Its sections, the runs, and a line for each run that is not in it.
 
     Raises:
-        UserError: no folder, no finished run, or an extra that is not installed.
+        UserError: a folder does not exist, there is no finished run, or a package is not installed.
     """
     try:
         from bora.report.page import write_report
     except ModuleNotFoundError as error:
         raise UserError(
-            f"bora report lacks a package (there is no {error.name}): pip install matplotlib tabulate"
+            f"bora report needs a package that is missing ({error.name}): pip install matplotlib tabulate"
         ) from error
     runs, problems = read_runs(folders)
     _claim_output(output, folders)
@@ -29,7 +29,7 @@ def write(folders: list[Path], output: Path, color_by: str | None) -> tuple[list
 
 
 def _claim_output(output: Path, folders: list[Path]) -> None:
-    """Make a report's folder, and note in runs.txt there what it is about; refuse one with a page about other runs."""
+    """Make a report's folder, and list its runs' folders in runs.txt there; refuse one with a page about other runs."""
     make_output_folder(output)
     about, note = "".join(sorted(f"{os.path.relpath(folder, output)}\n" for folder in folders)), output / "runs.txt"
     if (output / "index.html").exists() and not (note.is_file() and note.read_text("utf-8") == about):

@@ -1,8 +1,8 @@
 """Fit new tasks from a run's prior: θ_new ~ N(Θ, τ⁻¹ I) with Θ fixed.
 
 Each new task minimises −Σ log p(document | θ_new) + τ/2 ‖θ_new − Θ‖² (eq. 6 with Θ given). Given Θ the tasks are
-independent and AdamW goes by rows, so many at once reach the optimum of each alone. On the way there a task takes more
-steps in an epoch beside others, since batches mix them.
+independent and AdamW updates each row separately, so tasks fitted together reach the same optima as one by one. On the
+way there a task takes more steps in an epoch when fitted with others, since batches mix tasks.
 """
 
 import shutil
@@ -26,21 +26,21 @@ from bora.train.checkpoint import AtomicCheckpoints, find_nonfinite
 from bora.use.new_tasks import NewDocuments, new_tasks
 from bora.use.restore import Restored
 
-# Of the number of epochs, where nobody gives one.
+# For the cross-validation that chooses the number of epochs.
 MAX_EPOCHS, FOLDS, ENOUGH_HELD_OUT = 10, 5, 32
 
 
 def train_epochs(
     model: HierarchicalLoRA, documents: Documents, epochs: int, lr: float, batch_size: int = 16, seed: int = 0
 ) -> Iterator[int]:
-    """Minimise U/T over the parameters that are not fixed; yield after each epoch, with the number of those done.
+    """Minimise U/T over the parameters that are not fixed; after each epoch yield the number of epochs done.
 
     Args:
-        documents: of the model's tasks.
-        epochs: passes over them.
+        documents: documents of the model's tasks.
+        epochs: passes over the documents.
         lr: AdamW's learning rate.
-        batch_size: documents a step, on average.
-        seed: of their order.
+        batch_size: average number of documents in a step.
+        seed: seed of the documents' order.
 
     Raises:
         UserError: training diverged.
@@ -76,13 +76,13 @@ def adapt(
         restored: the run whose Θ is the prior's mean.
         new: the new tasks' documents.
         tau: precision of the prior, 0 < τ < ∞.
-        epochs: passes over them. None: as many as are best for documents held out of a first fit, see
-            `_cross_validate`; one if no task has two different texts.
+        epochs: passes over the documents. None: the best number for documents held out of a first fit, see
+            `_cross_validate`; 1 if no task has two different texts.
         lr, batch_size, seed: see `train_epochs`.
 
     Returns:
-        The model, and for summary.json: the arguments, with the epochs that were taken, and `held_out_nll`, nats a
-        token after 0, 1, … epochs, None if nothing was held out.
+        The model; and for summary.json the arguments, with the number of epochs taken, and `held_out_nll`, nats a
+        token after 0, 1, … epochs, or None if nothing was held out.
 
     Raises:
         UserError: τ is out of range, or training diverged.
@@ -119,14 +119,14 @@ def _cross_validate(
     batch_size: int,
     seed: int,
 ) -> list[float] | None:
-    """Find how well held-out documents are predicted after each epoch, by cross-validation.
+    """Compute the NLL of held-out documents after each epoch, by cross-validation.
 
     Each task's distinct texts are dealt out to FOLDS folds (fewer if no task has as many), and each fold in turn is held
-    out of a fit to the others, until ENOUGH_HELD_OUT documents have been held out. A task of one text is never held out.
+    out of a fit to the others, until ENOUGH_HELD_OUT documents have been held out. A single text is never held out.
 
     Args:
-        untrained: makes the model that is fitted to documents.
-        texts: of the documents.
+        untrained: returns an untrained model of given documents.
+        texts: each document's text.
 
     Returns:
         NLL after 0 to MAX_EPOCHS epochs, nats a token; None if no task has two different texts.
@@ -156,24 +156,24 @@ def _total_nll(model: HierarchicalLoRA, documents: Documents, batch_size: int) -
 
 
 def describe_epochs(epochs: int, held_out_nll: list[float] | None) -> str:
-    """Say how many epochs were taken, and how held-out documents chose them."""
+    """Describe the number of epochs taken, and the held-out NLL that chose it."""
     if held_out_nll is None:
         return f"epochs: {epochs}"
     chosen = f"held-out documents have {held_out_nll[epochs]:.4f} nats a token"
     if epochs == 0:
         return f"epochs: 0, the new tasks stay at Θ: {chosen} there, and {min(held_out_nll[1:]):.4f} at best with more"
-    more = "; more than the most that were tried may be better, give --epochs" * (epochs == MAX_EPOCHS)
+    more = "; this is the most that was tried, and more may be better: give --epochs" * (epochs == MAX_EPOCHS)
     return f"epochs: {epochs}, {chosen}, and {held_out_nll[0]:.4f} at Θ{more}"
 
 
 def write_adapted(
     model: HierarchicalLoRA, restored: Restored, documents: NewDocuments, about: dict[str, Any], out: Path
 ) -> None:
-    """Fill the folder `out` with what `bora export`, `generate` and `evaluate` read as a run's.
+    """Write the files that `bora export`, `generate` and `evaluate` read from a run to the folder `out`.
 
     Args:
         restored: the run that the model was adapted from.
-        about: more for summary.json.
+        about: further entries of summary.json.
     """
     directory = RunDirectory(out)
     shutil.copy(restored.directory.path / CONFIG, out / CONFIG)
@@ -192,7 +192,7 @@ def write_adapted(
             "distance": model.adapters.distances().tolist(),
         }
     )
-    directory.write_trained_on(documents.texts, restored.directory.trained_on() or ())  # Θ's documents too
+    directory.write_trained_on(documents.texts, restored.directory.trained_on() or ())  # Θ was trained on the run's
     directory.write_per_task(per_task.reindex(columns=PER_TASK_COLUMNS))  # nothing is held out
     summary = {
         "tau": model.tau,
@@ -206,7 +206,7 @@ def write_adapted(
         "temperature_note": "not fitted: no document of the new tasks is held out",
         "versions": versions(),
     }
-    # The last two of some runs.
+    # Only some runs have the last two.
     kept = {"model", "dtype", "data", "params_per_task", "backbone_sha256", "tokenizer_sha256", "model_folder"}
     shared = {key: value for key, value in restored.summary.items() if key in kept}
     directory.write_summary(summary | shared | about)

@@ -1,13 +1,13 @@
-"""Score answers against the responses that they should have been, and show them side by side.
+"""Score answers against the documents' responses, and show them side by side.
 
 An answer's scores, each from 0 to 1:
 
-- exact match, white space at the ends aside. Where the responses are a few labels, it is the accuracy;
+- exact match, ignoring white space at the ends. If the responses are a few labels, it is the accuracy;
 - ROUGE-1 and ROUGE-L: F of the words, and of their longest common subsequence;
-- chrF: F₂ of the sequences of 1 to 6 characters, averaged over the lengths that are in either text.
+- chrF: F₂ of the sequences of 1 to 6 characters, averaged over the lengths that occur in either text.
 
-Where every response is a number, MAE and RMSE too. An answer that is no number counts as the largest error that the
-responses' range allows, and none counts as more; `no_number` is the share of answers that are none.
+If every response is a number, MAE and RMSE too. An answer that is not a number counts as the largest error that the
+responses' range allows, which also caps all other errors; `no_number` is the share of such answers.
 """
 
 import re
@@ -27,15 +27,15 @@ from bora.lib.names import safe_names
 from bora.report.answers import SCORES, WHO
 from bora.report.intervals import Interval, bootstrap
 
-PREFIX = "under_"  # of a column of answers
+PREFIX = "under_"  # begins the name of a column of answers
 ALL = "all"
 CHRF_ORDER = 6  # as in Popović (2015)
 SAMPLES_PER_TASK = 5
-# Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words: each character is one.
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese put no spaces between words: each character counts as a word.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+|,\d{1,2}|,\d{4,})?")  # 1,000 may be one or a thousand
-# What the page calls models and scores.
+# The page's names of models and scores.
 NAMES = WHO | SCORES | {"no_number": "no number"}
 
 
@@ -43,13 +43,13 @@ def score_answers(answers: pd.DataFrame) -> pd.DataFrame:
     """Score each model's answers, by task and over all tasks.
 
     Args:
-        answers: a row a prompt: task, response, and a column of answers for each model, such as under_task, under_mean
-            and under_base.
+        answers: one row for each prompt: task, response, and a column of answers for each model, such as under_task,
+            under_mean and under_base.
 
     Returns:
-        A row a model and task: under (task, mean, base), task, n (answers), exact_match, rouge1, rougeL, chrf, and for
-        numbers no_number, mae, rmse. A task's score is that of its answers; the last row of a model, "all", has the
-        plain mean over tasks.
+        One row for each model and task: under (task, mean, base), task, n (answers), exact_match, rouge1, rougeL, chrf,
+        and for numbers no_number, mae, rmse. A task's scores are over its answers; the last row of a model, "all", has
+        the plain mean over tasks.
     """
     responses, numbers = answers["response"], answers["response"].map(parse_number)
     tables = []
@@ -74,16 +74,16 @@ def score_answers(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_answers(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean over tasks of every score, and the paired differences of models, with 95 % intervals.
+    """Return each score's mean over tasks, and the paired differences between models, with 95 % intervals.
 
-    The intervals are bootstraps over tasks: they say how far these tasks agree.
+    The intervals are bootstrapped over tasks, so they show how far these tasks agree.
 
     Args:
         scores: from `score_answers`.
 
     Returns:
-        A row a score and model, or pair of models: score, under, minus (the other model; "" for the mean itself), value,
-        low, high (nan for a single task).
+        One row for each score and each model or pair of models: score, under, minus (the other model; "" for the mean
+        itself), value, low, high (nan for a single task).
     """
     by_task = scores.groupby("under", sort=False).head(-1)  # without "all", which is last
     models, rows = by_task["under"].unique(), []
@@ -99,7 +99,7 @@ def compare_answers(scores: pd.DataFrame) -> pd.DataFrame:
 def score_answer(answer: str, response: str) -> dict[str, float]:
     """Score one answer: exact_match, rouge1, rougeL, chrf."""
     rouge = rouge_score(answer, response, rouge_keys=("rouge1", "rougeL"), normalizer=str, tokenizer=split_words)
-    # In texts without spaces; a length that neither has would count as a miss of an answer that is right.
+    # Without spaces. A length that neither text has would count as a miss even for a correct answer.
     characters = ["".join(text.split()) for text in (answer, response)]
     order = min(CHRF_ORDER, max(map(len, characters)))
     chrf = cast(Tensor, chrf_score(characters[:1], [characters[1:]], order, n_word_order=0)).item() if order else 0.0
@@ -112,9 +112,9 @@ def score_answer(answer: str, response: str) -> dict[str, float]:
 
 
 def split_words(text: str) -> list[str]:
-    """Split a text of any script into words of letters, their marks, and digits; case does not count.
+    """Split a text in any script into words of letters, their marks, and digits, ignoring case.
 
-    torchmetrics' own splitting drops all letters but a to z.
+    torchmetrics' own splitting drops all letters except a to z.
     """
     folded = unicodedata.normalize("NFC", text.casefold())
     return WORD.findall("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded))
@@ -127,9 +127,9 @@ def parse_number(text: str) -> float:
 
 
 def samples_page(answers: pd.DataFrame, scores: pd.DataFrame, file: Path) -> None:
-    """Write a page in HTML with the scores of `score_answers`, and the first answers of each task side by side.
+    """Write an HTML page with the scores of `score_answers`, and the first answers of each task side by side.
 
-    Answers have a column prompt beside those that are scored.
+    Besides the columns that `score_answers` reads, `answers` has the column prompt.
     """
     models = _models(answers)
     template = Environment(loader=PackageLoader("bora", "report"), autoescape=True).get_template("answers.html.j2")
@@ -149,5 +149,5 @@ def samples_page(answers: pd.DataFrame, scores: pd.DataFrame, file: Path) -> Non
 
 
 def _models(answers: pd.DataFrame) -> list[str]:
-    """Name the models that answered."""
+    """List the models that answered."""
     return [column.removeprefix(PREFIX) for column in map(str, answers.columns) if column.startswith(PREFIX)]

@@ -1,4 +1,4 @@
-"""Write README.md, the model card of an exported adapter, model or folder: what it is, how good, how to load it."""
+"""Write README.md, the model card of an exported adapter, model or folder: what it is, how good it is, how to load it."""
 
 import json
 import math
@@ -33,7 +33,7 @@ tokenizer = AutoTokenizer.from_pretrained({place})
 model = AutoModelForCausalLM.from_pretrained({place}, dtype="{dtype}")"""
 
 
-# Markdown, whose escapes are lib.names.markdown's.
+# The output is Markdown, which lib.names.markdown escapes.
 TEMPLATES = Environment(  # noqa: S701
     loader=PackageLoader("bora", "use"), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
 )
@@ -45,7 +45,7 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
     Args:
         base: the base model's hub name or folder.
         tasks: folder → its task; None for the hierarchical mean.
-        repo: the folder's name on the hub; None where it is on this machine only.
+        repo: the folder's name on the hub; None if it is only on this machine.
     """
     summary, perplexity = restored.summary, restored.directory.per_task().set_index("task")["test_perplexity"]
     rows = []
@@ -56,7 +56,7 @@ def write_index(out: Path, restored: Restored, base: str, tasks: Mapping[str, st
     place = f'"{repo or "PATH/OF/THIS/FOLDER"}", subfolder="{next(iter(tasks))}"'
     index = TEMPLATES.get_template("index.md.j2").render(
         metadata=_metadata(base, repo).to_yaml(),
-        title=markdown(repo.partition("/")[2]) if repo else "LoRAs, one a task",
+        title=markdown(repo.partition("/")[2]) if repo else "LoRAs, one for each task",
         how="fitted to new tasks one by one" if "adapted_from" in summary else "trained together",
         tau=float(summary["tau"]),
         summary=summary,
@@ -100,12 +100,12 @@ def write_card(
 
 
 def _about(restored: Restored, task: str | None) -> str:
-    """Say what a LoRA is."""
+    """Describe a LoRA in a sentence."""
     n_tasks = restored.summary["n_tasks"]
     if task is None:
-        return f"The mean Θ of the prior of {n_tasks} tasks' LoRAs, as a LoRA of its own."
+        return f"The mean Θ of the prior of {n_tasks} tasks' LoRAs, as a LoRA."
     if task not in restored.model.adapters.task_names:
-        return "What one group of tasks has in common, as a LoRA of its own: Θ and the group's deviation."
+        return "What one group of tasks has in common, as a LoRA: Θ plus the group's deviation."
     about = "A LoRA for one task, fitted by BoRA "
     if "adapted_from" in restored.summary:
         return about + "to a few documents, with the prior's mean Θ from a run on other tasks."
@@ -127,7 +127,7 @@ def _facts(restored: Restored, base: str | None, task: str | None) -> Iterator[t
     summary, hparams = restored.summary, restored.model.hyperparameters
     per_task = restored.directory.per_task().set_index("task")
     is_task = task in per_task.index
-    # Names are unique, so .loc gives one row.
+    # Names are unique, so .loc returns one row.
     row = cast(pd.Series, per_task.loc[task] if is_task else per_task.sum())
     yield "base model", markdown(base or f"{summary['model']} (random weights)")
     if is_task:

@@ -1,9 +1,9 @@
-"""τ for inference of a finished run, from documents' gradients at θ_d: with their own tokens, and with drawn ones.
+"""Find τ for inference from a finished run: from documents' gradients at θ_d, with their own tokens and with drawn ones.
 
-Tokens drawn from the model's own prediction at each place, behind the document's real ones, give the Fisher information
-(Kunstner et al. 2019, https://arxiv.org/abs/1905.12558): the curvature of the NLL without the second derivatives of the
-network, which is never negative. Gradients of a document's real tokens are correlated, so they would count what a task
-shares as curvature.
+Tokens drawn from the model's prediction at each position, given the document's real tokens before it, yield the Fisher
+information (Kunstner et al. 2019, https://arxiv.org/abs/1905.12558): the curvature of the NLL without the network's
+second derivatives, which is never negative. Gradients of a document's real tokens are correlated, so they would count
+what a task shares as curvature.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from bora.model.batch import Batch, Places, to_device
 from bora.model.likelihood import chunk_elements
 from bora.use.restore import Restored
 
-MAX_TASKS = 128  # whose gradients are held at a time
-MAX_SAMPLED = 256  # documents of whose drawn tokens the gradients are compared
-SKETCH = 2**15  # numbers that a gradient is folded to for that; an inner product is then off by 1/181 of the lengths
+MAX_TASKS = 128  # tasks whose gradients are in memory together
+MAX_SAMPLED = 256  # documents whose gradients with drawn tokens are compared
+SKETCH = 2**15  # numbers to which gradients are folded for that: inner products are off by 1/181 of the norms' product
 
 
 class GroupCurvature(NamedTuple):
     """One group of parameters; see `bora.bayes.marginal_likelihood.evidence_slopes`.
 
     Attributes:
-        name: A, B.
+        name: A or B.
         squares: [D, K].
         dispersion: φ.
     """
@@ -45,16 +45,16 @@ class GroupCurvature(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Sums over documents; P numbers of θ, D tasks, S of the documents with drawn tokens.
+    """Sums over documents; P parameters of θ, D tasks, G groups of parameters, S documents with drawn tokens.
 
     Attributes:
-        by_task: [D, P] of the NLL of all of a task's documents.
-        norms: [D, G] Σ_n ‖g_n‖², of each group of parameters.
-        tokens: [D] scored.
-        documents: [D] how many.
+        by_task: [D, P] gradient of the NLL of all of a task's documents.
+        norms: [D, G] Σ_n ‖g_n‖² of each group of parameters.
+        tokens: [D] number of scored tokens.
+        documents: [D] number of documents.
         squares: [P] Σ g̃_n², with drawn tokens.
-        folded: [S, G, SKETCH] g̃_n, folded so that inner products are nearly kept (CountSketch).
-        n_drawn: scored tokens of those documents.
+        folded: [S, G, SKETCH] g̃_n, folded so that inner products are nearly preserved (CountSketch).
+        n_drawn: scored tokens of the S documents.
     """
 
     by_task: Tensor
@@ -70,8 +70,9 @@ def find_tau(restored: Restored, table: pd.DataFrame, batch_size: int = 16) -> t
     """Infer τ from a run's deviations and the gradients of its training documents; see `infer_tau`.
 
     Args:
-        table: training documents, columns task, text and what prompts take; of at most MAX_TASKS tasks, drawn at random.
-        batch_size: documents in a backward.
+        table: training documents, columns task, text and those that prompts use. At most MAX_TASKS of its
+            tasks, drawn at random, are used.
+        batch_size: documents in a backward pass.
     """
     names = table["task"].drop_duplicates()
     table = table[table["task"].isin(names.sample(min(MAX_TASKS, len(names)), random_state=0))]
@@ -80,15 +81,15 @@ def find_tau(restored: Restored, table: pd.DataFrame, batch_size: int = 16) -> t
 
 
 def infer_tau(tokens: Tensor, groups: Sequence[GroupCurvature]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the τ of the highest evidence, for each group of parameters and for all together.
+    """Find the τ of highest evidence, for each group of parameters and for all together.
 
     Args:
-        tokens: [D] T_d.
+        tokens: [D] T_d, the scored tokens of each task.
 
     Returns:
-        A row a group: group, dispersion, tau with its 95 % interval over tasks, tau_low and tau_high, by the diagonal,
-        and the same by the eigenvalues, which are less: lower_tau, lower_tau_low, lower_tau_high. And the diagonal's
-        evidence at a range of τ less its highest, nats: group, tau, evidence.
+        One row for each group: group, dispersion, tau with its 95 % interval over tasks, tau_low and tau_high, by the
+        diagonal, and the same by the eigenvalues, which are lower: lower_tau, lower_tau_low, lower_tau_high. And the
+        diagonal's evidence at a range of τ minus its maximum, nats: group, tau, evidence.
     """
     slopes = [evidence_slopes(group.curvature, tokens, group.squares, group.dispersion) for group in groups]
     together = [torch.stack(both).sum(dim=0) for both in zip(*slopes, strict=True)]
@@ -104,12 +105,12 @@ def infer_tau(tokens: Tensor, groups: Sequence[GroupCurvature]) -> tuple[pd.Data
 
 
 def measure_curvature(restored: Restored, table: pd.DataFrame, batch_size: int) -> tuple[Tensor, list[GroupCurvature]]:
-    """Measure what the tasks' training documents say of τ, for the factors A and B apart.
+    """Measure what the tasks' training documents say about τ, separately for the factors A and B.
 
     Args:
-        table: training documents, columns task, text, what prompts take and levels; all of
-            a task's, of MAX_TASKS at most.
-        batch_size: documents in a backward.
+        table: training documents, columns task, text, those that prompts use and the levels'. It has all documents of
+            its tasks, which are at most MAX_TASKS.
+        batch_size: documents in a backward pass.
 
     Returns:
         T_d, [D] scored tokens of the tasks in the table; and the two groups.
@@ -130,19 +131,19 @@ def measure_curvature(restored: Restored, table: pd.DataFrame, batch_size: int) 
         bins, values, counts = bin_parameters(h)
         squares = torch.zeros(len(names), len(values), dtype=torch.float64)
         squares.index_add_(1, bins, (sums.tokens[:, None] * h * own - gradients).double().square())
-        # Within tasks: Σ (g_n − ḡ_d)², made free of bias, against what tokens that stand alone would give.
+        # Within tasks: Σ (g_n − ḡ_d)², corrected for bias, relative to the same for independent tokens.
         within = (sums.norms[:, g] - gradients.square().sum(dim=1) / n) * n / (n - 1)
         alone = sums.tokens[several].sum() * h.sum()
         folded = sums.folded[:, g].double()
         eigenvalues = torch.linalg.eigvalsh(folded @ folded.T / sums.n_drawn).clamp(min=0)
         curvature = Curvature(values, counts, eigenvalues)
-        dispersion = float(within[several].sum() / alone) if alone > 0 else 1.0  # one document a task tells nothing
+        dispersion = float(within[several].sum() / alone) if alone > 0 else 1.0  # unknown if each task has one document
         found.append(GroupCurvature(name, curvature, squares, dispersion))
     return sums.tokens.double(), found
 
 
 def _deviation(adapters: Adapters, task: str) -> Tensor:
-    """Return δ_d, [P], on the CPU; above it, in levels' units, nothing."""
+    """Return δ_d, [P], on the CPU, without the deviations of the levels' units."""
     d = adapters.task_names.index(task)
     row = adapters.deviations(slice(d, d + 1))[0] if adapters.levels is None else adapters.stored[d]  # type: ignore[index]
     return row.detach().float().cpu()
@@ -151,7 +152,7 @@ def _deviation(adapters: Adapters, task: str) -> Tensor:
 def _sum_gradients(
     restored: Restored, table: pd.DataFrame, names: list[str], groups: list[Tensor], batch_size: int
 ) -> Gradients:
-    """Sum the gradients, at their θ, of the documents of D tasks; a group of parameters is a mask, [P]."""
+    """Sum the gradients of D tasks' documents, each at its task's θ; a group of parameters is a mask, [P]."""
     model, n_parameters = restored.model, restored.model.n_parameters
     levels, n_tasks = model.adapters.levels, len(model.adapters.task_names)
     units = None if levels is None else levels.rows_of_cells(level_cells(table, levels.columns), n_tasks)
@@ -193,18 +194,18 @@ def _gradients(backbone: Backbone, batch: Batch, theta: Tensor, whose: Tensor) -
     """Compute the gradient of each document's NLL, [M, P] float32 on the CPU.
 
     Args:
-        theta: [R, P] of the rows.
+        theta: [R, P] θ of each row.
         whose: [R] the document of each row, 0 ≤ m < M.
     """
-    (gradient,) = torch.autograd.grad(backbone.nll(batch, theta).sum(), theta)  # a row's is of that row alone
+    (gradient,) = torch.autograd.grad(backbone.nll(batch, theta).sum(), theta)  # a row's NLL depends on its own θ only
     return gradient.new_zeros(int(whose.max()) + 1, theta.shape[1]).index_add(0, whose.to(theta.device), gradient).cpu()
 
 
 @torch.no_grad()
 def draw_labels(backbone: Backbone, batch: Batch, theta: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a label for every scored place from the prediction that stands there; [R, T], the other labels as they are.
+    """Draw a label for each scored position from the model's prediction there; return [R, T], other labels unchanged.
 
-    θ is [R, P], of the rows; the generator is on the model's device.
+    `theta` is [R, P], one θ for each row; `generator` is on the model's device.
     """
     head, places = backbone.head, batch["scored"]
     with backbone.routed(theta):

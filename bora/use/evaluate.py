@@ -1,7 +1,7 @@
-"""Evaluate a run on new text: its perplexity, and which task it is likeliest to be of.
+"""Evaluate a run on new text: its perplexity, and its likeliest task.
 
-Rows whose task the run knows are scored under it, under Θ and under the frozen backbone. Every row, labelled or not,
-gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), with the run's temperature T.
+Rows whose task the run knows are scored under that task, under Θ and under the frozen backbone. Every row, labelled or
+not, gets the posterior over tasks, p(d | text) ∝ p(d) · p(text | θ_d)^(1/T), with the run's temperature T.
 """
 
 from collections.abc import Iterable
@@ -21,31 +21,30 @@ from bora.use.ask import Ask
 from bora.use.restore import Restored
 from bora.use.score import likeliest, measure_accuracy, measure_sureness, perplexities
 
-SEVERAL = "(several)"  # the unit of a task whose documents have several
+SEVERAL = "(several)"  # the unit of tasks whose documents belong to several
 
 
 @dataclass
 class Evaluation:
-    """What was found.
+    """The results of an evaluation.
 
     Attributes:
-        documents: a row a document: row, task (as labelled), best, posterior (of best), task_posterior (of its own
-            task, where the run has it), n_scored, trained_on (whether the run was fitted to the text, or chosen by it;
-            empty where that is not known); best and posterior are empty without a token to score. With a level above
-            the tasks, party, the likeliest unit too, best_party, and its posterior, party_posterior: see
-            `level_posteriors`.
-        mixture_perplexity: of all rows under Σ_d p(d) p(text | θ_d), a mixture that knows no document's task; it and what
-            follows `temperature` leave out rows that were trained on, unless they are asked for.
+        documents: one row for each document: row, task (as labelled), best, posterior (of best), task_posterior (of its
+            own task, if the run has it), n_scored, trained_on (whether the run was fitted to the text, or chosen by it;
+            empty if unknown); best and posterior are empty without a token to score. With a level above the tasks, such
+            as party, also the likeliest unit, best_party, and its posterior, party_posterior: see `level_posteriors`.
+        mixture_perplexity: perplexity of all rows under Σ_d p(d) p(text | θ_d), a mixture that does not know their tasks.
+            Like the attributes after `temperature` it leaves out rows that were trained on, unless they are asked for.
         likelihoods: log p(text | θ_d).
-        counts: of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None: not known);
-            and unknown_tasks, task → rows.
-        temperature: T; 1 where the run has none.
-        per_task, overall: see `perplexities`; None where no row has a task of the run.
-        classification: see `measure_accuracy` and `measure_sureness`; None where no row that can be scored has a task
+        counts: numbers of rows: read, of the run's tasks, unlabelled, without a token to score, trained_on (None if
+            unknown); and unknown_tasks, task → rows.
+        temperature: T; 1 if the run has none.
+        per_task, overall: see `perplexities`; None if no row has a task of the run.
+        classification: see `measure_accuracy` and `measure_sureness`; None if no row that can be scored has a task
             of the run.
-        levels: level → `measure_accuracy` of its units, of the same rows.
-        answers, answer_scores: see `generate_answers` and `score_answers`, of rows of the run's
-            tasks; None where none were asked for.
+        levels: level → `measure_accuracy` of its units, on the same rows.
+        answers, answer_scores: see `generate_answers` and `score_answers`, for rows of the run's tasks; None if none
+            were asked for.
     """
 
     documents: pd.DataFrame
@@ -72,14 +71,14 @@ def evaluate(
     """Score new text under a run's models.
 
     Args:
-        table: columns task (an empty string where it is unknown), text and what prompts take; its index is kept as `row`.
-        prior: over tasks, see `log_prior`.
-        batch_size: rows in a forward.
-        include_trained: report on the rows that the run was trained on too.
-        ask: have the prompts answered too.
+        table: columns task (an empty string if unknown), text and those that prompts use; its index is kept as `row`.
+        prior: prior over tasks, see `log_prior`.
+        batch_size: rows in a forward pass.
+        include_trained: report also on rows that the run was trained on.
+        ask: how to answer the rows' prompts too; None not to.
 
     Raises:
-        UserError: there are labels and none is a task of the run, no row has a token to score, or the run was trained
+        UserError: rows are labelled but none with a task of the run, no row has a token to score, or the run was trained
             on all of them.
     """
     names = restored.model.adapters.task_names
@@ -94,7 +93,7 @@ def evaluate(
     lists = [restored.directory.trained_on()]
     if ask is not None:
         ask.check(restored, table["task"][known])
-        # Their answers to what they were trained on would be no answers either.
+        # Answers to texts that another run was trained on would mean nothing either.
         lists += [other.directory.trained_on() for other in ask.beside.values()]
     trained_on, all_known = find_trained_on(table, lists), None not in lists
     if trained_on.all() and not include_trained:
@@ -157,10 +156,10 @@ def find_trained_on(table: pd.DataFrame, lists: Iterable[set[str] | None]) -> np
 def level_posteriors(
     levels: Levels | None, posterior: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Add up the posterior of the tasks of each unit, for levels that have one unit a task.
+    """Sum the tasks' posteriors over each unit, for levels with one unit for each task.
 
-    Of a level that divides a task's documents, such as the year, a text's unit does not follow from its task. Where it
-    divides those of a few tasks only, a speaker who changed parties, these tasks count as one more unit, (several).
+    For a level that divides tasks' documents, such as the year, a text's unit does not follow from its task. If it
+    divides only a few tasks, such as speakers who changed parties, these tasks count as one more unit, (several).
 
     Args:
         posterior: p(d | text), [N, D].

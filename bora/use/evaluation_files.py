@@ -20,10 +20,10 @@ FILES = (DOCUMENTS, PER_TASK, ANSWERS, ANSWER_SCORES, ANSWERS_PAGE, "likelihoods
 
 
 def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
-    """Make the folder for an evaluation's files; one of the same run and rows that is there will be replaced.
+    """Make the folder for an evaluation's files. An earlier evaluation of the same run and rows there will be replaced.
 
     Args:
-        data_sha256: of the rows, see `hash_texts`.
+        data_sha256: hash of the rows, see `hash_texts`.
 
     Raises:
         UserError: nothing can be written there, or it holds a run, whose files have the same names, or an evaluation
@@ -32,10 +32,10 @@ def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
     if any((out / name).exists() for name in RUN_FILES):
         raise UserError(f"{out} holds a run; give another folder for the evaluation with --out")
     if found := [name for name in FILES if (out / name).exists()]:
-        if SUMMARY not in found:  # which an evaluation writes last
+        if SUMMARY not in found:  # an evaluation writes it last
             raise UserError(f"{out} holds {', '.join(found)}; remove them, or give another folder with --out")
         earlier = read_json(out / SUMMARY)
-        # A run may have been moved, with its evaluations in it.
+        # A run may have been moved together with its evaluations.
         same_run = out.resolve().is_relative_to(run.resolve()) or earlier.get("run") == str(run.resolve())
         if not same_run or earlier.get("data_sha256") != data_sha256:
             what = "other rows" if same_run else "another run"
@@ -44,13 +44,13 @@ def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
 
 
 def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any], out: Path, form: str | None) -> None:
-    """Write an evaluation's files, and then replace an earlier one's by them.
+    """Write an evaluation's files, then replace those of an earlier one.
 
     Args:
         names: the run's tasks.
-        about: what was evaluated: the summary's first part.
+        about: what was evaluated, the summary's first part.
         out: from `make_evaluation_folder`.
-        form: of the table of likelihoods, csv or parquet; None for no such table.
+        form: file format of the table of likelihoods, csv or parquet; None for no such table.
     """
     with replace_files(out, FILES) as new:
         write_csv(new / DOCUMENTS, found.documents)
@@ -78,7 +78,7 @@ def write_evaluation(found: Evaluation, names: list[str], about: dict[str, Any],
 
 
 def tabulate_likelihoods(found: Evaluation, names: list[str]) -> pd.DataFrame:
-    """Make a table of a row a document and task: row, task, log_likelihood (nats)."""
+    """Make a table with one row for each document and task: row, task, log_likelihood (nats)."""
     n = len(found.documents)
     return pd.DataFrame(
         {
@@ -90,12 +90,12 @@ def tabulate_likelihoods(found: Evaluation, names: list[str]) -> pd.DataFrame:
 
 
 def hash_texts(table: pd.DataFrame) -> str:
-    """Compute the SHA-256 of a table of texts, of its rows' numbers, tasks, texts and what prompts take."""
+    """Compute the SHA-256 of a table of texts: of row numbers, tasks, texts and the columns that prompts use."""
     return hash_rows(table.index, table["task"], whole_texts(table))
 
 
 def _mean_scores(scores: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Average scores of answers: model, or "one − other" → score → its mean over tasks, and its 95 % interval."""
+    """Average answers' scores: model, or "one − other" → score → its mean over tasks, with a 95 % interval."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in compare_answers(scores).to_dict("records"):
         who = f"{row['under']} − {row['minus']}" if row["minus"] else row["under"]

@@ -36,15 +36,15 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
 
     Args:
         out: the folder to write, complete or not at all.
-        tasks: those wanted, see `Restored.find_tasks`; None for all of them and the mean.
+        tasks: the tasks to export, see `Restored.find_tasks`; None for all of them and the mean.
         merge: write the whole model of the one task.
-        repo: from where it will be loaded, on the hub; None for this folder.
+        repo: the hub's repository from which it will be loaded; None for this folder.
 
     Returns:
         The number of adapters; 0 for a merged model.
 
     Raises:
-        UserError: nothing that can be exported, or nowhere to write it.
+        UserError: the run cannot be exported, or the folder cannot be written.
     """
     if merge and len(set(tasks or [])) != 1:
         raise UserError("--merge writes one task's whole model: give exactly one --task NAME")
@@ -64,17 +64,17 @@ def export(run: Path, out: Path, tasks: list[str] | None = None, merge: bool = F
 
 
 def base_name(cfg: Config, model: PreTrainedModel) -> str | None:
-    """Return by what transformers loads the frozen model: its hub name, or its folder; None if it is in neither."""
+    """Return the hub name or folder from which transformers loads the frozen model; None if it has neither."""
     loaded = model.config.name_or_path
     if not loaded:
         return None
     if Path(loaded).is_relative_to(HF_HUB_CACHE) and isinstance(cfg.model, HubModel):
-        return cfg.model.path  # the snapshot's folder is on this machine only
+        return cfg.model.path  # the snapshot's folder is only on this machine
     return str(Path(loaded).absolute()) if Path(loaded).is_dir() else loaded
 
 
 def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] | None, repo: str | None = None) -> int:
-    """Write a folder an adapter, the file that maps folders to tasks, and a card; return the number of adapters.
+    """Write a folder for each adapter, the file that maps folders to tasks, and a card; return the number of adapters.
 
     Args:
         wanted: names of tasks; None for all and the mean.
@@ -100,13 +100,13 @@ def write_adapters(out: Path, restored: Restored, base: str, wanted: list[str] |
 
 
 def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: float) -> "LoraConfig":
-    """Make the LoraConfig of every adapter of a run.
+    """Make the LoraConfig that all adapters of a run share.
 
     Args:
         model: the frozen model.
         hparams: layers, rank, alpha.
         base: see `base_name`.
-        dropout: that the run trained with; PEFT has it where an adapter is trained on.
+        dropout: the run's; PEFT applies it if an adapter is trained further.
 
     Raises:
         UserError: PEFT is not installed, or would load the adapters wrongly.
@@ -114,7 +114,7 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: fl
     try:
         from peft import LoraConfig
     except ModuleNotFoundError as error:
-        raise UserError(f"bora export lacks a package (there is no {error.name}): pip install peft") from error
+        raise UserError(f"bora export needs a package that is missing ({error.name}): pip install peft") from error
 
     layers = hparams["layers"]
     config = LoraConfig(
@@ -127,15 +127,15 @@ def peft_config(model: PreTrainedModel, hparams: Mapping, base: str, dropout: fl
         # GPT-2's layers keep their weights transposed.
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
     )
-    config.target_modules = target_modules(model, layers)  # PEFT makes a set of a list, in any order
+    config.target_modules = target_modules(model, layers)  # LoraConfig() would make the list a set, in any order
     _require_loadable(config, model, layers)
     return config
 
 
 def _require_loadable(config: "LoraConfig", model: PreTrainedModel, layers: list[str]) -> None:
-    """Raise where PEFT would not load the adapters into all of their layers, as a model without weights shows.
+    """Raise if PEFT would not load the adapters into all of their layers, tested on a model without weights.
 
-    PEFT 0.21 takes dense layers for routed experts by their names (peft#3711), and refuses Mamba's out_proj.
+    PEFT 0.21 takes dense layers for routed experts because of their names (peft#3711), and refuses Mamba's out_proj.
     """
     from peft import get_peft_model
 
@@ -154,9 +154,9 @@ def _require_loadable(config: "LoraConfig", model: PreTrainedModel, layers: list
 
 
 def target_modules(model: PreTrainedModel, layers: list[str]) -> list[str]:
-    """Return by what PEFT finds exactly these layers: their last names if that is enough, else their whole names.
+    """Return names by which PEFT finds exactly these layers: their last parts if those are enough, else whole names.
 
-    PEFT looks among all modules of a model, the head and what is not linear too.
+    PEFT searches all modules of a model, including the head and modules that are not linear.
     """
     endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
     found = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
@@ -164,7 +164,7 @@ def target_modules(model: PreTrainedModel, layers: list[str]) -> list[str]:
 
 
 def peft_tensors(lora: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """Name one LoRA's tensors as PEFT does, float32: lora_A [r, n_in] and lora_B [n_out, r] a layer."""
+    """Name one LoRA's tensors as PEFT does, float32: lora_A [r, n_in] and lora_B [n_out, r] for each layer."""
     return {
         f"{PREFIX}{layer}.lora_{factor}.weight": value.detach().float().clone()
         for layer, factors in lora.items()
@@ -176,7 +176,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, rep
     """Write one task's whole model, tokenizer and card; refuse a quantised base model."""
     backbone, quantization = restored.model.backbone, restored.cfg.model.quantization
     if quantization is not None:
-        raise UserError(f"--merge cannot add to weights in {quantization}, in which the base model is; export adapters")
+        raise UserError(f"--merge cannot add to a base model with weights in {quantization}; export adapters")
     merge_into(backbone.model, restored.model.tasks[task], backbone.scale)
     backbone.model.save_pretrained(out)
     restored.tokenizer.save_pretrained(out)
@@ -185,7 +185,7 @@ def write_merged(out: Path, restored: Restored, base: str | None, task: str, rep
 
 @torch.no_grad()
 def merge_into(model: PreTrainedModel, lora: Mapping[str, LowRank], scale: float) -> None:
-    """Set W to W + (α/r) B A at each adapted layer, computed in float32, kept in its own dtype; α/r is `scale`."""
+    """Set W to W + (α/r) B A in each adapted layer, computed in float32, stored in W's dtype; `scale` is α/r."""
     for name, (A, B) in lora.items():
         layer, weight = model.get_submodule(name), model.get_parameter(f"{name}.weight")
         update = scale * (B.float() @ A.float())  # [n_out, n_in]

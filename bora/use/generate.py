@@ -1,7 +1,7 @@
-"""Let several tasks continue the same prompts, side by side.
+"""Continue the same prompts under several tasks, side by side.
 
 A row of the batch is one prompt under one task's θ_d, under Θ, or under the frozen backbone (θ = 0 adds nothing). So
-transformers' own `generate`, with its cache, samplers and stopping, answers for all at once.
+transformers' `generate`, with its cache, samplers and stopping, continues all of them together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,12 +39,12 @@ class Answer:
     """One continuation.
 
     Attributes:
-        prompt: as given.
+        prompt: the prompt, as given.
         speaker: who answers.
-        sequence: from 0, among the answers of this speaker to this prompt.
+        sequence: index, from 0, among the answers of this speaker to this prompt.
         text: what follows the prompt, without special tokens.
         ids: its tokens, without an end-of-text token.
-        ended: whether it came to an end-of-text token before max_new_tokens.
+        ended: whether it reached an end-of-text token before max_new_tokens.
     """
 
     prompt: Any
@@ -64,16 +64,16 @@ def generate(
     base: bool = False,
     **options: Any,
 ) -> list[Answer]:
-    """Continue each prompt by each task, in batches of mixed tasks.
+    """Continue each prompt under each task, in batches of mixed tasks.
 
-    A prompt begins as training's documents do: beginning-of-text token, data.prompt with the task's name, and what
-    data.template has before the text; or it is what data.prompt takes, or a chat, see `Tokens.start`. Where data.prompt
-    names the task, Θ and the backbone answer once for each of the tasks, prompted with its name.
+    A prompt begins as training documents do: with the beginning-of-text token, data.prompt with the task's name, and what
+    data.template has before the text. Or it is the cells that data.prompt uses, or a chat; see `Tokens.start`. If
+    data.prompt names the task, Θ and the backbone answer once for each task, prompted with its name.
 
     Args:
         tasks: names of the run's tasks, or their beginnings, see `Restored.find_tasks`.
-        prompts: texts to continue, or what `Tokens.start` takes.
-        mean, base: let Θ, and the frozen backbone, answer too.
+        prompts: texts to continue, or anything that `Tokens.start` accepts.
+        mean, base: whether Θ, and the frozen backbone, answer too.
         options: see Sampling.
 
     Returns:
@@ -104,9 +104,10 @@ def generate(
 def continue_all(
     restored: Restored, starts: Sequence[list[int]], speakers: Sequence[Speaker], sampling: Sampling
 ) -> list[tuple[str, list[int], bool]]:
-    """Let each speaker continue its own start, in batches of mixed speakers: text, ids, ended, as in Answer.
+    """Continue each start under its speaker, in batches of mixed speakers; return text, ids and ended, as in Answer.
 
-    Refuse a start that does not fit the model.
+    Raises:
+        UserError: a start does not fit the model.
     """
     longest, new = max(map(len, starts)), sampling.max_new_tokens
     positions = max_positions(restored.model.backbone.model.config)
@@ -129,9 +130,9 @@ def continue_all(
 
 
 def _answers_alike(restored: Restored) -> bool:
-    """Return whether a model continues a text beside a longer one as it does alone.
+    """Return whether a model continues a text in one batch with a longer one as it does alone.
 
-    Else a row is a batch: RecurrentGemma reads the padding on the left, and RWKV confuses the rows' states.
+    If not, each row is a batch: RecurrentGemma reads the padding on the left, and RWKV mixes up the rows' states.
     """
     middle = restored.tokens.vocabulary // 2
     short, long = [middle - 2, middle - 1], [*range(middle, middle + 6)]
@@ -142,7 +143,7 @@ def _answers_alike(restored: Restored) -> bool:
         return torch.stack(out.logits)[:, 0].float()
 
     alone, beside = logits(short), logits(short, long)
-    compared = 1 + int(alone[0].argmax() == beside[0].argmax())  # the second has seen the first token
+    compared = 1 + int(alone[0].argmax() == beside[0].argmax())  # the second logits depend on the first token
     rounding = 1e-3 if restored.model.backbone.dtype in (torch.float32, torch.float64) else 5e-2
     return torch.allclose(alone[:compared], beside[:compared], rtol=0, atol=rounding * float(alone.abs().max()))
 
@@ -150,7 +151,7 @@ def _answers_alike(restored: Restored) -> bool:
 def continue_batch(
     restored: Restored, starts: list[list[int]], speakers: list[Speaker], config: GenerationConfig
 ) -> Iterator[tuple[list[int], bool]]:
-    """Yield what each speaker adds to its own start, and whether it came to an end-of-text token."""
+    """Yield the tokens that each speaker adds to its start, and whether they reached an end-of-text token."""
     out = _generate(restored, starts, _theta(restored, speakers), config)
     ends = config.eos_token_id or []
     for row in out[:, max(map(len, starts)) :].tolist():
@@ -159,9 +160,9 @@ def continue_batch(
 
 
 def _generate(restored: Restored, starts: list[list[int]], theta: Tensor, config: GenerationConfig) -> Tensor:
-    """Let transformers continue starts, padded on the left, each row under its θ, [R, P], or all under one, [P]."""
+    """Continue starts, padded on the left, by transformers: each row under its own θ [R, P], or all under one [P]."""
     model, width = restored.model, max(map(len, starts))
-    # Pad with the row's own first token: a repetition penalty reads masked ids too, so it must find no others there.
+    # Pad with the row's own first token: a repetition penalty reads masked ids too, so it must not find others there.
     ids = [[start[0]] * (width - len(start)) + start for start in starts]
     mask = [[0] * (width - len(start)) + [1] * len(start) for start in starts]
     # transformers does not declare GenerationMixin to be part of every PreTrainedModel.
@@ -176,7 +177,7 @@ def _generate(restored: Restored, starts: list[list[int]], theta: Tensor, config
 
 @contextmanager
 def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Within it transformers' `generate` takes nothing from the model's own generation config."""
+    """Hide the model's generation config from transformers' `generate` inside the context."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -186,7 +187,7 @@ def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def _theta(restored: Restored, speakers: Sequence[Speaker]) -> Tensor:
-    """Stack each row's θ, [R, P]."""
+    """Stack the speakers' θ, [R, P]."""
     adapters = restored.model.adapters
     others = {"mean": adapters.mean, "base": torch.zeros_like(adapters.mean)}
     index = {name: d for d, name in enumerate(adapters.names)}
@@ -202,9 +203,10 @@ def _end_tokens(restored: Restored) -> set[int]:
 
 
 def encode_start(restored: Restored, task: str | None, prompt: Any, new: int) -> list[int]:
-    """Encode a prompt; one that `Tokens.start` may shorten leaves room for `new` tokens.
+    """Encode a prompt, leaving room for `new` tokens if it is of a kind that `Tokens.start` shortens.
 
-    Refuse also one without a token, or with one that the model does not have.
+    Raises:
+        UserError: see `Tokens.start`; or the prompt has no token, or one that the model does not have.
     """
     tokens, positions = restored.tokens, max_positions(restored.model.backbone.model.config)
     room = None if positions is None else max(1, min(tokens.max_tokens, positions - new))
@@ -216,7 +218,7 @@ def encode_start(restored: Restored, task: str | None, prompt: Any, new: int) ->
 
 
 def _decode(restored: Restored, start: list[int], ids: list[int]) -> str:
-    """Decode the new tokens together with the prompt: alone, some tokenizers drop the first word's space."""
+    """Decode the new tokens together with the prompt: without it some tokenizers drop the first word's space."""
 
     def plain(tokens: list[int]) -> str:
         text = restored.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,4 +1,4 @@
-"""Push an exported run to the Hugging Face hub: one repository, a folder a task."""
+"""Push an exported run to the Hugging Face hub: one repository, with a folder for each task."""
 
 import tempfile
 from collections.abc import Iterator
@@ -26,28 +26,28 @@ from bora.use.export import export
 def push_to_hub(
     run: Path, repo: str, tasks: list[str] | None = None, merge: bool = False, private: bool = False
 ) -> str:
-    """Export a run into a repository of the hub, made if it is not there.
+    """Export a run to a repository on the hub, which is created if it does not exist.
 
-    Folders that its tasks.json names, from an earlier export, and that this one does not have, are removed; other
-    files stay. The token is the one that huggingface_hub finds: HF_TOKEN, or the login.
+    Folders of an earlier export, as named by its tasks.json, are removed unless this export writes them; other files
+    stay. The token is the one that huggingface_hub finds: HF_TOKEN, or the login's.
 
     Args:
         repo: NAMESPACE/NAME.
         tasks, merge: see `export`.
-        private: make the repository private; else a new one is as the namespace's settings have it.
+        private: make the repository private; otherwise a new one follows the namespace's settings.
 
     Returns:
         The repository's address.
 
     Raises:
-        UserError: see `export`; the name is invalid, there is no token, it may not write there, the hub does not answer,
-            or the repository is public where `private` is asked for.
+        UserError: see `export`; the name is invalid, there is no token, the token may not write there, the hub does not
+            answer, or `private` is asked for and the repository is public.
     """
     _check_name(repo)
-    RunDirectory(run.expanduser()).summary()  # says so where the run is not finished
+    RunDirectory(run.expanduser()).summary()  # raises if the run is unfinished
     api = HfApi()
     with _hub_errors(repo):
-        api.whoami()  # before the work begins
+        api.whoami()  # so that a missing token is found before the work begins
     with tempfile.TemporaryDirectory(prefix="bora.") as temporary:
         folder = Path(temporary) / "export"
         export(run, folder, tasks, merge, repo)
@@ -63,7 +63,7 @@ def push_to_hub(
 
 
 def _check_name(repo: str) -> None:
-    """Raise a UserError unless it is NAMESPACE/NAME, as the hub allows it."""
+    """Raise a UserError unless `repo` is a valid NAMESPACE/NAME."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -73,7 +73,7 @@ def _check_name(repo: str) -> None:
 
 
 def _earlier_files(api: HfApi, repo: str) -> list[str]:
-    """Return patterns of what an earlier export has put into a repository; nothing where there was none."""
+    """Return patterns of an earlier export's files in a repository; an empty list if there was none."""
     with tempfile.TemporaryDirectory(prefix="bora.") as folder:
         try:
             api.hf_hub_download(repo, MAPPING, local_dir=folder)
@@ -85,7 +85,7 @@ def _earlier_files(api: HfApi, repo: str) -> list[str]:
 
 @contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """Raise a UserError in place of what the client raises where the hub refuses or does not answer."""
+    """Turn the client's errors into a UserError if the hub refuses or does not answer."""
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -95,6 +95,6 @@ def _hub_errors(repo: str) -> Iterator[None]:
         if error.response.status_code in (401, 403):
             said += f"; the token must be valid, and allowed to write to {repo.partition('/')[0]}"
         raise UserError(f"{repo}: the Hugging Face hub refused: {said}") from error
-    # The second where HF_HUB_OFFLINE is set, the third where a download breaks off.
+    # The second if HF_HUB_OFFLINE is set, the third if a download breaks off.
     except (HTTPError, ConnectionError, LocalEntryNotFoundError) as error:
         raise UserError(f"{repo}: the Hugging Face hub cannot be reached ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""New tasks of a finished run: encode their documents as the run does, and build their model under its prior."""
+"""New tasks for a finished run: encode their documents as the run does, and build their model under its prior."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class NewDocuments(NamedTuple):
 
     Attributes:
         encoded: each document's tokens, or those of each of its pieces.
-        tasks: each one's task, by name.
-        texts: each one's text, with what its prompt takes.
-        levels: column → each one's cell, for those of the run's levels that the table has.
-        unknown: a line for each level of which units are not known.
+        tasks: the task of each, by name.
+        texts: the text of each, with the columns that its prompt uses.
+        levels: column → the cell of each, for those of the run's levels that the table has.
+        unknown: a line for each level with unknown units.
         truncation: what data.max_tokens cut off.
-        dropped: reason → documents left out.
+        dropped: reason → number of documents left out.
     """
 
     encoded: list[Encoded]
@@ -53,10 +53,10 @@ class NewDocuments(NamedTuple):
 
 
 def encode_documents(restored: Restored, table: pd.DataFrame) -> NewDocuments:
-    """Encode a table as the run encoded its own, without repeats and rows that have no task or no token to score.
+    """Encode a table as the run encoded its own, leaving out repeats and rows without a task or a token to score.
 
     Args:
-        table: columns task, '' where there is none, text, what prompts take and the levels that are known.
+        table: columns task ('' if there is none), text, those that prompts use, and those of the levels that are known.
 
     Raises:
         UserError: a task, or the whole table, has no document left.
@@ -95,20 +95,23 @@ def new_tasks(
     tau: float,
     levels: Levels | None = None,
 ) -> HierarchicalLoRA:
-    """Make a model of new tasks on a run's backbone: Θ is the run's and fixed, and every θ_new starts there.
+    """Build a model of new tasks on a run's backbone: Θ is fixed at the run's, and every θ_new starts there.
 
-    With levels the run's units are fixed too, and a task starts at Θ and the deviations of its units. Where a unit is new
-    the prior has that unit's variance as well: N(Θ, 1/τ + 1/τ_level).
+    With levels the run's units are fixed too, and a task starts at Θ plus its units' deviations. If a unit is new, the
+    prior includes that unit's variance: N(Θ, 1/τ + 1/τ_level).
 
     Args:
-        names: of the new tasks.
-        task_documents: N_d, documents of each to learn from.
-        n_tokens: scored tokens of all of them.
-        tau: precision of the prior; a UserError is raised unless 0 < τ < ∞.
-        levels: of the new tasks, see `place_new`.
+        names: names of the new tasks.
+        task_documents: N_d, training documents of each.
+        n_tokens: scored tokens of all of these documents.
+        tau: precision of the prior, 0 < τ < ∞.
+        levels: levels of the new tasks, see `place_new`.
+
+    Raises:
+        UserError: τ is out of range.
     """
     if not 0 < tau < math.inf:
-        raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 nothing is known of it, at ∞ it is Θ; give --tau")
+        raise UserError(f"a new task needs 0 < τ < ∞, not {tau}: at 0 it has no prior, at ∞ it is Θ; give --tau")
     old = restored.model
     model = HierarchicalLoRA(
         old.backbone,
@@ -130,7 +133,7 @@ def new_tasks(
 
 @torch.no_grad()
 def _take_units(model: HierarchicalLoRA, old: HierarchicalLoRA) -> None:
-    """Take over a run's units, to be held, and widen the prior of tasks whose units are new."""
+    """Copy a run's units, which are then held fixed, and widen the prior of tasks whose units are new."""
     mine, theirs = cast(NonCentered, model.adapters), cast(NonCentered, old.adapters)
     assert mine.levels is not None
     assert theirs.levels is not None

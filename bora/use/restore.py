@@ -28,9 +28,9 @@ class Restored(NamedTuple):
     """A run's best epoch.
 
     Attributes:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         tokenizer: the backbone's.
-        cfg: the run's config.yaml, but for what `restore` was asked for.
+        cfg: the run's config.yaml, except for what the arguments of `restore` change.
         summary: the run's summary.json.
         directory: the run's files.
     """
@@ -43,16 +43,16 @@ class Restored(NamedTuple):
 
     @property
     def tokens(self) -> Tokens:
-        """Return how the run turns text into tokens."""
+        """How the run turns text into tokens."""
         return Tokens.of(self.cfg.data, self.model.backbone.model, self.tokenizer)
 
     @property
     def temperature(self) -> float:
-        """Return T of p(d | text), see `bora.train.authorship`; 1 where the run has none."""
+        """T of p(d | text), see `bora.train.authorship`; 1 if the run has none."""
         return self.summary.get("temperature") or 1.0
 
     def find_tasks(self, names: Iterable[str]) -> list[str]:
-        """Find the tasks that are meant, see `find_tasks`; party=left is a unit of a level above them."""
+        """Find tasks by name, see `find_tasks`; party=left is a unit of a level above them."""
         return find_tasks(names, self.model.adapters.names)
 
     def documents(
@@ -61,8 +61,8 @@ class Restored(NamedTuple):
         """Encode documents of the run's tasks.
 
         Args:
-            table: columns task, text and what prompts take.
-            units: each row's rows of the matrix for levels above the task; None for the task alone.
+            table: columns task, text and those that prompts use.
+            units: for each row of the table, its units' rows in the matrix of adapters; None for the task alone.
         """
         encoded, truncation = self.tokens.encode(table)
         number = {name: d for d, name in enumerate(self.model.adapters.task_names)}
@@ -74,10 +74,10 @@ class Restored(NamedTuple):
 def find_tasks(wanted: Iterable[str], names: Sequence[str]) -> list[str]:
     """Find tasks among all names by their whole names, or by a beginning that no other task has.
 
-    Upper and lower case are told apart only where whole names differ in them.
+    Case matters only if whole names differ in nothing else.
 
     Raises:
-        UserError: there is no such task, or several; lists those, or the names near to it.
+        UserError: no task matches, or several do; the message lists those, or the closest names.
     """
     return [_find_task(name, names) for name in wanted]
 
@@ -91,7 +91,7 @@ def _find_task(wanted: str, names: Sequence[str]) -> str:
     ):
         if len(found) == 1:
             if found[0].casefold() != low:
-                log.warning("there is no task %s; taking %s, which begins with it", wanted, found[0])
+                log.warning("there is no task %s; using %s, which begins with it", wanted, found[0])
             return found[0]
         if found:
             more = f", … ({len(found)} in all)" if len(found) > MAX_SHOWN else ""
@@ -103,11 +103,11 @@ def _find_task(wanted: str, names: Sequence[str]) -> str:
 
 
 def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) -> Restored:
-    """Load a finished run: its backbone from where the config has it, its factors from best.ckpt.
+    """Load a finished run: its backbone from the config's source, its factors from best.ckpt.
 
     Args:
         device: cpu or cuda.
-        dtype: of the backbone; None for the one that the run was trained in.
+        dtype: dtype of the backbone; None for the one that the run was trained in.
 
     Raises:
         UserError: there is no finished run in that folder, its files are damaged, its backbone cannot be loaded, or
@@ -130,7 +130,7 @@ def restore(run: str | Path, device: str = "cpu", dtype: Dtype | None = None) ->
     if same_dtype and summary["backbone_sha256"] != backbone_sha256(pretrained.model):
         log.warning("the backbone's weights differ from those that %s was trained on", run)
     if summary.get("tokenizer_sha256") not in (None, tokenizer_sha256(pretrained.tokenizer)):  # older runs have none
-        log.warning("the tokenizer differs from the one that %s was trained with, and so will its perplexities", run)
+        log.warning("the tokenizer differs from the one that %s was trained with, so its perplexities will, too", run)
     model = HierarchicalLoRA.from_hyperparameters(pretrained.model, checkpoint["hyper_parameters"])
     model.load_trained_state(checkpoint["state_dict"])
     return Restored(model.eval().to(device), pretrained.tokenizer, cfg, summary, directory)

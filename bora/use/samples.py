@@ -1,4 +1,4 @@
-"""Sample texts of a run that has just been trained, for its tracker."""
+"""Sample texts from a run that has just been trained, for its tracker."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ def sample_texts(
     directory: RunDirectory,
     documents: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Let the first tasks continue, side by side, how a validation document of each of the first two begins.
+    """Continue, under the first tasks side by side, the beginnings of validation documents of the first two tasks.
 
-    Where documents have prompts, they answer those.
+    If documents have prompts, the tasks answer those.
 
     Args:
-        documents: the corpus's; columns task, split, text.
+        documents: the corpus's documents, columns task, split, text.
 
     Returns:
-        The columns prompt, task, text; a row for each prompt and task.
+        Columns prompt, task, text; one row for each prompt and task.
     """
     restored = Restored(model, tokenizer, cfg, directory.summary(), directory)
     firsts = documents[documents["split"] == "validation"].drop_duplicates("task").head(N_PROMPTS)

@@ -14,7 +14,7 @@ from bora.train.authorship import Likelihoods, calibration_error, log_prior, sco
 from bora.train.perplexity import TaskPerplexity
 from bora.use.restore import Restored
 
-# Column → the model that it is of.
+# Column → the model whose perplexity it has.
 MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean", "base_model_perplexity": "base"}
 
 
@@ -22,16 +22,16 @@ MODELS: dict[str, Under] = {"perplexity": "task", "mean_model_perplexity": "mean
 def perplexities(restored: Restored, table: pd.DataFrame, batch_size: int) -> tuple[pd.DataFrame, dict[str, float]]:
     """Compute the perplexity of documents under their own task's θ_d, under Θ and under the frozen backbone.
 
-    Documents are scored as in training, with the same prompt and the same cut; padding is never scored.
+    Documents are scored as in training, with the same prompt and truncation; padding is never scored.
 
     Args:
-        table: columns task, text and what prompts take; every task is one of the run's.
-        batch_size: documents in a forward.
+        table: columns task, text and those that prompts use; every task is one of the run's.
+        batch_size: documents in a forward pass.
 
     Returns:
-        A row a task that has a scored token, in the run's order: task, n_documents, n_tokens (scored), nll (nats a
+        One row for each task with a scored token, in the run's order: task, n_documents, n_tokens (scored), nll (nats a
         token) and MODELS' columns; and MODELS' columns over all tokens, with `perplexity_macro`, the plain mean over
-        those tasks, and `n_truncated` documents.
+        those tasks, and `n_truncated`, the number of truncated documents.
     """
     require_count(batch_size=batch_size)
     model, names = restored.model, restored.model.adapters.task_names
@@ -64,17 +64,17 @@ def likeliest(
 
     Args:
         posterior: p(name | text), [N, D].
-        scored: [N], whether a text has such a token.
+        scored: [N] whether a text has such a token.
     """
     best = np.array(names, dtype=object)[posterior.argmax(axis=1)]
     return np.where(scored, best, ""), np.where(scored, posterior.max(axis=1), np.nan)
 
 
 def guess_tasks(restored: Restored, table: pd.DataFrame, prior: str, batch_size: int) -> pd.DataFrame:
-    """Find the likeliest task of each text in a table with the columns text and what prompts take.
+    """Find the likeliest task of each text in a table with the columns text and those that prompts use.
 
     Returns:
-        A row a text: best, posterior, see `likeliest`; and a column a task with p(d | text).
+        One row for each text: best, posterior, see `likeliest`; and a column for each task with p(d | text).
     """
     names = restored.model.adapters.task_names
     scores = score_tasks(restored.model, restored.tokens, table, batch_size)
@@ -89,12 +89,12 @@ def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) ->
     """Measure how often the likeliest task is the true one.
 
     Args:
-        best, truth: of N ≥ 1 documents.
+        best, truth: the likeliest and the true task of N ≥ 1 documents.
         n_tasks: D.
 
     Returns:
-        n, accuracy, its 95 % Wilson interval low and high, macro_accuracy (mean over the true tasks), and what
-        guessing would reach: chance, 1 / D, and majority, the share of the commonest true task.
+        n, accuracy, its 95 % Wilson interval low and high, macro_accuracy (mean over the true tasks), and the
+        accuracy of guessing: chance, 1 / D, and majority, the share of the commonest true task.
     """
     table = pd.DataFrame({"truth": list(truth), "right": [b == t for b, t in zip(best, truth, strict=True)]})
     low, high = binomtest(int(table["right"].sum()), len(table)).proportion_ci(method="wilson")
@@ -112,18 +112,18 @@ def measure_accuracy(best: Iterable[str], truth: Iterable[str], n_tasks: int) ->
 def measure_sureness(
     nats: np.ndarray, truth: np.ndarray, log_prior: np.ndarray, temperature: float
 ) -> dict[str, float]:
-    """Measure how sure the posterior is against how often it is right.
+    """Compare how sure the posterior is with how often it is right.
 
     Args:
         nats: log p(text | θ_d), [N, D], N ≥ 1.
-        truth: [N], the task of each document.
+        truth: [N] the index of each document's task.
         log_prior: log p(d), [D] nats.
         temperature: T.
 
     Returns:
         log_loss, the mean of −log p(true task | text) in nats, and calibration_error, see
         `bora.train.authorship.calibration_error`, with T; log_loss_at_1 and calibration_error_at_1, by Bayes' rule
-        alone; and guessing_log_loss, the mean of −log p(true task), which is log D for a uniform prior.
+        without T; and guessing_log_loss, the mean of −log p(true task), which is log D for a uniform prior.
     """
     found = {"guessing_log_loss": float(-log_prior[truth].mean())}
     for suffix, value in (("", temperature), ("_at_1", 1.0)):

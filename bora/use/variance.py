@@ -1,14 +1,14 @@
-"""Which columns of a table matter to a model, before any of them is trained: from each document's gradient at Θ.
+"""Find which columns of a table matter to a model, before any of them is modelled: from documents' gradients at Θ.
 
-Where documents that share a value of a column pull Θ the same way, the column has variance to be modelled. The gradient
-of document n, g_n = ∇NLL_n(Θ) / √tokens, so that long and short ones have like noise, is compared with every other. Pairs
+If documents that share a value of a column pull Θ the same way, the column has variance to model. The gradient of
+document n, g_n = ∇NLL_n(Θ) / √tokens, so that long and short ones are equally noisy, is compared with every other. Pairs
 are averaged (Haseman–Elston: the moments of a mixed model with the kernel g_n · g_m)::
 
     task       mean over pairs of one task               − mean over pairs of two tasks
     column c   mean over pairs of two tasks with one c   − mean over pairs of two tasks with two c
 
-and divided by the mean of ‖g_n‖² less the mean over pairs that share nothing: shares of variance. A column is compared
-between tasks only, so that party is not credited with what its speakers are.
+and divided by the mean of ‖g_n‖² minus the mean over pairs that share nothing, which makes them shares of variance. A
+column is compared only between tasks, so that party is not credited with the variance of its speakers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,9 @@ from bora.lib.console import tell
 from bora.model.likelihood import n_scored
 from bora.use.restore import Restored
 
-SKETCH = 2**14  # numbers that a gradient is folded to; an inner product is then off by 1/128 of the lengths, at random
+SKETCH = 2**14  # numbers to which gradients are folded: inner products are off by 1/128 of the norms' product, randomly
 PERMUTATIONS = 200
-MAX_DOCUMENTS = 1000  # pairs of them are compared
+MAX_DOCUMENTS = 1000  # all pairs of them are compared
 
 
 def find_shares(
@@ -37,17 +37,17 @@ def find_shares(
     max_documents: int = MAX_DOCUMENTS,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Find which columns go with what documents would have of Θ.
+    """Find which columns explain how documents' gradients at Θ differ.
 
     Args:
-        table: validation documents, columns task, text and what prompts take.
-        read: gives the cells of a column in some of the table's rows.
-        by: columns.
-        max_documents: drawn at random where there are more.
-        batch_size: documents in a backward.
+        table: validation documents, columns task, text and those that prompts use.
+        read: returns a column's cells in some of the table's rows.
+        by: the columns to compare.
+        max_documents: number of documents to draw at random if there are more.
+        batch_size: documents in a backward pass.
 
     Returns:
-        A row for the task and for each column, with Share's attributes, the largest share first.
+        One row for the task and for each column, with Share's attributes, the largest share first.
     """
     table = table.sample(min(max_documents, len(table)), random_state=0).sort_index()
     columns = {name: read(name, table.index) for name in by}
@@ -69,9 +69,9 @@ def gradient_similarities(restored: Restored, table: pd.DataFrame, batch_size: i
     for some, batch in documents.by_length(batch_size, model.device, "gradients"):
         theta = model.adapters.mean.detach().expand(len(some), -1).clone().requires_grad_()
         nll = model.backbone.nll(batch, theta.to(model.backbone.dtype))
-        (gradient,) = torch.autograd.grad(nll.sum(), theta)  # a row is of its document alone
+        (gradient,) = torch.autograd.grad(nll.sum(), theta)  # a row of theta affects only its own document's NLL
         sketch = torch.zeros(len(some), SKETCH, device=model.device).index_add_(1, place, gradient * sign)
-        whose = torch.tensor([documents.documents[i].document for i in some])  # pieces of a document add up
+        whose = torch.tensor([documents.documents[i].document for i in some])  # a document's pieces are summed
         folded.index_add_(0, whose, sketch.cpu())
         tokens.index_add_(0, whose, n_scored(batch["labels"]).cpu().float())
     folded /= tokens.clamp(min=1).sqrt()[:, None]
@@ -83,11 +83,11 @@ class Share:
     """A column's share of the variance of the documents' gradients.
 
     Attributes:
-        column: its name, or task.
-        units: distinct values.
-        share: of the variance; below 0 where chance has it so.
-        low, high: 95 %, by a jackknife over tasks.
-        p_value: of no variance, by permutation.
+        column: the column's name, or task.
+        units: number of distinct values.
+        share: its share of the variance; by chance it may be below 0.
+        low, high: 95 % interval of the share, by a jackknife over tasks.
+        p_value: p-value of no variance, by permutation.
     """
 
     column: str
@@ -101,16 +101,16 @@ class Share:
 def variance_shares(similarity: np.ndarray, tasks: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[Share]:
     """Compute the share of the task and of each column, the largest first.
 
-    A column that is one value in each task is permuted over tasks, another one over the documents of each task.
+    A column with one value in each task is permuted over tasks, any other over the documents of each task.
 
     Args:
-        similarity: [N, N] of the documents.
-        tasks: [N].
-        columns: name → [N] values.
+        similarity: [N, N] similarity of each pair of documents.
+        tasks: [N] the documents' tasks.
+        columns: name → [N] the documents' values.
 
     Raises:
         UserError: there are fewer than 3 tasks, no task has two documents, or a column has one value, or none that two
-            tasks have.
+            tasks share.
     """
     task = pd.factorize(pd.Series(tasks))[0]
     if task.max() < 2:
@@ -118,13 +118,13 @@ def variance_shares(similarity: np.ndarray, tasks: Sequence[str], columns: Mappi
     same_task = task[:, None] == task
     apart = ~np.eye(len(task), dtype=bool)
     if not (same_task & apart).any():
-        raise UserError("no task has two documents here, so it cannot be found what documents of a task share")
+        raise UserError("no task has two documents here, so what documents of a task share cannot be measured")
     found = [_share("task", task, task, similarity, apart, np.zeros_like(task))]
     for name, values in columns.items():
         code = pd.factorize(pd.Series(values))[0]
         shared = (code[:, None] == code) & ~same_task
         if not shared.any() or not (~shared & ~same_task).any():
-            why = "one value only" if code.max() == 0 else "no value that two tasks have"
+            why = "only one value" if code.max() == 0 else "no value that two tasks share"
             raise UserError(
                 f"the column {name} has {why} in these documents, so its effect cannot be separated from the tasks'"
             )
@@ -139,9 +139,9 @@ def _share(
     """Compute one share.
 
     Args:
-        code: [N] units.
-        pairs: [N, N] that count.
-        strata: [N] within which documents' units are permuted; None where whole tasks' are.
+        code: [N] each document's unit.
+        pairs: [N, N] the pairs to compare.
+        strata: [N] groups within which the documents' units are permuted; None to permute whole tasks' units.
     """
     counted = np.where(pairs, similarity, 0.0)
     everything, n_pairs = counted.sum(), pairs.sum()
@@ -170,7 +170,7 @@ def _share(
 
 
 def _without_each_task(values: np.ndarray, task: np.ndarray) -> np.ndarray:
-    """Sum a symmetric matrix over the pairs that are left without each task, [D]."""
+    """Sum a symmetric matrix over the pairs that remain without each task, [D]."""
     n = task.max() + 1
     by_task = np.zeros((n, len(task)))
     np.add.at(by_task, task, values)
@@ -179,7 +179,7 @@ def _without_each_task(values: np.ndarray, task: np.ndarray) -> np.ndarray:
 
 
 def _permute(code: np.ndarray, task: np.ndarray, strata: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    if strata is None:  # each task's unit goes to another task
+    if strata is None:  # permute the tasks' units
         first = np.array([code[task == d][0] for d in range(task.max() + 1)])
         return rng.permutation(first)[task]
     shuffled = code.copy()

@@ -1,13 +1,13 @@
-"""How each task of a run speaks: the tokens that are its own, and what all tasks say to one prompt.
+"""Show how each task of a run speaks: its most characteristic tokens, and how all tasks continue one prompt.
 
-The gain of a task is how many nats a token its own documents are likelier under θ_d than under Θ. An item w of the
+The gain of a task is by how many nats a token its documents are likelier under θ_d than under Θ. An item w of the
 vocabulary contributes to it, with N_d the task's scored tokens::
 
     contribution of w = 1/N_d Σ_{places of w} [log p(w | before, θ_d) − log p(w | before, Θ)]
 
-so all contributions of a task add up to its gain. An item is characteristic where it is frequent in the task and comes
-where the other tasks would not expect it: as in the keyness of corpus linguistics, but each place against its own
-context. One that is rare cannot have a large contribution by its log-ratio alone.
+so all contributions of a task add up to its gain. An item is characteristic if it is frequent in the task and occurs
+where the other tasks would not expect it. This is like keyness in corpus linguistics, but compares each place in its own
+context. A rare item cannot have a large contribution by its log-ratio alone.
 """
 
 import re
@@ -33,12 +33,12 @@ from bora.runs.values import versions, write_csv, write_json
 from bora.use.generate import generate
 from bora.use.restore import Restored
 
-MAX_NEW_TOKENS, REPETITION_PENALTY = 32, 1.2  # without the latter small models go round in circles
+MAX_NEW_TOKENS, REPETITION_PENALTY = 32, 1.2  # without the penalty small models repeat themselves
 SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
 def require_voices(summary: dict[str, Any]) -> None:
-    """Raise a UserError if all tasks of a run are Θ, by its summary."""
+    """Raise a UserError if all tasks of a run are Θ, according to its summary."""
     if np.isinf(summary["tau"]):
         raise UserError("at tau=inf all tasks are Θ, so none has a voice of its own; give a run with a finite tau")
 
@@ -52,14 +52,14 @@ def find_voices(
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the tokens of tasks, see `characteristic_tokens`, and let Θ and the tasks continue one prompt.
+    """Find tasks' tokens, see `characteristic_tokens`, and continue one prompt under Θ and the tasks.
 
     Args:
         table: from `bora.runs.corpus.split_documents`.
-        tasks: names.
+        tasks: names of the tasks.
         prompt: see `continue_prompt`; None for the start of the first task's first document.
-        documents: how many of each task to draw at random, at most; None for all.
-        batch_size: rows in a forward.
+        documents: at most how many documents of each task to draw at random; None for all.
+        batch_size: rows in a forward pass.
     """
     if prompt is None:
         prompt = restored.tokens.example(table[table["task"] == restored.model.adapters.task_names[0]].head(1))
@@ -74,12 +74,13 @@ def characteristic_tokens(restored: Restored, table: pd.DataFrame, batch_size: i
     """Compute what each item of the vocabulary contributes to the gain of each task.
 
     Args:
-        table: documents, columns task, text and what prompts take.
-        batch_size: documents in a forward.
+        table: documents, columns task, text and those that prompts use.
+        batch_size: documents in a forward pass.
 
     Returns:
-        A row a task and item: task, in the run's order; token, as `show_token` has it; id; count, places; documents, that
-        have it; log_ratio, the mean over its places, nats; contribution, nats a token, the largest first.
+        One row for each task and item: task, in the run's order; token, as `show_token` writes it; id; count, its places;
+        documents, how many have it; log_ratio, the mean over its places, nats; contribution, nats a token, the largest
+        first.
     """
     model, names = restored.model, restored.model.adapters.task_names
     documents, _ = restored.documents(table)
@@ -111,7 +112,7 @@ def _nll(backbone: Backbone, batch: Batch, theta: Tensor) -> Tensor:
 
 
 def show_token(restored: Restored, token: int) -> str:
-    """Write a token with visible white space: ␣the, ↵␣×8; escape what cannot be printed."""
+    """Write a token with visible white space: ␣the, ↵␣×8; escape unprintable characters."""
     one, two = (str(restored.tokenizer.decode([token] * n, clean_up_tokenization_spaces=False)) for n in (1, 2))
     text = two.removeprefix(one)  # alone, some tokenizers drop a word's space
     signs = re.sub(r"([␣⇥])\1{2,}", lambda run: f"{run[1]}×{len(run[0])}", text.translate(SIGNS))
@@ -119,14 +120,14 @@ def show_token(restored: Restored, token: int) -> str:
 
 
 def continue_prompt(restored: Restored, tasks: Sequence[str], prompt: Any, **options: Any) -> pd.DataFrame:
-    """Let Θ and tasks continue one prompt; where data.prompt names the task, the tasks alone.
+    """Continue one prompt under tasks and, unless data.prompt names the task, under Θ.
 
     Args:
-        prompt: as `bora.use.generate.generate` takes it.
+        prompt: a prompt for `bora.use.generate.generate`.
         options: see `bora.use.sampling.Sampling`.
 
     Returns:
-        A row a speaker: task, prompt, text; Θ is last.
+        One row for each speaker: task, prompt, text; Θ is last.
     """
     mean = not restored.tokens.names_task
     answers = generate(restored, tasks, [prompt], mean=mean, **options)
@@ -135,10 +136,10 @@ def continue_prompt(restored: Restored, tasks: Sequence[str], prompt: Any, **opt
 
 
 def write_voices(tokens: pd.DataFrame, continuations: pd.DataFrame, run: Path, about: dict[str, Any]) -> Path:
-    """Write what `find_voices` found to the run's folder `voices`, over earlier ones, summary.json last.
+    """Write the results of `find_voices` to the run's folder `voices`, replacing earlier ones, summary.json last.
 
     Args:
-        about: what was asked: the summary's first part.
+        about: what was asked, the summary's first part.
 
     Returns:
         The folder.

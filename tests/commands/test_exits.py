@@ -25,7 +25,7 @@ SMALL = ["data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_doc
         (["+data.path=kjv.csv"], "give data=table data.path="),
         (["path=kjv.csv"], "did you mean data.path or model.path?"),
         (["lr=1"], "did you mean optim.lr?"),
-        (["tau=1,2"], "tau=1,2 is several values: for a run with each give -m"),
+        (["tau=1,2"], "tau=1,2 is several values: give -m to run each"),
         (["tau", "=", "1"], "'tau' sets nothing: write KEY=VALUE in one word"),
         (["-tau=1"], "there is no option -tau=1"),
         (["--config-dir=mine"], "give a folder of settings as 'hydra.searchpath=[mine]'"),
@@ -55,7 +55,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
     [
         (TORCHRUN, "trainer=ddp trainer.num_nodes=2", "started 1 × 2"),
         (TORCHRUN, "trainer=cpu", "but torchrun has started 1 × 2"),
-        (TORCHRUN, "-m tau=1,2", "start each run with a torchrun of its own"),
+        (TORCHRUN, "-m tau=1,2", "start each run with its own torchrun"),
         ("RANK=1 WORLD_SIZE=2", "trainer=cpu", "RANK=1 is set, as for one of several processes, but the run has only"),
         # A batch script that asks for tasks but runs without srun.
         ("SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "trainer=ddp", "but srun has started 1 × 1"),

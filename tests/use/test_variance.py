@@ -79,8 +79,8 @@ def test_a_column_that_crosses_the_tasks_is_permuted_within_them():
     [
         ([0, 0, 1, 1], None, "3 tasks"),
         ([0, 1, 2, 3], None, "no task has two documents"),
-        ([0, 0, 1, 1, 2, 2], [5] * 6, "one value only"),
-        ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], "no value that two tasks have"),
+        ([0, 0, 1, 1, 2, 2], [5] * 6, "only one value"),
+        ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], "no value that two tasks share"),
     ],
 )
 def test_what_cannot_be_told_is_said(task, column, words):
