@@ -62,9 +62,7 @@ def test_without_a_grid_runs_that_learned_tau_have_their_own_report(report, tmp_
         with_learned(tmp_path / f"s/{seed}", tau, seed)
     code, out, _ = report("s")
     assert (code, "33 [16.5, 66]" in out) == (0, True)
-    table1 = pd.read_csv(
-        tmp_path / "report/table1.csv"
-    )  # one setting: the τ of one seed is not compared with another's
+    table1 = pd.read_csv(tmp_path / "report/table1.csv")  # one setting: the seeds' τ are not compared with each other
     assert table1[["tau", "seeds"]].to_numpy().tolist() == [[33, 3]]
     page = (tmp_path / "report/index.html").read_text()
     assert ("τ = 33 was learned" in page, "τ learned:" in page) == (True, False)
