@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# One thread a test process: the models are tiny, and make test runs a process a core.
+# One thread for each test process: the models are tiny, and make test runs a process on each core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import lightning as L
@@ -33,7 +33,7 @@ VOCABULARY = 60
 
 
 def tiny_opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
-    """Two layers, 16 wide; the same weights for the same seed."""
+    """Build an OPT of two layers, 16 wide; the same seed has the same weights."""
     torch.manual_seed(seed)
     sizes = {
         "hidden_size": 16,
@@ -47,12 +47,12 @@ def tiny_opt(seed: int = 0, dtype: torch.dtype = torch.float32) -> OPTForCausalL
 
 
 def encoded_of(ids, n_prompt: int = 0, document: int = 0) -> Encoded:
-    """A document of these tokens, of which the first n_prompt are not scored."""
+    """Make a document of these tokens; the first `n_prompt` are not scored."""
     return Encoded(np.array(ids, dtype=np.int32), np.arange(len(ids)) >= n_prompt, document)
 
 
 def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
-    """Random documents of 3 to 12 tokens; sizes: training documents by task, and 2 + 2 held out."""
+    """Draw documents of 3 to 12 tokens: of each task `sizes[task]` to train on, and 2 + 2 held out."""
     rng = np.random.default_rng(seed)
     rows, encoded = [], []
     for task, n_train in sizes.items():
@@ -65,14 +65,14 @@ def tiny_corpus(sizes: dict[str, int], seed: int = 0) -> Corpus:
 
 
 def tiny_data(sizes: dict[str, int], batch_size: int = 4, seed: int = 0) -> TaskDataModule:
-    """The DataModule of a tiny_corpus."""
+    """Return the DataModule of a tiny_corpus."""
     return TaskDataModule(tiny_corpus(sizes), batch_size, 4, seed)
 
 
 def hierarchical(
     model, tasks, task_documents, n_tokens, tau, rank=2, alpha=3.0, targets=None, how=None, **options
 ) -> HierarchicalLoRA:
-    """BoRA on a transformers model; how: more for its Backbone."""
+    """Build BoRA on a transformers model; `how` has further arguments of its Backbone."""
     backbone = Backbone(model, targets, rank, alpha, **how or {})
     return HierarchicalLoRA(backbone, tasks, task_documents, n_tokens, tau, **options)
 
@@ -95,7 +95,7 @@ def merged(base: OPTForCausalLM, lora: dict[str, LowRank], scale: float) -> OPTF
 
 
 def silent_trainer(**options) -> L.Trainer:
-    """A CPU trainer that prints and writes nothing."""
+    """Return a CPU trainer that prints and writes nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     off = "logger enable_checkpointing enable_progress_bar enable_model_summary use_distributed_sampler".split()
     return L.Trainer(accelerator="cpu", num_sanity_val_steps=0, **dict.fromkeys(off, False), **options)
@@ -103,7 +103,7 @@ def silent_trainer(**options) -> L.Trainer:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Cache for this session alone: tokens that an earlier version made would hide what this one does."""
+    """Give this session its own cache: tokens cached by an earlier version would hide what this one does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BORA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -111,7 +111,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick_reports(request, monkeypatch):
-    """Draw the figures of those tests alone that look at them; they take most of the time."""
+    """Draw figures only in tests marked `figures`; drawing takes most of the time."""
     marker = request.node.get_closest_marker("figures")
     if marker is None:
         monkeypatch.setattr("bora.report.page.draw_figures", lambda *_: [])
@@ -121,7 +121,7 @@ def quick_reports(request, monkeypatch):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
-    """Run `python -m bora.run ARGUMENTS` in this process: exit code, standard output, standard error."""
+    """Run `python -m bora.run ARGUMENTS` in this process; return exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -139,7 +139,7 @@ def command(tmp_path, monkeypatch, capfd):
 
     yield run
     root = logging.getLogger()
-    for handler in root.handlers[:]:  # Hydra's, whose files are closed now
+    for handler in root.handlers[:]:  # Hydra's handlers, whose files are closed
         if type(handler) in (logging.StreamHandler, logging.FileHandler):
             root.removeHandler(handler)
     root.setLevel(logging.WARNING)
@@ -147,10 +147,10 @@ def command(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def call(capfd, monkeypatch):
-    """Run a command's main in this process: exit code, standard output, standard error."""
+    """Run a command's main in this process; return exit code, standard output and standard error."""
 
     def run(main, *arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()  # what a run that the test trained has printed
+        capfd.readouterr()  # drop what the test's own training has printed
         monkeypatch.setattr(sys, "argv", ["bora", *map(str, arguments)])
         code = 0
         try:
@@ -163,7 +163,7 @@ def call(capfd, monkeypatch):
 
 
 def one_line(found: tuple[int, str, str], *words: str, code: int = 2) -> None:
-    """Hold a command's end to an exit code and one line of ours on standard error, which has these words."""
+    """Assert that a command ended with this exit code and one `bora: …` line on standard error with these words."""
     assert (found[0], found[2][:6], found[2].count("\n")) == (code, "bora: ", 1), found[2]
     assert all(word in found[2] for word in words), found[2]
 
@@ -173,7 +173,7 @@ TASKS = {"a": 24, "a longer name": 40, "../b | <i>*x*": 30}
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """Train a run on a table of TASKS, t.csv beside it, once a session for the same overrides; tests only read it."""
+    """Train a run on a table of TASKS, t.csv beside it, once per session for the same overrides; tests only read it."""
 
     @cache
     def train_once(*overrides: str) -> Path:
@@ -196,7 +196,7 @@ def table(path: Path, sizes: dict[str, int], seed: int = 0) -> Path:
 
 
 def same_files(a: Path, b: Path) -> None:
-    """The two run directories hold the same results."""
+    """Assert that two run directories have the same results."""
     for name in ("per_task.csv", "documents.csv", "validation_by_task.csv"):
         assert (a / name).read_text() == (b / name).read_text()
     timeless = [c for c in pd.read_csv(a / "metrics.csv") if c != "tokens/s"]

@@ -1,4 +1,4 @@
-"""AdamW by rows: each row is what torch's AdamW makes of it when it steps only if the row has a gradient."""
+"""AdamW by rows: each row equals a torch AdamW that steps only when the row has a gradient."""
 
 import math
 
@@ -13,7 +13,7 @@ OPTIONS = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
 
 
 def gradients(seed: int = 0):
-    """Steps of (rows, one gradient a row), a row twice among them, as in a batch with two documents of a task."""
+    """Yield each step's rows and a gradient for each; rows repeat, as in a batch with two documents of a task."""
     generator = torch.Generator().manual_seed(seed)
     for rows in ([0, 2, 0], [1], [2, 2], [0, 1, 2], [3, 0]):
         yield rows, torch.randn(len(rows), 6, dtype=torch.float64, generator=generator)
@@ -25,7 +25,7 @@ def sparse(rows, values, n_rows=5):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_each_row_is_an_adamw_of_its_own(together, monkeypatch):
+def test_each_row_equals_its_own_torch_adamw(together, monkeypatch):
     monkeypatch.setattr(adamw, "together", lambda device: together)
     start = torch.randn(5, 6, dtype=torch.float64)
     ours = torch.nn.Parameter(start.clone())
@@ -60,7 +60,7 @@ def test_a_running_average_is_the_weighted_mean_of_a_rows_own_steps(together, mo
         whole.append(dense.detach().clone())
 
     def average(values):
-        """Weigh value s of t by its factor c_s and the (1 − c) of those behind it; the start has none after a step."""
+        """Weight value s by c_s and by 1 − c of every later value; c_1 = 1, so the start counts no more."""
         factors = [10 / (s + 9) for s in range(1, len(values) + 1)]
         return sum(c * math.prod(1 - later for later in factors[s + 1 :]) * values[s] for s, c in enumerate(factors))
 
@@ -73,8 +73,8 @@ def test_a_running_average_is_the_weighted_mean_of_a_rows_own_steps(together, mo
     assert torch.equal(rows, last)
 
 
-def test_a_loaded_state_lies_where_its_parameter_lies():
-    """A GPU's run is resumed from a checkpoint that was read onto the processor; "meta" is a GPU that needs none."""
+def test_a_loaded_state_is_on_its_parameters_device():
+    """A GPU run is resumed from a checkpoint that was read onto the CPU; "meta" stands in for the GPU."""
     saved = torch.nn.Parameter(torch.randn(5, 6))
     optimiser = RowwiseAdamW([saved], **OPTIONS)
     saved.grad = sparse([0, 2], torch.randn(2, 6))
@@ -82,13 +82,13 @@ def test_a_loaded_state_lies_where_its_parameter_lies():
     resumed = torch.nn.Parameter(torch.empty(5, 6, device="meta"))
     loaded = RowwiseAdamW([resumed], **OPTIONS)
     loaded.load_state_dict(optimiser.state_dict())
-    _optimizer_to_device(loaded, resumed.device)  # Lightning's, which leaves the steps alone
+    _optimizer_to_device(loaded, resumed.device)  # Lightning's function, which does not move the step counts
     assert {tensor.device.type for tensor in loaded.state[resumed].values()} == {"meta"}
 
 
 @pytest.mark.parametrize("by_value", [False, True])
 @pytest.mark.parametrize("bound", [1e-3, 1e3])
-def test_gradients_are_clipped_as_torch_clips_dense_ones(by_value, bound):
+def test_sparse_gradients_are_clipped_as_torch_clips_dense_ones(by_value, bound):
     ours = [torch.nn.Parameter(torch.zeros(5, 6, dtype=torch.float64)), torch.nn.Parameter(torch.zeros(6))]
     rows, values = next(gradients())  # a row twice: its gradient is the sum
     ours[0].grad, ours[1].grad = sparse(rows, values), torch.randn(6)

@@ -1,4 +1,4 @@
-"""The forms hold the same θ_d and Θ, start where PEFT's LoRA does, and are kept on disk by layer."""
+"""The forms represent the same θ_d and Θ, start as PEFT's LoRA does, and are saved by layer."""
 
 import math
 from itertools import product
@@ -10,7 +10,7 @@ from bora.bayes.forms import Centered, NonCentered, Separate, Shared, choose_for
 from bora.model.batch import find_places
 from bora.model.lora import Layout
 
-TASKS = ["a", "b", "c.d"]  # a dot in a task's name must do no harm
+TASKS = ["a", "b", "c.d"]  # a task's name may contain a dot
 LAYOUT = Layout({"layers.0.q": (4, 5), "layers.1.q": (4, 3)}, rank=2)
 FORMS = [Centered, NonCentered, Shared, Separate]
 
@@ -55,11 +55,11 @@ def test_every_task_starts_at_the_mean_or_around_it(form, std):
     assert adapters.deviations().std().item() == pytest.approx(std, rel=0.02)
     A, B = adapters.layout.factors(adapters.mean)["x"]
     assert B.abs().max() == 0
-    assert 0 < A.abs().max() <= 1 / 40**0.5  # PEFT's start
+    assert 0 < A.abs().max() <= 1 / 40**0.5  # PEFT's initialisation
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_on_disk_the_factors_stand_by_layer_and_load_again(form):
+def test_factors_are_saved_by_layer_and_load_again(form):
     adapters, other = build(form), build(form, seed=1)
     state = adapters.saved()
     stem = "adapters.stacks.layers/0/q."
@@ -82,5 +82,5 @@ def test_any_form_starts_from_any_other(source, target):
     ours.start_from(theirs.saved())
     torch.testing.assert_close(ours.mean, theirs.mean)
     for d in range(3):
-        # One model cannot hold the tasks' own parts, so it is their mean.
+        # One shared model cannot represent the tasks' deviations, so every task is at Θ.
         torch.testing.assert_close(ours.theta(d), theirs.mean if target is Shared else theirs.theta(d))

@@ -43,13 +43,13 @@ def model_of(levels, **options):
 
 
 def one_nll(model, batch: dict, r: int, theta: torch.Tensor) -> torch.Tensor:
-    """The NLL of a document alone under this θ."""
+    """Return the NLL of document r, run alone under `theta`."""
     one = {key: batch[key][r : r + 1] for key in ("input_ids", "labels")}
     return model.backbone.nll(one | {"task": torch.tensor([0]), "batches": 1}, theta[None])[0]
 
 
 def reference(model, batch, units: list[list[int]]) -> torch.Tensor:
-    """U/T, document by document."""
+    """Compute U/T document by document."""
     adapters, total = model.adapters, torch.zeros((), dtype=torch.float64)
     for r, task in enumerate(TASKS):
         theta = adapters.mean + adapters.stored[task] + sum(adapters.stored[u] for u in units[r])
@@ -62,7 +62,7 @@ def reference(model, batch, units: list[list[int]]) -> torch.Tensor:
 @pytest.mark.parametrize("columns", [("party",), ("party", "year")])
 @pytest.mark.parametrize("estimator", ["by_document", "dense"])
 @pytest.mark.parametrize("together", [False, True])
-def test_the_objective_and_its_gradient_are_those_of_a_loop(columns, estimator, together, monkeypatch):
+def test_objective_and_gradient_equal_a_loop_over_documents(columns, estimator, together, monkeypatch):
     monkeypatch.setattr(bora.bayes.rows, "together", lambda device: together)
     levels, units = levels_of(*columns)
     model, batch = model_of(levels, estimator=estimator), batch_of(units)
@@ -77,7 +77,7 @@ def test_the_objective_and_its_gradient_are_those_of_a_loop(columns, estimator, 
     torch.testing.assert_close(found[1], of_stored)
 
 
-def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents():
+def test_units_are_cell_values_and_a_task_has_those_that_all_its_documents_share():
     levels, units = levels_of("party", "year")
     assert levels.units == [["left", "right"], ["1", "2", "3", "(none)"]]
     assert levels.documents == [5, 5, 4, 3, 2, 1]
@@ -89,14 +89,14 @@ def test_units_are_the_columns_cells_and_a_task_has_those_of_all_its_documents()
     assert [line.split()[0] for line in describe_confounded(levels, TASKS, units)] == ["party", "year"]
 
 
-def test_units_of_one_task_are_told_also_where_a_task_has_several():
+def test_units_with_a_single_task_are_reported_even_if_a_task_has_several_units():
     parties = ["left", "left", "right", "right", "green", "blue", "left"]
-    tasks = [0, 1, 0, 2, 3, 4, 1]  # the first changed parties; green and blue have one task each
+    tasks = [0, 1, 0, 2, 3, 4, 1]  # task 0 changed parties; green and blue have one task each
     levels, rows = build_levels({"party": parties}, tasks, [True] * 7, [7.0])
     told = describe_confounded(levels, tasks, rows)
     assert told[0].startswith("party: 2 of 4 units have one task (green, blue)")
     assert not any("groups" in line for line in told)
-    # The only task of a unit, but with documents elsewhere: there the two can be told apart.
+    # Unit 1's only task also has documents in unit 2, so the two can be told apart.
     tasks = [0, 0, 1, 1]
     levels, rows = build_levels({"year": ["1", "2", "2", "2"]}, tasks, [True] * 4, [7.0])
     assert not any("have one task" in line for line in describe_confounded(levels, tasks, rows))
@@ -110,7 +110,7 @@ def test_an_empty_cell_of_a_new_task_is_the_unit_none():
     assert unknown.of_task == [[4]] * 3
 
 
-def test_a_run_starts_from_anothers_units_by_their_names():
+def test_units_of_another_run_are_matched_by_name():
     old, _ = build_levels({"party": ["left", "right", "left", "green"]}, [0, 1, 2, 3], [True] * 4, [5.0])
     new, _ = build_levels({"party": ["right", "blue", "left", "left"]}, [0, 1, 2, 3], [True] * 4, [5.0])
     theirs = hierarchical(tiny_opt(), list("abcd"), [1] * 4, 30, 9.0, levels=old)
@@ -122,26 +122,26 @@ def test_a_run_starts_from_anothers_units_by_their_names():
     for row, name in enumerate(ours.adapters.names):
         expected = theirs.adapters.stored[names.index(name)] if name in names else torch.zeros(1)
         assert torch.equal(ours.adapters.stored[row], expected.expand_as(ours.adapters.stored[row]))
-    torch.testing.assert_close(ours.adapters.theta(3), theirs.adapters.theta(0))  # a, of the same party in both
+    torch.testing.assert_close(ours.adapters.theta(3), theirs.adapters.theta(0))  # task a, in the same party in both
     plain = hierarchical(tiny_opt(), list("abcd"), [1] * 4, 30, 9.0)
     with pytest.raises(UserError, match=r"data.levels=\['party'\], this one \[\]"):
         plain.start_from(checkpoint)
 
 
 @pytest.mark.parametrize(("years", "groups"), [("1212343456", 2), ("1222334445", 1), ("1212343478", 3)])
-def test_a_level_across_tasks_that_falls_apart_is_told(years, groups):
+def test_a_level_that_splits_the_tasks_into_unconnected_groups_is_reported(years, groups):
     tasks = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] if groups == 3 else TASKS
     levels, units = build_levels({"year": list(years)}, tasks, [True] * 10, [7.0])
     told = [line for line in describe_confounded(levels, tasks, units) if "groups" in line]
     assert (len(told), f"{groups} groups" in "".join(told)) == (groups > 1, groups > 1)
 
 
-def test_a_tasks_theta_is_the_mean_and_all_of_its_deviations():
+def test_a_tasks_theta_is_the_mean_plus_all_its_deviations():
     levels, units = levels_of("party", "year")
     model = model_of(levels)
     adapters = model.adapters
     torch.testing.assert_close(adapters.theta(2), adapters.mean + adapters.stored[2] + adapters.stored[5])
-    # Of new text only the task is known; of the run's own documents the year too.
+    # For new text only the task is known; for the run's own documents the year, too.
     known, unknown = batch_of(units), batch_of(None)
     nll = model.nll(unknown)
     for r, task in enumerate(TASKS):
@@ -150,8 +150,8 @@ def test_a_tasks_theta_is_the_mean_and_all_of_its_deviations():
 
 
 @pytest.mark.parametrize("years", ["crossed", "nested"])
-def test_the_mode_is_that_of_a_linear_mixed_model(years, monkeypatch):
-    """y = θ_n + noise: statsmodels' predicted effects at its own variances are where the objective's gradient is 0."""
+def test_the_mode_equals_that_of_a_linear_mixed_model(years, monkeypatch):
+    """For y = θ_n + noise the objective's gradient is 0 at the effects that statsmodels predicts."""
     rng = np.random.default_rng(2)
     table = pd.DataFrame({"speaker": np.repeat(np.arange(24), 5)})
     table["party"] = table["speaker"] // 4

@@ -1,4 +1,4 @@
-"""The whole model against a loop over tasks; its objective against U/T; its state against itself."""
+"""The whole model against a loop over tasks, its objective against U/T, and its state saved and loaded."""
 
 import math
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
     def leaves(lora):
         return {layer: tuple(f.detach().clone().requires_grad_() for f in pair) for layer, pair in lora.items()}
 
-    # The loop: every task a model of its own, its LoRA a leaf θ_d, written out as in eq. 3 and 5.
+    # The loop: one model for each task, its LoRA a leaf θ_d, written out as in eq. 3 and 5.
     theta, mean = [leaves(model.tasks[t]) for t in TASKS], leaves(model.mean)
     energy = 0.0
     for d in range(len(TASKS)):
@@ -65,7 +65,7 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
                 energy = energy + model.tau / 2 * ((factor - centre) ** 2).sum()
     energy.backward()
 
-    # The two parts reach the same matrix, one sparsely, over the rows of the batch.
+    # Both parts add to the gradient of the same matrix; one part is sparse, over the batch's rows.
     of_stored, of_centre = (
         model.backbone.layout.factors(parameter.grad.to_dense())
         for parameter in (model.adapters.stored, model.adapters.mean)
@@ -75,7 +75,7 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
             of_theta = torch.stack([theta[d][layer][i].grad for d in range(len(TASKS))])
             at_mean = mean[layer][i].grad
             if parameterization == "noncentered":
-                # θ_d = Θ + δ_d: δ_d takes θ_d's gradient, Θ takes all of them and its own
+                # θ_d = Θ + δ_d: δ_d has θ_d's gradient, Θ the sum of them plus its own
                 at_mean = at_mean + of_theta.sum(0)
             torch.testing.assert_close(of_stored[layer][i], of_theta, rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(of_centre[layer][i], at_mean, rtol=1e-9, atol=1e-9)
@@ -84,9 +84,7 @@ def test_gradients_of_likelihood_and_prior_equal_a_loop_over_tasks(parameterizat
 @pytest.mark.parametrize("estimator", ["by_document", "dense"])
 @pytest.mark.parametrize("parameterization", ["centered", "noncentered"])
 @pytest.mark.parametrize(("batch_size", "window"), [(1, 1), (3, 1), (8, 1), (3, 2)])
-def test_the_training_steps_of_an_epoch_average_to_u_over_t_and_its_gradient(
-    estimator, parameterization, batch_size, window
-):
+def test_an_epochs_steps_average_to_u_over_t_and_its_gradient(estimator, parameterization, batch_size, window):
     data = tiny_data({"a": 5, "b": 3}, batch_size)
     options = {"estimator": estimator, "parameterization": parameterization}
     model = hierarchical(tiny_opt(), ["a", "b"], data.task_documents, data.n_tokens, 5.0, **options).double()
@@ -95,7 +93,7 @@ def test_the_training_steps_of_an_epoch_average_to_u_over_t_and_its_gradient(
     data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=window, global_rank=0, strategy=strategy)
     batches = list(data.train_dataloader())
     assert len(batches) == window * math.ceil(8 / (batch_size * window))
-    # Lightning divides each loss by the window, so that a step's is their mean, as is an epoch's of its steps'.
+    # Lightning divides each loss by the window: a step's loss is the mean over its batches, an epoch's over its steps.
     total = sum(model.objective(batch).loss for batch in batches) / len(batches)
     total.backward()
     ours = [p.grad.to_dense() for p in model.adapters.parameters()]
@@ -111,7 +109,7 @@ def test_the_training_steps_of_an_epoch_average_to_u_over_t_and_its_gradient(
 
 
 @pytest.mark.parametrize("tau", [0.0, 10.0, math.inf])
-def test_a_model_is_built_again_from_its_hyperparameters_and_state(tau):
+def test_a_model_is_rebuilt_from_its_hyperparameters_and_state(tau):
     model, b = build(tau, penalty="norm", parameterization="centered", targets=["q_proj"]), batch()
     state = model.trained_state()
     assert all(key.startswith("adapters.stacks.") for key in state)
@@ -126,7 +124,7 @@ def test_a_model_is_built_again_from_its_hyperparameters_and_state(tau):
             again.load_trained_state(spoiled)
 
 
-def test_a_run_starts_from_another_of_the_same_kind_only():
+def test_a_run_starts_only_from_one_with_the_same_layers_rank_and_alpha():
     theirs, ours = build(10.0, parameterization="centered"), build(3.0)
     checkpoint = {"hyper_parameters": theirs.hyperparameters, "state_dict": theirs.trained_state()}
     with torch.no_grad():
@@ -138,7 +136,7 @@ def test_a_run_starts_from_another_of_the_same_kind_only():
         other = checkpoint | {"hyper_parameters": theirs.hyperparameters | {key: "another"}}
         with pytest.raises(UserError, match=f"that run's {key} is not this one's"):
             ours.start_from(other)
-    # Tasks are found by name; one that the other run lacks starts at Θ.
+    # Tasks are matched by name; one that the other run lacks starts at Θ.
     ours.start_from(checkpoint | {"hyper_parameters": theirs.hyperparameters | {"task_names": ["b", "a", "x"]}})
     for d, expected in enumerate([theirs.adapters.theta(1), theirs.adapters.theta(0), theirs.adapters.mean]):
         torch.testing.assert_close(ours.adapters.theta(d), expected)

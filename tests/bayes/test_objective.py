@@ -1,4 +1,4 @@
-"""Minimising U, or its estimates from batches, reaches the closed form where there is one."""
+"""Minimising U, or its estimates from batches, reaches the closed form of a linear-Gaussian toy."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from bora.model.lora import Layout, add_low_rank
 def test_the_linear_gaussian_toy_reaches_its_closed_form(form, tau, estimator):
     """With A fixed the layer is linear in B, and squared error is a Gaussian's −log likelihood.
 
-    dense: the whole of U at once. by_document: the mean of its estimates from the batches of an epoch.
+    dense minimises the whole U at once, by_document the mean of its estimates from an epoch's batches.
     """
     dense = estimator == "dense"
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_the_linear_gaussian_toy_reaches_its_closed_form(form, tau, estimator):
 
     def estimate(documents, k):
         theta, potentials = adapters.rows(find_places(task[documents]), torch.float64, FLAT if dense else prior)
-        # A is held by giving it no gradient: θ's part that is A comes detached.
+        # A stays fixed, since its part of θ is detached.
         lora = layout.factors(torch.where(is_A, theta.detach(), theta))["layer"]
         zero = torch.zeros(len(documents), 1, n_out, dtype=torch.float64)
         residual = targets[documents] - add_low_rank(zero, inputs[documents], lora, scale)[:, 0]

@@ -22,7 +22,7 @@ class Peft:
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=["q_proj", "v_proj"])
         self.model = get_peft_model(tiny_opt(), config).eval()
         for name, module in self.model.named_modules():
-            module.training = "lora_dropout" in name  # the frozen model's own dropout stays out
+            module.training = "lora_dropout" in name  # the frozen model's own dropout stays off
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         with torch.no_grad():
             for ours, theirs in self.pairs(lora):
@@ -35,13 +35,13 @@ class Peft:
             yield from zip(factors, (module.lora_A["default"].weight, module.lora_B["default"].weight), strict=True)
 
     def step(self, ids, labels, factor: float):
-        """Minimise factor · Σ nll, by transformers' own loss (a mean over scored tokens)."""
+        """Take a step on factor · Σ nll, from transformers' own loss (a mean over scored tokens)."""
         self.optimiser.zero_grad()
         if len(ids):
             count = (labels[:, 1:] != -100).sum()
             loss = self.model(input_ids=ids, attention_mask=(labels != -100).long(), labels=labels).loss
             (loss * count * factor).backward()
-        else:  # its Adam takes a step with a gradient of zero
+        else:  # Adam steps with a gradient of zero
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
         self.optimiser.step()
@@ -59,7 +59,7 @@ def start(tau: float, **options):
 
 
 def steps(model, data):
-    """Train, batch by batch, and give each batch with it after its step."""
+    """Train, and yield each batch after its step."""
     optimiser, loader = model.optimizer(LR), data.train_dataloader()
     for epoch in range(EPOCHS):
         loader.sampler.set_epoch(epoch)
@@ -74,7 +74,7 @@ def steps(model, data):
 
 @pytest.mark.parametrize("estimator", ["by_document", "dense"])
 def test_tau_zero_equals_separate_peft_fine_tunes_step_for_step(estimator):
-    """by_document: a task steps when it has data. dense: its Adam takes a step with a gradient of zero otherwise."""
+    """by_document: a task steps only when it has data. dense: otherwise its Adam steps with a gradient of zero."""
     model, data = start(0.0, estimator=estimator)
     pefts = [Peft(model.tasks[task]) for task in SIZES]
     first, absences = model.adapters.stored.detach().clone(), 0
@@ -98,7 +98,7 @@ def test_tau_infinity_equals_one_peft_lora_on_the_pooled_data():
             pooled.assert_equals(model.tasks[task])
 
 
-def test_default_targets_are_pefts_for_every_causal_language_model():
+def test_default_targets_equal_pefts_for_every_causal_language_model():
     every = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     theirs = {name: targets for name, targets in every.items() if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     assert theirs == {name: DEFAULT_TARGETS.get(name) for name in theirs}
@@ -113,7 +113,7 @@ def test_rslora_scales_as_in_peft():
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-def test_dropout_is_pefts(by_row):
+def test_dropout_equals_pefts(by_row):
     model, data = start(float("inf"))
     random_factors(model)
     peft, (batch, *_) = Peft(model.mean, dropout=0.4), data.train_dataloader()

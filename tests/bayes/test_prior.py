@@ -8,13 +8,13 @@ import torch
 from bora.bayes.prior import FLAT, Gaussian, Norm, make_prior
 
 
-def test_the_gaussian_energy_is_the_normal_density():
+def test_the_gaussian_energy_is_minus_log_of_the_normal_density():
     deviations, tau = torch.randn(4, 6, dtype=torch.float64), 7.0
     expected = -torch.distributions.Normal(0.0, tau**-0.5).log_prob(deviations).sum(1)
     torch.testing.assert_close(Gaussian(tau, 6).energy(deviations), expected)
 
 
-def test_the_norm_is_not_squared_and_taken_factor_by_factor():
+def test_the_norm_is_taken_factor_by_factor_and_not_squared():
     A, B = torch.randn(3, 2, 4), torch.randn(3, 5, 2)
     rows = torch.cat([A.flatten(1), B.flatten(1)], dim=1)
     expected = [2.0 * sum(torch.linalg.matrix_norm(f[d]) for f in (A, B)) for d in range(3)]
@@ -40,11 +40,11 @@ def test_the_pull_is_the_energys_gradient(prior):
     torch.testing.assert_close(ours, deviations.grad)
 
 
-def test_a_nan_is_not_hidden():
+def test_the_pull_of_a_nan_is_nan():
     assert Norm(1.0, [4]).pull(torch.full((1, 4), torch.nan)).isnan().all()
 
 
-def test_the_limits_of_tau_have_no_prior_and_an_unknown_one_is_refused():
+def test_the_limits_of_tau_have_a_flat_prior_and_an_unknown_penalty_is_refused():
     assert make_prior(0.0, "norm", [3]) is make_prior(math.inf, "gaussian", [3]) is FLAT
     with pytest.raises(ValueError, match="penalty must be one of gaussian, norm, not 'cubic'"):
         make_prior(1.0, "cubic", [3])

@@ -1,4 +1,4 @@
-"""experiment=reference, row by row of what the published code does, each held to a small calculation of its own."""
+"""experiment=reference: each thing that the published code does, against a small calculation."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def model(tau: float = 100.0, **options):
     return hierarchical(tiny_opt(), list(SIZES), [3, 5, 4], 100, tau, **options).double()
 
 
-def test_the_objective_is_n_d_times_the_mean_nll_and_the_norm_not_its_square():
+def test_the_objective_is_n_d_times_the_mean_nll_plus_norms_that_are_not_squared():
     m, b = model(tau=3.0), batch()
     random_factors(m)
     state, objective = m.adapters.saved(), m.objective(b)
@@ -48,7 +48,7 @@ def test_the_objective_is_n_d_times_the_mean_nll_and_the_norm_not_its_square():
 
 
 def ton(path, sizes: dict[str, int]):
-    """A ton.csv: each speaker's speeches, every tenth of 40 characters and so too short."""
+    """Write a ton.csv in which every tenth speech of a speaker is too short, with 40 characters."""
     rows = []
     for name, n in sizes.items():
         for i in range(n):
@@ -61,7 +61,7 @@ def ton(path, sizes: dict[str, int]):
     return table
 
 
-def test_speakers_and_tokens_are_the_published_codes(tmp_path, monkeypatch):
+def test_speakers_and_tokens_equal_the_published_codes(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     sizes = {"Zara B. Ås": 230, "Bo Li": 200, "Ann Vik": 201, "Cy Dahl": 1000, "Dag Eng": 210, "Per H. Moe": 999}
     ton(tmp_path / "ton.csv", sizes)
@@ -69,7 +69,7 @@ def test_speakers_and_tokens_are_the_published_codes(tmp_path, monkeypatch):
 
     pretrained = load_packaged("opt_mini")
     corpus = load_corpus(cfg, pretrained)
-    # 200 < n < 1000, then short texts go, then alphabetical by cleaned name.
+    # 200 < n < 1000, then short texts are dropped, then alphabetical by cleaned name.
     assert corpus.task_names == ["ann vik", "dag eng", "per h moe"]
     # " [task] <name>" unscored, " [text] <speech>" scored, the end token; 128 tokens; nothing before.
     tokenizer = pretrained.tokenizer
@@ -104,7 +104,7 @@ def test_the_order_of_documents_is_the_same_in_every_epoch():
     assert sorted(epochs[0]) == list(range(12))
 
 
-def test_the_figure_is_the_exp_of_the_mean_over_batches_of_the_mean_over_tasks():
+def test_perplexity_by_batch_is_exp_of_the_mean_over_batches_of_the_mean_over_tasks():
     metric = BatchPerplexity(3)
     metric.update(torch.tensor([6.0, 2.0, 5.0]), torch.tensor([3, 1, 2]), torch.tensor([0, 0, 2]))
     metric.update(torch.tensor([4.0]), torch.tensor([4]), torch.tensor([2]))
@@ -114,7 +114,7 @@ def test_the_figure_is_the_exp_of_the_mean_over_batches_of_the_mean_over_tasks()
     assert math.isnan(result["task_perplexity"][1])
 
 
-def test_start_lora_and_optimiser_are_the_published_codes():
+def test_initialisation_lora_and_optimiser_equal_the_published_codes():
     cfg = reference()
     assert (cfg.lora.rank, cfg.lora.alpha, cfg.lora.target_modules, cfg.lora.init_std) == (16, 16, None, 0.001)
     assert (cfg.data.batch_size, cfg.trainer.max_epochs, cfg.optim.patience) == (64, 1000, 8)
@@ -127,7 +127,7 @@ def test_start_lora_and_optimiser_are_the_published_codes():
     assert module.monitor == "val_by_batch/nll"
 
 
-def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkeypatch):
+def test_a_run_writes_the_published_codes_perplexity(command, tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     ton(tmp_path / "ton.csv", {"Ann Vik": 210, "Dag Eng": 220})
     data = f"data.path={tmp_path / 'ton.csv'} data.n_tasks=2 data.max_tokens=24 data.documents_per_task=40"
@@ -138,6 +138,6 @@ def test_it_runs_and_writes_the_published_codes_figure(command, tmp_path, monkey
     per_task = pd.read_csv(tmp_path / "a/per_task.csv")
     assert summary["val_perplexity_by_batch"] > 1
     assert per_task["val_perplexity_by_batch"].notna().all()
-    # Padding is among the scored positions: 2 tasks × 10 test documents, fewer tokens of their own.
+    # Padding is scored, too: the 2 tasks × 10 test documents have fewer tokens of their own.
     own = pd.read_csv(tmp_path / "a/documents.csv").query("split == 'test'")["n_scored"].sum()
     assert per_task["test_tokens"].sum() >= own

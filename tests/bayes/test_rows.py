@@ -1,4 +1,4 @@
-"""A batch's rows, taken one by one or together, are what autograd makes of the same in whole operations."""
+"""A batch's rows, gathered one by one or together, equal autograd's over operations on the whole matrix."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ LAYOUT = Layout({"x": (3, 5), "y": (2, 2)}, rank=2)
 
 
 @pytest.fixture(params=[False, True], ids=["each", "together"], autouse=True)
-def way(request, monkeypatch):
-    """As on a CPU, and as on a GPU."""
+def gathering(request, monkeypatch):
+    """Gather rows one by one, as on a CPU, or together, as on a GPU."""
     monkeypatch.setattr(rows, "together", lambda device: request.param)
 
 
@@ -44,7 +44,7 @@ def test_values_and_gradients_equal_autograds(form, sparse, prior):
     torch.testing.assert_close((theta, potentials), (expected, by_row))
     total = (expected * weights).sum() + (by_row * shares).sum() + 0 * adapters.mean.sum()
     total.backward()
-    # Θ has a gradient even where nothing depends on it, as DistributedDataParallel needs.
+    # Θ has a gradient even if nothing depends on it, as DistributedDataParallel needs.
     torch.testing.assert_close((ours[0].to_dense(), ours[1]), (adapters.stored.grad, adapters.mean.grad))
 
 

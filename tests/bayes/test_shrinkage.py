@@ -16,7 +16,7 @@ SCALES = np.linspace(0, 1, 7)
 
 
 def profile_of(optimum: np.ndarray, documents: np.ndarray, noise: float, seed: int = 0, bend=30.0) -> Profile:
-    """The NLL of tasks whose documents are parabolas in c, of one curvature a task, each with its own lowest point."""
+    """Build the NLL of tasks whose documents are parabolas in c, each with its own minimum; a task has one curvature."""
     rng = np.random.default_rng(seed)
     nats, moments = [], []
     for c, n, own in zip(optimum, documents, np.broadcast_to(bend, optimum.shape), strict=True):
@@ -30,7 +30,7 @@ def profile_of(optimum: np.ndarray, documents: np.ndarray, noise: float, seed: i
     return Profile(*map(torch.tensor, parts))
 
 
-def test_the_common_c_is_the_lowest_point_of_all_documents_together():
+def test_the_common_c_minimises_the_nll_of_all_documents():
     rng = np.random.default_rng(1)
     documents, optimum = rng.integers(2, 9, 12), rng.uniform(0.2, 0.9, 12)
     profile = profile_of(optimum, documents, noise=0.0)
@@ -39,7 +39,7 @@ def test_the_common_c_is_the_lowest_point_of_all_documents_together():
     assert found.curvature == pytest.approx(30 / 10)  # nats a token
 
 
-def test_by_task_it_is_the_random_effects_meta_analysis():
+def test_c_by_task_equals_a_random_effects_meta_analysis():
     rng = np.random.default_rng(2)
     documents, optimum = rng.integers(2, 12, 30), 0.6 + 0.1 * rng.standard_normal(30)
     profile = profile_of(optimum, documents, noise=0.3, seed=3)
@@ -49,7 +49,7 @@ def test_by_task_it_is_the_random_effects_meta_analysis():
     width = SCALES[k + 1] - SCALES[k - 1]
     bend = (profile.nats[k + 1] - 2 * profile.nats[k] + profile.nats[k - 1]) / (width / 2) ** 2  # exact: parabolas
     effect = SCALES[k] - (profile.nats[k + 1] - profile.nats[k - 1]) / width / bend
-    # A document's score has the standard deviation bend · noise; here it is known from the documents.
+    # A document's score has the standard deviation bend · noise, which is estimated from the documents.
     sums = (profile.nats[k + 1] - profile.nats[k - 1]) / width
     m = profile.moments
     squares = (m[k + 1, k + 1] - 2 * m[k + 1, k - 1] + m[k - 1, k - 1]) / width**2
@@ -64,7 +64,7 @@ def test_by_task_it_is_the_random_effects_meta_analysis():
 def test_tasks_that_do_not_differ_get_the_same_c():
     found = shrink(profile_of(np.full(20, 0.5), np.full(20, 6), noise=0.2, seed=5))
     assert np.ptp(found.by_task.numpy()) < 0.1
-    for seed in range(20):  # of one document each, whatever rounding leaves
+    for seed in range(20):  # one document for each task: no spread, whatever the rounding
         one_each = shrink(profile_of(np.linspace(0.2, 0.8, 9), np.ones(9, dtype=int), noise=0.1, seed=seed))
         assert (np.ptp(one_each.by_task.numpy()), one_each.spread) == (0, 0)
 
@@ -77,7 +77,7 @@ def test_a_task_without_a_scored_token_has_the_common_c():
     assert found.spread == without.spread
 
 
-def test_the_error_of_the_common_c_is_that_over_draws_of_tasks():
+def test_the_error_of_the_common_c_equals_its_spread_over_draws_of_tasks():
     for n in (3, 25):
         found = []
         for seed in range(400):
@@ -91,7 +91,7 @@ def test_the_error_of_the_common_c_is_that_over_draws_of_tasks():
     assert math.isnan(shrink(profile_of(np.full(1, 0.5), np.full(1, 5), noise=0.2)).error)
 
 
-def test_a_task_of_a_narrower_parabola_is_not_shrunk_past_its_own_lowest_point():
+def test_a_task_with_a_narrow_parabola_is_not_shrunk_past_its_own_minimum():
     optimum, bend = np.full(25, 0.8), np.full(25, 3.0)
     optimum[7], bend[7] = 0.55, 60.0
     profile = profile_of(optimum, np.full(25, 20), noise=0.1, bend=bend)
@@ -101,7 +101,7 @@ def test_a_task_of_a_narrower_parabola_is_not_shrunk_past_its_own_lowest_point()
     assert lost.sum() < 1
 
 
-def test_the_error_is_that_of_the_lowest_point_also_beyond_the_ends():
+def test_the_error_is_that_of_the_minimum_even_beyond_the_ends():
     found = shrink(profile_of(np.full(25, 2.0), np.full(25, 6), noise=0.0))
     assert found.common == 1
     assert found.lowest == pytest.approx(2)
@@ -109,14 +109,14 @@ def test_the_error_is_that_of_the_lowest_point_also_beyond_the_ends():
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1, 0), (0, 2, 3, 4, 3, 2, 1)])
-def test_without_a_lowest_point_within_an_end_is_taken(values):
+def test_without_an_interior_minimum_c_is_the_better_end(values):
     nats = np.array(values, dtype=float)[:, None]
     found = shrink(Profile(*map(torch.tensor, (SCALES, nats, np.zeros((7, 7, 1)), np.ones(1), np.ones(1)))))
     assert found.common == SCALES[nats.argmin()]
 
 
 @given(st.floats(0.1, 100), st.floats(0.1, 10), st.floats(10, 1000), st.integers(0, 100))
-def test_c_is_another_tau_where_the_likelihood_is_quadratic(h, tau, higher, seed):
+def test_for_a_quadratic_likelihood_c_is_equivalent_to_another_tau(h, tau, higher, seed):
     b = np.random.default_rng(seed).standard_normal(5)
     free, shrunk = b / (h + tau), b / (h + tau + higher)
     c = float(shrunk[0] / free[0])

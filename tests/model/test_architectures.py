@@ -11,7 +11,7 @@ from bora.model.targets import find_targets
 from tests.conftest import hierarchical, random_factors
 
 TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
-# Layer names as Llama's config has them, as GPT-2's has, and heads that share keys and values.
+# Settings named as in Llama's config and as in GPT-2's, and heads that share keys and values.
 TINY = TOKENS | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 32}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 4}
 GPT = TOKENS | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
@@ -46,7 +46,7 @@ CONFIGS = {
     "stablelm": TINY,
 }
 CONFIGS = {name: config for name, config in CONFIGS.items() if name in CONFIG_MAPPING}  # hyperclovax came with 5.10
-# Both forms of embeddings, whatever the architecture's own is.
+# Tied and untied embeddings, whatever the architecture's default.
 TIED = {"llama": True, "qwen2": True, "gpt2": False, "gemma": False, "opt": False}
 # The others compute a part in float32 (a norm, attention, experts), whose last digit depends on rounding.
 IN_FLOAT64 = "bloom codegen falcon gpt2 gpt_bigcode gpt_neox opt phi stablelm".split()
@@ -56,13 +56,13 @@ LENGTHS = {0: (9, 4), 1: (6,), 2: (2, 7)}  # tokens of each task's documents
 
 
 def tiny(architecture: str, **changes) -> nn.Module:
-    """The same weights for the same configuration."""
+    """Build a tiny model; the same configuration has the same weights."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **CONFIGS[architecture] | changes)
     model = AutoModelForCausalLM.from_config(config).eval()
     if model.config._experts_implementation is not None:
-        model.set_experts_implementation("eager")  # the grouped product knows no float64
-    with torch.no_grad():  # biases, and norms that start at a constant, count as well
+        model.set_experts_implementation("eager")  # the grouped product does not support float64
+    with torch.no_grad():  # biases and norms, which start at constants, must matter, too
         for p in model.parameters():
             if p.dim() == 1:
                 p += 0.2 * torch.randn_like(p)
@@ -70,7 +70,7 @@ def tiny(architecture: str, **changes) -> nn.Module:
 
 
 def mixed_batch() -> dict[str, torch.Tensor]:
-    """Documents of every task in no order, padded on the right; the first of them has a prompt of two."""
+    """Return shuffled documents of all tasks, padded on the right; one has a prompt of two tokens."""
     torch.manual_seed(1)
     rows = [(task, torch.randint(3, 50, (n,))) for task, lengths in LENGTHS.items() for n in lengths]
     rows = [rows[i] for i in (3, 0, 2, 4, 1)]
@@ -81,7 +81,7 @@ def mixed_batch() -> dict[str, torch.Tensor]:
 
 
 class Pefts:
-    """PEFT's model with an adapter a task."""
+    """PEFT's model with an adapter for each task."""
 
     def __init__(self, base: nn.Module, targets, loras):
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets)
@@ -107,10 +107,10 @@ class Pefts:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_mixed_batch_equals_a_loop_over_tasks_with_pefts_adapters(architecture):
-    """NLL of each document, and the gradients of A and B of all linear layers: three tasks, five lengths."""
+    """Compare the NLL of each document and the gradients of A and B of all linear layers: three tasks, five lengths."""
     changes = {"tie_word_embeddings": TIED[architecture]} if architecture in TIED else {}
     base = tiny(architecture, **changes)
-    # Where experts are tensors, not layers, this PEFT's own all-linear adapts them.
+    # PEFT's all-linear adapts experts, too, if they are tensors and not layers.
     theirs = list(find_targets(base, "all-linear")) if architecture == "mixtral" else "all-linear"
     model = hierarchical(base, list("abc"), [1] * TASKS, 1, 0.0, RANK, ALPHA, "all-linear").double()
     random_factors(model)

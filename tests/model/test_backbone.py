@@ -1,4 +1,4 @@
-"""What a backbone takes for granted, and that each row runs under its own θ or none."""
+"""What a backbone requires of its model, and how it runs it: frozen, compiled, in the model's dtype."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_a_model_that_reads_ahead_is_refused():
             Backbone(one)
 
 
-def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first_update():
+def test_the_backbone_stays_frozen_in_evaluation_mode_without_a_graph_below_the_first_update():
     backbone, seen = Backbone(tiny_opt().train(), r".*layers\.1\..*(q|v)_proj").train(), {}
     assert not backbone.model.training
     assert not any(p.requires_grad for p in backbone.parameters())
@@ -36,18 +36,18 @@ def test_it_stays_frozen_and_in_evaluation_mode_and_has_no_graph_below_the_first
     assert seen == {0: False, 1: True}
 
 
-def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch):
+def test_equal_blocks_are_compiled_once_even_if_sizes_coincide(monkeypatch):
     compile = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
     torch._dynamo.reset()
     counters.clear()
     backbone = Backbone(tiny("llama", num_hidden_layers=10), None, 4, compile=True)
     theta = torch.zeros(6, backbone.layout.n_parameters, requires_grad=True)
-    for documents, tokens in ((4, 16), (5, 7), (6, 16)):  # its rank is 4, its width 16
+    for documents, tokens in ((4, 16), (5, 7), (6, 16)):  # 4 is also the rank, 16 the width
         ids = IDS[:1, :tokens].expand(documents, tokens)
         backbone.nll({"input_ids": ids, "labels": ids}, theta[:documents]).sum().backward()
     assert counters["stats"]["unique_graphs"] == 1
-    for documents, of_batch in ((3, theta[0]), (1, theta[:1])):  # newer torch compiles each of them anew
+    for documents, of_batch in ((3, theta[0]), (1, theta[:1])):  # newer versions of torch compile for each of them
         ids = IDS[:1].expand(documents, -1)
         backbone.nll({"input_ids": ids, "labels": ids}, of_batch).sum().backward()
     assert counters["stats"]["unique_graphs"] in ((3,) if torch.__version__ >= "2.13" else (2, 3))
@@ -55,7 +55,7 @@ def test_blocks_of_a_kind_are_compiled_once_whatever_sizes_coincide(monkeypatch)
 
 def test_a_block_that_torch_compiles_wrongly_is_refused():
     theta, x = torch.ones(3, requires_grad=True), torch.arange(24.0).view(2, 4, 3)
-    idle = torch.ones(3, requires_grad=True)  # its gradient is 0, as q_proj's is where a text has one token
+    idle = torch.ones(3, requires_grad=True)  # its gradient is 0, as q_proj's is for a text of one token
 
     class Block(nn.Module):
         def __init__(self, error: float):
@@ -97,7 +97,7 @@ def test_a_head_that_does_more_than_scale_and_cap_is_refused():
         Backbone(bert)
 
 
-def test_hidden_states_in_another_dtype_than_the_heads_are_taken():
+def test_hidden_states_may_have_another_dtype_than_the_head():
     shape = {"vocab_size": 50, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "residual_in_fp32": True}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **shape)).bfloat16()
     batch = {"input_ids": IDS, "labels": IDS}
@@ -108,12 +108,12 @@ def test_hidden_states_in_another_dtype_than_the_heads_are_taken():
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
 
 
-def test_llama_4_is_its_own_base_and_is_taken_all_the_same():
+def test_llama_4_is_supported_although_it_is_its_own_base_model():
     torch.manual_seed(0)
     shape = GROUPED | {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 24}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4_text", **shape)).eval()
     ids = torch.arange(12).view(2, 6) + 3
     hidden = Backbone(model, ["q_proj"]).hidden(ids)
     torch.testing.assert_close(model.lm_head(hidden), model(ids).logits)
-    with pytest.raises(UserError, match="router does not process"):  # it gives back two tensors
+    with pytest.raises(UserError, match="router does not process"):  # it returns two tensors
         find_targets(model, "all-linear")

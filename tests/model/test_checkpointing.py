@@ -1,4 +1,4 @@
-"""Blocks that keep their input alone: the same numbers to the last bit, from less memory."""
+"""Gradient checkpointing, where blocks keep only their input: the same numbers to the last bit, in less memory."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TASKS = ["a", "b", "c"]
 
 
 class Other(nn.Linear):
-    """Stands for a quantised layer: its computation is not ours."""
+    """Stands in for a quantised layer, whose computation is not bora's."""
 
 
 def opt_of_other_layers():
@@ -40,21 +40,21 @@ def build(base, gradient_checkpointing: bool, **options):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_objective_and_its_gradients_are_the_same(name, dropout):
+def test_checkpointing_leaves_the_objective_and_its_gradients_the_same(name, dropout):
     found, batch = [], mixed_batch() | {"batches": 1}
     for recompute in (False, True):
         model = build(MODELS[name](), recompute, dropout=dropout)
         torch.manual_seed(2)
         objective = model.objective(batch)
         objective.loss.backward()
-        after = torch.rand(1)  # the backward has put the random state back
+        after = torch.rand(1)  # the backward has restored the random state
         gradients = model.adapters.stored.grad.to_dense(), model.adapters.mean.grad
         found.append((objective.likelihood.detach(), *gradients, after))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
     assert found[0][1].abs().sum() > 0
 
 
-def test_a_block_keeps_its_input_alone():
+def test_a_block_keeps_only_its_input():
     kept = []
     for recompute in (False, True):
         model = build(tiny("llama", num_hidden_layers=6).float(), recompute)

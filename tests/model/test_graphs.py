@@ -1,5 +1,5 @@
-"""Recordings, as far as a machine without a GPU can tell: with what stands in for CUDA's graphs, a replay reads no
-padding and nothing of the batch before."""
+"""Recorded graphs, tested without a GPU: with a stand-in for CUDA's graphs, a replay reads no padding and nothing of
+the previous batch."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ class Replayed:
 
 
 class OnTheCPU(Recorder):
-    """Runs again what a recording would replay, in the same places in memory."""
+    """A recorder that runs again what a recording would replay, in the same memory."""
 
     def _record(self, documents, tokens, like):
         ids = torch.zeros(documents, tokens, dtype=torch.long)
@@ -38,7 +38,7 @@ class OnTheCPU(Recorder):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_replay_equals_the_run_itself(shared):
+def test_a_replay_equals_an_eager_run(shared):
     torch.manual_seed(0)
     backbone = Backbone(tiny_opt(), rank=2)
     recorder, n_eager = OnTheCPU(backbone._run), 0
@@ -53,8 +53,8 @@ def test_a_replay_equals_the_run_itself(shared):
             n_eager += run is recorder and type(hidden.grad_fn).__name__ != "_ReplayBackward"
             found.append((hidden.detach(), *torch.autograd.grad((hidden * weights).sum(), leaf)))
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
-    assert n_eager == 3  # the first of each rounded shape
-    # Three documents are not computed as eight.
+    assert n_eager == 3  # the first run of each rounded shape
+    # Three documents are not padded to eight.
     assert recorder._recordings.keys() == {(*shape, theta.dim()) for shape in ((20, 32), (3, 32), (40, 16))}
 
 
@@ -86,7 +86,7 @@ def test_both_stages_of_a_learned_tau_have_recordings(monkeypatch):
     assert recorder._recordings.keys() == {(2, 16, 1), (2, 16, 2)}
 
 
-def test_moved_weights_are_recorded_anew():
+def test_recordings_are_dropped_when_the_weights_move():
     backbone = Backbone(tiny_opt(), rank=2)
     backbone._recorder = OnTheCPU(backbone._run)
     for _ in range(2):

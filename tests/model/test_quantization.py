@@ -1,4 +1,4 @@
-"""Adapters over a quantised backbone are adapters over its dequantised weights."""
+"""A quantised backbone computes the same as plain layers with its dequantised weights."""
 
 from importlib.util import find_spec
 
@@ -17,7 +17,7 @@ from tests.model.test_architectures import ALPHA, RANK, TASKS, mixed_batch, tiny
 
 
 def quantised(architecture: str, kind: str) -> tuple[nn.Module, nn.Module]:
-    """A model and the same with the dequantised weights in plain layers; both float32."""
+    """Return a quantised model, and one with its dequantised weights in plain layers; both in float32."""
     model, plain = tiny(architecture).float(), tiny(architecture).float()
     quantise(model, kind)
     for name, layer in model.named_modules():
@@ -39,7 +39,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ["opt", "gpt2", "llama", "gemma2"])
-def test_over_a_quantised_backbone_nll_and_gradients_are_those_over_the_dequantised_weights(architecture, kind):
+def test_nll_and_gradients_over_a_quantised_backbone_equal_those_over_its_dequantised_weights(architecture, kind):
     found, batch = [], mixed_batch()
     for base in quantised(architecture, kind):
         model = hierarchical(base, list("abc"), [1] * TASKS, 1, 1.0, RANK, ALPHA, "all-linear")
@@ -86,9 +86,9 @@ def test_the_config_quantises_all_but_the_head_and_the_embeddings(kind):
     assert nll.isfinite().all()
 
 
-def test_a_quantisation_that_cannot_be_is_told_in_one_line(monkeypatch):
+def test_an_impossible_quantisation_is_refused(monkeypatch):
     with pytest.raises(UserError, match="no plain linear layers"):
-        quantise(tiny("falcon"), "int8")  # its layers are a kind of their own
+        quantise(tiny("falcon"), "int8")  # its layers are a subclass of nn.Linear
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package bitsandbytes: pip install bitsandbytes"):
         quantise(tiny("opt"), "nf4")

@@ -1,4 +1,4 @@
-"""The GPU's kernel against the same in torch's operations: on a GPU, or interpreted (make test-kernel)."""
+"""The GPU's kernel against torch's operations, on a GPU or interpreted (make test-kernel)."""
 
 import os
 
@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-V = 5003  # more than a block, and no multiple of one
+V = 5003  # more than a block, and not a multiple of one
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])

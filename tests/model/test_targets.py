@@ -1,4 +1,4 @@
-"""Which layers get a LoRA: named as PEFT reads it, and refused where a LoRA a document cannot be."""
+"""Which layers get a LoRA: names are read as in PEFT; a layer that cannot have a LoRA for each document is refused."""
 
 import copy
 
@@ -15,7 +15,7 @@ from tests.conftest import hierarchical, merged, random_factors, tiny_opt
 from tests.model.test_architectures import TINY, tiny
 
 
-def test_without_a_default_or_a_match_the_layers_are_asked_for():
+def test_patterns_without_a_match_and_architectures_without_a_default_are_refused():
     model = tiny_opt()
     assert len(find_targets(model, None)) == 4  # q_proj and v_proj of two layers
     with pytest.raises(UserError, match=r"matches no linear layer.*fc1"):
@@ -27,14 +27,14 @@ def test_without_a_default_or_a_match_the_layers_are_asked_for():
         find_targets(model, None)
 
 
-def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
+def test_layer_names_and_patterns_are_read_as_in_peft():
     names = ["q_proj"], ["self_attn.q_proj", "fc1"], ["model.decoder.layers.0.fc2"]
     for patterns in (*names, r".*\.0\..*_proj", r".*layers\.[01]\.fc\d", "ALL-LINEAR"):
         peft = get_peft_model(tiny("opt"), LoraConfig(r=1, target_modules=patterns))
         theirs = {name.removesuffix(".lora_A.default") for name, _ in peft.named_modules() if "lora_A." in name}
         ours = find_targets(tiny("opt"), patterns)
         assert theirs == {f"base_model.model.{name}" for name in ours}
-    # PEFT wants the whole name of a single one, too.
+    # A single string must be a whole name, as in PEFT.
     with pytest.raises(UserError, match="no linear layer"):
         find_targets(tiny("opt"), "q_proj")
 
@@ -47,13 +47,13 @@ def test_every_way_of_naming_layers_is_read_as_peft_reads_it():
         (r".*decoder.*norm", "final_layer_norm"),
     ],
 )
-def test_what_cannot_be_adapted_is_told_and_not_left_out(patterns, told):
+def test_a_match_that_cannot_be_adapted_is_refused_and_not_skipped(patterns, told):
     with pytest.raises(UserError, match=told):
         find_targets(tiny("opt", tie_word_embeddings=False), patterns)
 
 
 class Experts(nn.Module):
-    """A feed-forward layer that sends each token to one of two, as linear layers of their own."""
+    """A feed-forward layer that routes each token to one of two linear layers."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class Experts(nn.Module):
         return out.view(x.shape)
 
 
-def test_a_routed_expert_is_refused_and_what_is_around_it_is_not():
+def test_a_routed_expert_is_refused_but_the_layers_around_it_are_not():
     model = tiny("llama")
     torch.manual_seed(0)
     model.model.layers[0].mlp = Experts().double()
@@ -83,8 +83,8 @@ def test_a_routed_expert_is_refused_and_what_is_around_it_is_not():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_layer_may_see_the_documents_with_an_axis_more():
-    """DeepSeek's kv_b_proj is given [R, 1, T, n]; held to merged weights, a document at a time."""
+def test_a_layers_input_may_have_an_extra_axis():
+    """DeepSeek's kv_b_proj gets [R, 1, T, n]; compare with merged weights, one document at a time."""
     sizes = dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 4)
     shape = TINY | sizes | {"num_hidden_layers": 1, "first_k_dense_replace": 1}
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("deepseek_v3", **shape)).eval()
@@ -98,8 +98,8 @@ def test_a_layer_may_see_the_documents_with_an_axis_more():
         torch.testing.assert_close(nll[row], nn.functional.cross_entropy(logits, ids[row, 1:], reduction="sum"))
 
 
-def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
-    """BART's decoder has attention to an encoder that is not there; a hook of DeepSeek's is never called."""
+def test_layers_that_are_never_called_or_return_no_tensor_are_refused():
+    """BART's decoder attends to an encoder that is absent; a hook of DeepSeek's is never called."""
     torch.manual_seed(0)
     shape = {"vocab_size": 50, "d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2}
     bart = AutoModelForCausalLM.from_config(AutoConfig.for_model("bart", **shape, decoder_ffn_dim=8))
@@ -113,7 +113,7 @@ def test_layers_that_no_text_passes_or_that_give_no_tensor_are_refused():
     model.model.layers[0].mlp.forward = lambda x: (up(x)[0] if isinstance(up(x), tuple) else up(x))[..., :16]
     with pytest.raises(UserError, match="up_proj does not process"):
         find_targets(model, ["up_proj"])
-    up.forward = lambda x: plain(x)[..., :16]  # as DeepSeek-V4's layers of blocks, which are no W x
+    up.forward = lambda x: plain(x)[..., :16]  # as DeepSeek-V4's block layers, which do not compute W x
     with pytest.raises(UserError, match="up_proj does not process"):
         find_targets(model, ["up_proj"])
 
@@ -125,5 +125,5 @@ def test_rows_that_are_not_the_documents_are_refused_in_a_forward_too():
             add_low_rank(torch.zeros(*shape, 5), torch.ones(*shape, 4), lora, 1.0)
 
 
-def test_a_dropout_that_is_on_does_not_disturb_the_check():
+def test_active_dropout_does_not_disturb_the_check_of_rows():
     assert len(find_targets(tiny("gpt2").train(), None)) == 2
