@@ -1,4 +1,4 @@
-"""What these tests cache of datasets stays theirs."""
+"""These tests have their own cache of Hugging Face datasets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of reading are made of: a typed `data` group, rows, and ways to write and to pack them."""
+"""Building blocks for tests of reading: a typed `data` group, rows, and ways to write and compress them."""
 
 import bz2
 import csv
@@ -25,7 +25,7 @@ SCHEMA: TypeAdapter = TypeAdapter(Annotated[AnyData, Field(discriminator="source
 
 
 def data_group(source: str = "table", split: dict[str, Any] | None = None, **changes: Any) -> AnyData:
-    """conf's values of a source, changed; tasks of three documents will do."""
+    """Return conf's values for a source with changes; three documents are enough for a task."""
     shared, own = (
         yaml.safe_load((conf_folder() / f"data/{name}.yaml").read_text("utf-8")) for name in ("_shared", source)
     )
@@ -35,12 +35,12 @@ def data_group(source: str = "table", split: dict[str, Any] | None = None, **cha
 
 
 def corpus_of(data: AnyData) -> Corpus:
-    """Read and build, with opt_mini's tokenizer."""
+    """Read the table and build its corpus, with opt_mini's tokenizer."""
     return build_corpus(read_documents(data), Tokens.of(data, *load_packaged("opt_mini")), data)
 
 
 def docs(task: str, n: int = 4) -> list[tuple[str, str]]:
-    """Rows of a task, of different texts that no other task has."""
+    """Return rows of a task, with distinct texts that no other task has."""
     return [(task, f"def {ascii(task)[1:-1]}_{i}(self): return {i}") for i in range(n)]
 
 

@@ -1,4 +1,4 @@
-"""Odd tables that can be read; each with every cell that comes of it."""
+"""Odd tables that can be read, each with all the cells that reading must return."""
 
 import csv
 import unicodedata
@@ -37,7 +37,7 @@ GAPS = b'{"text": "x"}\n{"task": "a"}\n\n{"task": null, "text": NaN}\n'
 FLOATS = to_parquet(task=[0.5, float("nan"), None], text=["x", None, "z"])
 SINGLES = to_parquet(task=pa.array([2.1, 1e10], pa.float32()), text=["x", "y"])
 INTEGERS = to_parquet(task=pa.array([2**53 + 1, None]), text=pa.array([b"x", "æ".encode()]))
-# What is odd: file, its bytes, the rows (task, text).
+# What is odd: file, its bytes, the rows to be read (task, text).
 CASES = {
     "a byte order mark": ("t.csv", b"\xef\xbb\xbf" + to_csv(quoting=csv.QUOTE_ALL), GOOD),
     "Windows' line ends": ("t.csv", to_csv(ends="\r\n"), GOOD),
@@ -70,12 +70,12 @@ def cells(table: pd.DataFrame) -> list[tuple]:
 
 
 @pytest.mark.parametrize(("file", "content", "rows"), CASES.values(), ids=CASES)
-def test_every_cell_is_read_as_it_stands(file, content, rows, tmp_path):
+def test_every_cell_of_an_odd_table_is_read_unchanged(file, content, rows, tmp_path):
     (tmp_path / file).write_bytes(content)
     assert cells(read(tmp_path / file)) == [(*row, "") for row in rows]
 
 
-def test_dates_are_read_where_there_is_such_a_column(tmp_path):
+def test_dates_are_read_if_there_is_such_a_column(tmp_path):
     days = [datetime(2001, 2, 3, tzinfo=UTC), None]
     (tmp_path / "t.parquet").write_bytes(
         to_parquet(task=["a", "b"], text=["x", "y"], date=pa.array(days, pa.timestamp("ms", "UTC")))
@@ -88,7 +88,7 @@ def test_dates_are_read_where_there_is_such_a_column(tmp_path):
 
 
 NAN = float("nan")
-# The tasks of a frame: as they are, and as text.
+# The tasks of a frame: its values, and the text they become.
 FRAMES = {
     "categories": (pd.Categorical(["a", "b"]), ["a", "b"]),
     "nothing in all its forms": (pd.Series([NAN, None, pd.NA, pd.NaT, "a"], dtype=object), [*[""] * 4, "a"]),
@@ -101,7 +101,7 @@ FRAMES = {
 
 @pytest.mark.parametrize(("given", "tasks"), FRAMES.values(), ids=FRAMES)
 def test_a_frames_values_become_text(given, tasks):
-    frame = pd.DataFrame({0: given, 1: "x"}).set_axis([5] * len(tasks))  # numbers as columns, an index that repeats
+    frame = pd.DataFrame({0: given, 1: "x"}).set_axis([5] * len(tasks))  # column names are numbers, the index repeats
     assert cells(documents(frame, Columns("0", "1"))) == [(task, "x", "") for task in tasks]
 
 
@@ -118,7 +118,7 @@ def test_a_large_table_is_cached_and_read_the_same(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(csv_file, "text_table", lambda *a: pytest.fail("read again"))
         pd.testing.assert_frame_equal(read(path, columns), small)
-    other = read(path, Columns("when", "said"))  # other columns, another table
+    other = read(path, Columns("when", "said"))  # other columns are cached as another table
     assert other["task"].tolist() == ["2001"] * len(ODD)
     path.write_bytes(path.read_bytes().replace(b"she said", b"he said"))
     assert read(path, columns)["text"][2] == 'he said "yes, yes"'

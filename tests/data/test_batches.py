@@ -19,7 +19,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 60, 47)
 
 
 @pytest.mark.parametrize("order", ["bucketed", "shuffled"])
-def test_every_document_once_an_epoch_in_an_order_of_seed_and_epoch(order):
+def test_an_epoch_has_each_document_once_in_an_order_set_by_seed_and_epoch(order):
     def epoch(seed, n):
         batches = Batches(LENGTHS, 4, order, seed)
         batches.set_epoch(n)
@@ -44,13 +44,13 @@ def test_processes_share_each_batch_without_repeating_or_losing_a_document(order
     steps = [sorted(i for indices, _ in step for i in indices) for step in together]
     assert sorted(i for step in steps for i in step) == list(range(n_documents))
     assert all(indices for step in together for indices, _ in step)
-    # Where one process would make no batch that is too small for three, the batches are the same.
+    # If no batch of one process would be too small for three, the batches are the same.
     if n_documents % max(batch_size, 3) in (0, *range(3, 9)) and (order != "bucketed" or batch_size == 6):
         assert steps == [sorted(indices) for indices, _ in one]
 
 
 @pytest.mark.parametrize("order", ["bucketed", "shuffled"])
-def test_batches_of_a_step_are_one_larger_batch(order):
+def test_the_batches_of_an_accumulated_step_form_one_larger_batch(order):
     larger = [sorted(indices) for indices, _ in Batches(LENGTHS, 12, order, seed=2)]
     small = [indices for indices, _ in Batches(LENGTHS, 4, order, seed=2, accumulate=3)]
     assert len(small) == 3 * len(larger)
@@ -58,7 +58,7 @@ def test_batches_of_a_step_are_one_larger_batch(order):
     assert [sorted(step.tolist()) for step in steps] == larger
 
 
-def test_bucketed_batches_are_even_in_tokens_and_hardly_padded():
+def test_bucketed_batches_have_similar_tokens_and_little_padding():
     lengths = np.random.default_rng(1).integers(3, 129, 2000)
 
     def padding_and_tokens(order):
@@ -72,7 +72,7 @@ def test_bucketed_batches_are_even_in_tokens_and_hardly_padded():
     assert tokens.std() < 0.1 * tokens.mean() < plain_tokens.std()
 
 
-def test_a_batch_for_each_document_though_some_are_much_longer():
+def test_batches_of_one_document_stay_so_if_one_is_much_longer():
     batches = [indices for indices, _ in Batches([500, 3, 3, 3, 3], 1)]
     assert sorted(batches) == [[0], [1], [2], [3], [4]]
 

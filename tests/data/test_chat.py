@@ -1,4 +1,4 @@
-"""Chats: transformers' own mask where the template has one, else what an answer adds to the chat before it."""
+"""Chats: answers are marked by the template or, if it does not mark them, are what they add to the chat before."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def encode(tokenizer, messages):
 
 
 @pytest.mark.parametrize("messages", CHATS)
-def test_where_the_template_marks_answers_ids_and_mask_are_transformers_own(tokenizer, messages):
+def test_if_the_template_marks_answers_ids_and_mask_equal_transformers_own(tokenizer, messages):
     tokenizer.chat_template = MARKED
     theirs = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     ours = encode(tokenizer, messages)
@@ -72,7 +72,7 @@ def test_an_answer_at_the_beginning_has_no_question_and_its_header_is_not_scored
     assert ours.question.start == ours.question.stop
 
 
-def test_a_long_chat_is_asked_with_its_last_message_whole(tokenizer):
+def test_shortening_a_long_chat_to_be_answered_keeps_its_last_message_whole(tokenizer):
     tokenizer.chat_template = PLAIN
     tokens = Tokens(tokenizer, len(tokenizer), 40, chat=True)
     messages = chat("word " * 50, "yes " * 60, "Which law is it then?")
@@ -86,7 +86,7 @@ def test_a_long_chat_is_asked_with_its_last_message_whole(tokenizer):
 
 
 @pytest.mark.parametrize("messages", CHATS)
-def test_where_it_does_not_an_answer_is_what_it_adds_to_the_chat_before_it(tokenizer, messages):
+def test_if_the_template_marks_no_answers_an_answer_is_what_it_adds_to_the_chat_before(tokenizer, messages):
     tokenizer.chat_template = PLAIN
     ours = encode(tokenizer, messages)
     assert ours.ids == tokenizer.apply_chat_template(messages, return_dict=False)
@@ -101,7 +101,7 @@ def test_where_it_does_not_an_answer_is_what_it_adds_to_the_chat_before_it(token
     assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == said
 
 
-def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):
+def test_a_prompt_for_an_answer_begins_as_in_training(tokenizer, caplog):
     tokenizer.chat_template = PLAIN.replace("'<assistant>\\n' }}", "'<assistant>\\n<think>\\n' }}")
     tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
     assert tokenizer.decode(tokens.start(None, "Hello")) == "<user>\nHello</s>\n<assistant>\n"
@@ -110,8 +110,8 @@ def test_a_model_is_asked_as_it_was_trained(tokenizer, caplog):
     assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "Hi</s>\n"
 
 
-def test_a_question_that_is_written_otherwise_without_an_answer_is_not_scored(tokenizer, caplog):
-    tokenizer.chat_template = (  # as Mistral's: the system's message stands before the last, if that is the user's
+def test_a_question_that_the_template_writes_differently_without_its_answer_is_not_scored(tokenizer, caplog):
+    tokenizer.chat_template = (  # as Mistral's: the system's message comes before the last one, if that is the user's
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}"
         "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
         "{{ m['content'] + '[/INST]' }}{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + '</s>' }}{% endif %}"
@@ -124,14 +124,14 @@ def test_a_question_that_is_written_otherwise_without_an_answer_is_not_scored(to
     assert "writes a question differently once its answer follows" in caplog.text
     tokens = Tokens(tokenizer, len(tokenizer), 50, chat=True)
     assert tokenizer.decode(tokens.start(None, messages[:2])) == "[INST] Which law is it?[/INST]"
-    long = [messages[0], *chat("word " * 50 + "it", "This one")]  # it is shortened, and its answer whole
+    long = [messages[0], *chat("word " * 50 + "it", "This one")]  # the question is shortened, the answer stays whole
     (cut,), lost = tokens.encode(pd.DataFrame({"task": ["a"], "text": [json.dumps(long)]}))
     assert tokenizer.decode(cut.ids[cut.scored]) == " This one</s>"
     assert (len(cut.ids), lost.tokens, lost.prompts) == (50, 0, 1)
     assert tokenizer.decode(tokens.start(None, long[:2])).endswith("word it[/INST]")
 
 
-def test_what_a_template_leaves_out_of_an_answer_is_told(tokenizer, caplog):
+def test_a_template_that_drops_parts_of_an_answer_is_warned_of(tokenizer, caplog):
     tokenizer.chat_template = PLAIN.replace("m['content']", "m['content'].split('</think>')[-1]")
     mine = encode(tokenizer, chat("2 + 2", "<think>two and two</think>4"))
     assert tokenizer.decode(np.array(mine.ids)[mine.scored]) == "4</s>\n"
@@ -144,14 +144,14 @@ def test_tokens_do_not_depend_on_the_day(tokenizer, template):
     assert tokenizer.decode(encode(tokenizer, chat("a", "b")).ids).startswith("26 Jul 2024\n<user>")
 
 
-def test_a_chats_own_end_may_stand_at_its_end_alone(tokenizer):
+def test_a_template_may_write_an_end_only_after_the_last_message(tokenizer):
     tokenizer.chat_template = PLAIN.replace("{% endif %}", "{% else %}{{ '[end]' }}{% endif %}")  # as Phi-3's
     ours = encode(tokenizer, chat("a", "One", "b", "Two"))
     assert tokenizer.decode(np.array(ours.ids)[ours.scored]) == "One</s>\nTwo</s>\n[end]"
 
 
-def test_a_template_that_wants_parts_of_messages_is_refused(tokenizer):
-    parts = "{% for part in m['content'] %}{{ part.text }}{% endfor %}"  # as of models that see images
+def test_a_template_for_messages_in_parts_is_refused(tokenizer):
+    parts = "{% for part in m['content'] %}{{ part.text }}{% endfor %}"  # as in models that see images
     tokenizer.chat_template = HEAD + parts + TAIL
     with pytest.raises(UserError, match="does not write what the assistant says"):
         encode(tokenizer, chat("a question", "an answer"))
@@ -163,7 +163,7 @@ THINKING = (
 )  # as Qwen3's
 
 
-def test_answers_that_are_written_otherwise_later_have_each_a_text(tokenizer):
+def test_answers_that_later_messages_change_become_a_text_each(tokenizer):
     tokenizer.chat_template = THINKING
     messages = [{"role": "system", "content": "S"}, *chat("why " * 20, "One", "b", "Two", "c")]
     texts = encode_chat(tokenizer, messages, lambda text: ids_of(tokenizer, text))
@@ -182,7 +182,7 @@ def test_answers_that_are_written_otherwise_later_have_each_a_text(tokenizer):
     assert second.ids.tolist() == ids[: asked.start] + ids[asked.start + 10 :]
 
 
-def test_what_a_template_refuses_is_told_with_its_row(tokenizer):
+def test_an_error_of_the_template_is_reported_with_the_row(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     table = pd.DataFrame({"task": ["a"], "text": [json.dumps(chat("a", "b"))]}, index=[7])
     with pytest.raises(
@@ -191,7 +191,7 @@ def test_what_a_template_refuses_is_told_with_its_row(tokenizer):
         Tokens(tokenizer, len(tokenizer), 50, chat=True).encode(table)
 
 
-def test_a_long_question_is_shortened_within_what_the_template_puts_around_it(tokenizer):
+def test_a_long_question_is_shortened_and_the_templates_words_around_it_stay(tokenizer):
     tokenizer.chat_template = PLAIN
     messages = [{"role": "system", "content": "Be brief."}, *chat("word " * 50, "the answer")]
     table = pd.DataFrame({"task": ["a"], "text": [json.dumps(messages)]})
@@ -205,7 +205,7 @@ def test_a_long_question_is_shortened_within_what_the_template_puts_around_it(to
     assert (lost.tokens, lost.prompts, lost.prompt_tokens) == (0, 1, len(whole.ids) - 40)
 
 
-def test_a_pair_is_written_as_a_question_and_its_answer(tokenizer):
+def test_with_a_chat_template_a_prompt_and_response_become_a_question_and_answer(tokenizer):
     tokenizer.chat_template = PLAIN
     table = pd.DataFrame({"task": ["x"], "text": ["an answer"], "{q}": ["what"]})
     tokens = Tokens(tokenizer, len(tokenizer), 50, "{task}: {q}?", chat_template=True)
@@ -221,21 +221,24 @@ def test_a_pair_is_written_as_a_question_and_its_answer(tokenizer):
     assert same.start("x", "an") == document.ids[~document.scored].tolist() + ids_of(tokenizer, "an")
 
 
-def test_the_end_of_an_answer_is_the_first_token_that_the_template_puts_behind_it(tokenizer):
+def test_the_end_of_an_answer_is_the_first_special_token_after_it(tokenizer):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     tokenizer.add_tokens(["\n"])
     for template, end in ((PLAIN, "</s>"), (PLAIN.replace("</s>", "\n<|im_end|>"), "<|im_end|>"), ("", None)):
         tokenizer.chat_template = template
         tokens = Tokens(tokenizer, len(tokenizer), 32, chat=True)
         assert tokens.end_of_turn == (None if end is None else tokenizer.convert_tokens_to_ids(end))
-    assert Tokens(tokenizer, len(tokenizer), 32).end_of_turn is None  # of documents that are no chats
+    assert Tokens(tokenizer, len(tokenizer), 32).end_of_turn is None  # for documents that are not chats
 
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
 
 
 def test_chats_are_read_from_json_lines_parquet_csv_and_frames(tmp_path):
-    calls = [{"x": {"n": 3, "p": 1.5}}, {"y": ["z"]}]  # in Parquet each has the keys of both, null where it had none
+    calls = [
+        {"x": {"n": 3, "p": 1.5}},
+        {"y": ["z"]},
+    ]  # in Parquet each has the keys of both, with null for a missing one
     called = [{"role": "assistant", "content": "", "tool_calls": calls}]
     rows = [{"task": "a", "chat": MESSAGES}, {"task": "b", "chat": MESSAGES[:1]}, {"task": "b", "chat": called}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -254,10 +257,10 @@ def test_chats_are_read_from_datasets(tmp_path):
     assert json.loads(found["text"][0]) == MESSAGES
 
 
-def test_other_fields_of_a_message_are_kept_as_json_has_them():
+def test_other_fields_of_a_message_are_kept_as_json():
     call = {"role": "assistant", "content": None, "tool_calls": np.array([{"n": np.float32(2)}]), "at": pd.Timestamp(0)}
     said = [{"role": "assistant", "content": "", "tool_calls": [{"x": None}]}]
-    assert json.loads(to_messages(json.dumps(said))) == said  # a null that was written is one
+    assert json.loads(to_messages(json.dumps(said))) == said  # a null that was written stays null
     (kept,) = json.loads(to_messages([call]))
     assert kept == {"role": "assistant", "content": "", "tool_calls": [{"n": 2.0}], "at": "1970-01-01 00:00:00"}
 
@@ -273,6 +276,6 @@ def test_other_fields_of_a_message_are_kept_as_json_has_them():
         (3, "give a list of messages"),
     ],
 )
-def test_what_is_no_chat_is_refused(value, why):
+def test_a_value_that_is_not_a_chat_is_refused(value, why):
     with pytest.raises(ValueError, match=why):
         to_messages(value)

@@ -1,4 +1,4 @@
-"""A corpus: its hashes, texts in several splits, names that look alike. test_properties.py holds it to its table."""
+"""A corpus: its hashes, leakage between splits, names that look alike. test_properties.py compares it with its table."""
 
 import csv
 from collections import Counter
@@ -19,7 +19,7 @@ def build(tmp_path):
     return build
 
 
-def test_the_hashes_follow_texts_splits_and_tokens(build):
+def test_the_hashes_depend_on_texts_splits_and_tokens(build):
     one, same = build(docs("a", 8)), build(docs("a", 8))
     assert "1 tasks, 8 documents: 4 train (4 to 4 a task" in one.describe()
     assert (one.sha256, one.tokens_sha256()) == (same.sha256, same.tokens_sha256())
@@ -30,7 +30,7 @@ def test_the_hashes_follow_texts_splits_and_tokens(build):
     assert shorter.tokens_sha256() != one.tokens_sha256()
 
 
-def test_leakage_is_counted_within_a_task_and_across(build):
+def test_leakage_is_counted_within_a_task_and_across_tasks(build):
     rows = [*docs("a", 20), *docs("a", 5), *(("b", text) for _, text in docs("a", 15)), *docs("b", 10)]
     corpus = build(rows, drop_duplicates=False)
     documents, found = corpus.documents, corpus.leakage
@@ -47,14 +47,14 @@ def test_leakage_is_counted_within_a_task_and_across(build):
     )
 
 
-def test_what_is_cut_off_does_not_hide_that_a_text_repeats(build):
+def test_texts_that_are_equal_once_truncated_count_as_leakage(build):
     letters = [("a", f"Dear Sir or Madam, thank you for your letter of the {i}th") for i in range(20)]
     assert build(letters, max_tokens=64).leakage["test"]["in_all"] == 0
     cut = build(letters, max_tokens=6)
     assert cut.leakage["test"]["within_task"] == (cut.documents["split"] == "test").sum() > 0
 
 
-def test_names_that_a_person_may_take_for_one_are_reported(build, caplog):
+def test_task_names_that_look_alike_are_reported(build, caplog):
     nfd = "Jose\u0301"
     build([*docs("Ann"), *docs("ann"), *docs("Ann\u200b"), *docs("José"), *((nfd, text) for _, text in docs("x"))])
     assert r"1 name(s) are spelled in more than one way" in caplog.text

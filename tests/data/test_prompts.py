@@ -34,7 +34,7 @@ def tokens(**options) -> Tokens:
     return Tokens(TOKENIZER, len(TOKENIZER), **{"max_tokens": 100, **options})
 
 
-def test_placeholders_are_filled_once_and_double_braces_are_braces():
+def test_placeholders_are_filled_once_and_double_braces_become_single():
     assert prompt_columns(PROMPT) == ("article",)
     assert prompt_columns("{b} {a} {b} {task}") == ("b", "a")
     assert fill(PROMPT, {"{task}": "{article}", "{article}": "{task}"}) == "{article} says of {task}: {"
@@ -43,7 +43,7 @@ def test_placeholders_are_filled_once_and_double_braces_are_braces():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_long_prompt_is_shortened_at_its_side_and_the_answer_is_whole(side):
+def test_a_long_prompt_is_shortened_on_the_given_side_and_the_answer_stays_whole(side):
     cut, lost = tokens(prompt=PROMPT, append_eos=True, max_tokens=20, prompt_truncation=side).encode(PAIRS[2:])
     prompt = ids_of(f"x says of {PAIRS['{article}'][8]}: {{")
     answer = [*ids_of("an answer"), TOKENIZER.eos_token_id]
@@ -71,7 +71,7 @@ def test_an_answer_that_does_not_fit_is_cut_and_counted():
     bos=st.booleans(),
     prompt=st.sampled_from([None, "Q:", "{article} so:"]),
 )
-def test_pieces_score_every_token_once_behind_the_tokens_that_stand_there(words, max_tokens, overlap, bos, prompt):
+def test_pieces_score_every_token_once_after_the_tokens_before_it(words, max_tokens, overlap, bos, prompt):
     text = " ".join(f"w{i}" for i in range(words))
     table = pd.DataFrame({"task": ["a"], "text": [text], "{article}": ["one two three four five six"]})
     how = {"prompt": prompt, "prepend_bos": bos, "append_eos": True}
@@ -81,7 +81,7 @@ def test_pieces_score_every_token_once_behind_the_tokens_that_stand_there(words,
     assert {piece.document for piece in pieces} == {0}
     assert lost.tokens == 0
     answer = whole.ids[whole.scored].tolist()
-    # A text without anything before it has a first token that nothing predicts.
+    # If nothing comes before the text, nothing predicts its first token.
     first = 1 if whole.scored[0] else 0
     scored = [id for piece in pieces for id in piece.ids[1:][piece.scored[1:]].tolist()]
     assert scored == answer[first:]
@@ -100,7 +100,7 @@ def test_pieces_score_every_token_once_behind_the_tokens_that_stand_there(words,
 
 
 @pytest.mark.parametrize("settings", [{"prompt": "{q}?"}, {"prompt": "{q}?", "chat_template": True}, {"chat": True}])
-def test_of_an_empty_text_nothing_is_scored_not_even_its_end(settings):
+def test_an_empty_text_has_no_scored_token_not_even_its_end(settings):
     chat = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
     texts = ["", " \n", chat if "chat" in settings else "an answer"]
     table = pd.DataFrame({"task": "t", "text": texts, "{q}": "why"})
@@ -113,7 +113,7 @@ def test_of_an_empty_text_nothing_is_scored_not_even_its_end(settings):
 
 
 def long_corpus(**settings):
-    """Three tasks of documents of very different lengths."""
+    """Build three tasks with documents of very different lengths."""
     rng = np.random.default_rng(0)
     texts = [" ".join(f"w{i}" for i in rng.integers(0, 9, rng.integers(1, 60))) for _ in range(24)]
     rows = [(f"t{i // 8}", text) for i, text in enumerate(texts)]
@@ -121,7 +121,7 @@ def long_corpus(**settings):
     return build_corpus(pd.DataFrame(rows, columns=["task", "text"]), tokens(max_tokens=16, **settings), data)
 
 
-def test_a_document_counts_once_whatever_its_pieces_and_is_of_one_split():
+def test_a_document_in_pieces_counts_once_and_is_in_one_split():
     cut, chunked = long_corpus(), long_corpus(long="chunk", overlap=2)
     assert len(chunked.documents) > len(cut.documents)
     columns = ["n_train", "n_val", "n_test"]
@@ -139,8 +139,8 @@ def test_a_document_counts_once_whatever_its_pieces_and_is_of_one_split():
     assert "23 documents in " in chunked.describe()
 
 
-def test_a_documents_share_of_the_prior_is_spread_over_its_pieces():
-    """Over an epoch the prior is the whole one, and the likelihood the sum over whole documents' scored tokens."""
+def test_a_documents_share_of_the_prior_is_divided_among_its_pieces():
+    """Over an epoch the prior is complete, and the likelihood the sum over the scored tokens of whole documents."""
     data = TaskDataModule(long_corpus(long="chunk", overlap=2), 4, 4, 0)
     pretrained = load_packaged("opt_mini")
     names = data.corpus.task_names
@@ -157,11 +157,11 @@ def test_a_documents_share_of_the_prior_is_spread_over_its_pieces():
         assert likelihood == pytest.approx(alone, rel=1e-5)
 
 
-def test_where_no_document_is_in_pieces_nothing_is_shared():
+def test_batches_have_no_shares_if_no_document_is_in_pieces():
     assert all("share" not in batch for batch in TaskDataModule(long_corpus(), 4, 4, 0).train_dataloader())
 
 
-def test_what_a_model_goes_on_from_is_what_it_was_trained_on():
+def test_the_start_of_an_answer_equals_the_unscored_tokens_in_training():
     how = tokens(prompt=PROMPT, append_eos=True, template="{text}")
     for document, (prompt, answer), task in zip(how.encode(PAIRS)[0], how.ask(PAIRS), PAIRS["task"], strict=True):
         start = how.start(task, prompt)
@@ -183,7 +183,7 @@ NAMES = ["a", "a much longer name of a task"]
 
 @pytest.mark.parametrize("prompt", ["{task} {q}: ", "By {task}: "])
 @pytest.mark.parametrize("how", [{}, {"long": "chunk"}, {"long": "chunk", "overlap": 2}])
-def test_under_every_tasks_prompt_the_same_tokens_are_scored_at_the_same_places(prompt, how):
+def test_the_same_tokens_are_scored_under_every_tasks_prompt(prompt, how):
     compared = tokens(prompt=prompt, max_tokens=24, **how)
     under = [compared.encode_under(LONG.assign(task=name), NAMES) for name in NAMES]
     scored = [[(p.document, p.ids[1:][p.scored[1:]].tolist()) for p in pieces] for pieces in under]
@@ -193,7 +193,7 @@ def test_under_every_tasks_prompt_the_same_tokens_are_scored_at_the_same_places(
         assert [id for document, ids in scored[0] if document == 0 for id in ids] == whole.ids[whole.scored].tolist()
 
 
-def test_a_cell_that_is_asked_with_is_written_as_one_that_was_read():
+def test_a_value_given_for_a_column_is_written_as_a_cell_that_was_read():
     one = tokens(prompt="{q}!")
     assert one.start(None, {"q": None}) == [TOKENIZER.bos_token_id, *ids_of("!")]
     assert one.start(None, {"q": True}) == [TOKENIZER.bos_token_id, *ids_of("true!")]

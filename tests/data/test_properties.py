@@ -26,7 +26,7 @@ WRITERS = {
     "t.jsonl": lambda rows: to_json(dict(zip(COLUMNS, row, strict=True)) for row in rows),
     "t.parquet": lambda rows: parquet(rows),
 }
-# Names that are like one another, so that rows meet in tasks; and others.
+# Names that are spelled alike, so that rows share a task, and others.
 NAMES = ["a", "A", " a ", "b", "é", "e\u0301", "a\u00a0b", "a b", "a\tb"]
 NAMES += ["Å", "\u212b", "\u200ba", "", " ", "NA", "../x"]
 DATES = ["2001-01-01", "2001-01-02", "2001-01-02T00:30+01:00", "20001231", "1999", "2999-01-01", " 2001-01-03", ""]
@@ -41,7 +41,7 @@ odd = st.tuples(names, texts, days | st.sampled_from(DATES) | st.text(letters, m
 
 @st.composite
 def tables(draw) -> list[tuple[str, str, str]]:
-    """Some tasks with documents enough, most of the time; among them, rows of any kind."""
+    """Draw a table that mostly has tasks with enough documents, and rows of any kind among them."""
     rows = draw(st.lists(odd, max_size=6)) if draw(st.booleans()) else []
     for name in draw(st.lists(st.sampled_from(NAMES[:9]), max_size=4, unique=True)):
         rows += draw(st.lists(st.tuples(st.just(name), texts, days), min_size=5, max_size=9))
@@ -88,7 +88,7 @@ def pretrained():
 
 @contextmanager
 def one_line():
-    """Within: an UserError is as good as none, if it is one line."""
+    """Accept a UserError in the context, if its message is one line."""
     said = ""
     try:
         yield
@@ -102,7 +102,7 @@ def plain(name: str) -> str:
 
 
 def by_hand(rows, rule) -> tuple[list[int], Counter]:
-    """The rows that are left before the cap, and how many were dropped by which reason; in plain loops."""
+    """Return the rows left before the cap, and how many were dropped for each reason, by plain loops."""
     left, dropped, seen = [], Counter(), set()
     for i, (name, text, _) in enumerate(rows):
         if not plain(name):
@@ -123,7 +123,7 @@ def by_hand(rows, rule) -> tuple[list[int], Counter]:
 
 
 def hold(corpus: Corpus, rows, rule, parts, how, tokenizer) -> None:
-    """Hold a corpus to its rows."""
+    """Compare a corpus with its rows."""
     table, account = corpus.documents, Counter(corpus.dropped)
     assert len(table) + account.total() == len(rows)
     left, dropped = by_hand(rows, rule)
@@ -153,7 +153,7 @@ def hold(corpus: Corpus, rows, rule, parts, how, tokenizer) -> None:
         assert account["over the cap data.documents_per_task"] == capped
         assert set(table["row"]) <= {i for i in kept if scored[i] > 0}
     assert table["row"].is_monotonic_increasing
-    assert table["row"].is_unique  # in no two splits
+    assert table["row"].is_unique  # never in two splits
     for d, encoded in zip(table.itertuples(), corpus.encoded, strict=True):
         assert (d.task, d.text) == (plain(rows[d.row][0]), rows[d.row][1])
         assert encoded.ids.tolist() == whole[d.row][: how["max_tokens"]]
@@ -182,7 +182,7 @@ def test_every_row_is_kept_or_counted(rows, rule, parts, how, file, tmp_path, pr
 
 @given(data=st.binary(max_size=60) | st.text("task,x\"'\n\r\\{}[]: \t\0é", max_size=60).map(str.encode))
 @settings(QUICK, max_examples=150)
-def test_any_bytes_of_a_file(data, tmp_path):
+def test_any_bytes_are_read_or_refused_in_one_line(data, tmp_path):
     for file, head in (("t.csv", b"task,text\n"), ("t.csv", b""), ("t.jsonl", b""), ("t.csv.zip", b"")):
         (tmp_path / file).write_bytes(head + data)
         with one_line():

@@ -30,13 +30,13 @@ def wider(*more: str) -> list[tuple[str, ...]]:
 
 
 def changed_parquet() -> bytes:
-    """A file with checksums, in which a text has another letter."""
+    """Return a file with checksums, in which a letter of a text has changed."""
     table, out = pa.table({"task": ["a"] * 8, "text": TEXTS}), pa.BufferOutputStream()
     pa.parquet.write_table(table, out, compression="NONE", use_dictionary=False, write_page_checksum=True)
     return out.getvalue().to_pybytes().replace(b"return 2", b"return 4")
 
 
-NOT_TEXT = pa.array([b"\xff"]).view(pa.string())  # says that its bytes are text
+NOT_TEXT = pa.array([b"\xff"]).view(pa.string())  # bytes that claim to be text
 DAMAGED = "; it is damaged, not of the type that its ending says, or you may not read it$"
 # What is wrong: file, its bytes (None for no such file), the message after the setting's name.
 READING = {
@@ -74,7 +74,7 @@ READING = {
 
 
 def hold(told: pytest.ExceptionInfo, said: str) -> str:
-    """Hold an error's message to being one readable line that says so."""
+    """Assert that an error's message is one readable line that matches `said`."""
     line = str(told.value)
     assert re.search(said, line), line
     assert line.isprintable()
@@ -97,7 +97,7 @@ def test_a_file_is_refused_to_both_callers_in_one_line(file, content, said, tmp_
     assert str(told.value) == line
 
 
-def test_a_column_and_a_folder_are_named_as_the_caller_calls_them(tmp_path, monkeypatch):
+def test_errors_name_columns_and_folders_by_the_callers_setting_or_flag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_bytes(to_csv())
     with pytest.raises(UserError, match=r"^data.date=day: there is no such column; the table has task, text$"):
@@ -111,7 +111,7 @@ def test_a_column_and_a_folder_are_named_as_the_caller_calls_them(tmp_path, monk
 
 
 def dated(*dates: str) -> bytes:
-    """A table with these dates in its first rows, of task a, and good ones after."""
+    """Return a table with these dates in its first rows, of task a, and good ones after."""
     days = [*dates, *(f"2001-02-{day:02d}" for day in range(1, 9 - len(dates)))]
     return to_csv([(*row, day) for row, day in zip(GOOD, days, strict=True)], ("task", "text", "date"))
 

@@ -12,7 +12,7 @@ def counts(t: pd.DataFrame, parts: pd.Series) -> dict:
     return pd.crosstab(t["task"], parts).to_dict("index")
 
 
-def test_fractions_hold_task_by_task():
+def test_each_task_is_split_by_the_fractions():
     t = table({"a": 100, "b": 20, "c": 3})
     assert counts(t, split(t, validation=0.17, test=0.33)) == {
         "a": {"train": 50, "validation": 17, "test": 33},
@@ -30,7 +30,7 @@ def test_a_tasks_split_does_not_depend_on_the_other_tasks():
     assert not split(t, seed=4).equals(whole)
 
 
-def test_by_date_the_latest_documents_test():
+def test_by_date_the_latest_documents_are_for_testing():
     t = table({"a": 20}).sample(frac=1, random_state=0)
     parts = split(t, method="date")
     dates = t["date"].groupby(parts)
@@ -38,7 +38,7 @@ def test_by_date_the_latest_documents_test():
     assert dates.max()["validation"] <= dates.min()["test"]
 
 
-def test_the_published_codes_split_is_pandas_sample_with_seed_42():
+def test_the_published_codes_split_equals_pandas_sample_with_seed_42():
     t = table({"a": 31, "b": 10})
     parts = split(t, method="reference")
     for task in "ab":

@@ -8,7 +8,7 @@ from bora.errors import UserError
 from tests.data.inputs import data_group
 
 
-def test_functions_are_methods_and_functions_whole_and_once():
+def test_functions_and_methods_are_found_whole_and_once():
     source = textwrap.dedent(
         '''
         import x
@@ -47,6 +47,6 @@ def test_the_default_gives_25_tasks_of_60_to_500_documents_on_this_python():
     assert not {"tkinter", "turtle", "idlelib"} & set(counts.index)
 
 
-def test_a_module_without_source_is_told():
+def test_a_module_without_source_is_refused():
     with pytest.raises(UserError, match=r"^data\.modules=no_such_module: .* holds no source file of it"):
         read_documents(data_group("stdlib", modules=["json", "no_such_module"]))

@@ -1,4 +1,4 @@
-"""The reader on a generated ton.csv of the real file's columns."""
+"""The reader on a generated ton.csv with columns of the real file."""
 
 import csv
 import http.server
@@ -22,7 +22,7 @@ from bora.errors import UserError
 from bora.model.pretrained import load_packaged
 from tests.data.inputs import data_group
 
-COLUMNS = "id rep_name party_name debate_title keywords date title text".split()  # among 80 others
+COLUMNS = "id rep_name party_name debate_title keywords date title text".split()  # the real file has 80 others
 SPEECHES = Columns("rep_name", "text", "date")
 SIZES = {"Zoë A. Å": 60, "Bjørn Tore": 30, "Dag": 120}
 
@@ -44,19 +44,19 @@ def ton(tmp_path_factory) -> Path:
         rows.append({"id": i, "rep_name": name, "date": day, "text": text})
     for missing in ("", "NA"):  # presidents have no name
         rows.append({"id": len(names), "rep_name": missing, "date": "1998-10-01", "text": "Presidenten sier noe."})
-    other = 'NA, "quoted"\nand broken'  # in the columns that are not read
+    other = 'NA, "quoted"\nand broken'  # for the columns that are not read
     pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, quoting=csv.QUOTE_ALL, na_rep=other)
     return path
 
 
-def test_the_needed_columns_are_read_row_by_row(ton):
+def test_the_needed_columns_equal_those_of_csv(ton):
     table = talk_of_norway.read(str(ton.parent), "", SPEECHES)
     with ton.open(newline="", encoding="utf-8") as source:
         expected = [(r["rep_name"].replace("NA", ""), r["text"], r["date"]) for r in csv.DictReader(source)]
     assert list(table.itertuples(index=False, name=None)) == expected
 
 
-def test_a_missing_or_foreign_file_is_told(tmp_path):
+def test_a_missing_or_foreign_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^data\.path=.*: there is no ton\.csv"):
         read_documents(data_group("talk_of_norway", path=str(tmp_path)))
     (tmp_path / "ton.csv").write_text("a,b\n1,2\n")
@@ -65,7 +65,7 @@ def test_a_missing_or_foreign_file_is_told(tmp_path):
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
-    """Serve one body, complete or from a byte on."""
+    """Serve one body, whole or from a given byte on."""
 
     body, ranges = b"", []
 
@@ -90,7 +90,7 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(ton, monkeypatch):
-    # http_get obeys HF_HUB_OFFLINE, which whoever runs the tests may have set.
+    # http_get obeys HF_HUB_OFFLINE, which the environment of the tests may set.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -110,21 +110,21 @@ def _file(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def test_it_is_downloaded_unpacked_and_read_once(server, ton, tmp_path, capfd, monkeypatch):
+def test_the_archive_is_downloaded_and_unpacked_once(server, ton, tmp_path, capfd, monkeypatch):
     url, handler = server
-    monkeypatch.setenv("TQDM_POSITION", "-1")  # a bar although this is no terminal
-    load_packaged("opt_mini")  # a run loads its model before its data, without bars
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # show a progress bar although this is no terminal
+    load_packaged("opt_mini")  # as a run does before it reads its data
     table = talk_of_norway.read(None, url, SPEECHES)
     assert "Talk of Norway: 100%" in capfd.readouterr().err
     assert len(table) == sum(SIZES.values()) + 2
     folder = tmp_path / "cache/talk_of_norway"
-    assert os.listdir(folder) == ["ton.csv"]  # neither the archive nor the annotations stay
+    assert os.listdir(folder) == ["ton.csv"]  # the archive and the annotations are not kept
     assert (folder / "ton.csv").read_bytes() == ton.read_bytes()
     talk_of_norway.read(None, url, SPEECHES)
     assert handler.ranges == [0]
 
 
-def test_a_download_is_resumed_and_one_that_fails_or_is_no_archive_is_reported(server, ton, tmp_path):
+def test_a_download_resumes_and_a_failed_or_incomplete_one_is_reported(server, ton, tmp_path):
     url, handler = server
     with pytest.raises(UserError, match="could not be downloaded"):
         talk_of_norway.download(url.replace("ton101", "ton102"))
@@ -139,7 +139,7 @@ def test_a_download_is_resumed_and_one_that_fails_or_is_no_archive_is_reported(s
         talk_of_norway.download(url)
 
 
-def test_only_ton_csv_is_written_and_only_to_its_place(tmp_path):
+def test_only_ton_csv_is_extracted_and_only_to_its_place(tmp_path):
     content = b"rep_name,text\na,b\n"
     link = tarfile.TarInfo("data/ton.csv")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -162,7 +162,7 @@ def test_only_ton_csv_is_written_and_only_to_its_place(tmp_path):
     "BORA_TON_CSV" not in os.environ,
     reason="set BORA_TON_CSV to the real ton.csv and BORA_FIGURE1 to the paper's sizes",
 )
-def test_the_real_files_task_sizes_are_those_of_figure_1():
+def test_the_real_files_task_sizes_equal_those_of_figure_1():
     table = talk_of_norway.read(os.environ["BORA_TON_CSV"], "", SPEECHES)
     kept, names, _ = select(table, "reference", n_tasks=25, min_characters=40, drop_duplicates=False)
     sizes = pd.crosstab(kept["task"], split(kept, method="reference")).loc[names, ["train", "validation", "test"]]

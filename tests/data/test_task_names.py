@@ -1,4 +1,4 @@
-"""A task's name has one spelling; names that look alike are found."""
+"""Task names are normalised to one spelling; names that look alike are found."""
 
 import pandas as pd
 import pytest
@@ -7,7 +7,7 @@ from bora.data.task_names import look_alikes, normalise_names
 from bora.errors import UserError
 
 
-def test_a_name_has_one_spelling(caplog):
+def test_spellings_of_a_name_are_merged_and_reported(caplog):
     names = pd.Series(["Jose\u0301", " Jos\u00e9\n", "A \u00a0\tB", "A B", "", " ", "ann", "Ann"], index=range(3, 11))
     found = normalise_names(names)
     assert found.tolist() == ["Jos\u00e9", "Jos\u00e9", "A B", "A B", "", "", "ann", "Ann"]
@@ -20,7 +20,7 @@ def test_a_name_has_one_spelling(caplog):
 
 
 @pytest.mark.parametrize("name", ["a\0", "\x1b[31m", "a\x7f", "\x9b"])
-def test_a_control_character_is_no_part_of_a_name(name):
+def test_a_control_character_in_a_name_is_refused(name):
     with pytest.raises(UserError, match=r"^the name '.*\\x.*' in row 1 \(counted from 0\)") as told:
         normalise_names(pd.Series(["fine", name]))
     assert str(told.value).isprintable()

@@ -19,7 +19,7 @@ def tokenizer():
 TABLE = pd.DataFrame({"task": ["b", "a"], "text": ["def f(x): return x", "æøå 水 🙂"]})
 
 
-def test_what_stands_before_a_text(tokenizer):
+def test_a_text_comes_after_a_beginning_token_and_its_prompt(tokenizer):
     tokens = Tokens(tokenizer, len(tokenizer), 100, " [task] {task}")
     assert tokens.names_task
     assert tokens.before("b") == tokenizer(" [task] b").input_ids
@@ -28,15 +28,15 @@ def test_what_stands_before_a_text(tokenizer):
     assert replace(tokens, prompt="a prompt").before(None) == tokenizer("a prompt").input_ids
 
 
-def test_a_token_without_an_embedding_is_named_with_its_row(tokenizer):
-    tokens = Tokens(tokenizer, tokenizer("x =").input_ids[1], 100)  # as if the model ended before " ="
+def test_a_token_without_an_embedding_is_refused_with_its_row(tokenizer):
+    tokens = Tokens(tokenizer, tokenizer("x =").input_ids[1], 100)  # as if the model's embeddings ended before " ="
     with pytest.raises(
         UserError, match=r"row 7 has the token 'Ġ=', number \d+ of the tokenizer, and the model has emb"
     ):
         tokens.encode(pd.DataFrame({"task": "a", "text": ["", "x ="]}, index=[3, 7]))
 
 
-def test_a_tokenizer_without_an_end_token_is_refused_where_one_is_needed(tokenizer):
+def test_a_tokenizer_without_an_end_token_is_refused_if_one_is_needed(tokenizer):
     pretrained, bare = load_packaged("opt_mini"), copy.deepcopy(tokenizer)
     bare.eos_token = None
     data = compose_config([])[0].data
@@ -60,7 +60,7 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_
     bare.backend_tokenizer.post_processor = processors.ByteLevel()
     assert Tokens(bare, len(bare), 100).before("a") == []
     assert Tokens(tokenizer, len(tokenizer), 100).before("a") == [tokenizer.bos_token_id]
-    for single, before in (("<pad> <s> $A", [1, 0]), ("$A </s>", [])):  # as GLM-4's; an end alone
+    for single, before in (("<pad> <s> $A", [1, 0]), ("$A </s>", [])):  # as GLM-4's; only an end
         ids = [("<s>", 0), ("<pad>", 1), ("</s>", 2)]
         bare.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
         assert Tokens(bare, len(bare), 100).before("a") == before
@@ -72,7 +72,7 @@ def test_without_a_beginning_token_the_first_token_is_not_scored(tokenizer, tmp_
 OPTIONS = {"max_tokens": 12, "prompt": " [task] {task}", "append_eos": True}
 
 
-def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monkeypatch, tmp_path):
+def test_cached_tokens_equal_fresh_ones_and_depend_on_texts_and_settings(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     table = pd.DataFrame({"task": ["b", "a", "a"], "text": ["def f(x): return x", "æøå 水 🙂" * 9, ""]})
     tokens = Tokens(tokenizer, len(tokenizer), **OPTIONS)
@@ -86,7 +86,7 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
     for one, other in zip(fresh, again, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
         assert one.scored.tolist() == other.scored.tolist()
-    # Whatever decides the tokens is in the key.
+    # Everything that decides the tokens is in the cache's key.
     for other_table, options in (
         (table.assign(text=["def f(x): return y", *table["text"][1:]]), {}),
         (table.assign(task="a"), {}),
@@ -100,13 +100,13 @@ def test_tokens_are_kept_and_the_same_when_they_come_from_there(tokenizer, monke
         n_files = len(list(tmp_path.rglob("*.arrow")))
         replace(tokens, **options).encode(other_table, cached=True)
         assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 1
-    tokenizer.split_special_tokens = True  # which the tokenizer's file does not say
+    tokenizer.split_special_tokens = True  # not saved in the tokenizer's file
     tokens.encode(table, cached=True)
     assert len(list(tmp_path.rglob("*.arrow"))) == n_files + 2
     assert file.is_file()
 
 
-def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
+def test_a_damaged_cache_is_rebuilt(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("BORA_CACHE", str(tmp_path))
     fresh, _ = Tokens(tokenizer, len(tokenizer), **OPTIONS).encode(TABLE, cached=True)
     (file,) = tmp_path.rglob("*.arrow")
@@ -119,7 +119,7 @@ def test_a_damaged_cache_is_made_again(tokenizer, monkeypatch, tmp_path):
     assert file.read_bytes() == whole
 
 
-def test_without_a_place_for_the_cache_it_works_all_the_same(tokenizer, monkeypatch, tmp_path):
+def test_documents_are_encoded_even_if_the_cache_cannot_be_written(tokenizer, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "file"))
     assert len(Tokens(tokenizer, len(tokenizer), 100).encode(TABLE, cached=True)[0]) == 2
