@@ -1,4 +1,4 @@
-"""Real runs in processes of their own, which can be killed. They are forked from one that has imported everything."""
+"""Real runs in separate processes, which can be killed. They are forked from one that has imported everything."""
 
 import multiprocessing
 import os
@@ -38,20 +38,20 @@ def _run(folder: Path, name: str, arguments: list[str], largest_file: int | None
 def start(
     folder: Path, name: str, *arguments: str, largest_file: int | None = None, environment: dict[str, str] | None = None
 ) -> ForkServerProcess:
-    """Begin a run; its output is in NAME.out and NAME.err.
+    """Start a run with its output in NAME.out and NAME.err.
 
     Args:
-        largest_file: bytes after which writing to a file fails, as on a disk that is full.
-        environment: variables of the process alone.
+        largest_file: bytes after which writing to a file fails, as on a full disk.
+        environment: further variables for this process only.
     """
-    os.environ.pop("HYDRA_FULL_ERROR", None)  # a run in this process may have set it, and the server takes it over
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # a run in this process may have set it, and the server would inherit it
     process = SERVER.Process(target=_run, args=(folder, name, list(arguments), largest_file, environment or {}))
     process.start()
     return process
 
 
 def finish(folder: Path, name: str, *arguments: str, largest_file: int | None = None) -> tuple[int, str, str]:
-    """Run to the end: exit code, standard output, standard error."""
+    """Run to the end; return exit code, standard output and standard error."""
     process = start(folder, name, *arguments, largest_file=largest_file)
     process.join(300)
     assert process.exitcode is not None, "it hangs"
@@ -59,7 +59,7 @@ def finish(folder: Path, name: str, *arguments: str, largest_file: int | None = 
 
 
 def wait_for(what: Callable[[], bool], process: ForkServerProcess | subprocess.Popen, seconds: float = 300.0) -> None:
-    """Until what() is true, while the process lives."""
+    """Wait until what() is true; fail if the process ends first."""
     until = time.monotonic() + seconds
     while not what():
         alive = process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()

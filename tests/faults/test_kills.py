@@ -1,4 +1,4 @@
-"""Runs and sweeps that are killed, at random moments and again and again, end as those that were not: the same bytes."""
+"""Runs that are killed at random moments, again and again, end with the same bytes as uninterrupted ones."""
 
 import os
 import random
@@ -28,14 +28,14 @@ FORMS = [
 
 
 def check_readable(run: Path) -> None:
-    """Read every file that the run left."""
+    """Check that the files of a killed run can be read."""
     for file in run.glob("checkpoints/*.ckpt"):
         torch.load(file, weights_only=True)
     assert not (run / "summary.json").exists() or (run / "per_task.csv").is_file()
 
 
 @pytest.mark.parametrize("form", range(len(FORMS)), ids=lambda i: " ".join(FORMS[i]))
-def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
+def test_killed_runs_end_as_an_uninterrupted_one(form, tmp_path):
     arguments, rng = [*FORMS[form], *SMALL], random.Random(form)
     began = time.monotonic()
     assert finish(tmp_path, "whole", *arguments, "hydra.run.dir=whole")[0] == 0
@@ -46,7 +46,7 @@ def test_killed_runs_end_as_one_that_was_not(form, tmp_path):
         name = f"killed{number}"
         while True:
             process = start(tmp_path, name, *arguments, f"hydra.run.dir={name}")
-            # From the first imports to beyond the end. What is done is not done again, so an end comes.
+            # Killed between the first imports and after the end; it resumes each time, so in the end it finishes.
             process.join(rng.uniform(0, seconds))
             if process.exitcode is not None:
                 break

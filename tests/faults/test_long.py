@@ -1,4 +1,4 @@
-"""A long run takes no more of the machine than a short one: `make test-faults`."""
+"""A long run uses no more memory, files or threads than a short one: `make test-faults`."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ SMALL = "tau=100 data=table data.path=t.csv hydra.run.dir=a".split()
 @pytest.mark.processes
 @pytest.mark.skipif("BORA_LONG" not in os.environ, reason="takes minutes: make test-faults")
 @pytest.mark.parametrize("logger", ["none", "wandb", "tensorboard"])
-def test_memory_files_and_threads_stay_as_they_are(tmp_path, logger):
+def test_memory_files_and_threads_do_not_grow(tmp_path, logger):
     table(tmp_path / "t.csv", {f"task {d}": 40 for d in range(20)})
     data = ["data.min_documents=5", "data.max_tokens=20", "data.batch_size=2", "lora.rank=2"]
     length = ["trainer.max_epochs=10", "checkpoint_minutes=0.02", "optim.patience=99"]
@@ -38,7 +38,7 @@ def test_memory_files_and_threads_stay_as_they_are(tmp_path, logger):
     assert slope < 10, f"{slope:.1f} MiB more after 1,000 steps"
     assert late["files"].max() - late["files"].min() <= 4
     assert late["threads"].nunique() <= 2
-    # A row every 10 steps and an epoch; a checkpoint does not grow with the steps.
+    # A row for every 10 steps and for each epoch; a checkpoint does not grow with the steps.
     assert len(metrics.read_text().splitlines()) < STEPS / 10 + 20
     sizes = {f.stem: f.stat().st_size for f in tmp_path.glob("a/checkpoints/*.ckpt")}
     assert abs(sizes["last"] - sizes["best"]) < 10_000

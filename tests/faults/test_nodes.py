@@ -1,4 +1,4 @@
-"""Two machines, played by two agents of torchrun, or by two tasks of SLURM, with a process each: they train as one."""
+"""Two machines, simulated by two agents of torchrun or two tasks of SLURM with one process each, train as one."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.processes
 LENGTH = ["data.documents_per_task=32", "data.batch_size=4", "trainer.max_epochs=7", "optim.patience=7", "tau=100"]
 RUN = [*SMALL, *LENGTH, "checkpoint_minutes=60"]
 PAIR = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
-# Rounding is 1e-7 a step; what seven epochs make of it depends on the texts, which are Python's.
+# Rounding is 1e-7 a step; how it grows in seven epochs depends on the texts, which differ by Python's version.
 RTOL, ATOL, OF_TEMPERATURE = (1e-4, 1e-8, 1e-4) if sys.version_info[:2] == (3, 11) else (2e-3, 2e-3, 0.02)
 EXACT = ["task", "n_train", "n_val", "n_test", "train_tokens", "test_tokens"]
 
@@ -61,10 +61,10 @@ class Agents:
 
 
 def two_tasks(folder: Path, *arguments: str, words: tuple[str, str] = ("", "")) -> list[tuple[int, str, str]]:
-    """Run as two tasks of a SLURM job, of a machine each, to the end: what `finish` says of each.
+    """Run as two tasks of a SLURM job, each on its own machine, to the end; return what `finish` does for each.
 
     Args:
-        words: one more argument of each.
+        words: further arguments of each task.
     """
     about = "JOB_ID=1 NTASKS=2 NTASKS_PER_NODE=1 NNODES=2 STEP_NUM_NODES=2 STEP_NUM_TASKS=2 JOB_NAME=bora LOCALID=0"
     slurm = dict(f"SLURM_{word}".split("=") for word in [*about.split(), "NODELIST=localhost"])
@@ -84,7 +84,7 @@ def two_tasks(folder: Path, *arguments: str, words: tuple[str, str] = ("", "")) 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """The run of two machines that nothing happened to; its folder's name has a time in it."""
+    """Return the directory of an undisturbed run on two machines; its name contains a time."""
     folder = tmp_path_factory.mktemp("whole")
     agents = Agents(folder, *RUN, *PAIR)
     assert agents.wait() == [0, 0], agents.output(0)
@@ -118,7 +118,7 @@ def test_two_machines_share_a_sharded_backbone(whole, tmp_path):
     pd.testing.assert_frame_equal(ddp, fsdp, rtol=RTOL, atol=ATOL)
 
 
-def test_slurm_and_one_machine_reach_the_bytes_of_torchrun(whole, tmp_path):
+def test_slurm_and_one_machine_give_the_same_results_as_torchrun(whole, tmp_path):
     assert [code for code, *_ in two_tasks(tmp_path, *RUN, *PAIR, "hydra.run.dir=slurm")] == [0, 0]
     same_files(whole, tmp_path / "slurm")
     again = two_tasks(tmp_path, *RUN, *PAIR, "hydra.run.dir=slurm")
@@ -148,7 +148,7 @@ def test_sigterm_to_one_machine_stops_both_and_they_resume(whole, tmp_path, node
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_machine_that_dies_ends_the_other_at_once(whole, tmp_path, node):
+def test_if_one_machine_dies_the_other_stops_at_once(whole, tmp_path, node):
     words = [*RUN, *PAIR, "hydra.run.dir=a", "checkpoint_minutes=0"]
     agents, last = Agents(tmp_path, *words), tmp_path / "a/checkpoints/last.ckpt"
     agents.wait_for(last.is_file)
@@ -160,7 +160,7 @@ def test_a_machine_that_dies_ends_the_other_at_once(whole, tmp_path, node):
     same_files(whole, tmp_path / "a")
 
 
-def test_a_machine_that_hangs_ends_the_other_when_the_time_is_up(tmp_path):
+def test_if_one_machine_hangs_the_other_stops_at_the_timeout(tmp_path):
     (tmp_path / "impatient.py").write_text(
         "from datetime import timedelta\n"
         "import bora.train.processes\n"
@@ -179,7 +179,7 @@ def test_a_machine_that_hangs_ends_the_other_when_the_time_is_up(tmp_path):
     assert "bora: lost contact with another process of the run (" in (out := agents.output(0)), out
 
 
-def test_what_one_process_refuses_ends_all_in_a_line_each(tmp_path):
+def test_an_error_in_one_process_ends_all_with_one_line_each(tmp_path):
     for found in two_tasks(tmp_path, *RUN, *PAIR, "hydra.run.dir=a", words=("", "tau=10")):
         one_line(found, "process 1 has other settings than the first (tau)")
     assert not (tmp_path / "a").exists()
@@ -188,7 +188,7 @@ def test_what_one_process_refuses_ends_all_in_a_line_each(tmp_path):
             one_line(found, f"another process is working in {tmp_path / 'b'}")
 
 
-def test_machines_without_a_disk_in_common_are_refused(tmp_path):
+def test_machines_without_a_shared_disk_are_refused(tmp_path):
     (tmp_path / "apart.py").write_text(
         "import os\n"
         "import bora.train.processes\n"
@@ -198,7 +198,7 @@ def test_machines_without_a_disk_in_common_are_refused(tmp_path):
         "main()\n"
     )
     agents = Agents(tmp_path, *RUN, *PAIR, "hydra.run.dir=a", program=("apart.py",))
-    assert agents.wait() == [1, 1]  # torchrun's own code
+    assert agents.wait() == [1, 1]  # torchrun's exit code
     for node in (0, 1):
         line = f"does not have the run directory {tmp_path / 'a'}; give a hydra.run.dir=… on a disk"
         assert agents.output(node).count(line) == 1

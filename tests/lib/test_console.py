@@ -12,7 +12,7 @@ from bora.lib.console import above_bars, close_bar, open_bar, progress, tell
 
 
 class Terminal(io.StringIO):
-    """A terminal of any width that knows \\r and \\n."""
+    """A terminal of any width that interprets \\r and \\n."""
 
     def isatty(self) -> bool:
         return True
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("logs", [False, True])
-def test_lines_stand_above_the_bar_and_nothing_of_it_is_left(monkeypatch, logs):
+def test_lines_are_printed_above_the_bar_and_the_bar_is_erased(monkeypatch, logs):
     root, terminal = logging.getLogger(), Terminal()
     if logs:  # as in a run; without, as in a notebook
         monkeypatch.setattr(root, "handlers", [logging.StreamHandler(terminal)])
@@ -45,12 +45,12 @@ def test_lines_stand_above_the_bar_and_nothing_of_it_is_left(monkeypatch, logs):
     assert terminal.screen() == ["first", "second", "third", "last", ""]
 
 
-def test_an_output_that_cannot_say_whether_it_is_a_terminal_has_no_bar(monkeypatch):
+def test_an_output_without_isatty_has_no_bar(monkeypatch):
     monkeypatch.setattr("sys.stdout", SimpleNamespace(write=len))
     assert not console.is_watched()
 
 
-def test_a_log_file_has_no_bar_but_a_line_now_and_then(monkeypatch, capsys):
+def test_a_log_file_gets_a_line_now_and_then_and_no_bar(monkeypatch, capsys):
     assert list(progress("abc", "short")) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
     clock = iter(range(0, 10_000, 100))

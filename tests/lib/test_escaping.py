@@ -1,4 +1,4 @@
-"""Whatever a task is called, reports and cards show its name and nothing comes of it."""
+"""Reports and cards show any task's name as text: nothing in it runs, links or breaks a table."""
 
 import json
 import re
@@ -44,8 +44,8 @@ NAMES = [*PATHS, *MARKS, "hierarchical-mean"]
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """The report's folder, of runs whose tasks are called so; their corpus and folder have odd names too."""
+def report_folder(tmp_path_factory):
+    """Write a report on runs whose tasks, corpus and folder have nasty names; return its folder."""
     folder = tmp_path_factory.mktemp("<b>r&")
     known = {
         tau: (lr, val, test, {name: 10.0 + i + lr for i, name in enumerate(NASTY)})
@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
 
 def harmless(page: Page) -> None:
-    """Nothing in it runs, is fetched, or leads away."""
+    """Assert that nothing in a page runs, is fetched or links elsewhere."""
     assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe", "object", "link", "i", "u"}
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")]
@@ -94,21 +94,21 @@ def harmless(page: Page) -> None:
             assert (attributes.get(name) or "#").startswith("#")
 
 
-def test_the_html_page_shows_names_as_they_are(written):
-    page = Page((written / "index.html").read_text("utf-8"))
+def test_the_html_page_shows_names_literally(report_folder):
+    page = Page((report_folder / "index.html").read_text("utf-8"))
     harmless(page)
     cells = [one_line(cell) for cell in page.cells]
     assert all(one_line(name) in cells for name in NASTY)
-    titles = re.findall("<g><title>([^<>]*)</title>", (written / "index.html").read_text("utf-8"))
+    titles = re.findall("<g><title>([^<>]*)</title>", (report_folder / "index.html").read_text("utf-8"))
     assert {unescape(title) for title in titles} == {one_line(name) for name in NASTY}
     assert "<i>corpus</i>" in page.text
     assert "task '<script>2</script>' is left" in page.text
     assert "<u>other" in page.text
 
 
-def test_the_markdown_tables_show_names_as_they_are(written):
+def test_the_markdown_tables_show_names_literally(report_folder):
     for name in ("table1", "table2", "claims"):
-        source = (written / f"{name}.md").read_text("utf-8")
+        source = (report_folder / f"{name}.md").read_text("utf-8")
         page = Page(MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(source))
         harmless(page)
         assert not {tag for tag, _ in page.elements} & {"a", "em", "code", "s"}
@@ -117,13 +117,13 @@ def test_the_markdown_tables_show_names_as_they_are(written):
             assert {one_line(n) for n in NASTY} <= set(cells)
 
 
-def test_the_latex_tables_keep_their_shape(written):
-    rows = (written / "table2.tex").read_text("utf-8").splitlines()
+def test_the_latex_tables_keep_their_shape(report_folder):
+    rows = (report_folder / "table2.tex").read_text("utf-8").splitlines()
     rows = [row for row in rows if row.endswith(r"\\") and "&" in row]
     assert len(rows) == len(NASTY) + 2  # the header, and all tasks
     for row in rows:
         assert len(re.findall(r"(?<!\\)&", row)) == len(KNOWN)
-        assert row[0] not in "[*"  # after a line break it would be its argument
+        assert row[0] not in "[*"  # LaTeX would read it as the argument of a line break
         plain = re.sub(r"\\[\\&%$#_{}]", "", row)
         assert plain.count("{") == plain.count("}")
         assert "%" not in plain
@@ -138,17 +138,17 @@ def test_text_survives_its_escaping(name):
     assert [tag for tag, _ in shown.elements] == ["h1"]
     assert shown.text.strip() == one_line(name)
     assert "\n" not in latex(name)
-    assert not re.search(r"(?<!\\)\$", shorten(name))  # matplotlib's mathematics
+    assert not re.search(r"(?<!\\)\$", shorten(name))  # matplotlib would read it as mathematics
 
 
-def test_any_name_may_be_a_tasks_and_model_cards_show_it_as_it_is(command, call, tmp_path):
+def test_a_task_may_have_any_name_and_model_cards_show_it_literally(command, call, tmp_path):
     names = [*(one_line(name) for name in NASTY), *NAMES]  # the reader refuses control characters
     table(tmp_path / "t.csv", dict.fromkeys(names, 8))
     data = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=64 data.drop_duplicates=false".split()
     how = "trainer.max_steps=1 lora.rank=1 logger=none hydra.run.dir=run".split()
     code, out, err = command(*data, *how, "data.n_tasks=null", "data.prompt='<b>[x](javascript:1) ```'")
     assert (code, err, "[red]x[/red]" in out) == (0, "", True)
-    # A folder that came from elsewhere: what its files say stands in the card, too.
+    # A run directory from elsewhere may have odd texts in its files, and the card shows them, too.
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     summary |= {"data": "<i>corpus</i>", "data_sha256": "<script>3</script>"}
     summary["versions"]["torch"] = "[x](javascript:2)"
@@ -166,7 +166,7 @@ def test_any_name_may_be_a_tasks_and_model_cards_show_it_as_it_is(command, call,
     assert titles == set(names) | {"the hierarchical mean"}
     folders = json.loads((tmp_path / "out/tasks.json").read_text("utf-8"))["tasks"]
     assert sorted(folders.values()) == sorted(names)
-    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "run", "out"}  # none has led elsewhere
+    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "run", "out"}  # no name has led elsewhere
 
 
 def test_a_bold_cell_is_escaped_once():

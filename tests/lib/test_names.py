@@ -1,4 +1,4 @@
-"""Any task's name becomes a folder's and a metric's."""
+"""Any task's name becomes a safe name for a folder and a metric."""
 
 import math
 import re
@@ -10,7 +10,7 @@ ALIKE = ["Ann", "ann", "ANN", "ann-2", "hierarchical-mean", "Hierarchical Mean",
 ODD = [*NASTY, *NAMES, *ALIKE, ".hidden", "   ", "Ærø", "A\u030aa\u0301", "\u00c5\u00e1", "trailing.", "\x00"]
 
 
-def test_names_are_safe_and_different_everywhere():
+def test_safe_names_are_valid_and_distinct_on_any_file_system():
     names = safe_names(ODD, reserved=("hierarchical-mean", "tasks.json"))
     assert list(names) == list(dict.fromkeys(ODD))
     for name in names.values():
