@@ -1,4 +1,4 @@
-"""bora doctor reports the figures that a run then has."""
+"""bora doctor reports the figures that the run then has."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ SMALL = (
     "data=table data.path=t.csv data.n_tasks=3 data.min_documents=5 data.max_tokens=20 data.drop_duplicates=false "
     "logger=none trainer.max_epochs=2"
 ).split()
-# With buffers and Conv1D; and with a head of its own.
+# One with buffers and Conv1D, one with a head that is not tied to the embeddings.
 SHAPES = {
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=4096),
     "llama": LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=4096),
@@ -35,7 +35,7 @@ SHAPES = {
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Work in a folder with a table, and put HF_HUB_OFFLINE, which the command sets, back."""
+    """Work in a folder with a table, and restore HF_HUB_OFFLINE, which the command sets."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -46,7 +46,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def report(call):
-    """Return what `bora doctor --json` prints."""
+    """Run `bora doctor --json` and return what it prints."""
 
     def run(*words: str) -> dict:
         code, out, err = call(doctor.main, *words, "--json")
@@ -67,7 +67,7 @@ def report(call):
     ],
     ids=lambda settings: settings[0],
 )
-def test_the_figures_are_those_of_a_run(report, command, settings):
+def test_the_figures_equal_those_of_the_run(report, command, settings):
     found = report(*SMALL, *settings)
     assert command(*SMALL, *settings, "hydra.run.dir=run")[0] == 0
     run = restore(Path("run"))
@@ -87,7 +87,7 @@ def test_the_figures_are_those_of_a_run(report, command, settings):
         file = Path(f"run/checkpoints/{name}.ckpt")
         assert found["checkpoint"] == pytest.approx(file.stat().st_size, rel=0.01)
     last = torch.load(file, weights_only=True)
-    assert {value.dtype for value in last["state_dict"].values()} == {torch.float32}  # also over bfloat16
+    assert {value.dtype for value in last["state_dict"].values()} == {torch.float32}  # even over a bfloat16 backbone
     states = last["optimizer_states"][0]["state"].values()
     assert found["memory"]["moments"] == sum(s[m].nbytes for s in states for m in ("exp_avg", "exp_avg_sq"))
     assert found["memory"].get("averages", 0) == sum(s["average"].nbytes for s in states if "average" in s)
@@ -100,7 +100,7 @@ def load_corpus_of(settings: list[str]) -> Corpus:
 
 
 @pytest.mark.parametrize(("name", "estimator"), [("gpt2", "by_document"), ("llama", "dense")])
-def test_memory_is_that_of_a_step(name, estimator):
+def test_the_memory_figures_equal_those_of_a_step(name, estimator):
     transformers.utils.logging.disable_progress_bar()
     AutoModelForCausalLM.from_config(SHAPES[name]).save_pretrained(name)
     load_packaged("opt_mini").tokenizer.save_pretrained(name)
@@ -125,7 +125,7 @@ def test_memory_is_that_of_a_step(name, estimator):
     ("interval", "validations", "tau"),
     [("null", 2, 100), ("0.2", 2 * 5, 100), ("7", 2 * 10 // 7, 100), ("null", 2, "learn")],
 )
-def test_measuring_gives_times_and_a_peak(report, interval, validations, tau):
+def test_measure_reports_times_and_peak_memory(report, interval, validations, tau):
     settings = f"trainer.accumulate_grad_batches=2 data.batch_size=4 trainer.val_check_interval={interval} tau={tau}"
     found = report(*SMALL, "--measure", *settings.split())
     assert found["batches"] == 10
@@ -134,7 +134,7 @@ def test_measuring_gives_times_and_a_peak(report, interval, validations, tau):
     assert 0 < taken["validation_seconds"] < 10
     epoch = found["steps"] * taken["step_seconds"] + taken["validation_seconds"]
     assert taken["epoch_seconds"] == pytest.approx(epoch)
-    # One more validation at the end, and as many test documents three times.
+    # One more validation at the end, and three passes over as many test documents.
     passes = validations + 1 + 3 if tau == 100 else 4 * (validations + 1) + 7 + 3
     training = 2 * found["steps"] * taken["step_seconds"]
     assert taken["run_seconds"] == pytest.approx(training + passes * taken["validation_seconds"])
@@ -157,7 +157,7 @@ def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
     assert "│ frozen " in out
     assert "2,615,808 parameters, float32" in out
     free = [(2**30, 2**30), (2**21, 2**30)]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # torch for GPUs believes device_count
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # CUDA builds of torch trust device_count
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: free[i])
     assert "2.00 MiB are free" in report(*SMALL, "trainer=gpu", "model.dtype=float32")["warnings"][0]
@@ -175,14 +175,14 @@ def test_a_step_that_does_not_fit_is_a_warning(report, call, monkeypatch):
         (["trainer=gpu", "model.dtype=float32", "--measure"], "torch sees no GPU"),
     ],
 )
-def test_bad_input_ends_in_one_line(call, monkeypatch, words, message):
+def test_bad_input_is_refused_in_one_line(call, monkeypatch, words, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     groups = {word.partition("=")[0] for word in words}
     settings = [word for word in SMALL if word.partition("=")[0] not in groups]
     one_line(call(doctor.main, *settings, *words, "--json"), message)
 
 
-def test_again_examines_a_runs_overrides(report, command):
+def test_again_reports_on_a_runs_overrides(report, command):
     assert command(*SMALL, "tau=inf", "hydra.run.dir=run")[0] == 0
     found, expected = report("--again", "run", "tau=3", "lora.rank=2"), report(*SMALL, "tau=3", "lora.rank=2")
     assert found | {"free_memory": 0} == expected | {"free_memory": 0}

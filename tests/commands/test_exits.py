@@ -1,4 +1,4 @@
-"""Bad input ends in a line and exit code 2, before any training."""
+"""Bad input ends with one line and exit code 2, before any training."""
 
 import importlib.util
 import os
@@ -57,12 +57,12 @@ def test_bad_input_gives_one_line_and_exit_code_2(command, tmp_path, arguments, 
         (TORCHRUN, "trainer=cpu", "but torchrun has started 1 × 2"),
         (TORCHRUN, "-m tau=1,2", "start each run with a torchrun of its own"),
         ("RANK=1 WORLD_SIZE=2", "trainer=cpu", "RANK=1 is set, as for one of several processes, but the run has one"),
-        # A batch script that asks for tasks but runs without srun.
+        # A batch script that requests tasks but runs without srun.
         ("SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2", "trainer=ddp", "but srun has started 1 × 1"),
         (SRUN, "trainer=ddp trainer.devices=1 trainer.num_nodes=2", "give --ntasks-per-node=1"),
     ],
 )
-def test_processes_that_are_not_as_many_as_the_run_has(command, tmp_path, monkeypatch, environment, arguments, message):
+def test_a_wrong_number_of_processes_is_refused(command, tmp_path, monkeypatch, environment, arguments, message):
     for word in environment.split():
         monkeypatch.setenv(*word.split("="))
     one_line(command(*arguments.split()), message)
@@ -75,7 +75,7 @@ def test_a_batch_script_without_srun_runs_one_process(command, monkeypatch):
     assert command(*SMALL, "trainer.max_steps=1", "hydra.run.dir=run")[0] == 0
 
 
-def test_each_of_several_problems_is_a_line(command):
+def test_each_of_several_problems_has_its_own_line(command):
     code, _, err = command("tau=-1", "foo=1")
     assert (code, [line[:10] for line in err.splitlines()]) == (2, ["bora: foo:", "bora: tau="])
 
@@ -96,7 +96,7 @@ def test_ctrl_c_before_training_is_one_line(command, monkeypatch):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")],  # nothing listens there
+    [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")],  # no server listens there
 )
 def test_a_hub_model_without_network_gives_one_line(command, monkeypatch, setting, value):
     monkeypatch.setattr(f"huggingface_hub.constants.{setting}", value)
@@ -110,7 +110,7 @@ def test_a_gguf_model_without_its_package_says_how_to_get_it(command, monkeypatc
 
 
 @pytest.mark.processes
-def test_the_console_script_and_the_module_are_the_same():
+def test_the_console_script_and_the_module_behave_the_same():
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     script = Path(sys.executable).with_name("bora")
     for start in ([sys.executable, "-m", "bora.run"], [script, "run"]):
@@ -122,7 +122,7 @@ def test_the_console_script_and_the_module_are_the_same():
 
 
 @pytest.mark.processes
-def test_a_terminal_without_greek_letters_is_no_reason_to_fail(tmp_path):
+def test_a_terminal_without_greek_letters_causes_no_error(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     for words in (["--help"], ["ls", "--help"]):
         subprocess.run([sys.executable, "-m", "bora", *words], env=environment, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Sweeps beyond one process, with the real launchers and the real Optuna."""
+"""Sweeps over several processes, with the real launchers and the real Optuna."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SMALL = [*SMALL.split(), "data.batch_size=6", "trainer.max_epochs=1", "name=s"]
 
 
 def run(folder, *command) -> subprocess.CompletedProcess:
-    """Python with these arguments in a process of its own, as the launchers' other processes are."""
+    """Run Python with these arguments in a separate process, as the launchers do."""
     env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "HYDRA_FULL_ERROR")}
     env["WANDB_MODE"] = "offline"
     words = [sys.executable, *command]
@@ -39,7 +39,7 @@ def serial(tmp_path_factory):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
+def test_launchers_reach_the_same_numbers_as_a_serial_sweep(launcher, serial, tmp_path):
     done = sweep(tmp_path, f"sweep={launcher}", "tau=1,inf")
     assert done.returncode == 0, done.stderr
     assert "τ → perplexity" in done.stdout
@@ -53,7 +53,7 @@ def test_other_processes_reach_the_same_numbers(launcher, serial, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, launcher):
+def test_a_sweep_stopped_by_a_signal_stops_the_launchers_processes(tmp_path, launcher):
     long = [f"sweep={launcher}", "tau=1,inf", "logger=none", "trainer.max_epochs=5000", "optim.patience=5000"]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         words = [sys.executable, "-m", "bora.run", "-m", *SMALL, *long]
@@ -65,11 +65,11 @@ def test_a_sweep_of_other_processes_that_is_asked_to_stop_stops_them(tmp_path, l
     process.terminate()
     assert process.wait(120) == 143
     assert "bora: stopped by SIGTERM" in (tmp_path / "err").read_text()
-    assert not psutil.wait_procs(jobs, timeout=60)[1]  # none trains on
+    assert not psutil.wait_procs(jobs, timeout=60)[1]  # none goes on training
     assert not list(tmp_path.glob("multirun/s/*/failed.json"))
 
 
-def test_an_unreadable_file_in_a_sweeps_folder_hides_nothing(serial, tmp_path):
+def test_an_unreadable_failed_json_does_not_hide_the_sweeps_table(serial, tmp_path):
     shutil.copytree(serial, tmp_path / "multirun/s")
     (tmp_path / "multirun/s/tau=9,seed=0").mkdir()
     (tmp_path / "multirun/s/tau=9,seed=0/failed.json").write_text("{")
@@ -88,13 +88,13 @@ def test_optuna_minimises_the_validation_perplexity(tmp_path):
     found = OmegaConf.load(tmp_path / "multirun/s/optimization_results.yaml")
     assert found.best_value == pytest.approx(best["val_perplexity"])
     assert found.best_params.tau == pytest.approx(best["tau"])
-    # The same command proposes the same, and what has finished is not run again.
+    # The same command proposes the same trials, and finished ones are not run again.
     stamps = {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")}
     assert sweep(tmp_path, *search, "logger=none").returncode == 0
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")} == stamps
 
 
-def test_optuna_draws_by_another_sampler_and_keeps_no_database(tmp_path):
+def test_optuna_takes_another_sampler_and_refuses_a_database(tmp_path):
     search = ["sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none"]
     done = sweep(tmp_path, *search, "hydra/sweeper/sampler=random")
     assert done.returncode == 0, done.stderr
@@ -104,14 +104,14 @@ def test_optuna_draws_by_another_sampler_and_keeps_no_database(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("bora: hydra.sweeper.storage: Optuna cannot use it")
 
 
-def test_a_search_without_a_finished_trial_says_so(tmp_path):
+def test_a_search_without_a_finished_trial_is_reported(tmp_path):
     worse = ["sweep=optuna", "hydra.sweeper.n_trials=2", "logger=none", "optim.lr=1e9", "lora.alpha=1e9"]
     done = sweep(tmp_path, *worse)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("bora: no trial of the search has finished")
 
 
-def test_a_users_own_modules_are_not_taken_for_others(serial, tmp_path):
+def test_a_users_module_does_not_shadow_the_standard_librarys(serial, tmp_path):
     (tmp_path / "random.py").write_text("raise ImportError('mine')\n")
     script = [shutil.which("bora", path=os.path.dirname(sys.executable)), "run", "-m", *SMALL]
     done = run(tmp_path, *script, "sweep=joblib", "tau=1,inf", "logger=none")
@@ -119,7 +119,7 @@ def test_a_users_own_modules_are_not_taken_for_others(serial, tmp_path):
     assert len(list((tmp_path / "multirun/s").glob("*/summary.json"))) == 2
 
 
-def test_a_missing_extra_is_told_in_one_line(tmp_path):
+def test_a_missing_launcher_is_refused_in_one_line(tmp_path):
     blocked = tmp_path / "blocked.py"
     blocked.write_text(
         "import sys, hydra_plugins\n"

@@ -1,4 +1,4 @@
-"""The command end to end: the run directory is the contract."""
+"""The command from end to end: the run directory is the contract."""
 
 import json
 import math
@@ -32,7 +32,7 @@ data_sha256 versions"""
 
 
 @pytest.mark.parametrize("tau", ["0", "100", "inf"])
-def test_the_run_directory_and_an_independent_perplexity(command, call, tmp_path, tau):
+def test_the_run_directory_is_complete_and_its_perplexities_can_be_recomputed(command, call, tmp_path, tau):
     path = table(tmp_path / "t.csv", {"Zoë A.": 24, "b/c": 40, "NA": 12})
     data = f"data=table data.path={path} data.min_documents=5 data.drop_duplicates=false data.max_tokens=20"
     fit = f"tau={tau} seed=3 trainer.max_epochs=2 optim.lr=0.01 hydra.run.dir=run logger=none"
@@ -61,7 +61,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, call, tmp_path
     assert at_best["val_perplexity"].tolist() == pytest.approx(per_task["val_perplexity"].tolist(), rel=1e-5)
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=run, check=True, capture_output=True)
 
-    # From here on: the table, documents.csv, the checkpoint's LoRAs, and transformers' own model of the base.
+    # From here on, use only the table, documents.csv, the checkpoint's LoRAs, and transformers' model of the base.
     texts = pd.read_csv(path, keep_default_na=False)["text"]
     tokenizer, restored = load_packaged("opt_mini").tokenizer, restore(run).model
 
@@ -102,7 +102,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, call, tmp_path
     assert summary["test_perplexity_macro"] == pytest.approx(per_task["test_perplexity"].mean(), rel=1e-9)
     assert summary["base_test_perplexity"] == pytest.approx(math.exp(base_total / all_tokens), rel=1e-5)
     assert summary["test_perplexity"] < summary["base_test_perplexity"]
-    # What is shown as the next command can be typed.
+    # The next command that is shown can be typed.
     words = shlex.split(generate_it)
     assert words[:5] == ["bora", "generate", "run", "--task", "b/c"]
     code, answer, err = call(generate.main, *words[2:], "--max-new-tokens", "1")
@@ -111,7 +111,7 @@ def test_the_run_directory_and_an_independent_perplexity(command, call, tmp_path
 
 
 @pytest.mark.processes
-def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, tmp_path):
+def test_a_sweep_names_each_jobs_folder_by_its_values_and_ends_with_a_table(command, tmp_path):
     sweep = ["-m", "tau=0,1e3,inf", "seed=0,1", "prior.parameterization=centered", "name=s", *SMALL]
     sweep += ["trainer.max_epochs=1"]
     code, out, _ = command(*sweep)
@@ -123,26 +123,26 @@ def test_a_sweep_makes_a_folder_a_job_by_value_and_ends_with_its_table(command, 
     assert {f.parent.name for f in (tmp_path / "multirun/s").glob("*/summary.json")} == names
     rows = [line for line in out[out.index("τ → perplexity") :].splitlines() if line.startswith("│")]
     assert [row.split("│")[1].strip() for row in rows] == ["0", "1000", "inf"]
-    for name in names:  # one W&B run a job, finished
+    for name in names:  # one finished W&B run for each job
         (run,) = (tmp_path / "multirun/s" / name / "wandb").glob("offline-run-*/run-*.wandb")
         assert run.stat().st_size > 0
 
-    # The same command again does nothing again.
+    # The same command again runs no job.
     stamps = {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")}
     assert command(*sweep)[0] == 0
     assert {f: f.stat().st_mtime_ns for f in tmp_path.glob("multirun/s/*/summary.json")} == stamps
-    # Other settings in the same folder would mix two sweeps. The first job is not there yet, and is not begun.
+    # Other settings in the same folder would mix two sweeps, so not even the first job, which is new, is started.
     (overrides,) = tmp_path.glob("multirun/s/tau=inf,seed=0/.hydra/overrides.yaml")
     before = overrides.read_text()
     code, _, err = command("-m", "tau=7,inf", *sweep[2:], "lora.rank=2")
     assert code == 2
     assert "finished run with other settings (lora.rank)" in err
     assert not (tmp_path / "multirun/s/tau=7,seed=0").exists()
-    assert overrides.read_text() == before  # what was refused leaves no word of itself there
+    assert overrides.read_text() == before  # the refused command has written nothing there
     assert "tau=inf" in before
 
 
-def test_a_sweep_over_other_keys_is_named_by_them(command, tmp_path):
+def test_a_sweep_over_other_keys_names_folders_by_them(command, tmp_path):
     code, *_ = command("-m", "tau=10", "lora.rank=1,2", "name=s", "logger=none", *SMALL, "trainer.max_steps=1")
     assert code == 0
     names = {f"tau=10,seed=0,lora.rank={rank}" for rank in (1, 2)}
@@ -152,13 +152,13 @@ def test_a_sweep_over_other_keys_is_named_by_them(command, tmp_path):
 def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
     assert command("tau=7", "logger=none", "hydra.run.dir=a", *SMALL)[0] == 0
     code, out, err = command("--again", "a", "hydra.run.dir=b")
-    assert (code, err, "--again: " in out) == (0, "", False)  # no default has changed since
+    assert (code, err, "--again: " in out) == (0, "", False)  # no default has changed
     assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "b/per_task.csv").read_text()
     assert command("-m", "--again", "a", "tau=7,8", "hydra.sweep.dir=s")[0] == 0
     assert (tmp_path / "a/per_task.csv").read_text() == (tmp_path / "s/tau=7,seed=0/per_task.csv").read_text()
     assert command("--again", "a", "seed=1", "hydra.run.dir=c")[0] == 0
     assert (tmp_path / "a/per_task.csv").read_text() != (tmp_path / "c/per_task.csv").read_text()
-    # The seed of a run does not move its test set.
+    # A run's seed does not change its test set.
     assert (tmp_path / "a/documents.csv").read_text() == (tmp_path / "c/documents.csv").read_text()
     for words, line in (
         (["--again"], "--again needs one run directory"),
@@ -169,12 +169,12 @@ def test_a_run_is_replayed_from_its_overrides(command, tmp_path):
         one_line(command(*words), line)
 
 
-def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_path):
+def test_a_replay_may_change_groups_and_reports_changed_defaults(command, tmp_path):
     few = "data.n_tasks=2 data.documents_per_task=12 data.min_documents=5 data.max_tokens=24 trainer.max_epochs=2"
     assert command("tau=7", "logger=none", "hydra.run.dir=a", *few.split())[0] == 0
     config = tmp_path / "a/config.yaml"
-    older = config.read_text().replace("  dropout: 0.0\n", "")  # as before that setting
-    config.write_text(older.replace("alpha: 16.0", "alpha: 8.0"))  # as if it had been the default then
+    older = config.read_text().replace("  dropout: 0.0\n", "")  # as if written before this setting existed
+    config.write_text(older.replace("alpha: 16.0", "alpha: 8.0"))  # as if this had been the default then
     path = table(tmp_path / "t.csv", {"a": 9, "b": 9})
     corpus = ["data=table", f"data.path={path}"]
     code, out, err = command("seed=1", "--again=a", "logger=tensorboard", *corpus, "hydra.run.dir=b")
@@ -187,7 +187,7 @@ def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_pat
     assert [line.split()[1] for line in out.splitlines() if line.startswith("--again")] == ["lora.alpha:"]
     cfg = RunDirectory(tmp_path / "b").config()
     assert (cfg.tau, cfg.seed, cfg.data.name, cfg.name) == (7, 1, "table", "table-opt_mini")
-    assert cfg.trainer.max_epochs == 2  # of the run that is replayed
+    assert cfg.trainer.max_epochs == 2  # from the replayed run
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_a_replay_takes_other_groups_and_names_changed_defaults(command, tmp_pat
         ("data.batch_size=9 trainer.accumulate_grad_batches=2", 2),
     ],
 )
-def test_a_run_takes_as_many_steps_as_asked(command, tmp_path, settings, steps):
+def test_a_run_takes_as_many_steps_as_its_settings_say(command, tmp_path, settings, steps):
     code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, *settings.split())
     assert (code, err) == (0, "")
     assert json.loads((tmp_path / "a/summary.json").read_text())["steps"] == steps
 
 
-def test_a_run_without_any_validation_is_refused_when_it_ends(command):
+def test_a_run_that_ends_before_any_validation_fails(command):
     code, _, err = command("logger=none", "hydra.run.dir=a", *SMALL, "trainer.extra.max_time=00:00:00:00")
     assert code == 2
     assert err.startswith("bora: training ended before any validation (by trainer.max_time")
@@ -218,7 +218,7 @@ def test_an_interrupted_run_copied_without_hidden_files_is_resumed(command, tmp_
     assert command(*words, "hydra.run.dir=b")[0] == 0
 
 
-def test_a_users_own_files_are_not_replaced(command, tmp_path):
+def test_a_users_own_files_are_not_overwritten(command, tmp_path):
     (tmp_path / "documents.csv").write_text("task,text\n")
     (tmp_path / "config.yaml").write_text("mine: 1\n")
     code, _, err = command("logger=none", "hydra.run.dir=.", *SMALL, "trainer.max_steps=1")
@@ -228,7 +228,7 @@ def test_a_users_own_files_are_not_replaced(command, tmp_path):
 
 
 @pytest.mark.parametrize("logging", ["default", "stdout", "none", "disabled"])
-def test_hydras_own_forms_of_logging(command, tmp_path, logging):
+def test_hydras_choices_of_job_logging_work(command, tmp_path, logging):
     code, _, err = command(
         "logger=none", "hydra.run.dir=a", *SMALL, "trainer.max_steps=1", f"hydra/job_logging={logging}"
     )
@@ -265,23 +265,23 @@ def test_a_crash_is_marked_as_failed_in_wandb(command, tmp_path, monkeypatch):
     assert not (tmp_path / "a/summary.json").exists()
 
 
-def test_last_ckpt_is_the_last_epoch_and_best_the_best(command, tmp_path):
+def test_last_ckpt_is_of_the_last_epoch_and_best_ckpt_of_the_best(command, tmp_path):
     arguments = ["logger=none", "hydra.run.dir=a", "tau=0", "optim.lr=0.03", *SMALL, "trainer.max_epochs=9"]
-    assert command(*arguments)[0] == 0  # at this learning rate validation gets worse
+    assert command(*arguments)[0] == 0  # at this learning rate validation gets worse in the end
     summary = json.loads((tmp_path / "a/summary.json").read_text())
     best, last = (torch.load(tmp_path / f"a/checkpoints/{name}.ckpt", weights_only=True) for name in ("best", "last"))
     assert (best["epoch"] + 1, last["epoch"] + 1) == (summary["best_epoch"], 9)
     assert summary["best_epoch"] < 9
 
 
-def test_a_finished_run_is_told_again_not_done_again(command, tmp_path):
+def test_a_finished_run_is_reported_again_and_not_repeated(command, tmp_path):
     first = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
     again = command("logger=none", "hydra.run.dir=a", *SMALL)[1]
     assert first[first.index("τ = 100") : first.index("next:")] == again[again.index("τ = 100") : again.index("next:")]
 
 
 def test_a_run_starts_from_another(command, tmp_path):
-    """With a learning rate too small to move, the new run is where the old one was."""
+    """At a negligible learning rate the new run ends where the old one did."""
     assert command(*SMALL, "tau=inf", "optim.lr=0.01", "logger=none", "hydra.run.dir=one")[0] == 0
     still = [*SMALL, "optim.lr=1e-9", "logger=none"]
     code, _, err = command(*still, "tau=1000", "init_from=one", "hydra.run.dir=two")
@@ -292,8 +292,8 @@ def test_a_run_starts_from_another(command, tmp_path):
     one_line(command(*still, "init_from=nowhere", "hydra.run.dir=three"), "the folder holds neither a finished run")
 
 
-def test_a_start_from_a_run_on_the_same_documents_is_told(command, tmp_path):
-    """A model that was trained on what is tested now looks better than it is."""
+def test_a_start_from_a_run_trained_on_this_runs_test_documents_is_reported(command, tmp_path):
+    """A model that was trained on the present test documents looks better than it is."""
     rows = pd.read_csv(table(tmp_path / "old.csv", {"a": 12, "b": 12, "c": 12}))
     rows[rows["task"] != "c"].to_csv(tmp_path / "new.csv", index=False)
     how = ["data=table", "data.min_documents=5", "data.max_tokens=20", "logger=none", "trainer.max_epochs=2"]
@@ -312,7 +312,7 @@ def test_a_start_from_a_run_on_the_same_documents_is_told(command, tmp_path):
     assert RunDirectory(tmp_path / "two").trained_on() > known
 
 
-def test_auto_does_not_take_a_macs_gpu(command, monkeypatch):
-    """Which has no float64."""
+def test_auto_does_not_choose_a_macs_gpu(command, monkeypatch):
+    """A Mac's GPU has no float64."""
     monkeypatch.setattr("lightning.fabric.accelerators.mps.MPSAccelerator.is_available", lambda: True)
     assert command("logger=none", *SMALL, "trainer.accelerator=auto", "trainer.max_steps=1")[0] == 0

@@ -1,4 +1,4 @@
-"""No secret in a run's files: the config has no place for one, and the environment's stay there."""
+"""No secret gets into a run's files: the config has no place for one, and those of the environment stay there."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def assert_none_in(folder: Path) -> None:
             assert secret.encode() not in content, f"{name} is in {file}"
 
 
-# W&B's in the ordinary suite; the others take ten seconds each.
+# Only W&B's is in the ordinary suite, since the others take ten seconds each.
 @pytest.mark.parametrize(
     "logger", ["wandb", *(pytest.param(k, marks=pytest.mark.processes) for k in ("mlflow", "tensorboard"))]
 )

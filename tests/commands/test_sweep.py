@@ -1,4 +1,4 @@
-"""The command line of sweeps: names that differ, failures that stay, tables, completion."""
+"""The command line of sweeps: distinct names, lasting records of failures, tables, completion."""
 
 import json
 import subprocess
@@ -35,19 +35,19 @@ def test_two_jobs_with_one_folder_are_refused_before_the_first(command, tmp_path
     assert not any(tmp_path.iterdir())
 
 
-def test_given_values_take_the_place_of_an_experiments(command):
+def test_given_values_replace_those_of_an_experiment(command):
     _, out, _ = command("-m", "experiment=paper", "tau=inf", "seed=0,1", "model=opt_mini", "data.path=nowhere")
     assert "Launching 2 jobs" in out
 
 
-def test_a_glob_is_of_a_groups_choices(command):
+def test_a_glob_selects_among_a_groups_choices(command):
     code, _, said = command("-m", "model=glob(opt_min*)", "tau=1", "data.n_tasks=x")
     assert code == 2
     assert "data.n_tasks" in said
 
 
 @pytest.mark.parametrize("sweep", ["joblib", "submitit_local", "submitit"])
-def test_gpus_are_asked_for_where_the_jobs_run(sweep):
+def test_a_gpu_is_required_only_where_the_jobs_run(sweep):
     words = ["-m", f"sweep={sweep}", "trainer=gpu", "tau=1,2"]
     if sweep == "submitit":  # a cluster's login node needs none
         assert prepare(words)[:1] == ["-m"]
@@ -63,10 +63,10 @@ def test_gpus_are_asked_for_where_the_jobs_run(sweep):
         ("trainer=ddp trainer.num_nodes=3 trainer.devices=4", [3, 4, 4]),
         ("trainer=ddp hydra.launcher.nodes=2", None),
         ("trainer=ddp hydra.launcher.tasks_per_node=4", None),
-        ("trainer=ddp trainer.num_nodes=1,2", None),  # one array of jobs has one size
+        ("trainer=ddp trainer.num_nodes=1,2", None),  # all jobs of an array have the same size
     ],
 )
-def test_slurm_starts_a_task_for_each_process(words, launcher):
+def test_slurm_starts_one_task_for_each_process(words, launcher):
     words = ["sweep=submitit", *words.split(), "tau=1,2"]
     if launcher is None:
         with pytest.raises(UserError, match="but the sweep's jobs would have"):
@@ -77,7 +77,7 @@ def test_slurm_starts_a_task_for_each_process(words, launcher):
         assert [found.nodes, found.tasks_per_node, found.gpus_per_node] == launcher
 
 
-def test_a_refused_jobs_failure_outlives_the_run_that_holds_the_folder(tmp_path, trained):
+def test_the_record_of_a_refused_job_stays_when_the_run_that_holds_the_folder_finishes(tmp_path, trained):
     folder = tmp_path / "multirun/s/tau=1,seed=0"
     config = RunDirectory(trained()).config()
     with RunDirectory(folder).locked():
@@ -90,7 +90,7 @@ def test_a_refused_jobs_failure_outlives_the_run_that_holds_the_folder(tmp_path,
     assert "another process is working in" in json.loads(kept.read_text())["error"]
 
 
-def test_a_folder_is_removed_only_if_it_was_empty(tmp_path, monkeypatch):
+def test_a_refused_run_removes_its_folder_only_if_it_was_empty(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
@@ -101,7 +101,7 @@ def test_a_folder_is_removed_only_if_it_was_empty(tmp_path, monkeypatch):
     assert not (tmp_path / "outputs").exists()
 
 
-def test_the_table_averages_over_seeds_and_marks_what_validation_chooses(command, tmp_path, call):
+def test_the_table_averages_over_seeds_and_marks_the_tau_with_the_best_validation(command, tmp_path, call):
     path = table(tmp_path / "t.csv", {"a": 12, "b": 12})
     words = [*SMALL[1:], "data=table", f"data.path={path}"]
     code, out, _ = command("-m", *words, "tau=1,inf", "seed=0,1", "optim.lr=0.01")
@@ -111,13 +111,13 @@ def test_the_table_averages_over_seeds_and_marks_what_validation_chooses(command
     for tau in ("1", "inf"):
         values = [summaries[f"tau={tau},seed={seed}"]["val_perplexity"] for seed in (0, 1)]
         means[tau] = sum(values) / 2
-        half = abs(values[0] - values[1]) / 2**0.5  # the standard deviation of two
+        half = abs(values[0] - values[1]) / 2**0.5  # the standard deviation of two values
         assert f"{means[tau]:.2f} ± {half:.2f}" in out
     best = min(means, key=means.get)
     (marked,) = (line for line in out.splitlines() if " * │" in line)
     assert marked.split("│")[1].strip() == best
 
-    # The same table, a line a run, and what is not finished.
+    # bora ls has the same numbers, one line for each run, and reports unfinished ones.
     (tmp_path / "multirun/s/tau=1,seed=1/summary.json").unlink()
     code, listed, err = call(bora.commands.ls.main, tmp_path)
     assert (code, listed.count("multirun/s/tau=")) == (0, 3)

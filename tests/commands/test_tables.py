@@ -10,7 +10,7 @@ from tests.lib.test_console import Terminal
 
 
 def test_the_table_fits_80_columns_and_has_the_gain(monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")  # of 80 columns, without colours
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns, without colours
     numbers = {"n_train": 12_345, "val_perplexity": 1234.5, "test_perplexity": 80.0, "distance": 12.3456}
     tasks = pd.DataFrame([{"task": "Anniken Scharning Huitfeldt", **numbers, "base_test_perplexity": 1000.0}])
     names = ("val_perplexity", "test_perplexity", "val_perplexity_macro", "test_perplexity_macro")
@@ -24,9 +24,9 @@ def test_the_table_fits_80_columns_and_has_the_gain(monkeypatch):
     assert "+25.0 %" in next(line for line in shown.splitlines() if "all (by token)" in line)
 
 
-def test_validation_chooses_among_given_tau_and_the_same_tokens(capsys):
-    rows = [  # τ, data.max_tokens, of which tokens, validation perplexity
-        (math.nan, "16", "x", 9.0),  # learned, its c on validation
+def test_validation_chooses_among_given_taus_evaluated_on_the_same_tokens(capsys):
+    rows = [  # τ, data.max_tokens, tokens that it is measured on, validation perplexity
+        (math.nan, "16", "x", 9.0),  # learned: its c was fitted to validation
         (1.0, "16", "x", 12.0),
         (10.0, "16", "x", 11.0),
         (10.0, "64", "y", 5.0),
