@@ -1,4 +1,4 @@
-"""A run on prompts and responses, from the table to its use, recomputed with PEFT from the table alone."""
+"""A run on prompts and responses, from the table to its use, recomputed with PEFT from only the table."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def pairs(tmp_path) -> pd.DataFrame:
 
 
 def recompute(run: Path, table: pd.DataFrame) -> float:
-    """Test perplexity, from the table, PEFT's adapters and transformers' logits."""
+    """Compute the test perplexity from the table, PEFT's adapters and transformers' logits."""
     export(run, run / "peft", None, False)
     documents, nats, n = pd.read_csv(run / "documents.csv").query("split == 'test'"), 0.0, 0
     for task, rows in documents.groupby("task"):
@@ -53,7 +53,7 @@ def recompute(run: Path, table: pd.DataFrame) -> float:
     return float(np.exp(nats / n))
 
 
-def test_the_perplexity_of_responses_is_what_peft_makes_of_the_table(command, pairs, tmp_path):
+def test_the_perplexity_of_responses_equals_pefts(command, pairs, tmp_path):
     code, out, _ = command(*RUN, PROMPT)
     assert code == 0
     assert "shortened: " in out
@@ -62,11 +62,11 @@ def test_the_perplexity_of_responses_is_what_peft_makes_of_the_table(command, pa
     assert summary["shortened_prompts"] > 0
 
 
-def test_a_run_on_pairs_is_used_with_prompts(command, call, pairs):
+def test_a_run_on_pairs_takes_prompts_in_every_command(command, call, pairs):
     assert command(*RUN, PROMPT)[0] == 0
     code, out, _ = call(generate.main, "run", "--task", "a", "--prompt", "the law", "--max-new-tokens", 3)
     assert (code, out.startswith("prompt: the law\n")) == (0, True)
-    # A repeated response to another prompt is another document.
+    # A response that is repeated after another prompt is another document.
     known = pairs.assign(task=pairs["task"], headline=pairs["headline"])
     known.to_csv("known.csv", index=False)
     code, _, err = call(evaluate.main, "run", "--data", "known.csv", "--out", "e")
@@ -104,12 +104,12 @@ def test_several_columns_are_given_as_json(command, call, pairs):
         (["data.long=chunk", "data.overlap=16"], "data.overlap=16 is more than half"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_work(command, pairs, words, told):
+def test_settings_that_contradict_each_other_are_refused_before_work(command, pairs, words, told):
     one_line(command(*RUN, *words), told)
     assert not Path("run").exists()
 
 
-def test_from_python(pairs, tmp_path):
+def test_python_trains_and_answers_on_pairs(pairs, tmp_path):
     prompt = "By {task}: {article}\nHeadline: "
     run = bora.fit(
         pairs, text="headline", prompt=prompt, tau=10, output=tmp_path / "run", max_epochs=1, min_documents=5
@@ -129,7 +129,7 @@ def test_from_python(pairs, tmp_path):
         run.who_wrote("a text")
 
 
-def test_answers_are_those_of_generate_and_their_scores_are_in_the_evaluations_files(command, call, pairs):
+def test_answers_equal_those_of_generate_and_the_evaluations_files_have_their_scores(command, call, pairs):
     assert command(*RUN, PROMPT)[0] == 0
     none = [word for word in RUN if not word.startswith("hydra")]
     assert command(*none, PROMPT, "tau=0", "hydra.run.dir=zero")[0] == 0
@@ -169,7 +169,7 @@ def test_a_run_on_plain_texts_has_no_prompts_to_answer(call, trained):
     assert "no prompts to answer" in found[2].splitlines()[-1]
 
 
-def test_what_cannot_be_asked_is_refused_before_work(command, call, pairs):
+def test_impossible_comparisons_of_answers_are_refused_before_work(command, call, pairs):
     assert command(*RUN, PROMPT)[0] == 0
     pairs.assign(article=pairs["article"] + " again").to_csv("new.csv", index=False)
     for words, told in (

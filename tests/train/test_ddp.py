@@ -1,4 +1,4 @@
-"""Two processes train as one; also with the backbone's weights divided between them."""
+"""Two processes train as one, also if the backbone's weights are sharded between them."""
 
 import json
 import math
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.processes
 SMALL = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=20 data.batch_size=4 optim.lr=0.01"
 SMALL += " logger=none lora.rank=2 trainer.accumulate_grad_batches=2 trainer.max_epochs=2 trainer.log_every_n_steps=1"
 EXACT = ["task", "n_train", "n_val", "n_test", "train_tokens", "test_tokens"]
-# At τ = 0 the matrix alone has a gradient. In bfloat16 another padding is another rounding.
+# At τ = 0 only the matrix has a gradient. In bfloat16 the rounding depends on the padding.
 CASES = [
     (0, "float32", "trainer=ddp", 1e-4),
     (100, "float32", "trainer.strategy=ddp", 1e-4),
@@ -33,7 +33,7 @@ CASES = [
 
 
 def run(folder: Path, name: str, *overrides: str) -> Path:
-    """Run in a process of its own, unless it has run already."""
+    """Run the command in a separate process, unless it has run already."""
     if not (folder / name).is_dir():
         command = [sys.executable, "-m", "bora.run", *SMALL.split(), *overrides, f"hydra.run.dir={name}"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -61,18 +61,18 @@ def test_two_processes_reach_the_numbers_of_one(folder, tau, dtype, trainer, rto
     pd.testing.assert_frame_equal(one[EXACT], two[EXACT])
     pd.testing.assert_frame_equal(one.drop(columns=EXACT), two.drop(columns=EXACT), rtol=rtol)
     told = [re.findall(r"train NLL (\S+),", (run / "run.log").read_text()) for run in (alone, pair)]
-    assert [len(lines) for lines in told] == [2, 2]  # a line an epoch, of both processes' documents
+    assert [len(lines) for lines in told] == [2, 2]  # one line for each epoch, for both processes' documents
     assert [float(nll) for nll in told[1]] == pytest.approx([float(nll) for nll in told[0]], rel=rtol, abs=1.1e-3)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (alone, pair)]
     assert summaries[0]["steps"] == summaries[1]["steps"] == 2 * math.ceil(one["n_train"].sum() / 8)
     assert summaries[0]["best_epoch"] == summaries[1]["best_epoch"]
     for key in ("test_perplexity", "base_test_perplexity"):
         assert math.isclose(summaries[0][key], summaries[1][key], rel_tol=rtol)
-    # Each step's figures are those of the same global batch.
+    # Each step's figures are for the same global batch.
     losses = [pd.read_csv(run / "metrics.csv").filter(like="train/") for run in (alone, pair)]
     assert losses[0]["train/loss"].notna().sum() == 8  # 4 steps an epoch
     pd.testing.assert_frame_equal(*losses, rtol=rtol, atol=1e-6)
-    # One process reads their checkpoints.
+    # One process can read their checkpoints.
     states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (alone, pair)]
     assert states[0].keys() == states[1].keys()
     torch.testing.assert_close(states[1], states[0], rtol=0.05, atol=20 * rtol * 0.01)
@@ -81,7 +81,7 @@ def test_two_processes_reach_the_numbers_of_one(folder, tau, dtype, trainer, rto
     assert again.per_task["nll"].tolist() == pytest.approx(two["test_nll"].tolist(), rel=rtol)
 
 
-def test_a_script_of_bora_fit_goes_on_in_every_process(folder):
+def test_a_script_continues_in_every_process_after_bora_fit(folder):
     script = folder / "script.py"
     script.write_text(
         "import bora, pandas as pd\n"

@@ -1,4 +1,4 @@
-"""Lightning trains the model as it is: accumulated batches are larger ones, and its state is all that is loaded."""
+"""Lightning trains the model: accumulated batches equal larger ones, and a checkpoint holds exactly the model's state."""
 
 import math
 from types import SimpleNamespace
@@ -28,13 +28,13 @@ def fit(batch_size: int, accumulate: int = 1, tau: float = 5.0) -> TrainingModul
     return module
 
 
-def test_accumulated_batches_equal_a_larger_batch_also_where_the_last_window_is_short():
+def test_accumulated_batches_equal_a_larger_batch_even_if_the_last_window_is_short():
     # 9 documents: two windows of 2 × 3 and 1 × 3, against batches of 6 and 3.
     accumulated, whole = fit(batch_size=3, accumulate=2), fit(batch_size=6)
     torch.testing.assert_close(accumulated.state_dict(), whole.state_dict(), rtol=0, atol=1e-5)
 
 
-def test_the_gradients_norms_are_those_of_a_logged_steps_gradients():
+def test_the_logged_gradient_norms_equal_those_of_the_steps_gradients():
     data = tiny_data({"a": 6, "b": 3}, batch_size=9)
     module, alone = build(data), build(data).model
     silent_trainer(max_steps=1, log_every_n_steps=1).fit(module, data)
@@ -45,7 +45,7 @@ def test_the_gradients_norms_are_those_of_a_logged_steps_gradients():
 
 
 @pytest.mark.parametrize("tau", [0.0, 5.0, math.inf])
-def test_averages_are_validated_and_last_values_are_trained(tau):
+def test_running_averages_are_validated_and_do_not_change_training(tau):
     data = tiny_data({"a": 6, "b": 3}, batch_size=3)
     plain, averaged = build(data, tau), build(data, tau)
     averaged.average = True
@@ -59,7 +59,7 @@ def test_averages_are_validated_and_last_values_are_trained(tau):
             expected = steps[0]
             for t, mean in enumerate(steps[1:], 2):
                 expected = expected + 10 / (t + 9) * (mean - expected)
-            if tau:  # at 0 it follows from the tasks'
+            if tau:  # at τ = 0 it is computed from the tasks
                 torch.testing.assert_close(module.model.adapters.mean.detach(), expected)
             batches = list(data.val_dataloader())
             nats = sum(float(module.model.nll(batch).sum()) for batch in batches)
@@ -72,7 +72,7 @@ def test_averages_are_validated_and_last_values_are_trained(tau):
     silent_trainer(max_epochs=3, callbacks=[Watch()]).fit(averaged, data)
     assert len(nlls) == 3
     theirs, ours = (module.model.adapters for module in (plain, averaged))
-    for name in ours.suffixes if tau else ("stored",):  # at 0 Θ is computed for validation
+    for name in ours.suffixes if tau else ("stored",):  # at τ = 0 Θ is not trained
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=0)
 
 
@@ -82,7 +82,7 @@ def test_at_tau_zero_the_mean_is_the_average_of_the_tasks():
     assert adapters.distances().min() > 0
 
 
-def test_a_checkpoint_holds_what_is_trained_and_is_loaded_whole_or_not_at_all():
+def test_a_checkpoint_holds_what_is_trained_and_must_be_complete():
     data = tiny_data({"a": 3, "b": 2})
     module, other = build(data), build(data)
     random_factors(module.model)
@@ -96,7 +96,7 @@ def test_a_checkpoint_holds_what_is_trained_and_is_loaded_whole_or_not_at_all():
             other.load_state_dict(spoiled, strict=False)
 
 
-def test_dropout_is_drawn_anew_for_each_batch_and_process_and_only_in_training():
+def test_dropout_differs_by_batch_epoch_and_process_and_is_off_outside_training():
     data = tiny_data({"a": 6, "b": 3}, batch_size=9)
     plain, module = build(data), build(data, dropout=0.5)
     random_factors(plain.model)
@@ -110,7 +110,7 @@ def test_dropout_is_drawn_anew_for_each_batch_and_process_and_only_in_training()
     places = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1)]
     losses = [loss(*place) for place in places]
     assert len(set(losses)) == 4
-    assert [loss(*place) for place in places] == losses  # whatever was drawn before
+    assert [loss(*place) for place in places] == losses  # whatever has been drawn before
     assert torch.equal(module.model.nll(batch), plain.model.nll(batch))
     assert torch.equal(module.eval().model.objective(batch).loss, plain.model.objective(batch).loss)
 
@@ -123,9 +123,9 @@ def test_the_nll_of_a_single_document_keeps_its_shape():
     assert paired_difference(nats[1] - nats[0], tokens, Groups(torch.tensor([0]), 1))["difference"].tolist() == [0.5]
 
 
-def test_a_paired_difference_and_its_error_are_those_of_a_ratio_of_sums_over_documents():
+def test_a_paired_difference_and_its_error_equal_those_of_a_ratio_of_sums_over_documents():
     rng = np.random.default_rng(0)
-    document = rng.permutation(np.repeat(np.arange(60), 3))  # in three pieces each
+    document = rng.permutation(np.repeat(np.arange(60), 3))  # each document in three pieces
     tokens, task = rng.integers(5, 40, 180), np.repeat([0, 1, 2], [40, 19, 1])
     nll = np.stack([rng.normal(mean, 0.5, 180) * tokens for mean in (3, 3.2)])
     metric = DocumentNLL(2, 60)

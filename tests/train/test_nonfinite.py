@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run and names its task, or its step is skipped."""
+"""A loss that is not finite stops the run, naming the task, or its step is skipped."""
 
 import pandas as pd
 import pytest
@@ -42,7 +42,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(command, tmp_path):
     assert all(v.isfinite().all() for v in state["state_dict"].values())
 
 
-def test_its_step_can_be_skipped(command, tmp_path):
+def test_a_step_with_a_loss_that_is_not_finite_can_be_skipped(command, tmp_path):
     code, out, _ = command(*SMALL, "optim.nonfinite=skip", "hydra.run.dir=a")
     assert code == 0
     assert "at step 5 the loss is nan, caused by documents of 'ann': the step is skipped" in out

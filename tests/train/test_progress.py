@@ -1,4 +1,4 @@
-"""What a person is told of training."""
+"""The lines that are printed during training."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.conftest import table
 def test_an_epochs_line_has_the_mean_over_its_scored_tokens(command, tmp_path):
     path = table(tmp_path / "t.csv", {"a": 24, "b": 30})
     data = f"data=table data.path={path} data.min_documents=5 data.max_tokens=20 data.batch_size=5".split()
-    # The model stays what it is: each LoRA adds nothing at its start.
+    # The model stays the base model, since a LoRA adds nothing at its start.
     fit = "optim.lr=1e-20 trainer.max_epochs=2 trainer.accumulate_grad_batches=2 logger=none hydra.run.dir=run".split()
     code, out, _ = command(*data, *fit)
     assert code == 0

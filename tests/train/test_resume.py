@@ -1,4 +1,4 @@
-"""A run that is stopped and started again ends with the same bytes as one that was not; what differs is refused."""
+"""A run that is interrupted and resumed ends with the same bytes as an uninterrupted one; other inputs are refused."""
 
 import json
 import os
@@ -27,17 +27,17 @@ EACH_STEP = "checkpoint_minutes=0 trainer.log_every_n_steps=1"
 ACCUMULATED = "data.batch_size=2 trainer.accumulate_grad_batches=3"
 HALVES = "data.batch_size=3 trainer.val_check_interval=0.5"
 ACROSS = "trainer.val_check_interval=4"  # batches: more than an epoch has
-LEARN = "tau=learn trainer.max_epochs=9 optim.lr=0.02"  # the deviations from the seventh epoch on
+LEARN = "tau=learn trainer.max_epochs=9 optim.lr=0.02"  # trains deviations from the seventh epoch on
 EARLY = "tau=0 optim.lr=0.01 optim.patience=1 trainer.max_epochs=9"
 
 
 class Stop(Exception):
-    """Stands for anything that ends a process in the middle of a run."""
+    """Stands in for anything that ends a process in the middle of a run."""
 
 
 @pytest.fixture
 def stopped(command, monkeypatch, capfd):
-    """Run the command until the count-th call of TrainingModule.`what`, where the process ends."""
+    """Run the command up to the count-th call of TrainingModule.`what`, where it is interrupted."""
 
     def run(what: str, count: int, *arguments: str) -> None:
         original, calls = getattr(TrainingModule, what), []
@@ -52,7 +52,7 @@ def stopped(command, monkeypatch, capfd):
             patch.setattr(TrainingModule, what, fail)
             with pytest.raises(Stop):
                 command(*arguments)
-        capfd.readouterr()  # Hydra has printed the overrides
+        capfd.readouterr()  # drop the overrides that Hydra has printed
 
     return run
 
@@ -61,9 +61,9 @@ class Case(NamedTuple):
     """An interruption.
 
     Attributes:
-        settings: beside SMALL.
-        what, count: the call of TrainingModule in which the process ends.
-        saved: optimiser steps in last.ckpt then, -1 for all of them; None for no last.ckpt.
+        settings: in addition to SMALL.
+        what, count: the call of TrainingModule that is interrupted.
+        saved: optimiser steps in last.ckpt at that time, -1 for all of the run's; None if there is no last.ckpt.
     """
 
     settings: str
@@ -72,7 +72,7 @@ class Case(NamedTuple):
     saved: int | None
 
 
-# Three steps an epoch, unless the batch size is another.
+# An epoch has three steps, unless the batch size is changed.
 CASES = {
     "in the first epoch": Case("", "training_step", 2, None),
     "in the second epoch": Case("", "training_step", 5, 3),
@@ -98,17 +98,17 @@ CASES = {
     "while validating in the second epoch": Case(f"{ACROSS} checkpoint_minutes=0", "validation_step", 1, 3),
     "after a validation in the second epoch": Case(f"{ACROSS} checkpoint_minutes=0", "training_step", 6, 5),
     "a validation at an epoch's end": Case("trainer.val_check_interval=6", "training_step", 8, 6),
-    "stopped early": Case(EARLY, "test_step", 1, -1),  # when depends on the texts, which are Python's
+    "stopped early": Case(EARLY, "test_step", 1, -1),  # when depends on the texts, so on Python's version
 }
 
 
 def epochs_told(run: Path) -> list[str]:
-    """The lines about epochs, without the speed; a line is told again if an epoch is."""
+    """Return the lines about epochs, without the speed and without repetitions."""
     lines = re.findall(r"^(epoch .*), \S+ tokens/s$", (run / "run.log").read_text(), re.MULTILINE)
     return list(dict.fromkeys(lines))
 
 
-# The others, that Lightning counts differently, run with the tests of processes.
+# The others, which Lightning counts differently, run with the tests of processes.
 USUAL = {"in the second epoch", "while testing", "within an epoch", "tau=0", "tau=inf", "dropout", "stopped early"}
 USUAL |= {"averages", "learning tau, in the deviations", "before a validation within an epoch"}
 
@@ -132,7 +132,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(command, stopped, tmp_p
     assert not (tmp_path / "stopped").exists()
 
 
-def test_a_table_that_was_written_since_is_told(command, tmp_path):
+def test_a_table_written_after_the_run_finished_is_reported(command, tmp_path):
     path = table(tmp_path / "t.csv", {"a": 12, "b": 12})
     words = "logger=none data=table data.path=t.csv data.min_documents=5 data.max_tokens=9 trainer.max_steps=1".split()
     told = []
@@ -144,24 +144,24 @@ def test_a_table_that_was_written_since_is_told(command, tmp_path):
     assert told == [0, 0, 1]
 
 
-def test_validations_are_counted(command, tmp_path):
+def test_patience_and_best_epoch_count_validations(command, tmp_path):
     for name, more in (("half", HALVES), ("early", EARLY), ("longer", f"{EARLY} trainer.extra.min_epochs=4")):
         assert command(*SMALL, *more.split(), f"hydra.run.dir={name}")[0] == 0
     half, early, longer = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("half", "early", "longer"))
-    figures = pd.read_csv(tmp_path / "half/metrics.csv").dropna(subset="val/nll").iloc[:-1]  # the last: the best again
+    figures = pd.read_csv(tmp_path / "half/metrics.csv").dropna(subset="val/nll").iloc[:-1]  # the last repeats the best
     assert list(figures["epoch"] + 1) == sorted([*range(1, half["epochs"] + 1)] * 2)
     assert half["best_epoch"] == figures["epoch"][figures["val/nll"].idxmin()] + 1
     assert early["epochs"] == early["best_epoch"] + 1 < 4
     assert longer["epochs"] == 4
-    if sys.version_info[:2] == (3, 11):  # whose texts make the third worse and the fourth the best
+    if sys.version_info[:2] == (3, 11):  # with its texts the third epoch is worse and the fourth the best
         assert longer["best_epoch"] == 4
-    # Steps after the last validation are no epoch without a better one.
+    # Steps after the last validation do not count as an epoch without improvement.
     assert command(*SMALL, "trainer.max_steps=5", "hydra.run.dir=steps")[0] == 0
     state = torch.load(tmp_path / "steps/checkpoints/last.ckpt", weights_only=True)["callbacks"]
     assert {s["wait_count"] for s in state.values() if "wait_count" in s} == {0}
 
 
-def test_validations_are_so_many_batches_apart_whatever_the_epoch(command, tmp_path):
+def test_validations_are_every_n_batches_across_epochs(command, tmp_path):
     assert command(*SMALL, ACROSS, "hydra.run.dir=all")[0] == 0
     assert command(*SMALL, *EARLY.split(), ACROSS, "hydra.run.dir=early")[0] == 0
     for name, n in (("all", 2), ("early", None)):
@@ -172,7 +172,7 @@ def test_validations_are_so_many_batches_apart_whatever_the_epoch(command, tmp_p
         assert epochs == tuple(-(-step // 3) for step in steps)
         best = losses.index(min(losses))
         assert (summary["best_epoch"], summary["best_step"]) == (epochs[best], steps[best])
-        if name == "early":  # one validation without a better NLL
+        if name == "early":  # patience of one validation without improvement
             assert summary["steps"] == steps[best] + 4 == steps[-1] < 27
     assert "testing the best epoch, 3 (step 8)" in (tmp_path / "all/run.log").read_text()
     told = command(*SMALL, "trainer.val_check_interval=10", "hydra.run.dir=never")
@@ -203,7 +203,7 @@ def with_another_bit(data: bytes) -> bytes:
 
 UNREADABLE = "is not a readable checkpoint"
 CHECKPOINT = [lambda data: b"", lambda data: data[: len(data) // 2], with_another_bit]
-# By file: what becomes of its bytes (None: it is gone), and what is said of it.
+# For each file: the damage to its bytes (None: the file is gone), and the message.
 DAMAGES = {
     "metrics.csv": [
         (lambda rows: None, "is needed to resume, but not readable"),
@@ -216,11 +216,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_of_an_interrupted_run_is_refused_and_left_as_it_is(command, stopped, tmp_path, name):
+def test_a_damaged_file_of_an_interrupted_run_is_refused_and_left_unchanged(command, stopped, tmp_path, name):
     arguments = [*SMALL, "trainer.max_epochs=1", "hydra.run.dir=a"]
     stopped("test_step", 1, *arguments)
     file, whole = tmp_path / "a" / name, (tmp_path / "a" / name).read_bytes()
-    if name == "metrics.csv":  # rows behind the last checkpoint's are written again
+    if name == "metrics.csv":  # rows after the last checkpoint are written again
         whole = whole[: torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)["metrics_bytes"]]
     for damage, told in DAMAGES[name]:
         damaged = damage(whole)
@@ -291,7 +291,7 @@ def test_another_corpus_or_backbone_under_the_same_settings_is_refused(command, 
 
 
 def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_path):
-    arguments = ["tau=10", "optim.lr=3e-4", *SMALL]  # each epoch is better than the one before
+    arguments = ["tau=10", "optim.lr=3e-4", *SMALL]  # each epoch is better than the previous one
     best, last = (tmp_path / f"a/checkpoints/{name}.ckpt" for name in ("best", "last"))
     stopped("training_step", 7, *arguments, "hydra.run.dir=a")
     earlier = best.read_bytes()
@@ -314,7 +314,7 @@ def test_checkpoints_of_another_run_or_epoch_are_refused(command, stopped, tmp_p
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("error", "exit_code"), [(RuntimeError, 1), (UserError, 2)])
-def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, monkeypatch, error, exit_code):
+def test_a_failed_job_of_a_sweep_stops_no_other_and_runs_again(command, tmp_path, monkeypatch, error, exit_code):
     arguments = ["-m", "tau=5,10,20", "name=s", *SMALL, "trainer.max_epochs=1"]
     build = bora.train.trainer.build_fitter
 
@@ -326,7 +326,7 @@ def test_a_sweeps_failed_job_stops_no_other_and_is_run_again(command, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("bora.train.run.build_fitter", broken)
         code, out, err = command(*arguments)
-        assert command(*arguments)[0] == exit_code  # the same failure again is one
+        assert command(*arguments)[0] == exit_code  # the job fails again with the same exit code
     sweep, defect = tmp_path / "multirun/s", error is RuntimeError
     said = "RuntimeError: out of luck" if defect else "out of luck"
     assert (code, "Traceback" in out + err) == (exit_code, defect)

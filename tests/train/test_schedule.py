@@ -15,7 +15,7 @@ FALLING = {"constant": lambda x: 1.0, "linear": lambda x: 1 - x, "cosine": lambd
 
 @pytest.fixture
 def figures(command, tmp_path):
-    """Run N steps with these settings, and return their rows of metrics.csv."""
+    """Train N steps with these settings, and return their rows of metrics.csv."""
 
     def run(*settings: str) -> pd.DataFrame:
         path = table(tmp_path / "t.csv", {"a": 20, "b": 28})
@@ -28,26 +28,26 @@ def figures(command, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", FALLING)
-def test_the_rate_rises_and_falls_by_the_runs_steps(figures, schedule):
+def test_the_learning_rate_rises_and_falls_over_the_runs_steps(figures, schedule):
     rates = figures(f"optim.schedule={schedule}", f"optim.warmup_steps={WARMUP}")["lr"].tolist()
     rising = [step / WARMUP for step in range(WARMUP)]
     falling = [FALLING[schedule](step / (N - WARMUP)) for step in range(N - WARMUP)]
     assert rates == pytest.approx([LR * x for x in rising + falling])
 
 
-def test_a_warmup_longer_than_the_run_is_warned_of(figures, tmp_path):
+def test_a_warmup_as_long_as_the_run_is_warned_of(figures, tmp_path):
     assert figures(f"optim.warmup_steps={N}")["lr"].max() < LR
     told = f"the run has at most {N} steps, so the learning rate never reaches optim.lr={LR}"
     assert told in (tmp_path / "run/run.log").read_text()
 
 
 @pytest.fixture
-def taken(monkeypatch) -> list[list[torch.Tensor]]:
-    """The gradients that the optimiser took, step by step: each row's that it has, and the mean's."""
+def clipped_gradients(monkeypatch) -> list[list[torch.Tensor]]:
+    """Record the gradients at each optimiser step: those of the rows in the batch, and the mean's."""
     step, found = RowwiseAdamW.step, []
 
     def record(self, closure):
-        loss = closure()  # clips
+        loss = closure()  # Lightning clips in it
         gradients = [p.grad for p in self.param_groups[0]["params"]]
         found.append([(g.coalesce().values() if g.is_sparse else g).clone() for g in gradients])
         step(self)
@@ -57,15 +57,17 @@ def taken(monkeypatch) -> list[list[torch.Tensor]]:
     return found
 
 
-def test_a_steps_gradient_is_clipped_over_the_tasks_and_the_mean_together(figures, taken):
+def test_a_steps_gradient_is_clipped_over_the_tasks_and_the_mean_together(figures, clipped_gradients):
     clip = 1.9
     rows = figures(f"optim.clip={clip}")
     whole = [math.hypot(*pair) for pair in zip(rows["grad_norm/mean"], rows["grad_norm/tasks"], strict=True)]
     assert min(whole) < clip < max(whole)
-    norms = [math.hypot(*(g.norm() for g in gradients)) for gradients in taken]
+    norms = [math.hypot(*(g.norm() for g in gradients)) for gradients in clipped_gradients]
     assert norms == pytest.approx([min(norm, clip) for norm in whole], rel=1e-4)
 
 
-def test_lightnings_other_way_of_clipping_is_by_value(figures, taken):
+def test_lightning_can_clip_by_value(figures, clipped_gradients):
     figures("optim.clip=1e-4", "trainer.extra.gradient_clip_algorithm=value")
-    assert [max(float(g.abs().max()) for g in gradients) for gradients in taken] == pytest.approx([1e-4] * N)
+    assert [max(float(g.abs().max()) for g in gradients) for gradients in clipped_gradients] == pytest.approx(
+        [1e-4] * N
+    )

@@ -1,4 +1,4 @@
-"""A sharded backbone: whose weights are divided, and what is refused. tests/test_ddp.py trains one."""
+"""A sharded backbone: which weights are divided, and what is refused. tests/train/test_ddp.py trains one."""
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ from tests.conftest import tiny_opt
 
 @pytest.fixture
 def mesh():
-    """Four processes, of which there is one."""
+    """Make a mesh of four processes, of which only one exists."""
     dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
     yield init_device_mesh("cpu", (4,))
     dist.destroy_process_group()
 
 
-def test_each_process_keeps_its_share_of_the_blocks_and_all_of_the_rest(mesh):
+def test_each_process_holds_its_share_of_the_blocks_and_all_other_weights(mesh):
     model = tiny_opt()
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     shard(Backbone(model).decoder, mesh)

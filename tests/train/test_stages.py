@@ -1,4 +1,4 @@
-"""tau=learn: Θ as at τ = ∞, then the tasks' deviations from it, shrunk by validation; kept as an ordinary run."""
+"""tau=learn: Θ as at τ = ∞, then the tasks' deviations from it, shrunk by validation; saved as an ordinary run."""
 
 import math
 
@@ -19,25 +19,25 @@ LONG = ("trainer.max_epochs=9", "data.batch_size=8")
 
 
 def validations(run) -> pd.DataFrame:
-    """The rows of metrics.csv that are of a validation while training."""
+    """Return the rows of metrics.csv for validations during training."""
     rows = pd.read_csv(run / "metrics.csv").dropna(subset="val/nll")
     return rows[: RunDirectory(run).summary()["epochs"]].reset_index(drop=True)
 
 
-def test_theta_is_trained_as_for_one_model_first(trained):
+def test_theta_is_first_trained_as_at_tau_infinity(trained):
     learned, pooled = trained("tau=learn", *LONG), trained("tau=inf", *LONG)
     mine, theirs = validations(learned), validations(pooled)
     first = mine["val/c"].isna()
-    assert 2 <= first.sum() <= 6  # of 9 epochs the deviations have a third at least
+    assert 2 <= first.sum() <= 6  # at least a third of the 9 epochs is for the deviations
     pd.testing.assert_series_equal(mine["val/nll"][first], theirs["val/nll"][: first.sum()])
 
 
-@pytest.mark.parametrize("rate", ["optim.lr=0.02", "optim.lr=0.001"])  # too much of the deviations, and too little
-def test_theta_learns_beside_the_deviations_while_validation_takes_them_whole(trained, rate):
+@pytest.mark.parametrize("rate", ["optim.lr=0.02", "optim.lr=0.001"])  # deviations become too large; too small
+def test_theta_learns_with_the_deviations_while_validation_does_not_shrink_them(trained, rate):
     folder = trained("tau=learn", *LONG, rate, "trainer.log_every_n_steps=1")
     scale = validations(folder)["val/c"]
     norms = pd.read_csv(folder / "metrics.csv").dropna(subset="train/loss").groupby("epoch")["grad_norm/mean"].count()
-    learns = norms > 0  # in the epoch; the validation before it has said so
+    learns = norms > 0  # in the epoch, as the previous validation decides
     before = scale.shift()
     assert learns[scale.isna()].all()
     assert (learns == (before == 1))[scale.notna()].all()
@@ -45,7 +45,7 @@ def test_theta_learns_beside_the_deviations_while_validation_takes_them_whole(tr
 
 
 @pytest.mark.parametrize(("gain", "steps", "epochs"), [(0.0, 1, 6), (0.2, 1, 5), (0.2, 50, 6)])
-def test_deviations_begin_where_an_epoch_of_theta_brings_little(trained, monkeypatch, gain, steps, epochs):
+def test_deviations_begin_when_an_epoch_of_theta_gains_little(trained, monkeypatch, gain, steps, epochs):
     monkeypatch.setattr(stages, "LEAST_GAIN", gain)
     monkeypatch.setattr(stages, "LEAST_STEPS", steps)  # an epoch has 6
     rows = validations(trained("tau=learn", *LONG, "optim.lr=0.001", f"name=gain-{gain}-{steps}"))
@@ -55,7 +55,7 @@ def test_deviations_begin_where_an_epoch_of_theta_brings_little(trained, monkeyp
     assert (gains[:-1] >= gain).all() == (steps < 6)
 
 
-def test_the_best_c_of_a_validation_is_the_lowest_of_those_tried(trained):
+def test_the_nll_at_c_is_that_of_theta_plus_c_times_the_deviation(trained):
     run = restore(trained("tau=learn", *LONG))
     model = run.model
     documents = read_documents(run.cfg.data).iloc[:6]
@@ -72,7 +72,7 @@ def test_the_best_c_of_a_validation_is_the_lowest_of_those_tried(trained):
     torch.testing.assert_close(model.nll(batch, 1.0), model.nll(batch), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_kept_is_an_ordinary_run_at_a_tau(trained):
+def test_a_learned_run_is_saved_as_an_ordinary_run_at_its_tau(trained):
     folder = trained("tau=learn", *LONG)
     directory = RunDirectory(folder)
     summary, per_task = directory.summary(), directory.per_task()
@@ -83,14 +83,14 @@ def test_what_is_kept_is_an_ordinary_run_at_a_tau(trained):
     assert ((per_task["c"] >= 0) & (per_task["c"] <= 1)).all()
     run = restore(folder)
     assert run.model.tau == float(summary["tau"])
-    # Scored again from the folder, by task, it has the summary's perplexities.
+    # Scored again from its folder, each text under its task, the run has the summary's perplexity.
     documents = pd.read_csv(folder / "documents.csv").query("split == 'test'")
     table = read_documents(run.cfg.data).loc[documents["row"]]
     _, again = perplexities(run, table, 8)
     assert again["perplexity"] == pytest.approx(summary["test_perplexity"], rel=1e-5)
 
 
-def test_it_ends_no_worse_on_validation_than_theta_alone(trained):
+def test_a_learned_run_is_no_worse_on_validation_than_theta_alone(trained):
     for more in ((), ("optim.lr=0.5",)):  # a rate that spoils the deviations
         folder = trained("tau=learn", *LONG, *more)
         summary = RunDirectory(folder).summary()
@@ -104,8 +104,8 @@ def test_a_small_c_is_found(trained):
     assert 0 < learned["c"] < 0.25
 
 
-def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained, monkeypatch):
-    monkeypatch.setattr(stages, "SCALES", (0.5, 1.0))  # too much of them
+def test_if_deviations_do_not_help_the_run_is_one_model_for_all_tasks(trained, monkeypatch):
+    monkeypatch.setattr(stages, "SCALES", (0.5, 1.0))  # all tried values are too large
     folder = trained("tau=learn", *LONG, "optim.lr=0.5", "name=too-much")
     summary = RunDirectory(folder).summary()
     assert (float(summary["tau"]), summary["learned"]["c"]) == (math.inf, 0)
@@ -121,5 +121,5 @@ def test_where_deviations_do_not_help_the_run_is_that_of_one_model(trained, monk
         ("trainer.max_epochs=1", ["two validations"]),
     ],
 )
-def test_settings_that_it_does_not_have_are_refused(command, setting, words):
+def test_settings_that_tau_learn_does_not_support_are_refused(command, setting, words):
     one_line(command("tau=learn", "logger=none", setting), *words)
