@@ -1,4 +1,4 @@
-"""An archive gives back what was written, to the last bit, and is the same file for the same runs."""
+"""Reading an archive returns what was written, to the last bit; the same runs give the same file."""
 
 import gzip
 import math
@@ -30,7 +30,7 @@ def exact(values: dict) -> str:
     return repr(sorted(values.items()))
 
 
-def test_values_come_back_exactly(tmp_path):
+def test_values_are_read_back_exactly(tmp_path):
     file = tmp_path / "runs.csv.gz"
     written = [a_run(tmp_path / "b/tau=inf,seed=0"), a_run(tmp_path / "a", val_by_batch=[0.1, np.nextafter(0.1, 1)])]
     written[1].config["only.here"] = 1
@@ -53,9 +53,9 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"no gzip", gzip.compress(b"run,task\na,b\n"), gzip.compress(b"a" * 99)[:20]],
-    ids=["no gzip", "other columns", "cut"],  # gzip notes the time
+    ids=["no gzip", "other columns", "cut"],  # gzip stores the time
 )
-def test_another_file_is_refused(tmp_path, content):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path, content):
     (tmp_path / "runs.csv.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"runs\.csv\.gz is not an archive of runs"):
         read_archive(tmp_path / "runs.csv.gz")

@@ -1,4 +1,4 @@
-"""A finished run whose files were damaged is refused without a trace, by the run's command and by the report."""
+"""A finished run with a damaged file is refused, without a traceback, by the run's command and by the report."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def test_a_damaged_file_of_a_finished_run_is_refused(command, call, tmp_path, na
     data = file.read_bytes()
     for damage in [*DAMAGES, "a pipe"]:
         if (name, damage) in (("summary.json", "gone"), ("summary.json", "a pipe"), ("per_task.csv", "half")):
-            continue  # an unfinished run, which is trained again; and a shorter table is for --verify to find
+            continue  # an unfinished run, which is trained again; a shorter table is found by --verify
         file.unlink()
         if damage == "a pipe":
             os.mkfifo(file)
@@ -38,6 +38,6 @@ def test_a_damaged_file_of_a_finished_run_is_refused(command, call, tmp_path, na
         for code, _, err in (command(*RUN), call(report.main, "run")):
             assert code == 2, damage
             assert all(line.startswith("bora: ") for line in err.splitlines()), err
-            assert err.count("\n") == 1 or name == "config.yaml"  # a line for each setting that is lost
+            assert err.count("\n") == 1 or name == "config.yaml"  # one line for each missing setting
         file.unlink(missing_ok=True)
         shutil.copy(tmp_path / "whole", file)

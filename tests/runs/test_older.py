@@ -1,4 +1,4 @@
-"""A run that an older bora has finished is read as if it had the settings that were made since."""
+"""A run that an older bora finished is read as if it had the settings added since, at their defaults."""
 
 import pytest
 import yaml
@@ -12,7 +12,7 @@ from bora.runs.values import hash_file
 from tests.runs.test_directory import RUN
 
 GIVEN = {"tau", "logger.kind", "data.modules", "data.documents_per_task", "data.min_documents", "trainer.max_steps"}
-NEEDED = {"name", "data.source", "model.source"}  # made of others, or decide which settings there are
+NEEDED = {"name", "data.source", "model.source"}  # derived from others, or deciding which settings exist
 
 
 def without(values: dict, key: str) -> dict:
@@ -20,7 +20,7 @@ def without(values: dict, key: str) -> dict:
     return {k: without(v, rest) if k == group else v for k, v in values.items() if k != group or rest}
 
 
-def test_a_setting_that_is_newer_than_a_finished_run_has_its_default(command, tmp_path):
+def test_a_setting_newer_than_a_finished_run_has_its_default(command, tmp_path):
     assert command(*RUN)[0] == 0
     run = RunDirectory(tmp_path / "run")
     config, sums = run.config(), run.path / SUMS
@@ -35,12 +35,12 @@ def test_a_setting_that_is_newer_than_a_finished_run_has_its_default(command, tm
         sums.write_text(sums.read_text().replace(written, now))
         written = now
         assert run.config() == config, key
-    assert command(*RUN)[0] == 0  # the same run, which is finished
+    assert command(*RUN)[0] == 0  # the run is recognised and finished
     write_archive(tmp_path / "runs.csv.gz", [read_run(run.path)])
     assert read_archive(tmp_path / "runs.csv.gz")[0].config == flatten(settings)
 
 
-def test_settings_that_are_dictionaries_are_whole():
+def test_newer_settings_leave_out_open_dictionaries_and_required_settings():
     own = {"data.source": "table", "model.source": "random", "logger.kind": "none", "trainer.extra.max_time": "01:00"}
     newer = newer_settings(own | {"model.config.model_type": "llama"})
     assert [newer[key] for key in ("lora.dropout", "data.split.seed", "optim.eps")] == [0, 0, 1e-8]

@@ -1,4 +1,4 @@
-"""A run begins at PEFT adapters exactly, and says what it cannot begin at."""
+"""A run starts exactly at PEFT adapters; adapters that it cannot start from are refused."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def model_of(tasks: list[str], tau: float = 100, rank: int = 4, alpha: float = 6
 
 
 def peft_folder(folder: Path, seed: int = 0, rank: int = 2, alpha: float = 5, **more) -> Path:
-    """A plain adapter of tiny_opt, as PEFT itself saves it."""
+    """Save a plain adapter of tiny_opt with PEFT."""
     config = LoraConfig(r=rank, lora_alpha=alpha, **{"target_modules": ["q_proj", "v_proj"], **more})
     peft = get_peft_model(tiny_opt(), config)
     generator = torch.Generator().manual_seed(seed)
@@ -47,7 +47,7 @@ def update(folder: Path, layer: str, scale: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("form", ["centered", "noncentered"])
 @pytest.mark.parametrize("tau", [100, float("inf")])
-def test_one_adapter_is_the_start_of_all(tmp_path, form, tau):
+def test_all_tasks_and_the_mean_start_at_a_single_adapter(tmp_path, form, tau):
     folder = peft_folder(tmp_path / "adapter", rank=2, alpha=5)
     model = model_of(["a", "b"], tau, parameterization=form)
     fresh = model.adapters.mean.detach().clone()
@@ -97,7 +97,7 @@ def test_tasks_start_at_their_own_adapter_by_name(tmp_path, caplog, mean):
 
 
 @pytest.mark.parametrize("form", ["centered", "noncentered"])
-def test_a_run_begins_where_the_exported_one_ended(trained, tmp_path, form):
+def test_a_run_starts_where_the_exported_one_ended(trained, tmp_path, form):
     one = trained("tau=100", f"prior.parameterization={form}")
     out = tmp_path / "out"
     export(one, out)
@@ -107,14 +107,14 @@ def test_a_run_begins_where_the_exported_one_ended(trained, tmp_path, form):
     assert torch.equal(begun.mean, ended.mean)
     for task in range(len(TASKS)):
         torch.testing.assert_close(begun.theta(task), ended.theta(task), rtol=0, atol=1e-6)
-    # Of a larger rank and another α: the same model.
+    # At a larger rank and another α it is the same model.
     larger = trained(*start, "lora.rank=7", "lora.alpha=2")
     expected, found = our_logits(one), our_logits(larger)
     for task in (*TASKS, None):
         torch.testing.assert_close(found[task], expected[task], rtol=0, atol=1e-5)
 
 
-def test_gpt2s_transposed_layers_come_back(trained, gpt2, tmp_path):  # noqa: F811
+def test_an_adapter_of_gpt2s_transposed_layers_is_loaded(trained, gpt2, tmp_path):  # noqa: F811
     base = gpt2[1].partition("=")[2]
     config = LoraConfig(r=3, lora_alpha=5, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_gpt2s_transposed_layers_come_back(trained, gpt2, tmp_path):  # noqa: F8
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "adapts the layer model.decoder.layers.0.self_attn.k_pro"),
     ],
 )
-def test_what_is_no_plain_lora_of_these_layers_is_refused(tmp_path, config, message):
+def test_an_adapter_that_is_not_a_plain_lora_of_these_layers_is_refused(tmp_path, config, message):
     folder = peft_folder(tmp_path / "adapter", **config)
     model = model_of(["a", "b"])
     random_factors(model)
@@ -191,7 +191,7 @@ def test_spoiled_files_are_refused_in_one_line(tmp_path):
             start_from_adapters(model_of(["a", "b"]), tmp_path / "out")
 
 
-def test_the_command_ends_with_exit_code_2(command, tmp_path):
+def test_the_command_refuses_a_folder_without_a_fitting_adapter(command, tmp_path):
     peft_folder(tmp_path / "adapter")
     (tmp_path / "empty").mkdir()
     data = "data.modules=[pickle,ssl]", "data.documents_per_task=9", "data.min_documents=3", "logger=none"

@@ -1,4 +1,4 @@
-"""The trackers hold a run's figures and config, read back from their own files."""
+"""The trackers' own files hold a run's figures and config."""
 
 import io
 import json
@@ -36,8 +36,8 @@ EACH_STEP = [*SMALL, "trainer.log_every_n_steps=1", "data.batch_size=3"]
 
 
 def wandb_records(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Read offline runs' records: each a log in LevelDB's format, in blocks of 32 KiB, after a header of 7 bytes."""
-    wandb.teardown()  # its service may be writing still
+    """Read the records of offline runs: logs in LevelDB's format, in blocks of 32 KiB after a header of 7 bytes."""
+    wandb.teardown()  # its service may still be writing
     for file in sorted(folder.glob("offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime):
         data, at, record = file.read_bytes(), 7, b""
         while at < len(data):
@@ -54,12 +54,12 @@ def wandb_records(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 class Shown(NamedTuple):
-    """What a tracker's files hold of a run.
+    """What a tracker's files hold about a run.
 
     Attributes:
-        figures: by name, in the order logged.
-        at: of each of them, the step; in W&B the place on its own axis.
-        last: by name, what a list of runs shows.
+        figures: each figure's values by name, in the order logged.
+        at: their steps; in W&B their places on the figure's own axis.
+        last: each figure's value that a list of runs shows, by name.
         tables: by name.
     """
 
@@ -137,7 +137,7 @@ def test_a_tracker_has_every_tasks_figures_and_texts(command, tmp_path, tracker,
     per_task, metrics = pd.read_csv(run / "per_task.csv"), pd.read_csv(run / "metrics.csv")
     assert list(per_task["task"]) == list(TASKS)
     for row, name in zip(per_task.itertuples(), names, strict=True):
-        # Two epochs; the best one again, but in W&B's charts.
+        # Two epochs, and except in W&B's charts the best one again.
         assert len(shown.figures[f"val_perplexity/{name}"]) == (2 if tracker == "wandb" else 3)
         for figure in ("val_perplexity", "test_perplexity", "distance"):
             assert shown.last[f"{figure}/{name}"] == pytest.approx(getattr(row, figure), rel=1e-6)
@@ -151,7 +151,7 @@ def test_a_tracker_has_every_tasks_figures_and_texts(command, tmp_path, tracker,
 
 
 def spoil_later_epochs(module) -> None:
-    """Let the first epoch be the best."""
+    """Change the parameters after the first epoch, so that it is the best."""
     for parameter in module.model.adapters.parameters() if module.current_epoch else ():
         parameter.data += 1
 
@@ -176,7 +176,7 @@ def test_wandbs_run_has_its_config_tags_axes_and_one_chart(command, tmp_path, mo
     assert shown.at["val/perplexity"] == [1, 2, 3]
     assert shown.last["val/perplexity"] == pytest.approx(shown.figures["val/perplexity"][0])
     assert (shown.last["best/epoch"], summary["best_epoch"]) == (1, 1)
-    assert not any("/" in name and name.split("/")[1] in TASKS for name in shown.figures)  # no line of one task
+    assert not any("/" in name and name.split("/")[1] in TASKS for name in shown.figures)  # no line for a single task
     chart = shown.tables["validation perplexity by task_table"].pivot(index="step", columns="lineKey", values="lineVal")
     assert (list(chart.index), set(chart)) == ([1, 2, 3], set(TASKS))
     assert "samples" not in shown.tables  # logger.samples=0
@@ -193,7 +193,7 @@ def test_mlflows_run_has_its_config_and_files(command, tmp_path):
     parameters = run.data.params
     assert (run.info.status, parameters["log10_tau"], float(parameters["run.lr"])) == ("FINISHED", "2.0", 1e-3)
     assert parameters["run.data_sha256"] == summary["data_sha256"]
-    # The reason for dropping documents is a key; MLflow takes no parentheses in it.
+    # The reason for dropping documents is a key, in which MLflow allows no parentheses.
     assert parameters["run.dropped.of 1 tasks not chosen data.n_tasks"] == "6"
     (kept,) = (tmp_path / "mlruns").glob("*/*/artifacts/run")
     assert restore(kept).summary == restore(tmp_path / "run").summary
@@ -230,11 +230,11 @@ def test_a_resumed_run_continues_in_its_tracker(command, tmp_path, monkeypatch, 
     last = tmp_path / "run/checkpoints/last.ckpt"
     assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == resumed
     assert command(*words)[0] == 0
-    at = {name: sorted(set(found)) for name, found in read(tracker, tmp_path).at.items()}  # a history only grows
+    at = {name: sorted(set(found)) for name, found in read(tracker, tmp_path).at.items()}  # a history may repeat steps
     rows = pd.read_csv(tmp_path / "run/metrics.csv")
     expected = {name: rows["step"][rows[name].notna()].tolist() for name in rows if name not in ("epoch", "step")}
     expected = {name: found for name, found in expected.items() if found}
-    assert expected["train/loss"] == list(range(12))  # 2 epochs of 6 steps
+    assert expected["train/loss"] == list(range(12))  # two epochs of six steps
     assert expected["val/perplexity"] == [5, 11, 12]
     names = SAFE
     if tracker == "wandb":
@@ -265,7 +265,7 @@ def test_without_a_server_wandb_logs_offline_unless_mode_is_online(command, tmp_
     table(tmp_path / "t.csv", TASKS)
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where no server listens
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setattr("bora.runs.trackers.wandb.WANDB_TIMEOUT_SECONDS", 2)
     monkeypatch.setattr("bora.runs.trackers.wandb.wandb_mode", lambda mode: "online")
     code, out, err = command(*SMALL, f"logger.mode={mode}")
@@ -290,7 +290,7 @@ def test_without_a_server_wandb_logs_offline_unless_mode_is_online(command, tmp_
 )
 def test_a_setting_that_wandb_refuses_is_reported_in_one_line(command, tmp_path, monkeypatch, project, words):
     table(tmp_path / "t.csv", TASKS)
-    if project == "good":  # in the words of a server's answer
+    if project == "good":  # in the words of the server's answer
         error = wandb.errors.CommError("entity nobody not found during upsertBucket")
         monkeypatch.setattr(wandb, "init", Mock(side_effect=error))
     one_line(command(*SMALL, f"logger.project={project}", "logger.entity=nobody"), words)
@@ -298,7 +298,7 @@ def test_a_setting_that_wandb_refuses_is_reported_in_one_line(command, tmp_path,
 
 
 @pytest.mark.processes
-def test_the_environments_run_id_is_of_one_run_and_of_no_sweep(tmp_path):
+def test_the_environments_run_id_is_used_for_a_single_run_and_not_for_a_sweep(tmp_path):
     table(tmp_path / "t.csv", TASKS)
 
     def ids(*words: str, **more: str) -> list[str]:
@@ -315,7 +315,7 @@ def test_the_environments_run_id_is_of_one_run_and_of_no_sweep(tmp_path):
 
 
 @pytest.mark.processes
-def test_the_callers_own_wandb_run_stays_open_and_its_own(command, tmp_path, monkeypatch):
+def test_the_callers_own_wandb_run_stays_open_and_separate(command, tmp_path, monkeypatch):
     table(tmp_path / "t.csv", TASKS)
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     (tmp_path / "own").mkdir()
@@ -338,7 +338,7 @@ def test_a_run_continues_when_wandb_dies(tmp_path):
     metrics = tmp_path / "run/metrics.csv"
     wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 3, process)
     children = psutil.Process(process.pid).children(recursive=True)
-    services = [child for child in children if "wandb" in " ".join(child.cmdline())]  # Python has helpers too
+    services = [child for child in children if "wandb" in " ".join(child.cmdline())]  # Python has helper processes, too
     assert services
     for service in services:
         service.kill()
