@@ -19,4 +19,4 @@ def sweep(tmp_path):
 @pytest.fixture
 def report(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
-    return partial(call, bora.commands.report.main, "-o", "report")  # of several the last one counts
+    return partial(call, bora.commands.report.main, "-o", "report")  # a later -o replaces it

@@ -1,4 +1,4 @@
-"""Finished runs made by hand, of known numbers: what the tests of the report are made of."""
+"""Finished runs made by hand with known numbers, for the tests of the report."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def base_settings() -> dict:
 
 
 def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known=None, **config) -> Path:
-    """A finished run's folder with the known numbers, all perplexities higher by `shift`."""
+    """Write a finished run's folder with the known numbers, all perplexities higher by `shift`."""
     lr, val, test, tasks = (known or KNOWN)[tau]
     folder.mkdir(parents=True, exist_ok=True)
     settings = base_settings() | {"tau": tau, "seed": seed}
@@ -57,21 +57,21 @@ def write_run(folder: Path, tau: float, seed: int = 0, shift: float = 0.0, known
 
 
 def write_summary(folder: Path, **more) -> None:
-    """Add to a run's summary, also within what was learned."""
+    """Add to a run's summary; dictionaries are merged."""
     summary = json.loads((folder / "summary.json").read_text())
     more = {k: summary.get(k, {}) | v if isinstance(v, dict) else v for k, v in more.items()}
     write_json(folder / "summary.json", summary | more)
 
 
 def write_settings(folder: Path, **more) -> None:
-    """Change a run's settings; those of `data` are added to it."""
+    """Change a run's settings; dictionaries, such as `data`, are merged."""
     config = RunDirectory(folder).config().model_dump()
     more = {k: config[k] | v if isinstance(v, dict) else v for k, v in more.items()}
     (folder / "config.yaml").write_text(to_yaml(config | more))
 
 
 def with_learned(folder: Path, tau: float, seed: int, shift: float = 0.0) -> Path:
-    """A run at τ = 10 made into one that learned its τ."""
+    """Write a run that learned this τ, with the known numbers of τ = 10."""
     write_settings(write_run(folder, 10.0, seed, shift), tau="learn")
     learned = {"tau": tau, "c": 0.0, "c_spread": 0.0}
     if not math.isinf(tau):
@@ -81,14 +81,14 @@ def with_learned(folder: Path, tau: float, seed: int, shift: float = 0.0) -> Pat
 
 
 def of_level(folder: Path, tau: float) -> Path:
-    """Give a run a level, party, of that τ."""
+    """Add a level, party, with this τ to a run."""
     write_settings(folder, data={"levels": ["party"]})
     write_summary(folder, levels={"party": tau})
     return folder
 
 
 def series_in(*folders: Path) -> list[Series]:
-    """Sort all runs of these folders into series; none is left out."""
+    """Sort all runs of these folders into series, and check that none is left out."""
     runs, problems = read_runs(folders)
     series, more = series_of(runs)
     assert problems == more == []

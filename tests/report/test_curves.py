@@ -1,4 +1,4 @@
-"""Learning curves: the validations while training, of whole runs and of each task."""
+"""Learning curves: the validations during training, of whole runs and of each task."""
 
 import math
 
@@ -11,12 +11,12 @@ from bora.runs.directory import RunDirectory
 from tests.report.runs import evidence_of, with_learned
 
 
-def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_was_kept(sweep, tmp_path):
+def test_learning_curves_show_the_validations_during_training_and_mark_the_kept_epoch(sweep, tmp_path):
     with_learned(sweep / "tau=learn,seed=0", 33.0, 0)
     series = evidence_of(sweep).series
     curves = [(run, RunDirectory(run.folder).validations()) for run in (*series.runs, *series.learned_beside)]
     figure = learning_curves(Evidence(series), curves)
-    curve, kept = figure.axes[0].lines[:2]  # of τ = 0, seed 0
+    curve, kept = figure.axes[0].lines[:2]  # for τ = 0, seed 0
     assert curve.get_xydata().tolist() == [[1, 29], [2, 23], [3, 20], [4, 21]]
     assert kept.get_xydata().tolist() == [[3, 20]]
     assert len(figure.axes[0].lines) == 2 * 9
@@ -31,14 +31,14 @@ def test_learning_curves_are_the_validations_while_training_with_the_epoch_that_
 
 
 @pytest.mark.figures
-def test_a_damaged_metrics_file_is_named_and_the_others_drawn(sweep, report, tmp_path):
+def test_a_damaged_metrics_file_is_reported_and_the_other_runs_are_drawn(sweep, report, tmp_path):
     (sweep / "tau=0,seed=0/metrics.csv").write_text("")
     code, _, err = report(sweep)
     assert (code, err.count("the learning curves lack a run: ")) == (0, 1)
     assert (tmp_path / "report/figure9.png").is_file()
 
 
-def test_each_tasks_curve_is_its_validations_against_the_lowest(sweep):
+def test_a_tasks_curve_shows_its_validations_relative_to_the_lowest(sweep):
     perplexities = {"ann": (20, 10, 15), "bo": (8, 12, 16), "cy": (1, 1, 1)}
     rows = [(v, v, task, p) for task, found in perplexities.items() for v, p in enumerate(found, 1)]
     runs = {run.tau: run for run in evidence_of(sweep).series.runs if run.seed == 0}

@@ -1,4 +1,4 @@
-"""Figures: who wrote a text and how sure that is, names below the pointer, any number of tasks."""
+"""Figures: who wrote a text and how sure the model is, names under the pointer, any number of tasks."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from tests.report.runs import KNOWN, evidence_of, write_run
 
 
 def write_guesses(run: Path) -> None:
-    """Five documents of an evaluation, of which the run was trained on the last but one; the last is of no task."""
+    """Write an evaluation of five documents; the run was trained on the fourth, and the fifth has no task."""
     rows = [("ann", "ann", 0.95), ("ann", "bo", 0.55), ("bo", "bo", 0.92), ("cy", "cy", 0.9), ("", "cy", 0.9)]
     documents = pd.DataFrame(rows, columns=["task", "best", "posterior"]).assign(n_scored=3)
     folder = run / "evaluation/new"
@@ -29,7 +29,7 @@ def write_guesses(run: Path) -> None:
 
 
 @pytest.mark.figures
-def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, report, tmp_path):
+def test_authorship_is_shown_by_task_and_by_the_models_certainty(sweep, report, tmp_path):
     write_guesses(sweep / "tau=100,seed=1")
     guesses = find_guesses(evidence_of(sweep))
     shares = guesses.confusion(["cy", "ann", "bo"])
@@ -42,17 +42,17 @@ def test_who_wrote_a_text_is_shown_by_task_and_by_how_sure_the_model_is(sweep, r
     page = (tmp_path / "report/index.html").read_text("utf-8")
     assert "new: 3 documents under tau=100,seed=1" in page
     assert "66.7 % [20.8, 93.9] (95 % Wilson interval), by chance for 33 %. A grey row is a task" in page
-    ece = (abs(0.05 + 0.08) + 0.55) / 3  # both in the last bin, and one in the sixth
+    ece = (abs(0.05 + 0.08) + 0.55) / 3  # two in the last bin and one in the sixth
     figure = figures.authorship(evidence_of(sweep), guesses, None)
     assert figure.axes[1].get_title() == f"How sure and how right: ECE {ece:.3f}"
 
 
 @pytest.mark.processes  # many tasks take long to draw
 @pytest.mark.figures
-def test_names_show_where_the_pointer_is_unless_there_are_too_many(sweep, report, tmp_path, monkeypatch):
+def test_a_tasks_name_shows_under_the_pointer_unless_there_are_too_many(sweep, report, tmp_path, monkeypatch):
     assert report(sweep)[0] == 0
     page = (tmp_path / "report/index.html").read_text("utf-8")
-    # A line in figure 2, two points in 3, one in 4 and in 5, a bar and a point in 7, a bar and three points in 8.
+    # A line in figure 2, two points in 3, one each in 4 and 5, a bar and a point in 7, a bar and three points in 8.
     titles = re.findall("<g><title>(.*?)</title>", page)
     assert {name: titles.count(name) for name in titles} == dict.fromkeys(["ann", "bo", "cy"], 11)
     ids = re.findall(r' id="([^"]+)"', page)

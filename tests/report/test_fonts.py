@@ -1,4 +1,4 @@
-"""Names in any script are drawn in fonts that have their characters."""
+"""Names in any script are drawn with fonts that have their characters."""
 
 import pytest
 from fontTools.fontBuilder import FontBuilder
@@ -10,11 +10,11 @@ from matplotlib.font_manager import fontManager
 from bora.report.drawing import drawing_style
 from bora.report.fonts import OWN, find_fonts
 
-RARE = "\U00016811"  # Bamum, which few machines have a font for
+RARE = "\U00016811"  # Bamum, for which few machines have a font
 
 
 def install(folder, monkeypatch, family: str, characters: str) -> None:
-    """Let matplotlib know a font of empty squares."""
+    """Install a font of empty squares in matplotlib."""
     pen = TTGlyphPen(None)
     for move, point in ((pen.moveTo, (0, 0)), (pen.lineTo, (0, 700)), (pen.lineTo, (700, 700)), (pen.lineTo, (700, 0))):
         move(point)
@@ -41,11 +41,11 @@ def draw(text: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_font_that_has_a_names_characters_draws_it(tmp_path, monkeypatch):
+def test_a_name_is_drawn_with_a_font_that_has_its_characters(tmp_path, monkeypatch):
     assert find_fonts(["Søren", "Ελένη", "Öz 5"]) == ([OWN], [])
     assert find_fonts([RARE]) == ([OWN], [RARE])
     with drawing_style([OWN]):
-        draw(RARE)  # in boxes; of which the report says a line
+        draw(RARE)  # as boxes, which the report warns of
     install(tmp_path, monkeypatch, "Squares", RARE)
     families, missing = find_fonts([f"a {RARE}", "\U00016812"])
     assert (families, missing) == ([OWN, "Squares"], ["\U00016812"])

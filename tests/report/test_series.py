@@ -1,4 +1,4 @@
-"""Runs are sorted into series by their settings; those that learned τ stand beside the grid, or for themselves."""
+"""Runs are sorted into series by their settings; those that learned τ are shown beside a grid, or as their own series."""
 
 import math
 
@@ -10,7 +10,7 @@ from bora.report.series import read_runs, series_of
 from tests.report.runs import KNOWN, of_level, series_in, with_learned, write_run, write_summary
 
 
-def test_series_are_told_apart_and_limits_belong_to_every_parameterisation(tmp_path):
+def test_series_differ_in_settings_and_every_parameterization_has_the_limits(tmp_path):
     for tau in (0.0, 10.0, math.inf):
         write_run(tmp_path / f"n/{tau}", tau)
     write_run(tmp_path / "c/10", 10.0, prior__parameterization="centered")
@@ -29,7 +29,7 @@ def test_series_are_told_apart_and_limits_belong_to_every_parameterisation(tmp_p
     assert "has the same settings, τ and seed" in left_out[0]
 
 
-def test_the_precision_that_was_computed_in_tells_series_apart_not_how_it_was_asked_for(tmp_path):
+def test_series_differ_in_the_dtype_used_and_not_in_the_one_asked_for(tmp_path):
     for tau, asked, taken in ((0.0, "float32", "float32"), (10.0, "auto", "float32"), (100.0, "auto", "bfloat16")):
         write_summary(write_run(tmp_path / f"{tau}", tau, model__dtype=asked), dtype=taken)
     assert {s.label: s.taus for s in series_in(tmp_path)} == {
@@ -39,7 +39,7 @@ def test_the_precision_that_was_computed_in_tells_series_apart_not_how_it_was_as
 
 
 @pytest.mark.figures
-def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choice(sweep, report, tmp_path):
+def test_runs_that_learned_tau_are_beside_the_grid_and_do_not_affect_its_choice(sweep, report, tmp_path):
     for seed, tau in ((0, 33.0), (1, math.inf)):
         with_learned(sweep / f"tau=learn,seed={seed}", tau, seed, shift=-1.0 + 0.2 * seed)
     code, out, _ = report(sweep)
@@ -49,7 +49,7 @@ def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choi
     learned = pd.read_csv(tmp_path / "report/learned.csv")
     assert learned[["seed", "tau", "tau_low", "c"]].iloc[0].tolist() == [0, 33, 16.5, 0.5]
     assert learned[["seed", "tau", "c"]].iloc[1].tolist() == [1, math.inf, 0]
-    # Against τ = 100, which validation chooses; each seed against itself.
+    # Compared with τ = 100, which validation chooses, seed by seed.
     tasks = {"ann": (12.5, 14.0), "bo": (11.5, 12.0), "cy": (12.0, 14.5)}
     expected = np.mean([[math.log(a + s) - math.log(b + s) for s in (0, 0.2)] for a, b in tasks.values()])
     assert learned["nll_minus_best_given"].iloc[0] == pytest.approx(expected)
@@ -57,12 +57,12 @@ def test_runs_that_learned_tau_stand_beside_the_grid_and_have_no_say_in_its_choi
     assert "33 [16.5, 66]" in out
 
 
-def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid(report, tmp_path):
+def test_without_a_grid_runs_that_learned_tau_have_their_own_report(report, tmp_path):
     for seed, tau in enumerate((33.0, 20.0, 50.0)):
         with_learned(tmp_path / f"s/{seed}", tau, seed)
     code, out, _ = report("s")
     assert (code, "33 [16.5, 66]" in out) == (0, True)
-    table1 = pd.read_csv(tmp_path / "report/table1.csv")  # one setting, and no τ of a seed's own against another
+    table1 = pd.read_csv(tmp_path / "report/table1.csv")  # one setting: the seeds' τ are not compared with each other
     assert table1[["tau", "seeds"]].to_numpy().tolist() == [[33, 3]]
     page = (tmp_path / "report/index.html").read_text()
     assert ("τ = 33 was learned" in page, "τ learned:" in page) == (True, False)
@@ -70,13 +70,13 @@ def test_runs_that_learned_tau_have_a_report_of_their_own_where_there_is_no_grid
         write_run(tmp_path / f"s/{limit}", limit)
     (series,) = series_in(tmp_path / "s")
     assert (series.taus, series.only_learned, len(series.learned_beside)) == ([0, math.inf], False, 3)
-    for seed in range(3):  # with levels they are no runs beside the limits, but between them
+    for seed in range(3):  # with levels they are not beside the limits but between them
         of_level(tmp_path / f"s/{seed}", 20.0)
     (series,) = series_in(tmp_path / "s")
     assert (series.taus, series.only_learned, series.learned_beside) == ([0, 33, math.inf], True, [])
 
 
-def test_a_learned_run_of_one_model_is_no_run_at_infinity(report, tmp_path):
+def test_a_learned_run_of_one_model_is_not_a_run_at_infinity(report, tmp_path):
     for seed, tau in enumerate((math.inf, 202.0)):
         with_learned(tmp_path / f"s/{seed}", tau, seed)
     (series,) = series_in(tmp_path / "s")
@@ -85,14 +85,14 @@ def test_a_learned_run_of_one_model_is_no_run_at_infinity(report, tmp_path):
     page = (tmp_path / "report/index.html").read_text()
     assert "this is the median over seeds where it is finite" in page
     assert "among those given" not in page
-    # Of another form, at given τ: its limits are completed by runs at τ = ∞ alone.
+    # In another form, at a given τ: its limits are completed only by runs given τ = ∞.
     for seed, tau in ((0, 10.0), (0, math.inf)):
         write_run(tmp_path / f"s/tau={tau}", tau, seed, prior__parameterization="centered")
     (given,) = (series for series in series_in(tmp_path / "s") if series.taus[0] == 10)
     assert [(run.tau, run.seed) for run in given.runs] == [(10, 0), (math.inf, 0)]
 
 
-def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, tmp_path):
+def test_runs_that_learned_tau_of_levels_are_beside_each_series_of_the_grid(report, tmp_path):
     for seed, level in enumerate((19.0, 22.0)):
         folder = of_level(with_learned(tmp_path / f"s/learn{seed}", 33.0, seed, shift=-1.0), level)
         write_summary(folder, learned={"levels": {"party": {"tau": level, "c": 0.5, "c_spread": 0.0}}})
@@ -106,7 +106,7 @@ def test_learned_taus_of_levels_are_one_series_beside_each_of_the_grid(report, t
     assert (code, table["level"].tolist()) == (0, ["tasks", "party"] * 4)
 
 
-def test_one_tau_for_all_levels_is_a_grid(tmp_path):
+def test_runs_with_one_tau_for_all_levels_are_a_grid(tmp_path):
     for tau in (10.0, 100.0):
         of_level(write_run(tmp_path / f"s/{tau}", tau), tau)
     assert [series.taus for series in series_in(tmp_path / "s")] == [[10, 100]]

@@ -1,4 +1,4 @@
-"""Which tasks are alike: cosines of their deviations, and what a column explains of them."""
+"""Which tasks are alike: cosines of their deviations, and the share that a column explains."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.report.runs import evidence_of, write_run
 
 
 def checkpoint(folder: Path, theta: np.ndarray, names: list[str], form: str) -> None:
-    """best.ckpt with θ_d − Θ as given."""
+    """Write a best.ckpt whose θ_d − Θ are the given rows."""
     mean, state = torch.full((1, theta.shape[1] // 2), 5.0), {}
     for factor, part in zip("AB", torch.tensor(theta).float().unflatten(1, (2, 1, -1)).unbind(1), strict=True):
         stem = f"adapters.stacks.layer.{factor}"
@@ -38,7 +38,7 @@ def test_tasks_are_compared_by_the_cosine_of_their_deviations(tmp_path, form):
     assert abs(order.index(0) - order.index(4)) == abs(order.index(1) - order.index(3)) == 1
 
 
-def test_the_share_that_a_column_explains_is_the_between_group_sum_of_squares(tmp_path):
+def test_the_share_that_a_column_explains_equals_the_between_group_sum_of_squares(tmp_path):
     x = np.random.default_rng(0).normal(size=(12, 5))
     x[:6] += 4
     x -= x.mean(0)
@@ -72,6 +72,6 @@ def test_figure_6_is_coloured_by_a_column_of_the_table(tmp_path, report):
     assert "figure 6 has no colours: --color-by=planet" in err
     assert "no such column" in err
     assert (tmp_path / "report/figure6.png").is_file()
-    table.iloc[4:].to_csv("t.csv", index=False)  # rows are of other tasks now
+    table.iloc[4:].to_csv("t.csv", index=False)  # rows now belong to other tasks
     code, _, err = report("s", "--color-by", "party")
     assert (code, "figure 6 has no colours: the corpus has changed" in err) == (0, True)

@@ -1,4 +1,4 @@
-"""A sweep of known numbers gives exactly the known tables, as CSV, Markdown, LaTeX and HTML."""
+"""A sweep with known numbers gives exactly the known tables, as CSV, Markdown, LaTeX and HTML."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from tests.report.runs import write_run
 @pytest.mark.figures("pdf")
 def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     code, out, err = report(sweep)
-    assert (code, err.count("figure 6 is left out: ")) == (0, 1)  # no checkpoints here
+    assert (code, err.count("figure 6 is left out: ")) == (0, 1)  # there are no checkpoints
     drawn = list((tmp_path / "report").glob("figure*.png"))
     assert len(drawn) == 8
     for file in drawn:
@@ -29,7 +29,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert table1["perplexity"].tolist() == pytest.approx([21.1, 13.1, 13.6, 15.6])
     assert table1["val_perplexity"].tolist() == pytest.approx([20.1, 12.1, 11.1, 15.1])
     assert len(pd.read_csv(tmp_path / "report/claims.csv")) == 5
-    # Two values 0.2 apart: s/√2 = 0.1, and t with one degree of freedom has 12.706 at 97.5 %.
+    # Two values 0.2 apart: s/√2 = 0.1, and t with one degree of freedom is 12.706 at 97.5 %.
     assert (table1["perplexity_high"] - table1["perplexity"]).tolist() == pytest.approx([1.2706] * 4, rel=1e-4)
     table2 = pd.read_csv(tmp_path / "report/table2.csv")
     assert table2.columns.tolist() == ["task", "tau=0", "tau=10", "tau=100", "tau=inf"]
@@ -40,7 +40,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
 
     lines = (tmp_path / "report/table1.md").read_text().splitlines()
     bold = [line for line in lines if "**" in line]
-    assert len(bold) == 1  # validation chooses 100, though test would have chosen 10
+    assert len(bold) == 1  # validation chooses 100, although test would choose 10
     assert [cell.strip() for cell in bold[0].split("|")][2:5] == ["**100**", "**11.10**", "**13.60**"]
     rows = (tmp_path / "report/table2.md").read_text().splitlines()[2:6]
     assert [re.findall(r"\*\*([\d.]+)\*\*", row) for row in rows] == [["13.60"], ["12.10"], ["13.10"], ["13.10"]]
@@ -54,7 +54,7 @@ def test_known_numbers_give_the_known_tables(sweep, report, tmp_path):
     assert re.search(r"every task is better than on its own \(τ = 0\): 3 of 3 tasks; perplexity .*: confirmed", out)
 
 
-def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report):
+def test_a_report_on_talk_of_norway_shows_the_papers_numbers(tmp_path, report):
     known = {100.0: (1e-3, 12.0, 13.0, {"Abid Q. Raja": 13.5, "Somebody Else": 12.5, "Aksel Hagen": 13.0})}
     write_run(tmp_path / "s/100", 100.0, known=known, data__name="talk_of_norway")
     assert report("s")[0] == 0
@@ -64,7 +64,7 @@ def test_talk_of_norway_gets_the_papers_numbers_beside_its_own(tmp_path, report)
     assert table2["paper_tau=100"].dropna().to_dict() == {"Abid Q. Raja": 11.60, "Aksel Hagen": 11.84}
 
 
-def test_the_papers_tables_are_the_papers():
+def test_tables_1_and_2_equal_the_papers():
     assert paper.table1().shape == (6, 3)
     table2 = paper.table2()
     assert table2.shape == (25, 6)

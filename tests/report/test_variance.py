@@ -10,7 +10,7 @@ from bora.report.variance import spread
 from tests.report.runs import write_summary
 
 
-def test_the_spread_of_effects_is_without_their_errors():
+def test_the_spread_of_effects_excludes_the_variance_of_their_errors():
     effects, errors = np.array([0.04, 0.01, 0.03]), np.array([0.001, 0.002, math.nan])
     assert spread(effects, errors) == pytest.approx(
         math.sqrt(np.var(effects, ddof=1) - (0.001**2 + 0.002**2 + 0.0015**2) / 3)
@@ -18,7 +18,7 @@ def test_the_spread_of_effects_is_without_their_errors():
 
 
 @pytest.mark.figures
-def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tmp_path):
+def test_variances_are_tabulated_with_the_results_of_bora_variance(sweep, report, tmp_path):
     for seed in (0, 1):
         run = sweep / f"tau=100,seed={seed}"
         write_summary(run, levels={"party": 25.0})
@@ -44,10 +44,10 @@ def test_variances_are_tabulated_with_what_bora_variance_found(sweep, report, tm
     assert table.loc["task", "gain_share"] == pytest.approx(0.25)
     assert table.loc["task", ["inferred_lower_tau", "inferred_tau"]].tolist() == [2, 30]
     assert table.loc["party", ["tau", "sigma", "units"]].tolist() == [25, 0.2, 2]
-    assert table.loc["party", "worth"] == pytest.approx((0.04 * 100 + 0.01 * 50) / 150)  # of both seeds, by token
+    assert table.loc["party", "worth"] == pytest.approx((0.04 * 100 + 0.01 * 50) / 150)  # mean of both seeds, by token
     assert table.loc["party", "spread"] == pytest.approx(math.sqrt(np.var([0.04, 0.01], ddof=1) - 0.001**2))
-    assert math.isnan(table.loc["party", "spread_low"])  # of two units
-    assert math.isnan(table.loc["sex", "tau"])  # no level of the runs
+    assert math.isnan(table.loc["party", "spread_low"])  # too few units, two
+    assert math.isnan(table.loc["sex", "tau"])  # not a level of the runs
     assert (folder / "figure11.png").is_file()
     page = (tmp_path / "report/index.html").read_text()
     assert "How much tasks differ" in page

@@ -1,4 +1,4 @@
-"""The panels of a sweep in W&B hold its known numbers."""
+"""The panels of a sweep in W&B show its known numbers."""
 
 import pytest
 
@@ -15,9 +15,9 @@ def lines(panel) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def test_the_lines_are_the_means_over_seeds(sweep, tmp_path):
+def test_the_lines_show_the_means_over_seeds(sweep, tmp_path):
     found = panels(evidence_of(tmp_path / "s"))
-    x = [0, 1, 2, 3]  # log10 of 10 and 100, the limits beside them
+    x = [0, 1, 2, 3]  # log10 of 10 and 100, with the limits on either side
     overall = lines(found["perplexity by tau"])
     for place, name in ((1, "validation"), (2, "test perplexity")):
         expected = [(i, KNOWN[tau][place] + 0.1) for i, tau in zip(x, KNOWN, strict=True)]
