@@ -1,4 +1,4 @@
-"""New tasks from the prior: Θ stays, each task is fitted as if alone, and the folder is read as a run's."""
+"""New tasks from the prior: Θ stays fixed, each task is fitted as if alone, and the folder can be read as a run's."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tests.conftest import VOCABULARY, encoded_of, hierarchical, one_line, rando
 
 @pytest.fixture
 def smooth():
-    """A model of two tasks with factors of some size, as if restored; smooth, so that a maximum has a zero gradient."""
+    """Build a model of two tasks with nonzero factors, as if restored; smooth, so that its gradient is 0 at a maximum."""
     backbone = tiny_opt(dtype=torch.float64)
     for layer in backbone.model.decoder.layers:
         layer.activation_fn = torch.nn.GELU()
@@ -45,7 +45,7 @@ def fitted(restored, encoded, tasks, tau=50.0):
     return {name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora]) for name in model.tasks}
 
 
-def test_many_new_tasks_at_once_are_each_alone(smooth):
+def test_each_of_many_new_tasks_is_fitted_as_if_alone(smooth):
     few, more = documents(2, 1), documents(5, 2)
     theta = fitted(smooth, few + more, ["x"] * 2 + ["y"] * 5)
     for name, mine in (("x", few), ("y", more)):
@@ -56,8 +56,8 @@ def test_many_new_tasks_at_once_are_each_alone(smooth):
 def test_epochs_are_chosen_by_cross_validation(smooth):
     few, more, one = documents(2, 1), documents(3, 2), documents(1, 3)
     alike = [encoded_of([4, 5, 6] * 3, document=i) for i in range(6)]
-    tasks, texts = ["x"] * 2 + ["y"] * 3 + ["z"], ["a", "b", "c", "c", "d", "e"]  # y has a text twice, z has one
-    for encoded in (alike, few + more + one):  # predictable and not
+    tasks, texts = ["x"] * 2 + ["y"] * 3 + ["z"], ["a", "b", "c", "c", "d", "e"]  # y has a text twice, z has one text
+    for encoded in (alike, few + more + one):  # predictable documents, and unpredictable ones
         new = NewDocuments(encoded, tasks, texts, {}, [], Truncation(0, 0), {})
         model, about = adapt(smooth, new, 50.0, lr=1e-2, batch_size=2, seed=3)
         nats = np.zeros(11)
@@ -86,7 +86,7 @@ def test_epochs_are_chosen_by_cross_validation(smooth):
 
 
 @pytest.mark.parametrize(("likelihood", "share"), [("sum", 1), ("task_mean", 3 / 24)])  # N_d × mean NLL of 24 tokens
-def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth, likelihood, share):
+def test_theta_new_maximises_its_posterior_and_the_mean_stays_fixed(smooth, likelihood, share):
     smooth.model.likelihood = likelihood
     encoded, mean = documents(3, 1), smooth.model.adapters.mean.detach().clone()
     model = new_tasks(smooth, ["x"], [3], 24, 50.0).double()
@@ -95,14 +95,14 @@ def test_theta_new_is_the_maximum_of_its_posterior_and_the_mean_stays(smooth, li
     whole = Documents(encoded, [0] * 3)[[0, 1, 2], 1]
     nll, deviation = model.nll(whole).sum(), model.adapters.stored[0]
     (gradient,) = torch.autograd.grad(nll, model.adapters.stored, retain_graph=True)
-    # At the maximum the likelihood's pull is the prior's: τ (θ − Θ).
+    # At the maximum the likelihood's pull equals the prior's, τ (θ − Θ).
     pull = -share * gradient.to_dense()[0]
     torch.testing.assert_close(pull, 50.0 * deviation, rtol=0, atol=0.02 * pull.abs().max().item())
     assert torch.equal(model.adapters.mean, mean)
     assert torch.equal(smooth.model.adapters.mean, mean)
 
 
-def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, call, monkeypatch):
+def test_the_command_writes_a_folder_that_can_be_read_as_a_runs(trained, tmp_path, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     new = table(tmp_path / "new.csv", {"c": 3, "": 2, "d/e": 1}, seed=1)
     run = trained("tau=100")
@@ -120,7 +120,7 @@ def test_the_command_leaves_a_folder_that_is_read_as_a_runs(trained, tmp_path, c
     per_task = restored.directory.per_task().set_index("task")
     assert per_task["n_train"].to_dict() == {"c": 3, "d/e": 1}
     assert per_task["train_tokens"].sum() == restored.summary["n_tokens"] == sum(min(n, 20) - 1 for n in lengths)
-    # Of the run's own documents neither θ_new nor Θ is free.
+    # Neither θ_new nor Θ is independent of the run's own documents.
     code, _, err = call(evaluate.main, "out", "--data", run.parent / "t.csv")
     assert "no row belongs to a task of the run" in err
     code, _, err = call(evaluate.main, "out", "--data", new, "--task", "task")

@@ -1,4 +1,4 @@
-"""New text under a run's models: the run's own figures again, and Bayes' rule done by loops."""
+"""New text under a run's models: the run's own figures are reproduced, and Bayes' rule equals loops."""
 
 import json
 import os
@@ -27,7 +27,7 @@ NAMED = ["tau=100", "data.prompt=' [task] {task}'", "data.template=' [text] {tex
 
 @pytest.fixture
 def line(call, tmp_path, monkeypatch):
-    """`bora evaluate ARGUMENTS`, in a folder of its own: exit code, standard output, standard error."""
+    """Run `bora evaluate ARGUMENTS` in a new folder; return exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     return partial(call, command_line.main)
 
@@ -36,7 +36,7 @@ CENTERED = ["tau=100", "prior.parameterization=centered"]
 
 
 @pytest.mark.parametrize("overrides", [["tau=0"], CENTERED, NAMED, ["tau=inf"]])
-def test_the_runs_own_test_rows_have_the_runs_own_perplexities(trained, line, tmp_path, overrides):
+def test_a_runs_own_test_rows_reproduce_its_perplexities(trained, line, tmp_path, overrides):
     run = trained(*overrides)
     documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
     test = documents[documents["split"] == "test"]
@@ -64,7 +64,7 @@ def test_the_runs_own_test_rows_have_the_runs_own_perplexities(trained, line, tm
 @pytest.mark.parametrize(
     ("overrides", "prior"), [(["tau=100", "data.prepend_bos=false"], "documents"), (NAMED, "uniform")]
 )
-def test_the_posterior_is_that_of_a_loop_over_single_task_models(trained, overrides, prior):
+def test_the_posterior_equals_a_loop_over_single_task_models(trained, overrides, prior):
     restored = restore(trained(*overrides))
     restored.model.double()
     names = restored.model.adapters.task_names
@@ -95,7 +95,7 @@ def test_the_posterior_is_that_of_a_loop_over_single_task_models(trained, overri
     scores = nats + np.log(weights / weights.sum())
     posterior = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     documents = found.documents
-    some = documents["n_scored"] > 0  # "x" alone is one token, which nothing stands before without a beginning
+    some = documents["n_scored"] > 0  # "x" is one token, which without a beginning token nothing precedes
     assert some.tolist() == [True, True, True, True, named]
     assert documents["best"].tolist()[:4] == [names[d] for d in posterior.argmax(axis=1)][:4]
     assert documents["posterior"][some].tolist() == pytest.approx(posterior.max(axis=1)[some], rel=1e-9)
@@ -131,7 +131,7 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
     assert (documents["best"] == documents["task"]).mean() == pytest.approx(found["accuracy"])
     assert -np.log(documents["task_posterior"]).mean() == pytest.approx(found["log_loss"])
     assert f"accuracy {found['accuracy']:.3f}" in out
-    # Without labels the same is said of the same texts.
+    # Without labels the same texts have the same posteriors.
     code, out, err = line(run, "--data", "unlabelled.csv", "--likelihoods", "csv", "--out", "two")
     only = "bora: no row names a task, so there is only the posterior; name the column of tasks with --task\n"
     assert (code, err) == (0, only)
@@ -163,15 +163,15 @@ def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
     assert pd.read_csv("evaluation/per_task.csv")["task"].tolist() == ["a"]
 
 
-def test_accuracy_and_its_interval():
+def test_accuracy_has_wilsons_interval_and_is_compared_with_chance():
     found = measure_accuracy(["a", "a", "b", "a"], ["a", "a", "b", "b"], 5)
     assert (found["accuracy"], found["macro_accuracy"]) == (0.75, 0.75)
-    assert (found["low"], found["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson's, of 3 in 4
+    assert (found["low"], found["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson's interval for 3 of 4
     found = measure_accuracy(["a", "a", "a", "a"], ["a", "a", "a", "b"], 5)
     assert (found["accuracy"], found["macro_accuracy"], found["chance"], found["majority"]) == (0.75, 0.5, 0.2, 0.75)
 
 
-def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line, tmp_path):
+def test_a_refused_evaluation_leaves_the_run_and_an_earlier_evaluation_unchanged(trained, line, tmp_path):
     run = trained("tau=100")
     data = run.parent / "t.csv"
     assert line(run, "--data", data, "--out", "evaluation")[0] == 0
@@ -203,19 +203,19 @@ def test_what_is_refused_leaves_the_run_and_an_earlier_evaluation(trained, line,
 
 @pytest.fixture(scope="session")
 def sure(trained):
-    """Train a run that is long enough for a temperature."""
+    """Train a run long enough for fitting a temperature."""
     return trained("tau=1", "trainer.max_epochs=10", "optim.patience=10")
 
 
 def rows_of(run, *splits) -> pd.DataFrame:
-    """The run's own documents of these splits: task and text."""
+    """Return task and text of the run's own documents in these splits."""
     documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
     documents = documents[documents["split"].isin(splits)]
     texts = pd.read_csv(run.parent / "t.csv", keep_default_na=False)["text"]
     return pd.DataFrame({"task": documents["task"].to_numpy(), "text": texts[documents["row"]].to_numpy()})
 
 
-def test_the_temperature_is_the_best_on_the_validation_documents(sure, line, tmp_path):
+def test_the_temperature_minimises_the_log_loss_on_validation_documents(sure, line, tmp_path):
     validation = rows_of(sure, "validation")
     validation.to_csv("v.csv", index=False)
     options = "--include-trained", "--likelihoods", "csv", "--out", "v"
@@ -235,7 +235,7 @@ def test_the_temperature_is_the_best_on_the_validation_documents(sure, line, tmp
     best = min(log_loss(t) for t in np.geomspace(0.1, 1000, 2_001))
     assert log_loss(temperature) <= best + 1e-9
     assert of_run["temperature_note"] == f"fitted to {n} validation documents"
-    # The evaluation is with it; what Bayes' rule alone gives stands beside it.
+    # The evaluation uses it, and also reports what Bayes' rule gives without it.
     assert found["temperature"] == temperature
     shown = found["classification"]
     assert shown["log_loss"] == pytest.approx(best, rel=1e-4)
@@ -258,7 +258,7 @@ def test_the_temperature_is_the_best_on_the_validation_documents(sure, line, tmp
         (["tau=inf"], "all tasks share one model"),
     ],
 )
-def test_why_there_is_no_temperature_is_reported(trained, line, overrides, why):
+def test_the_reason_for_a_missing_temperature_is_reported(trained, line, overrides, why):
     run = trained(*overrides)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["temperature"], summary["temperature_note"]) == (None, f"not fitted: {why}")
@@ -272,7 +272,7 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     run = trained("tau=100")
     test, trained_on = rows_of(run, "test"), rows_of(run, "train", "validation")
     test = test[~test["text"].isin(trained_on["text"])]
-    # The same text by another task is no new text either.
+    # A text that another task was trained on is not new, either.
     trained_on.loc[0, "task"] = "a longer name"
     pd.concat([trained_on, test]).to_csv("all.csv", index=False)
     test.to_csv("test.csv", index=False)
@@ -283,7 +283,7 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     assert (code, err) == (0, f"bora: the run was trained on the text of {n} rows of {n + len(test)}: {left_out}\n")
     code, alone, err = line(run, "--data", "test.csv", "--out", "test")
     assert (code, err) == (0, "")
-    assert out.splitlines()[1:-1] == alone.splitlines()[1:-1]  # but for the number of documents and the folder
+    assert out.splitlines()[1:-1] == alone.splitlines()[1:-1]  # all except the number of documents and the folder
     ours, theirs = (json.loads((tmp_path / f / "summary.json").read_text()) for f in ("all", "test"))
     assert ours["documents"]["trained_on"] == n
     assert theirs["documents"]["trained_on"] == 0
@@ -296,7 +296,7 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     assert line(run, "--data", "trained.csv", "--out", "trained", "--include-trained")[0] == 0
 
 
-def test_the_columns_are_the_runs_own_where_the_table_has_them(trained, line, tmp_path):
+def test_columns_default_to_the_runs_own_if_the_table_has_them(trained, line, tmp_path):
     named = pd.read_csv(trained("tau=100").parent / "t.csv").rename(columns={"task": "who", "text": "what"})
     named.to_csv("named.csv", index=False)
     run = trained(f"data.path={tmp_path}/named.csv", "data.task=who", "data.text=what")
@@ -314,12 +314,12 @@ def test_the_columns_are_the_runs_own_where_the_table_has_them(trained, line, tm
     assert "--text what: there is no such column; the table has who, task" in err
 
 
-def test_an_evaluation_lies_in_its_run_and_is_not_written_over_another(trained, line, tmp_path, call):
+def test_an_evaluation_is_written_in_its_run_and_never_over_another(trained, line, tmp_path, call):
     for name in ("one", "two"):
         shutil.copytree(trained("tau=100"), tmp_path / name)
     pd.DataFrame({"task": ["a"], "text": ["order in the house"]}).to_csv("new.v2.csv.gz", index=False)
     before = call(ls.main, tmp_path)
-    for _ in range(2):  # one's own is replaced
+    for _ in range(2):  # the same evaluation is replaced
         code, out, err = line("one", "--data", "new.v2.csv.gz")
         assert (code, err) == (0, "")
         assert f"evaluation: {tmp_path}/one/evaluation/new.v2\n" in out
@@ -339,7 +339,7 @@ def test_an_evaluation_lies_in_its_run_and_is_not_written_over_another(trained, 
         assert code == 2
         assert said in err
     assert Path("mine/documents.csv").read_text() == "my own\n"
-    # What reads runs passes evaluations over.
+    # Commands that read runs skip evaluations.
     assert call(ls.main, tmp_path)[1].replace("six", "one") == before[1]
     assert run_folders(tmp_path) == [tmp_path / "six", tmp_path / "two"]
     assert RunDirectory(tmp_path / "six").verify() == []

@@ -1,4 +1,4 @@
-"""Exported adapters are, in PEFT, the very models that the run tested."""
+"""Exported adapters are, in PEFT, exactly the models that the run tested."""
 
 import json
 import re
@@ -34,7 +34,7 @@ IDS = torch.tensor([[2, 9, 31, 44, 7, 100, 12], [2, 55, 8, 8, 300, 1, 40]])
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory) -> list[str]:
-    """Settings of a tiny GPT-2 with random weights and opt_mini's tokenizer."""
+    """Save a tiny GPT-2 with random weights and opt_mini's tokenizer; return its settings."""
     path = tmp_path_factory.mktemp("gpt2")
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def gpt2(tmp_path_factory) -> list[str]:
 
 
 def our_logits(run: Path) -> dict[str | None, torch.Tensor]:
-    """By task, and None for the mean: logits of the run's best epoch."""
+    """Return the logits of the run's best epoch, by task; None is the mean."""
     model = restore(run).model
     adapters = model.adapters
     thetas = {name: adapters.theta(d) for d, name in enumerate(adapters.task_names)} | {None: adapters.mean}
@@ -101,7 +101,7 @@ def test_peft_computes_the_same_logits(trained, gpt2, tmp_path, family, override
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2"])
-def test_a_merged_model_is_its_adapter(trained, gpt2, tmp_path, family):
+def test_a_merged_model_computes_the_same_as_its_adapter(trained, gpt2, tmp_path, family):
     run, task = trained(*(gpt2 if family == "gpt2" else []), "tau=100"), "a longer name"
     assert export(run, tmp_path / "one", [task]) == 1
     export(run, tmp_path / "merged", [task], merge=True)
@@ -126,7 +126,7 @@ def test_a_merged_weight_is_rounded_once():
     torch.testing.assert_close(model.get_submodule(name).weight.double(), exact, rtol=2**-8, atol=1e-6)
 
 
-def test_the_card_says_what_it_is(trained, tmp_path):
+def test_the_card_has_the_adapters_task_figures_and_settings(trained, tmp_path):
     run = trained("tau=100", "data.prompt='[x] '")
     export(run, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out/b-i-x/README.md")
@@ -152,7 +152,7 @@ def test_the_card_says_what_it_is(trained, tmp_path):
     compile(re.search(r"```python\n(.*?)```", card.content, re.DOTALL)[1], "card", "exec")
 
 
-def test_the_base_is_named_so_that_it_is_found(tmp_path, monkeypatch):
+def test_the_base_model_is_named_by_absolute_path_or_hub_name(tmp_path, monkeypatch):
     hub = HubModel.model_construct(path="facebook/opt-125m")
 
     def name(loaded: str) -> str | None:
@@ -166,14 +166,14 @@ def test_the_base_is_named_so_that_it_is_found(tmp_path, monkeypatch):
     assert name("") is None
 
 
-def test_short_names_are_given_only_where_they_name_these_layers_alone():
+def test_short_layer_names_are_used_only_if_they_match_no_other_layers():
     model = tiny_opt()
     q = [f"model.decoder.layers.{n}.self_attn.q_proj" for n in range(2)]
     assert target_modules(model, q) == ["q_proj"]
     assert target_modules(model, q[:1]) == q[:1]
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_left(trained, call, tmp_path, monkeypatch):
+def test_a_refused_export_leaves_no_files(trained, call, tmp_path, monkeypatch):
     run = trained("tau=100")
     monkeypatch.chdir(tmp_path)
     line = partial(call, command_line.main)
@@ -199,14 +199,14 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(trained, call, t
         refused("int8", run, "out", "--merge", "--task", "a")
         patch.setitem(sys.modules, "peft", None)
         refused("pip install peft", run, "out")
-    (tmp_path / "out").mkdir()  # an empty folder is as good as none
+    (tmp_path / "out").mkdir()  # an empty folder may exist
     code, out, err = line(run, "out")
     assert (code, out.splitlines()[-1], err) == (0, f"4 PEFT adapters: {tmp_path / 'out'}", "")
     files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
-    assert len({file.stat().st_mode for file in files}) == 1  # who may read the cards may read the weights
+    assert len({file.stat().st_mode for file in files}) == 1  # the weights are as readable as the cards
 
 
-def test_random_weights_that_are_nowhere_are_exported_as_a_whole_model_only(trained, tmp_path):
+def test_a_run_on_random_weights_is_exported_only_as_a_whole_model(trained, tmp_path):
     small = "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 ffn_dim=16 word_embed_proj_dim=16"
     sizes = (f"model.config.{s}" for s in small.split())
     run = trained("model=opt_350m_random", *sizes, "model.dtype=float32", "trainer.max_steps=1")

@@ -1,4 +1,4 @@
-"""What uses a run is written whole or not at all, as on a disk that is full."""
+"""Commands that use a run write their results completely or not at all, even on a full disk."""
 
 import resource
 import signal
@@ -20,7 +20,9 @@ def full():
 
 
 @pytest.mark.parametrize("size", [2_000, 20_000])
-def test_what_is_written_when_the_disk_is_full_spoils_nothing(trained, call, tmp_path, full, size, monkeypatch):
+def test_a_full_disk_leaves_earlier_files_unchanged_and_no_partial_ones(
+    trained, call, tmp_path, full, size, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     run = trained("tau=100")
     data = "--data", run.parent / "t.csv"

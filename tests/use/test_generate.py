@@ -1,4 +1,4 @@
-"""What tasks say side by side is what a merged model of each says alone."""
+"""What tasks say side by side equals what each one's merged model says."""
 
 import json
 from functools import partial
@@ -22,7 +22,7 @@ NAMES = list(TASKS)[:2]
 
 @pytest.fixture
 def model(trained):
-    """Restore a run of these overrides, in float64 so that no two tokens tie."""
+    """Restore a run with these overrides, in float64 so that no two tokens tie."""
 
     def load(*overrides: str) -> Restored:
         restored = restore(trained(*(overrides or ["tau=100"])))
@@ -33,7 +33,7 @@ def model(trained):
 
 
 def alone(restored: Restored, lora: dict | None, ids: list[int], n: int = 12, **options) -> list[int]:
-    """What a model of one task, its LoRA merged into its weights, adds to one unpadded prompt."""
+    """Continue a single unpadded prompt with a model that has this LoRA merged into its weights."""
     model = load_backbone(restored.cfg.model, "cpu", 20).model.double()
     if lora is not None:
         model = merged(model, lora, restored.model.backbone.scale)
@@ -50,7 +50,7 @@ def lora_of(restored: Restored, kind: str, task: str | None) -> dict | None:
 @pytest.mark.parametrize(
     "overrides", [["tau=0"], ["tau=100"], ["tau=100", "prior.parameterization=centered"], ["tau=inf"]]
 )
-def test_greedy_answers_are_those_of_merged_models(model, overrides):
+def test_greedy_answers_equal_those_of_merged_models(model, overrides):
     restored = model(*overrides)
     answers = generate(restored, NAMES, PROMPTS, mean=True, base=True, max_new_tokens=12)
     speakers = [*(("task", name) for name in NAMES), ("mean", None), ("base", None)]
@@ -67,7 +67,7 @@ def test_greedy_answers_are_those_of_merged_models(model, overrides):
 
 @pytest.mark.parametrize("architecture", ["llama", "recurrent_gemma", "rwkv"])
 def test_an_answer_does_not_depend_on_the_batch(model, tmp_path, architecture):
-    """Rotary positions start behind the padding; RecurrentGemma and RWKV, which read it, answer one row at a time."""
+    """Rotary positions start after the padding; RecurrentGemma and RWKV, which read padding, answer one row at a time."""
     torch.manual_seed(0)
     changes = {"bos_token_id": 2, "eos_token_id": 2, "vocab_size": 4096, "max_position_embeddings": 64}
     own = {"hidden_size": 16, "num_hidden_layers": 2} if architecture == "rwkv" else CONFIGS[architecture]
@@ -77,18 +77,18 @@ def test_an_answer_does_not_depend_on_the_batch(model, tmp_path, architecture):
     options = "model.dtype=float32", "lora.target_modules=all-linear"
     restored = model("model=opt_350m", f"model.path={tmp_path}", *options)
     answers = generate(restored, NAMES, PROMPTS, max_new_tokens=12)
-    assert len({len(restored.tokenizer(p).input_ids) for p in PROMPTS}) > 1  # else nothing is padded
+    assert len({len(restored.tokenizer(p).input_ids) for p in PROMPTS}) > 1  # otherwise nothing is padded
     for answer in answers:
         theirs = alone(restored, lora_of(restored, *answer.speaker), restored.tokenizer(answer.prompt).input_ids)
         assert answer.ids == [i for i in theirs if i != 2]
     assert answers[0].ids != answers[1].ids
 
 
-def test_a_prompt_begins_as_trainings_documents_do(model):
+def test_a_prompt_begins_as_documents_do_in_training(model):
     texts = "data.prompt=' [task] {task}'", "data.template=' [text] {text}'"
     restored = model("tau=100", *texts, "data.append_eos=true", "data.prepend_bos=false")
     answers = generate(restored, NAMES, PROMPTS, mean=True, base=True, max_new_tokens=12, repetition_penalty=1.7)
-    assert len(answers) == len(PROMPTS) * 6  # the name stands in the prompt: Θ and backbone under each
+    assert len(answers) == len(PROMPTS) * 6  # the prompt has the name, so Θ and the backbone answer once for each task
     encode = lambda text: restored.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
     for answer in answers:
         ids = encode(f" [task] {answer.speaker.task}") + encode(f" [text] {answer.prompt}")
@@ -98,12 +98,12 @@ def test_a_prompt_begins_as_trainings_documents_do(model):
         generate(restored, [], PROMPTS, base=True)
 
 
-def test_drawn_answers_keep_their_task_and_their_seed(model):
+def test_sampled_answers_belong_to_their_task_and_depend_on_the_seed(model):
     restored = model()
-    restored.model.backbone.model.generation_config.num_return_sequences = 2  # as a model's own file may have it
+    restored.model.backbone.model.generation_config.num_return_sequences = 2  # as a model's own file may set it
     greedy = generate(restored, NAMES, PROMPTS, max_new_tokens=8)
     options = {"max_new_tokens": 8, "do_sample": True, "num_return_sequences": 3}
-    # Of the likeliest token alone: what is drawn is known, and does not depend on the batch.
+    # With top_k=1 the draw is known: the greedy answer, whatever the batch.
     for batch_size in (64, 4):
         drawn = generate(restored, NAMES, PROMPTS, top_k=1, batch_size=batch_size, **options)
         assert [d.ids for d in drawn] == [g.ids for g in greedy for _ in range(3)]
@@ -113,18 +113,18 @@ def test_drawn_answers_keep_their_task_and_their_seed(model):
     assert len(set(texts[0])) > len(PROMPTS)
 
 
-def test_a_models_own_file_decides_how_to_draw_and_nothing_else(model):
+def test_a_models_generation_config_decides_only_how_to_sample(model):
     restored = model()
     plain = generate(restored, NAMES, PROMPTS, max_new_tokens=8)
     own = restored.model.backbone.model.generation_config
     own.update(num_beams=2, stop_strings=["e"], return_dict_in_generate=True, penalty_alpha=0.6, max_time=1e-9, top_k=1)
     assert generate(restored, NAMES, PROMPTS, max_new_tokens=8) == plain
     drawn = generate(restored, NAMES, PROMPTS, max_new_tokens=8, do_sample=True)
-    assert [d.ids for d in drawn] == [p.ids for p in plain]  # by its top_k of 1
+    assert [d.ids for d in drawn] == [p.ids for p in plain]  # because of its top_k=1
     assert restored.model.backbone.model.generation_config is own
 
 
-def test_an_answer_stops_at_its_end(model, monkeypatch):
+def test_an_answer_stops_at_an_end_token(model, monkeypatch):
     restored = model()
     before = generate(restored, NAMES, PROMPTS, max_new_tokens=12)
     end = before[0].ids[5]
@@ -134,7 +134,7 @@ def test_an_answer_stops_at_its_end(model, monkeypatch):
         assert answer.ids == whole.ids[: whole.ids.index(end) if end in whole.ids else None]
         assert answer.ended == (whole.ended or end in whole.ids)
     assert after[0].ended
-    monkeypatch.setattr(type(restored.tokens), "end_of_turn", before[0].ids[3])  # as a chat template ends its answers
+    monkeypatch.setattr(type(restored.tokens), "end_of_turn", before[0].ids[3])  # as the end of a chat's answer
     ids = before[0].ids
     assert generate(restored, NAMES, PROMPTS, max_new_tokens=12)[0].ids == ids[: ids.index(ids[3])]
 

@@ -1,4 +1,4 @@
-"""What is pushed to the hub is there as exported: held against a server of our own that speaks the hub's API."""
+"""What is pushed to the hub equals what is exported, on a local server that speaks the hub's API."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ TOKEN = "hf_ann"
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub with a user, Ann, whose repositories are folders below `root`; `commits` are the files of each commit."""
+    """A hub with a user, Ann, whose repositories are folders below `root`; `commits` has the files of each commit."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -33,7 +33,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The endpoints that a push and a download ask for. Every file is a regular one, sent within the commit."""
+    """The endpoints that a push and a download use. Every file is a regular one, sent within the commit."""
 
     server: Hub
 
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"name": "ann", "orgs": []})
         if path == "/api/validate-yaml":
             card = ModelCard(json.loads(body)["content"]).data.to_dict()
-            named = re.fullmatch(r"[\w.-]+/[\w.-]+", card.get("base_model", "a/b"))  # the hub refuses what is no name
+            named = re.fullmatch(r"[\w.-]+/[\w.-]+", card.get("base_model", "a/b"))  # the hub refuses an invalid name
             return self.answer({"errors": [] if named else [{"message": "base_model"}]}, 200 if named else 400)
         if path == "/api/repos/create":
             asked = json.loads(body)
@@ -125,7 +125,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_a_repository_is_the_exported_folder(trained, call, hub, tmp_path):
+def test_a_pushed_repository_equals_the_exported_folder(trained, call, hub, tmp_path):
     run = trained("tau=100")
     code, out, _ = call(command_line.main, run, "--push-to-hub", "ann/loras", "--private")
     assert (code, out.splitlines()[-1]) == (0, f"repository: {constants.ENDPOINT}/ann/loras")
@@ -135,7 +135,7 @@ def test_a_repository_is_the_exported_folder(trained, call, hub, tmp_path):
     pushed, local = files(hub.root / "ann/loras"), files(tmp_path / "out")
     assert pushed.keys() == local.keys()
     assert {name for name in local if pushed[name] != local[name]} <= {name for name in local if "README" in name}
-    # Each card's own lines load its adapter, from wherever the repository has been downloaded to.
+    # The lines in each card load its adapter.
     card = ModelCard(pushed["README.md"].decode())
     assert (card.data.base_model, card.data.library_name, card.data.tags) == (None, "peft", ["bora", "lora"])
     expected = our_logits(run)
@@ -160,7 +160,7 @@ def test_the_index_lists_every_task(trained, tmp_path):
     compile(re.search(r"```python\n(.*?)```", card.content, re.DOTALL)[1], "card", "exec")
 
 
-def test_a_task_that_is_gone_is_removed_and_other_files_stay(trained, hub, monkeypatch):
+def test_pushing_again_removes_tasks_no_longer_exported_and_keeps_other_files(trained, hub, monkeypatch):
     monkeypatch.setattr("bora.use.export.base_name", lambda *_: "facebook/opt-125m")
     run = bora.load(trained("tau=100"))
     assert run.push_to_hub("ann/loras") == f"{constants.ENDPOINT}/ann/loras"
@@ -178,7 +178,7 @@ def test_a_task_that_is_gone_is_removed_and_other_files_stay(trained, hub, monke
     assert not {"a-longer-name/README.md", "tasks.json"} & files(repository).keys()
 
 
-def test_what_cannot_be_pushed_is_refused(trained, call, hub, monkeypatch):
+def test_an_impossible_push_is_refused_before_any_commit(trained, call, hub, monkeypatch):
     run = trained("tau=100")
     line = partial(call, command_line.main, run, "--push-to-hub")
 

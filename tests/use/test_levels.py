@@ -60,7 +60,7 @@ def test_the_runs_files_name_the_levels_and_their_units(run):
     assert set(units["unit"]) == {"left", "right", "2000", "2001", "2002"}
     assert units.groupby("level")["n_train"].sum().tolist() == [60, 60]
     assert (units["distance"] > 0).all()
-    # A level's worth is what its deviations add to θ: of the units' tokens all together, those of the test.
+    # A unit's effect is what its test documents lose without its deviation; a level's units have all test tokens.
     per_task, (tokens,) = pd.read_csv(run / "per_task.csv"), set(units.groupby("level")["test_tokens"].sum())
     assert tokens == per_task["test_tokens"].sum()
     restored = restore(run)
@@ -68,7 +68,7 @@ def test_the_runs_files_name_the_levels_and_their_units(run):
     documents = RunDirectory(run).documents().query("split == 'test'")
     table = pd.read_csv(run.parent / "t.csv").loc[documents["row"]]
     encoded, _ = restored.tokens.encode(table)
-    nats = dict.fromkeys(model.adapters.names, 0.0)  # what the documents lose without this deviation
+    nats = dict.fromkeys(model.adapters.names, 0.0)  # the documents' loss without this deviation
     for document, row in zip(encoded, table.to_dict("records"), strict=True):
         names = [row["task"], *(f"{column}={row[column]}" for column in levels.columns)]
         own = [model.adapters.names.index(name) for name in names]
@@ -88,7 +88,7 @@ def test_the_runs_files_name_the_levels_and_their_units(run):
     assert RunDirectory(run).verify() == []
 
 
-def test_curvature_is_taken_at_each_documents_own_theta(run, monkeypatch):
+def test_curvature_is_measured_at_each_documents_own_theta(run, monkeypatch):
     restored, seen, gradients = restore(run), [], curvature._gradients
 
     def keep(backbone, batch, theta, whose):
@@ -100,13 +100,13 @@ def test_curvature_is_taken_at_each_documents_own_theta(run, monkeypatch):
     measured, _ = curvature.measure_curvature(restored, table, 8)
     adapters = restored.model.adapters
     assert len(measured) == 2
-    assert {len(set(units[:, 1].tolist())) for _, units, _ in seen} & {2, 3}  # years within a batch
+    assert {len(set(units[:, 1].tolist())) for _, units, _ in seen} & {2, 3}  # several years within a batch
     for task, units, theta in seen:
         expected = adapters.mean + adapters.stored[task] + adapters.stored[units].sum(dim=1)
         torch.testing.assert_close(theta, expected.detach())
 
 
-def test_units_speak_and_are_exported(run, call, tmp_path):
+def test_units_can_generate_and_be_exported(run, call, tmp_path):
     how = "--task party=left --task t1 --prompt the --max-new-tokens 2".split()
     code, out, _ = call(bora.commands.generate.main, run, *how)
     assert (code, "--- party=left" in out) == (0, True)
@@ -118,7 +118,7 @@ def test_units_speak_and_are_exported(run, call, tmp_path):
     assert torch.equal(first.A.flatten(), theta[: first.A.numel()])
 
 
-def test_a_new_speaker_of_a_known_party_starts_from_it(run):
+def test_a_new_speaker_of_a_known_party_starts_at_its_deviation(run):
     restored = restore(run)
     old = restored.model.adapters
     table = pd.DataFrame({"task": ["new"] * 3 + ["other"] * 3, "text": ["the house asks for a vote"] * 6})
@@ -129,13 +129,13 @@ def test_a_new_speaker_of_a_known_party_starts_from_it(run):
     torch.testing.assert_close(model.adapters.theta(0), old.mean + left + year, atol=1e-6, rtol=0)
     empty = encode_documents(restored, table.assign(**{"level:party": ""}))
     partyless, _ = adapt(restored, empty, 10.0, epochs=1, lr=1e-12)
-    assert partyless.adapters.levels.of_task[0][0] == 2  # (other): no (none) there
-    # Of a party that is new nothing is known but how much parties differ.
+    assert partyless.adapters.levels.of_task[0][0] == 2  # (other), since the run has no (none)
+    # About a new party only the variance between parties is known.
     torch.testing.assert_close(model.adapters.theta(1), old.mean + year, atol=1e-6, rtol=0)
     assert model.row_taus[:2].tolist() == pytest.approx([10, 1 / (1 / 10 + 1 / 100)])
     trained, _ = adapt(restored, documents, 10.0, epochs=3, lr=0.05)
     names = trained.adapters.names
-    assert torch.equal(trained.adapters.stored[names.index("party=left")], left)  # held
+    assert torch.equal(trained.adapters.stored[names.index("party=left")], left)  # stays fixed
     assert (trained.adapters.stored[:2] != 0).any()
 
 
@@ -151,7 +151,7 @@ def test_the_command_reads_the_levels_of_new_tasks(run, call, tmp_path):
     assert (code, "party: not in the table" in out) == (0, True)
 
 
-def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
+def test_a_frame_trains_levels_as_its_table_does(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frame = pd.read_csv(run.parent / "t.csv")
     how = {"levels": ["party", "year"], "tau": [10, 100, 50], "max_tokens": 20, "max_epochs": 2, "lr": 0.02, "rank": 3}
@@ -164,7 +164,7 @@ def test_a_frame_has_levels_as_its_table_does(run, tmp_path, monkeypatch):
         bora.fit(frame, levels=["nope"])
 
 
-def test_cells_of_levels_are_part_of_the_data(tmp_path):
+def test_the_cells_of_levels_are_part_of_the_datas_hash(tmp_path):
     first = write_table(tmp_path / "t.csv", 2)
     first.assign(party=["right"] + ["left"] * (len(first) - 1)).to_csv(tmp_path / "other.csv", index=False)
     tables = [data_group(path=str(tmp_path / name), levels=["party"]) for name in ("t.csv", "other.csv")]
@@ -184,13 +184,13 @@ def test_cells_of_levels_are_part_of_the_data(tmp_path):
         ("data.levels=[text]", ["text is the document itself"]),
     ],
 )
-def test_levels_that_cannot_be_are_refused(command, tmp_path, settings, words):
+def test_impossible_levels_are_refused(command, tmp_path, settings, words):
     write_table(tmp_path / "t.csv", 3)
     arguments = f"data=table data.path=t.csv data.min_documents=5 logger=none {settings}".split()
     one_line(command(*arguments), *words)
 
 
-def test_a_speaker_who_changed_parties_leaves_the_others_theirs():
+def test_a_speaker_who_changed_parties_is_under_several_in_the_posterior_of_parties():
     tasks = [0, 0, 1, 2, 2, 3]
     levels, _ = build_levels({"party": ["a", "b", "a", "b", "b", "c"]}, tasks, [True] * 6, [1.0])
     posterior = np.array([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])
@@ -200,7 +200,7 @@ def test_a_speaker_who_changed_parties_leaves_the_others_theirs():
     np.testing.assert_allclose(found, [[0.2, 0.3, 0.4, 0.1], [0.1, 0.1, 0.1, 0.7]])
 
 
-def test_cells_are_spelled_alike_and_what_is_not_known_is_told(run, call, command, tmp_path):
+def test_spellings_of_units_are_merged_and_unknown_units_are_reported(run, call, command, tmp_path):
     table = write_table(tmp_path / "t.csv", 4)
     table.loc[table["task"] == "t0", "party"] = " left  "
     table.assign(year=table["year"].where(table["task"] == "t0", "2000")).to_csv(tmp_path / "t.csv", index=False)
@@ -215,7 +215,7 @@ def test_cells_are_spelled_alike_and_what_is_not_known_is_told(run, call, comman
     one_line(command(*small, "data.levels=[party]"), "party=left is the name of a task and of a unit")
 
 
-def test_a_party_is_as_likely_as_its_speakers(run, call, tmp_path):
+def test_a_partys_posterior_is_the_sum_of_its_speakers(run, call, tmp_path):
     columns = ("--likelihoods", "csv", "--include-trained", "--out", tmp_path / "e")
     code, out, err = call(bora.commands.evaluate.main, run, "--data", run.parent / "t.csv", *columns)
     assert (code, "likeliest party: accuracy" in out, "likeliest year" in out) == (0, True, False), err
@@ -228,7 +228,7 @@ def test_a_party_is_as_likely_as_its_speakers(run, call, tmp_path):
     assert (documents["best_party"] == np.where(left > 0.5, "left", "right")).all()
 
 
-def test_a_tau_of_each_level_is_learned(tmp_path):
+def test_a_tau_is_learned_for_each_level(tmp_path):
     rng = np.random.default_rng(0)
     parties, rows = [("left", "tax cut"), ("right", "old ship"), ("centre", "sea")], []
     for t in np.repeat(range(9), 20):
@@ -246,14 +246,14 @@ def test_a_tau_of_each_level_is_learned(tmp_path):
     assert summary["levels"] == {"party": party["tau"]}
     assert run.model.adapters.levels.taus == [party["tau"]]
     assert run.model.tau == summary["tau"] == summary["learned"]["tau"]
-    # Scored again from the folder it has the summary's perplexity, which is below that of Θ.
+    # Scored again from its folder, the run has the summary's perplexity, which is below that of Θ.
     documents = RunDirectory(tmp_path / "run").documents().query("split == 'test'")
     _, again = perplexities(run, pd.read_csv(tmp_path / "t.csv").loc[documents["row"]], 8)
     assert again["perplexity"] == pytest.approx(summary["test_perplexity"], rel=1e-5)
     assert again["perplexity"] < again["mean_model_perplexity"]
 
 
-def test_a_part_is_scaled_alone():
+def test_one_part_of_theta_can_be_scaled_alone():
     levels, units = build_levels({"party": ["l", "l", "r"]}, [0, 1, 2], [True] * 3, [1.0])
     model = hierarchical(tiny_opt(), ["a", "b", "c"], [4] * 3, 30, "learn", levels=levels)
     adapters = model.adapters

@@ -1,4 +1,4 @@
-"""What a run cannot be restored from is named. test_evaluate.py holds a restored model to the run's own figures."""
+"""Restoring a run names what is missing. test_evaluate.py compares a restored model with the run's own figures."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tests.conftest import table
 from tests.model.test_pretrained import DIGITS_APART
 
 
-def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
+def test_missing_runs_devices_tasks_and_models_are_named(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no finished run"):
         restore(tmp_path)
     run = trained("tau=100")
@@ -33,7 +33,7 @@ def test_what_is_not_there_is_named(trained, tmp_path, monkeypatch):
         restore(tmp_path / "run")
 
 
-def test_a_model_of_a_relative_path_is_found_from_elsewhere_and_its_tokenizer_is_checked(
+def test_a_model_at_a_relative_path_is_found_from_elsewhere_and_its_tokenizer_is_checked(
     command, tmp_path, monkeypatch
 ):
     table(tmp_path / "t.csv", {"a": 20, "b": 20})
@@ -56,8 +56,8 @@ def test_a_model_of_a_relative_path_is_found_from_elsewhere_and_its_tokenizer_is
     assert line.startswith("the tokenizer differs from the one that ../run was trained with")
 
 
-def test_a_task_is_found_by_a_beginning_that_no_other_has(trained):
-    restored = restore(trained("tau=100"))  # of the tasks a, "a longer name", "../b | <i>*x*"
+def test_a_task_is_found_by_an_unambiguous_beginning(trained):
+    restored = restore(trained("tau=100"))  # with the tasks a, "a longer name", "../b | <i>*x*"
     assert restored.find_tasks(["a", "a longer name"]) == ["a", "a longer name"]
     assert restored.find_tasks(["a l", "A", "A LONG", "../", "a l"]) == [
         *("a longer name", "a", "a longer name", "../b | <i>*x*", "a longer name")

@@ -1,4 +1,4 @@
-"""Shares of variance: on gradients of known variance, and gradients against a loop of single documents."""
+"""Shares of variance on gradients of known variance, and gradients against a loop over single documents."""
 
 import numpy as np
 import pandas as pd
@@ -19,25 +19,25 @@ from bora.use.restore import restore
 from bora.use.variance import gradient_similarities, variance_shares
 from tests.conftest import one_line, table
 
-P = 400  # numbers of a gradient
+P = 400  # numbers in a gradient
 
 
 def drawn(party: float, task: float, seed: int, n_tasks: int = 24, n_each: int = 8):
-    """Gradients of documents of tasks of 6 parties, with these variances beside 1 of the document."""
+    """Draw gradients of documents whose tasks are in 6 parties, with these variances, and 1 for a document."""
     rng = np.random.default_rng(seed)
     of_task = np.repeat(np.arange(n_tasks), n_each)
     of_party = of_task % 6
     parts = (1.0, rng.standard_normal((len(of_task), P))), (task, rng.standard_normal((n_tasks, P))[of_task])
     parts += ((party, rng.standard_normal((6, P))[of_party]),)
-    g = sum(np.sqrt(v) * z for v, z in parts) + rng.standard_normal(P)  # and what all share
+    g = sum(np.sqrt(v) * z for v, z in parts) + rng.standard_normal(P)  # plus a part that all share
     return g @ g.T, of_task, of_party
 
 
-def test_shares_are_those_that_were_drawn():
+def test_shares_equal_the_true_ones():
     similarity, task, party = drawn(party=0.1, task=0.2, seed=0)
     one, two = variance_shares(similarity, task.tolist(), {"party": party.tolist()})
     assert (one.column, two.column) == ("task", "party")
-    # A task's documents share its party too.
+    # A task's documents also share its party.
     assert one.share == pytest.approx(0.3 / 1.3, abs=0.02)
     assert two.share == pytest.approx(0.1 / 1.3, abs=0.02)
     assert one.low < 0.3 / 1.3 < one.high
@@ -45,7 +45,7 @@ def test_shares_are_those_that_were_drawn():
     assert one.p_value == two.p_value == pytest.approx(1 / 201)
 
 
-def test_a_column_is_not_credited_with_what_its_tasks_are():
+def test_a_column_is_not_credited_with_the_variance_of_its_tasks():
     found = [
         variance_shares(k, t.tolist(), {"party": p.tolist()}) for k, t, p in (drawn(0.0, 0.2, s) for s in range(20))
     ]
@@ -83,13 +83,13 @@ def test_a_column_that_crosses_the_tasks_is_permuted_within_them():
         ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], "no value that two tasks have"),
     ],
 )
-def test_what_cannot_be_told_is_said(task, column, words):
+def test_shares_that_cannot_be_estimated_are_refused(task, column, words):
     with pytest.raises(UserError, match=words):
         variance_shares(np.eye(len(task)), task, {} if column is None else {"c": column})
 
 
-def test_gradients_are_those_of_single_documents(trained, monkeypatch):
-    monkeypatch.setattr(variance, "SKETCH", 2**22)  # hardly two numbers in one place
+def test_gradient_similarities_equal_a_loop_over_documents(trained, monkeypatch):
+    monkeypatch.setattr(variance, "SKETCH", 2**22)  # so that hardly two numbers share a place
     run = restore(trained("tau=10"))
     table = read_documents(run.cfg.data).iloc[20:30]
     encoded, _ = run.tokens.encode(table)
@@ -119,7 +119,7 @@ def test_the_command_ranks_columns_and_infers_tau(trained, call):
     one_line(call(bora.commands.variance.main, run, "--by", "nonsense"), "--by=nonsense", "there is no such column")
 
 
-def test_python_has_what_the_command_finds_from_a_frame_too(call, tmp_path):
+def test_python_gives_the_commands_results_even_for_a_run_on_a_frame(call, tmp_path):
     path = table(tmp_path / "t.csv", {"a": 24, "b": 40, "c": 30})
     frame = pd.read_csv(path).assign(half=lambda rows: rows.index % 2)
     frame.to_csv(path, index=False)
@@ -138,7 +138,7 @@ def test_python_has_what_the_command_finds_from_a_frame_too(call, tmp_path):
 
 
 def test_drawn_tokens_give_the_fisher_information(trained):
-    """The mean of ‖g̃‖² over draws is the trace of Σ_i J_iᵀ Wᵀ (diag p_i − p_i p_iᵀ) W J_i, J_i of the hidden state."""
+    """The mean of ‖g̃‖² over draws is the trace of Σ_i J_iᵀ Wᵀ (diag p_i − p_i p_iᵀ) W J_i, J_i for the hidden state."""
     run = restore(trained("tau=10"))
     model = run.model
     table = pd.DataFrame({"task": model.adapters.task_names[:1], "text": ["the house asks"]})
@@ -163,8 +163,8 @@ def test_drawn_tokens_give_the_fisher_information(trained):
     assert np.std(squares) / 150**0.5 < 0.1 * trace
 
 
-def test_the_evidence_is_taken_from_each_documents_gradients(trained, monkeypatch):
-    monkeypatch.setattr(curvature, "SKETCH", 2**22)  # hardly two numbers in one place
+def test_the_evidence_equals_a_loop_over_documents(trained, monkeypatch):
+    monkeypatch.setattr(curvature, "SKETCH", 2**22)  # so that hardly two numbers share a place
     run = restore(trained("tau=10"))
     model, names = run.model, run.model.adapters.task_names[:2]
     own = {task: read_documents(run.cfg.data).query("task == @task").iloc[:4] for task in names}

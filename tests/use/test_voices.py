@@ -1,4 +1,4 @@
-"""A task's own tokens, by a loop over documents with full logits; its texts are those of bora generate."""
+"""A task's characteristic tokens equal a loop over documents with full logits; its texts equal those of bora generate."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def log_probabilities(restored, ids, theta):
 
 
 @pytest.mark.parametrize("how", ["tau=0", "tau=100", "levels"])
-def test_contributions_add_up_to_the_gain(how, trained, request):
+def test_the_tokens_contributions_add_up_to_the_gain(how, trained, request):
     run = request.getfixturevalue("levels") if how == "levels" else trained(how)
     restored = restore(run)
     model = restored.model.double()
@@ -53,13 +53,13 @@ def test_contributions_add_up_to_the_gain(how, trained, request):
         assert rows["contribution"].is_monotonic_decreasing
 
 
-def test_white_space_can_be_seen(trained):
+def test_white_space_in_tokens_is_made_visible(trained):
     restored = restore(trained("tau=100"))
     ids = restored.tokenizer(" the\n        the\tx", add_special_tokens=False).input_ids
     assert "".join(show_token(restored, i) for i in ids) == "␣the↵␣×7␣the⇥x"
 
 
-def test_every_task_says_what_generate_gives(trained, call):
+def test_the_tasks_texts_equal_those_of_generate(trained, call):
     run = trained("tau=100")
     _, said = bora.load(run).voices("the law", max_new_tokens=8)
     who = ["--mean", *(word for task in TASKS for word in ("--task", task))]
@@ -70,14 +70,14 @@ def test_every_task_says_what_generate_gives(trained, call):
     assert dict(zip(said["task"], said["text"], strict=True)) == {a["task"] or MEAN: a["text"] for a in answers}
 
 
-def test_the_command_leaves_files_that_the_report_shows(command, call, tmp_path):
+def test_the_report_shows_the_files_that_the_command_writes(command, call, tmp_path):
     table(tmp_path / "t.csv", TASKS)
     data = "data=table data.path=t.csv data.min_documents=5 data.max_tokens=20 trainer.max_epochs=1 logger=none"
     assert command(*data.split(), "tau=100", "optim.lr=0.02", "hydra.run.dir=run")[0] == 0
     assert call(bora.commands.report.main, "run")[0] == 0
     assert "Voices" not in (tmp_path / "run/report/index.html").read_text("utf-8")
     assert call(bora.commands.voices.main, "run", "--tasks", "a lo")[0] == 0
-    assert call(bora.commands.voices.main, "run", "-n", 1)[0] == 0  # of one document no token is characteristic
+    assert call(bora.commands.voices.main, "run", "-n", 1)[0] == 0  # no token is characteristic with one document
     prompt = "<script>the</script> law"
     code, out, err = call(bora.commands.voices.main, "run", "--prompt", prompt, "-n", 3)
     assert (code, err) == (0, "")
@@ -97,7 +97,7 @@ def test_the_command_leaves_files_that_the_report_shows(command, call, tmp_path)
     assert set(cells) > {*TASKS}
 
 
-def test_what_cannot_be_heard_is_a_line_before_the_model_is_loaded(trained, call, tmp_path, monkeypatch):
+def test_impossible_requests_are_refused_before_the_model_is_loaded(trained, call, tmp_path, monkeypatch):
     monkeypatch.setattr(bora.commands.voices, "restore", None)
     run = trained("tau=100")
     for arguments, words in (
@@ -112,7 +112,7 @@ def test_what_cannot_be_heard_is_a_line_before_the_model_is_loaded(trained, call
         bora.load(run).voices(frame=rows[::-1])
 
 
-def test_a_prompt_is_a_text_or_the_cells_of_its_columns():
+def test_a_prompt_is_given_as_a_text_or_as_the_cells_of_its_columns():
     read = bora.commands.voices.read_prompt
     assert read(["who=a text"], []) == "who=a text"
     assert read(["who=a = b", "what="], ["what", "who"]) == {"who": "a = b", "what": ""}
