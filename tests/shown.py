@@ -1,4 +1,4 @@
-"""What a Markdown page shows a reader to type, and whether it can be typed."""
+"""Find what a Markdown page tells its reader to type, and check that it can be typed."""
 
 import re
 import shlex
@@ -14,19 +14,19 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of one language."""
+    """Return the fenced blocks in one language."""
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def commands(page: str) -> list[str]:
-    """Every line of the shell blocks, lines that go on joined; and `bora …` in running text and tables."""
+    """Return every line of the shell blocks, continued lines joined, and each `bora …` in running text and tables."""
     lines = [line for block in blocks(page, "sh") for line in block.replace("\\\n", " ").splitlines()]
     inline = re.findall(r"`(bora (?:run|report|generate|evaluate|adapt|export|doctor) [^`\n]+)`", page)
     return [line.split("  #")[0].strip() for line in [*lines, *inline]]
 
 
 def options(page: str) -> list[str]:
-    """Every override in running text and tables, as it is typed; `a=b|c` is two."""
+    """Return every override in running text and tables as it is typed; `a=b|c` is two."""
     shown = [
         c
         for c in re.findall(r"`([^`\n]+=[^`\n]+)`", page)
@@ -42,13 +42,13 @@ def options(page: str) -> list[str]:
 
 
 def as_typed(words: str) -> list[str]:
-    """What a shell hands on."""
+    """Return the words that a shell passes to the command."""
     done = subprocess.run(f"printf '%s\\n' {words}", shell=True, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 def composed(overrides: Iterable[str]) -> Config:
-    """Compose the config of a command; of a sweep, of its first job."""
+    """Compose a command's config; a sweep's is that of its first job."""
     words = overrides_in(list(overrides))
     if {"data=table", "data=datasets"} & set(words) and not any(w.startswith("data.path=") for w in words):
         words.append("data.path=x.csv")
@@ -56,15 +56,15 @@ def composed(overrides: Iterable[str]) -> Config:
 
 
 def overrides(command: str) -> list[str]:
-    """A command's words that set something."""
+    """Return the words of a command that set something."""
     return [word for word in shlex.split(command) if "=" in word]
 
 
 def makes(page: str) -> list[str]:
-    """The targets of every `make …`."""
+    """Return the target of every `make …`."""
     return [c.split()[1] for c in commands(page) if c.startswith("make ")] + re.findall(r"`make (\S+)`", page)
 
 
 def is_target(name: str) -> bool:
-    """Whether the Makefile has it."""
+    """Return whether the Makefile has this target."""
     return f"\n{name}:" in (REPOSITORY / "Makefile").read_text("utf-8")

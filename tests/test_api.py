@@ -1,4 +1,4 @@
-"""bora.fit, load and sweep give what the commands give; each attribute of a run is what its file or command says."""
+"""bora.fit, load and sweep give the same as the commands; a run's attributes equal its files and commands' output."""
 
 import json
 import logging
@@ -43,17 +43,17 @@ def frame(tmp_path, monkeypatch) -> pd.DataFrame:
 
 @pytest.fixture
 def run(trained) -> bora.Run:
-    """A run of TASKS."""
+    """Return a run on TASKS."""
     return bora.load(trained())
 
 
 @pytest.fixture
 def speeches(tmp_path) -> pd.DataFrame:
-    """New documents of TASKS, also in new.csv."""
+    """Return new documents of TASKS, also written to new.csv."""
     return pd.read_csv(table(tmp_path / "new.csv", dict.fromkeys(TASKS, 4), seed=1))
 
 
-def test_what_is_no_name_of_a_model_and_no_text_is_refused(frame, run):
+def test_a_model_that_is_not_a_name_and_a_prompt_that_is_not_a_text_are_refused(frame, run):
     with pytest.raises(UserError, match="model takes a name or a folder, not a OPTForCausalLM"):
         bora.fit(frame, **COLUMNS, model=run.model.backbone.model)
     for prompt in (None, 3, b"bytes"):
@@ -64,7 +64,7 @@ def test_what_is_no_name_of_a_model_and_no_text_is_refused(frame, run):
             ask("cut in two \ud83d")
 
 
-def test_numbers_of_numpy_adapt_as_pythons_do(run, speeches, tmp_path):
+def test_adapt_takes_numbers_of_numpy(run, speeches, tmp_path):
     adapted = run.adapt(speeches, tmp_path / "new", epochs=np.int64(1), tau=np.float64(3), batch_size=np.int32(4))
     assert (adapted.summary["epochs"], adapted.tau) == (1, 3)
 
@@ -74,7 +74,7 @@ def test_numbers_of_numpy_adapt_as_pythons_do(run, speeches, tmp_path):
     [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
     ids=["inference", "no_grad", "autocast"],
 )
-def test_a_run_is_the_same_whatever_mode_of_torch_the_caller_is_in(frame, mode):
+def test_a_run_is_the_same_in_any_torch_mode_of_the_caller(frame, mode):
     plain = bora.fit(frame, **SMALL, **COLUMNS, output="plain").summary
     with mode():
         found = bora.fit(frame, **SMALL, **COLUMNS, output="in a mode").summary
@@ -87,7 +87,7 @@ def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
     with pytest.raises(UserError):
         bora.fit(frame.head(1), **SMALL, **COLUMNS, tau=50, output="refused")
     found = bora.fit(frame, **SMALL, **COLUMNS, tau=50, output="python", overrides=["optim.patience=3"])
-    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's
+    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's state is unchanged
     frame.to_csv("again.csv", index=False)
     settings = ["tau=50", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1", "lora.rank=2"]
     columns = ["data=table", "data.path=again.csv", "data.task=who", "data.text=said"]
@@ -99,7 +99,7 @@ def test_a_frame_trains_as_its_table_does(frame, command, tmp_path):
     assert found.config.optim.patience == 3
 
 
-def test_arrow_tables_and_model_folders_are_taken(frame, tmp_path):
+def test_fit_takes_arrow_tables_and_model_folders(frame, tmp_path):
     pretrained = load_packaged("opt_mini")
     pretrained.model.save_pretrained(tmp_path / "a model")
     pretrained.tokenizer.save_pretrained(tmp_path / "a model")
@@ -109,7 +109,7 @@ def test_arrow_tables_and_model_folders_are_taken(frame, tmp_path):
     assert torch.equal(found.model.adapters.mean, same.model.adapters.mean)
 
 
-def test_another_frame_is_not_taken_for_a_finished_one(frame):
+def test_another_frame_is_refused_in_a_finished_runs_folder(frame):
     options = {**SMALL, **COLUMNS, "output": "run"}
     first = bora.fit(frame, **options)
     again = bora.fit(frame, **options)
@@ -118,7 +118,7 @@ def test_another_frame_is_not_taken_for_a_finished_one(frame):
         bora.fit(frame.iloc[1:], **options)
 
 
-def test_a_keyword_is_one_setting_of_conf():
+def test_each_keyword_is_one_setting_of_conf():
     config = flatten(compose_config(["data=frame"])[0].model_dump())
     assert set(KEYS.values()) <= set(config)
     given = {"n_tasks": None, "lr": 1e-5, "rank": np.int64(3), "device": "auto"}
@@ -129,7 +129,7 @@ def test_a_keyword_is_one_setting_of_conf():
 
 
 @pytest.mark.processes
-def test_a_sweep_is_the_commands(frame, command, tmp_path):
+def test_a_sweep_equals_the_commands(frame, command, tmp_path):
     frame.to_csv("again.csv", index=False)
     settings = ["tau=0,inf", "seed=0,1", "data.min_documents=5", "data.max_tokens=20", "trainer.max_epochs=1"]
     columns = ["data=table", "data.path=again.csv", "data.task=who", "data.text=said", "lora.rank=2"]
@@ -137,7 +137,7 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
     options = {**SMALL, **COLUMNS, "seeds": [0, 1], "output": "python"}
     with pytest.raises(UserError, match="tau=-1"):
         bora.sweep(frame, [0, -1], **options)
-    assert not (tmp_path / "python").exists()  # all settings are checked first
+    assert not (tmp_path / "python").exists()  # all settings are checked before the first job
     with pytest.raises(UserError, match=r"a list: tau=\['learn'\]"):
         bora.sweep(frame, "learn", **options)
     with pytest.raises(UserError, match=r"a list: seeds=\[2\]"):
@@ -151,7 +151,7 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
     chosen = found.table[found.table["tau"] == found.best_tau]
     assert found.best.summary["val_perplexity"] == chosen["val_perplexity"].min()
     before = (tmp_path / "python/tau=0,seed=1/metrics.csv").stat().st_mtime_ns
-    again = bora.sweep(frame, [0], **options)  # finished already
+    again = bora.sweep(frame, [0], **options)  # already finished
     assert (tmp_path / "python/tau=0,seed=1/metrics.csv").stat().st_mtime_ns == before
     assert repr(again).startswith("Sweep('python': 2 runs, τ = 0 is best")
     assert "<td>∞</td>" in found._repr_html_()
@@ -160,7 +160,7 @@ def test_a_sweep_is_the_commands(frame, command, tmp_path):
         _ = bora.load("python").best
 
 
-def test_a_text_is_trained_on_as_it_is_given():
+def test_a_prompt_keeps_every_character_that_was_given():
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice([*"\\'\"${}[],:=na "], 12)) for _ in range(30)]
     for text in ("\\item {a}: \\nabla ", "${x} \\${y}", "C:\\data\\", *texts):
@@ -177,7 +177,7 @@ def test_a_text_is_trained_on_as_it_is_given():
     assert (config.name, config.data.task, folder) == ("2020_21", "1e5", Path("~/x").expanduser())
 
 
-def test_a_job_that_fails_leaves_the_others(frame, tmp_path):
+def test_a_failed_job_does_not_stop_the_others(frame, tmp_path):
     options = {**SMALL, **COLUMNS, "output": "python"}
     with RunDirectory(tmp_path / "python/tau=0,seed=0").locked():
         with pytest.raises(UserError, match=r"^tau=0,seed=0: another process"):
@@ -188,7 +188,7 @@ def test_a_job_that_fails_leaves_the_others(frame, tmp_path):
     assert "another process is working" in found._repr_html_()
 
 
-def test_files_of_a_run_are_its_tables(run):
+def test_a_runs_attributes_equal_its_files(run):
     assert run.per_task.equals(run.restored.directory.per_task())
     assert set(run.tasks) == set(TASKS)
     assert run.summary["tau"] == run.tau == 100
@@ -205,7 +205,7 @@ def test_files_of_a_run_are_its_tables(run):
         run.lora("the longer name")
 
 
-def test_rows_that_were_trained_on_are_in_no_score(frame, tmp_path, caplog):
+def test_scores_leave_out_rows_that_were_trained_on(frame, tmp_path, caplog):
     run = bora.fit(frame, **SMALL, **COLUMNS, tau=100, output="r")
     new = frame.head(4).assign(said=frame["said"].head(4) + " but new")
     held_out = run.documents.query("split == 'test'")["row"]
@@ -226,7 +226,7 @@ def test_history_has_each_validated_epoch_once(trained):
     assert history["train/nll"].is_monotonic_decreasing
 
 
-def test_voices_are_the_commands_answers(run, call):
+def test_voices_equal_the_commands_answers(run, call):
     how = "--mean --prompt the --prompt for --max-new-tokens 5 --json".split()
     answers = [json.loads(line) for line in call(generate.main, run.folder, "--task", A, *how)[1].splitlines()]
     voices = run.generate(["the", "for"], A, mean=True, max_new_tokens=5)
@@ -241,7 +241,7 @@ def test_voices_are_the_commands_answers(run, call):
         run.generate("the", top_k=-1)
 
 
-def test_scores_and_writers_are_the_evaluations(run, speeches, call, tmp_path):
+def test_scores_and_writers_equal_the_evaluations(run, speeches, call, tmp_path):
     code, _, _ = call(evaluate.main, run.folder, "--data", tmp_path / "new.csv", "--out", tmp_path / "evaluation")
     assert code == 0
     scores = run.score(speeches)
@@ -291,25 +291,25 @@ def test_adapt_and_export_write_what_the_commands_write(run, speeches, call, tmp
         assert (folder / name).read_bytes() == (tmp_path / "theirs/peft" / name).read_bytes()
 
 
-def test_a_run_has_a_report_and_a_map(run, tmp_path):
+def test_a_run_has_a_report_and_a_figure_of_similarities(run, tmp_path):
     page = run.report(tmp_path / "report")
     assert page.path == tmp_path / "report/index.html"
     assert "srcdoc" in page._repr_html_()
     figure = run.similarity({"a": "short", A: "long"})
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {"short", "long", "(none)"}
-    assert len(figure.axes[0].get_yticklabels()) == len(TASKS)  # a name each
+    assert len(figure.axes[0].get_yticklabels()) == len(TASKS)  # one name for each task
 
 
 @pytest.mark.processes
-def test_the_package_shows_what_there_is_without_torch():
+def test_the_package_lists_its_names_without_importing_torch():
     code = "import bora, sys; print('torch' in sys.modules, 'pandas' in sys.modules, *dir(bora))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert shown == ["False", "False", "Run", "Sweep", "UserError", "__version__", "fit", "load", "sweep"]
     assert all(getattr(bora, name) for name in bora.__all__)
 
 
-def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
+def test_arrow_integers_stay_integers_if_some_are_missing(tmp_path):
     tasks = pa.array([2**53, 2**53 + 1, None, 7])
     arrow = pa.table({"task": tasks, "text": ["a", "b", "c", "d"], "n": pa.array([1.0, None, 0.1, 1e16])})
     pa.parquet.write_table(arrow, tmp_path / "t.parquet")
@@ -336,6 +336,6 @@ def test_arrows_integers_stay_integers_beside_gaps(tmp_path):
         ({"overrides": "lora.rank=3"}, r"overrides=\['lora.rank=3'\]"),
     ],
 )
-def test_what_cannot_be_used_is_an_input_error(frame, change, said):
+def test_unusable_input_is_a_user_error(frame, change, said):
     with pytest.raises(UserError, match=said):
         bora.fit(frame, **(SMALL | COLUMNS | change))

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, small."""
+"""The benchmark measures what it claims to, on a small scale."""
 
 import json
 import signal
@@ -53,7 +53,7 @@ def test_a_variant_trains_its_adapters_and_nothing_else(cfg, name):
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_the_floor_goes_back_to_the_embeddings_and_trains_nothing(cfg):
+def test_the_floors_backward_reaches_the_embeddings_and_trains_nothing(cfg):
     model, gradients = bench.copy_of(tiny_opt()), []
     step = bench.floor(model, cfg, 1)
     hook = lambda module, args, output: output.register_hook(gradients.append) and None  # noqa: E731
@@ -63,7 +63,7 @@ def test_the_floor_goes_back_to_the_embeddings_and_trains_nothing(cfg):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_a_part_that_fails_or_is_left_out_costs_no_other_its_result(tmp_path, monkeypatch):
+def test_a_part_that_fails_or_is_left_out_does_not_lose_the_others_results(tmp_path, monkeypatch):
     def fail(cfg):
         raise ZeroDivisionError("by zero")
 

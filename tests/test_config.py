@@ -1,4 +1,4 @@
-"""The schema: every config in conf/ fits it, and what does not fit is named, all of it at once."""
+"""The schema: every config in conf/ fits it, and all settings that do not are named at once."""
 
 import pytest
 import yaml
@@ -55,7 +55,7 @@ def test_every_config_fits_the_schema_and_survives_yaml(choice):
         ("model.path=a/b", "model.path: there is no such setting for model=packaged, only for model=hub"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_it_must_be(override, line):
+def test_a_wrong_setting_is_refused_with_what_it_must_be(override, line):
     with pytest.raises(UserError) as error:
         config(override)
     assert str(error.value).startswith(line)
@@ -84,18 +84,18 @@ def test_all_problems_are_named_at_once():
         ("trainer.extra.num_nodes=2", "^trainer.extra.num_nodes: give trainer.num_nodes"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(overrides, line):
+def test_incompatible_settings_are_refused(overrides, line):
     with pytest.raises(UserError, match=line):
         config(*overrides.split())
 
 
-def test_training_is_recorded_unless_something_forbids_it():
+def test_cuda_graphs_are_recorded_unless_a_setting_prevents_it():
     assert config().records_steps
     others = "trainer=fsdp", "model.gradient_checkpointing=true", "lora.dropout=0.1", "model.cuda_graphs=false"
     assert not any(config(other).records_steps for other in others)
 
 
-def test_the_papers_experiment_is_the_papers():
+def test_experiment_paper_has_the_papers_settings():
     cfg = config("experiment=paper")
     assert (cfg.model.path, cfg.data.name, cfg.data.selection) == ("facebook/opt-350m", "talk_of_norway", "paper")
     assert (cfg.data.split.validation, cfg.data.split.test, cfg.data.min_characters) == (0.17, 0.33, 40)
@@ -105,25 +105,25 @@ def test_the_papers_experiment_is_the_papers():
     assert rates == pytest.approx([1e-4, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1])  # Table 1
 
 
-def test_values_that_hydra_cannot_read_are_taken_as_they_are():
+def test_values_that_hydra_cannot_parse_are_taken_literally():
     cfg = config("data=table", "data.path=tal (1), æøå {2}.csv", "data.task=tau=1")
     assert (cfg.data.path, cfg.data.task) == ("tal (1), æøå {2}.csv", "tau=1")
 
 
-def test_values_in_folder_names():
+def test_equal_values_have_one_spelling_in_folder_names():
     assert format_value([100, 1000]) == format_value([100.0, 1e3])
     values = 100.0, 1e5, 0.001, float("inf"), None, True, "sdpa"
     assert [format_value(v) for v in values] == ["100", "100000", "0.001", "inf", "null", "true", "sdpa"]
 
 
-def test_different_values_have_different_names():
+def test_different_values_have_different_folder_names():
     values = ["2019/t.csv", "2020/t.csv", "t.csv", "a b", "a-b", "é", "è", "[q_proj,v_proj]"]
     values += ["x" * 300 + "a", "x" * 300 + "b", 0.1, 0.1 + 1e-16 * 2]
     assert len({format_value(v) for v in values}) == len(values)
     assert all("/" not in format_value(v) and len(format_value(v)) < 50 for v in values)
 
 
-def test_the_callers_hydra_is_left_as_it_was(tmp_path):
+def test_the_callers_hydra_is_unchanged(tmp_path):
     (tmp_path / "theirs.yaml").write_text("a: 1")
     with initialize_config_dir(str(tmp_path), version_base=None):
         compose_config(["tau=1"])

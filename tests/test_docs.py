@@ -1,4 +1,4 @@
-"""What the documentation says can be typed and run; and nothing in conf/ or the package is left unexplained."""
+"""What the documentation shows can be typed and run, and every file of conf/ and every study is explained."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ PAGES["README"] = (REPOSITORY / "README.md").read_text("utf-8")
 
 
 def shown(find) -> list:
-    """Each thing once, under the name of its first page."""
+    """Return each thing once, with the name of the first page that has it."""
     first: dict[str, str] = {}
     for name, page in PAGES.items():
         for thing in find(page):
@@ -27,7 +27,7 @@ def shown(find) -> list:
 @pytest.mark.parametrize(
     "command", [c for c in shown(commands) if re.match("bora (run|doctor) ", c.values[0]) and "RUN" not in c.values[0]]
 )
-def test_commands_of_hydra_compose(command):
+def test_run_and_doctor_commands_compose(command):
     composed(overrides(command))
 
 
@@ -37,9 +37,9 @@ def test_flags_of_the_other_commands_are_known(command, call, tmp_path, monkeypa
     _, name, *arguments = as_typed(command)
     main = importlib.import_module(f"bora.commands.{name}").main
     code, _, err = call(main, *arguments)
-    if "arguments are required" in err:  # running text may leave the folder out
+    if "arguments are required" in err:  # running text may omit the folder
         code, _, err = call(main, "RUN", *arguments)
-    # An unknown flag is told by a usage; here all that is amiss is that nothing has been run.
+    # An unknown flag would print the usage; here the only problem is that there is no run.
     assert code == 2
     assert re.match("bora: .*(no such file|no such folder|no finished run)", err)
 
@@ -50,7 +50,7 @@ def test_options_compose(option):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_make_targets_extras_and_python_are_what_they_seem(page):
+def test_make_targets_and_extras_exist_and_python_compiles(page):
     assert all(is_target(name) for name in makes(PAGES[page]))
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for named in re.findall(r"pip install .*'\.\[([^]]+)\]", PAGES[page]):
@@ -68,13 +68,13 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert names["run"].tasks == ["argparse", "optparse", "ssl"]
     shown = capsys.readouterr().out
     line = re.escape(blocks(PAGES["python"], "text")[0].splitlines()[0])
-    # Its texts are Python's own, which every version has others of.
+    # Its texts are Python's own, which differ by version.
     assert re.search(line if sys.version_info[:2] == (3, 11) else re.sub(r"\d+\\\.\d+", r"[\\d.]+", line), shown)
-    assert shown.count("--- ") == 3  # who answers
+    assert shown.count("--- ") == 3  # one for each speaker
 
 
-def test_the_notebook_is_committed_as_written():
-    # Without outputs: make docs runs it.
+def test_the_notebook_is_committed_without_outputs():
+    # make docs runs it.
     cells = json.loads((DOCS / "notebook.ipynb").read_text("utf-8"))["cells"]
     assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
@@ -83,18 +83,18 @@ def test_every_file_of_conf_is_shown_and_explained():
     conf = REPOSITORY / "conf"
     for file in conf.rglob("*.yaml"):
         assert f"../{file.relative_to(REPOSITORY).as_posix()}\n" in PAGES["configuration"], file
-        if file.parent.name != "experiment":  # they repeat keys that are explained where they come from
+        if file.parent.name != "experiment":  # they repeat keys that are explained in their own files
             keys = [line for line in file.read_text("utf-8").splitlines() if re.match(r"\w+: *[^\s#]", line)]
             unexplained = [line for line in keys if "#" not in line and not line.startswith("defaults:")]
             assert not unexplained, file
 
 
-def test_every_study_has_its_page():
+def test_every_study_has_a_page():
     studies = {readme.parent.name for readme in (REPOSITORY / "experiments").glob("*/README.md")}
     assert studies == {page.stem for page in (DOCS / "experiments").glob("*.md")} - {"index"}
 
 
-def test_lamps_files_become_the_tables_of_histories_and_questions(tmp_path):
+def test_lamps_files_become_tables_of_histories_and_questions(tmp_path):
     names: dict = {}
     exec(blocks(PAGES["prompts"], "python")[0], names)
     given = "Generate a headline for the following article: "

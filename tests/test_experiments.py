@@ -1,4 +1,4 @@
-"""The studies' scripts run with today's bora, and their tables come out of their archives of runs."""
+"""The studies' scripts fit today's bora, and their tables can be made from their archives of runs."""
 
 import ast
 import functools
@@ -24,9 +24,9 @@ EXPERIMENTS = REPOSITORY / "experiments"
 
 
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.rglob("*.py")))
-def test_imports_exist(script):
+def test_a_scripts_imports_of_bora_exist(script):
     tree = ast.parse((EXPERIMENTS / script).read_text("utf-8"))
-    # A program that is handed to another process stands in a string.
+    # A program for another process is written in a string.
     programs = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     trees = [tree, *(ast.parse(text) for text in programs if "\nimport " in text)]
     for node in (node for tree in trees for node in ast.walk(tree)):
@@ -36,8 +36,8 @@ def test_imports_exist(script):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("script", sorted(str(p.relative_to(EXPERIMENTS)) for p in EXPERIMENTS.glob("*/[!g]*.sh")))
-def test_a_studys_commands_are_known(script, tmp_path):
-    for name in ("bora", "python"):  # in place of the real ones: write down the arguments
+def test_a_studys_commands_compose(script, tmp_path):
+    for name in ("bora", "python"):  # stand-ins that write down their arguments
         (tmp_path / name).write_text(f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "$LIST"; echo >> "$LIST"\n')
         (tmp_path / name).chmod(0o755)
     given = {name: str(tmp_path / name.lower()) for name in ("BORA", "LIST", "OUT")}
@@ -51,21 +51,21 @@ def test_a_studys_commands_are_known(script, tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(EXPERIMENTS.glob("*/runs.csv.gz")), ids=lambda file: file.parent.name)
-def test_archived_configs_are_of_todays_schema(file):
-    """So a run of today's lands in the same series as an archived one with the same settings."""
+def test_archived_configs_fit_todays_schema(file):
+    """So a new run is in the same series as an archived one with the same settings."""
     for run in read_archive(file):
         nested: dict = {}
         for key, value in run.config.items():
             *groups, name = key.split(".")
             functools.reduce(lambda group, part: group.setdefault(part, {}), groups, nested)[name] = value
-        nested["logger"] = {"kind": "none", "task_lines": 0, "samples": 0}  # in no series does it count
+        nested["logger"] = {"kind": "none", "task_lines": 0, "samples": 0}  # not part of what defines a series
         today = flatten(parse(nested).model_dump())
         found, expected = ({k: v for k, v in c.items() if not k.startswith("logger.")} for c in (today, run.config))
         assert found == expected
 
 
 def cells(text: str) -> set[tuple[str, ...]]:
-    """The rows of a page's tables, without the lines below their heads."""
+    """Return the rows of a page's tables, without the lines below their headers."""
     lines = [line.replace("\\", "") for line in text.splitlines() if line.startswith("|") and "--" not in line]
     return {tuple(cell.strip() for cell in line.split("|")) for line in lines}
 
@@ -74,7 +74,7 @@ def cells(text: str) -> set[tuple[str, ...]]:
     ("study", "readme_tables", "files"),
     [("stdlib", 2, ["noncentered-table2.md", "centered-table2.md"]), ("folketing", 2, ["table2.md"])],
 )
-def test_the_tables_are_those_of_the_archive(study, readme_tables, files):
+def test_the_tables_equal_those_made_from_the_archive(study, readme_tables, files):
     runs, problems = read_runs([EXPERIMENTS / study])
     evidence = [Evidence(series) for series in series_of(runs)[0]]
     readme = cells((EXPERIMENTS / study / "README.md").read_text("utf-8"))
@@ -84,7 +84,7 @@ def test_the_tables_are_those_of_the_archive(study, readme_tables, files):
     assert made == {(EXPERIMENTS / study / file).read_text("utf-8") for file in files}
 
 
-def test_readmes_name_files_that_are_there():
+def test_files_named_in_readmes_exist():
     for readme in EXPERIMENTS.rglob("README.md"):
         text = readme.read_text("utf-8")
         linked = re.findall(r"\]\(([^)#:]+)\)", text)

@@ -1,4 +1,4 @@
-"""The house rules: which folder imports which, and which framework stands where."""
+"""The house rules: which folder may import which, and where each framework may be imported."""
 
 import ast
 import sys
@@ -9,7 +9,7 @@ import bora
 
 PACKAGE = Path(bora.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-# A folder or module imports its own, and those of the lines before.
+# A folder or module may import itself and those before it.
 ORDER = [["errors"], ["lib", "config"], ["model"], ["bayes"], ["data"], ["runs"], ["train"], ["report"], ["use"]]
 ORDER += [["commands"], ["api"], ["cli"], ["run", "__main__"], ["__init__"]]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
@@ -23,7 +23,7 @@ PLACES = {
     "mlflow": ("runs/trackers/mlflow.py",),
     "tensorboard": ("runs/trackers/tensorboard.py",),
 }
-# What a run is used for hands transformers' own objects on: a tokenizer, a GenerationConfig, a model to save.
+# These files of use/ pass on transformers' own objects: a tokenizer, a GenerationConfig, a model to save.
 EXCEPTIONS = {("transformers", f"use/{name}.py") for name in ("restore", "sampling", "generate", "export", "samples")}
 
 
@@ -39,12 +39,12 @@ def imports() -> Iterator[tuple[str, str, list[str]]]:
                 yield file, file.split("/")[0].removesuffix(".py"), name.split(".")
 
 
-def test_no_import_runs_up():
+def test_no_folder_imports_a_later_one():
     ours = [(file, room, name) for file, room, name in imports() if name[0] == "bora" and len(name) > 1]
     assert [(file, ".".join(name)) for file, room, name in ours if RANK[name[1]] > RANK[room]] == []
 
 
-def test_each_framework_has_its_place():
+def test_each_framework_is_imported_only_in_its_place():
     outside = {
         (framework, file)
         for file, _, name in imports()
@@ -60,7 +60,7 @@ def test_bayes_is_pure_torch():
     assert {(file, root) for file, root in roots if file.startswith("bayes/") and root not in allowed} == set()
 
 
-def test_few_modules_are_loose_and_the_formatter_decides():
+def test_few_modules_are_at_the_top_level_and_no_line_skips_the_formatter():
     assert len([s for s in SOURCES if s.parent == PACKAGE and s.name != "__init__.py"]) <= 5
     here = Path(__file__)
     everything = [*SOURCES, *(f for f in here.parent.rglob("*.py") if f != here)]

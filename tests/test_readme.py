@@ -1,4 +1,4 @@
-"""What the README says can be typed works, through a real shell."""
+"""What the README tells its reader to type works, in a real shell."""
 
 import os
 import re
@@ -18,7 +18,7 @@ README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = commands(README)
 MODEL = f"model.path={Path(bora.__file__).parent / 'assets/opt_mini'}"
 SMALL = "data.documents_per_task=12 data.n_tasks=2 data.max_tokens=32 trainer.max_steps=1 logger=none"
-# What a command would need much of, in small.
+# Smaller versions of what would take too long.
 SMALLER = {
     "tau=0,1,10,100,1000,10000,inf seed=0,1": "tau=0,inf seed=0,1",
     "experiment=paper": "experiment=paper data.path=. model=opt_mini",
@@ -43,7 +43,7 @@ def test_commands_run(command, tmp_path):
     speeches = [" ".join(rng.choice(["order", "the", "house", "aye", "no", "speaker"], 9)) for _ in range(60)]
     frame = pd.DataFrame({"speaker": ["a", "b"] * 30, "speech": speeches})
     frame.to_csv(tmp_path / "speeches.csv", index=False)
-    if "model=opt_350m" in command:  # its weights are a small model's here
+    if "model=opt_350m" in command:  # with a small model's weights
         command += f" {MODEL}"
     if "experiment=" in command:
         many = pd.DataFrame({"rep_name": ["Ann", "Bo"] * 210, "date": "1999-01-01"})
@@ -57,7 +57,7 @@ def test_commands_run(command, tmp_path):
 
 
 @pytest.mark.processes
-def test_what_a_run_costs_is_told_before(tmp_path):
+def test_doctor_reports_what_a_run_will_cost(tmp_path):
     (command,) = (c for c in COMMANDS if c.startswith("bora doctor"))
     speeches = pd.DataFrame({"speaker": ["a", "b"] * 30, "speech": [f"order, order: number {i}" for i in range(60)]})
     speeches.to_csv(tmp_path / "speeches.csv", index=False)
@@ -72,7 +72,7 @@ def test_a_sweep_becomes_a_report(tmp_path):
     shell(command, tmp_path)
     assert (tmp_path / "multirun/stdlib-opt_mini/report/index.html").is_file()
     (media,) = tmp_path.glob("multirun/stdlib-opt_mini/report/wandb/offline-run-*/files/media")
-    assert len(list(media.glob("images/*.png"))) == 7  # a figure each; without three tasks, and τ = ∞
+    assert len(list(media.glob("images/*.png"))) == 7  # one for each figure, except those that need more tasks or τ = ∞
     # Tables 1 and 2, the runs' tasks, and three charts.
     assert len(list(media.rglob("table/**/*.json"))) == 6
 

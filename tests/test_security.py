@@ -1,4 +1,4 @@
-"""Nothing that comes from elsewhere is run: not from a run directory, an export, the cache, a model or an archive."""
+"""No code from elsewhere is run: not from a run directory, an export, the cache, a model or an archive."""
 
 import ast
 import io
@@ -27,7 +27,7 @@ RUN = [*RUN.split(), "trainer.max_epochs=1", "lora.rank=1", "logger=none"]
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -38,7 +38,7 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A folder with a table and a finished run `run` of it."""
+    """Make a folder with a table and a finished run on it, `run`."""
     folder = tmp_path_factory.mktemp("finished")
     table(folder / "t.csv", {"a": 20, "b": 20, "c": 20})
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +51,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(finished, tmp_path, monkeypatch) -> Path:
-    """A copy of it, with the table beside."""
+    """Copy the finished run, with its table beside it."""
     shutil.copy(finished / "t.csv", tmp_path / "t.csv")
     shutil.copytree(finished / "run", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -60,13 +60,13 @@ def run(finished, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of opt_mini's folder."""
+    """Copy opt_mini's folder."""
     return Path(shutil.copytree(ASSET, tmp_path / "model"))
 
 
 @pytest.fixture
 def mark(tmp_path) -> Path:
-    """What a bomb makes; at the end it must not be there."""
+    """Return the file that a bomb would make, which must not exist in the end."""
     path = tmp_path / "it ran"
     yield path
     assert not path.exists()
@@ -79,14 +79,14 @@ def test_pickles_in_checkpoints_are_not_run(run, mark, call, command):
     words = "best.ckpt is not a readable checkpoint: it holds pickled objects", "could run any code"
     one_line(call(generate.main, run, "--task", "a", "--prompt", "the"), *words)
     one_line(command(*RUN, "hydra.run.dir=other", "init_from=run"), *words)
-    (run / "summary.json").unlink()  # so that it is gone on with
+    (run / "summary.json").unlink()  # so that it is resumed
     one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint: it holds pickled")
-    for name in ("best", "last"):  # no zip archive, as torch's files are, but a bare pickle
+    for name in ("best", "last"):  # a bare pickle, not a zip archive as torch's files are
         (run / f"checkpoints/{name}.ckpt").write_bytes(pickle.dumps(Bomb(mark)))
     one_line(command(*RUN, "hydra.run.dir=run"), "last.ckpt is not a readable checkpoint")
 
 
-def test_the_report_leaves_a_checkpoint_out_that_is_no_checkpoint(tmp_path, mark, call, monkeypatch):
+def test_the_report_leaves_out_a_pickled_checkpoint(tmp_path, mark, call, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tau in (0.0, 10.0):
         write_run(tmp_path / f"s/tau={tau:g}", tau)
@@ -111,7 +111,7 @@ BOMB = "{_target_: pathlib.Path.touch, _args_: [{_target_: pathlib.Path, _args_:
         ("init_std: 0.0", "init_std: !!python/object/apply:pathlib.Path.touch [MARK]"),
     ],
 )
-def test_a_run_directorys_config_has_nothing_called(run, mark, call, old, new):
+def test_nothing_in_a_run_directorys_config_is_called(run, mark, call, old, new):
     config = run / "config.yaml"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new.replace("MARK", f"'{mark}'"), 1))
@@ -119,7 +119,7 @@ def test_a_run_directorys_config_has_nothing_called(run, mark, call, old, new):
         assert (found[0], str(config) in found[2], "Traceback" in found[2]) == (2, True, False)
 
 
-def test_a_run_directorys_overrides_are_as_if_typed(run, command):
+def test_a_run_directorys_overrides_are_checked_as_if_typed(run, command):
     (run / ".hydra/overrides.yaml").write_text("- +x._target_=os.system\n- tau=${oc.env:HOME}\n")
     one_line(command("--again", str(run), "hydra.run.dir=again"), "bora: tau: read from the environment")
 
@@ -134,7 +134,7 @@ def bare(file: Path, mark: Path) -> None:
 
 def test_a_pickle_as_a_models_weights_is_not_run(folder, tmp_path, mark, command):
     in_zip(folder / "pytorch_model.bin", mark)
-    from_pretrained(str(folder))  # safetensors come first
+    from_pretrained(str(folder))  # safetensors are preferred
     (folder / "model.safetensors").unlink()
     table(tmp_path / "t.csv", {"a": 20, "b": 20})
     for write in (in_zip, bare):
@@ -143,8 +143,8 @@ def test_a_pickle_as_a_models_weights_is_not_run(folder, tmp_path, mark, command
 
 
 @pytest.mark.parametrize("kind", ["unknown", "known", "tokenizer", "generate"])
-def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(folder, mark, monkeypatch, kind):
-    # transformers' own default asks on the terminal.
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked_to_allow_it(folder, mark, monkeypatch, kind):
+    # By default transformers would ask on the terminal.
     monkeypatch.setattr("builtins.input", lambda *args: "y")
     code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
     name = "tokenizer_config.json" if kind == "tokenizer" else "config.json"
@@ -161,7 +161,7 @@ def test_code_that_comes_with_a_model_is_not_run_nor_asked_for(folder, mark, mon
     if kind == "unknown":
         with pytest.raises(UserError, match="needs code of its own, which bora does not run"):
             from_pretrained(str(folder))
-    else:  # transformers has classes for it
+    else:  # transformers has its own classes for it
         ids = torch.tensor([[5, 6]])
         from_pretrained(str(folder)).model.generate(ids, max_new_tokens=1, do_sample=False)
 
@@ -175,7 +175,7 @@ def test_a_pickle_as_an_adapter_is_not_run(tmp_path, mark, command):
     for name in ("adapter_model.bin", "adapter_model.safetensors"):
         in_zip(folder / name, mark)
         one_line(command(*RUN, "init_from=adapter"), "adapter_model.safetensors is not readable")
-        # In the place of a model transformers would load it, onto the base that it names.
+        # As a model, transformers would load it onto the base that it names.
         one_line(command(*RUN, "model=hub", "model.path=adapter"), "model.path=adapter")
         (folder / name).unlink()
 
@@ -185,7 +185,7 @@ def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
     made = pa.table({"x": [1, 2]})
     key = digest("a table")
     bomb = pickle.dumps(Bomb(mark))
-    # As the kind of Arrow's own types that was unpickled until its version 14; and alone.
+    # In an extension type, which Arrow unpickled until version 14, and as the whole file.
     about = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": bomb}
     out = io.BytesIO()
     schema = pa.schema([pa.field("x", pa.int64(), metadata=about)])
@@ -199,8 +199,8 @@ def test_a_pickle_in_the_cache_is_not_run(tmp_path, mark, monkeypatch):
         assert cached_table("tokens", key, lambda: made)["x"].to_pylist() == expected
 
 
-def test_libraries_are_told_not_to_run_what_they_load():
-    """Ruff's S rules keep pickle, eval, unsafe YAML and shells out of the package; these keywords it does not know."""
+def test_every_call_that_loads_files_forbids_running_code():
+    """Ruff's S rules keep pickle, eval, unsafe YAML and shells out of the package, but do not check these keywords."""
     needed = {"torch.load": "weights_only=True", "AutoConfig": "trust_remote_code=False"}
     needed |= dict.fromkeys(("AutoModelForCausalLM", "AutoTokenizer"), "trust_remote_code=False")
     found = set()

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_configs_and_assets_travel_inside(wheel):
+def test_the_wheel_contains_configs_and_assets(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f.relative_to(REPOSITORY).as_posix() for f in (REPOSITORY / "conf").rglob("*.yaml")}
     assert {f"bora/{c}" for c in configs} <= names
@@ -34,7 +34,7 @@ def test_configs_and_assets_travel_inside(wheel):
     assert sum(i.file_size for i in assets) < 10e6
 
 
-def test_it_runs_elsewhere_and_says_what_to_install(wheel, tmp_path):
+def test_the_wheel_runs_elsewhere_and_says_what_to_install(wheel, tmp_path):
     venv.create(tmp_path / "venv", with_pip=False)
     python, elsewhere = tmp_path / "venv/bin/python", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -44,7 +44,7 @@ def test_it_runs_elsewhere_and_says_what_to_install(wheel, tmp_path):
         assert done.returncode == code, done.stderr
         return (done.stderr if code else done.stdout).strip()
 
-    # The dependencies are this environment's, but for PEFT; bora itself comes from the wheel alone.
+    # The dependencies are this environment's, except for PEFT; bora itself comes only from the wheel.
     dependencies = tmp_path / "dependencies"
     dependencies.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
@@ -57,11 +57,11 @@ def test_it_runs_elsewhere_and_says_what_to_install(wheel, tmp_path):
     small = "data.modules=[pickle,ssl] data.documents_per_task=9 data.min_documents=3 trainer.max_steps=1 logger=none"
     command = str(tmp_path / "venv/bin/bora")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PYTHONPATH", raising=False)  # of a checkout
+        patch.delenv("PYTHONPATH", raising=False)  # it may point to a checkout
         assert ask(str(python), "-c", "import bora; print(bora.__file__)").startswith(str(site))
         ask(command, "run", *small.split(), "hydra.run.dir=run")
         said = ask(command, "export", "run", "out", code=2)
-        # What the message says to install is what is missing, and not another project's package.
+        # The package to install must be the missing one, and not one of another project.
         install = said.partition("pip install ")[2].split()
         assert install == ["peft"]
         ask(*pip, *install)
