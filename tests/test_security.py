@@ -1,4 +1,4 @@
-"""No code from elsewhere is run: not from a run directory, an export, the cache, a model or an archive."""
+"""No code from elsewhere is run: not from a run directory, an export, the cache or a model."""
 
 import ast
 import io

@@ -255,8 +255,8 @@ class Run(RunFiles):
 
         Returns:
             One row for each text: best, the likeliest task; posterior, its probability; and a column for each task with
-            p(d | text). The index is that of a series, otherwise the texts. A text without a token to score has '' and
-            NaN.
+            p(d | text). The index is that of a series or frame, otherwise the texts. A text without a token to score has
+            '' and NaN.
         """
         if isinstance(texts, pd.DataFrame):
             table, index = self._documents(texts.assign(task=""), "task", None), texts.index

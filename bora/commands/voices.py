@@ -60,7 +60,7 @@ def show(tokens: pd.DataFrame, continuations: pd.DataFrame) -> None:
     table = Table(
         title=f"how each task speaks: its most characteristic tokens, and how it continues “{prompt}”",
         title_justify="left",
-        caption="below a task: its gain over Θ, in nats a token; below a token: its part of that gain, in thousandths",
+        caption="below a task: its gain over Θ, nats a token; below a token: its part of that gain, thousandths of a nat",
         caption_justify="left",
         show_header=False,
         show_lines=True,

@@ -46,7 +46,7 @@ def voices_table(evidence: Evidence) -> ReportTable | None:
         f"How each task speaks at τ = {format_tau(tau)}, and how it continues “{prompt}”. Gain: how much likelier its "
         "validation documents are under its own θ than under Θ, in nats a token. Tokens: the most characteristic, which "
         f"contribute most to the gain, among those that occur at least {MIN_COUNT} times, in at least {MIN_DOCUMENTS} "
-        "documents; the subscript is the contribution in thousandths. ␣ is a space, ↵ the end of a line. A task always "
-        "says the likeliest token, with repetitions made less likely."
+        "documents; the subscript is the contribution in thousandths of a nat. ␣ is a space, ↵ the end of a line. A task "
+        "always says the likeliest token, with repetitions made less likely."
     )
     return ReportTable("voices", data, cells, cells == "", caption)

@@ -159,7 +159,8 @@ def level_posteriors(
     """Sum the tasks' posteriors over each unit, for levels with one unit for each task.
 
     For a level that divides tasks' documents, such as the year, a text's unit does not follow from its task. If it
-    divides only a few tasks, such as speakers who changed parties, these tasks count as one more unit, (several).
+    divides fewer than half of the tasks, such as speakers who changed parties, these tasks count as one more unit,
+    (several).
 
     Args:
         posterior: p(d | text), [N, D].

@@ -26,8 +26,8 @@ def make_evaluation_folder(out: Path, run: Path, data_sha256: str) -> None:
         data_sha256: hash of the rows, see `hash_texts`.
 
     Raises:
-        UserError: nothing can be written there, or it holds a run, whose files have the same names, or an evaluation
-            of another run or of other rows.
+        UserError: nothing can be written there, or it holds a run, an unfinished evaluation, or an evaluation of another
+            run or other rows.
     """
     if any((out / name).exists() for name in RUN_FILES):
         raise UserError(f"{out} holds a run; give another folder for the evaluation with --out")

@@ -141,7 +141,7 @@ def _require_loadable(config: "LoraConfig", model: PreTrainedModel, layers: list
 
     wrong, instead = f"PEFT {version('peft')} would", "write whole models with --merge --task NAME"
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, on transformers
+        warnings.simplefilter("ignore", FutureWarning)  # from PEFT, about transformers
         shape = type(model)(copy.deepcopy(model.config))
         try:
             loaded = get_peft_model(shape, copy.deepcopy(config))

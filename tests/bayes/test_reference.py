@@ -71,7 +71,7 @@ def test_speakers_and_tokens_equal_the_published_codes(tmp_path, monkeypatch):
     corpus = load_corpus(cfg, pretrained)
     # 200 < n < 1000, then short texts are dropped, then alphabetical by cleaned name.
     assert corpus.task_names == ["ann vik", "dag eng", "per h moe"]
-    # " [task] <name>" unscored, " [text] <speech>" scored, the end token; 128 tokens; nothing before.
+    # " [task] <name>" unscored, " [text] <speech>" scored, the end token; 128 tokens; no beginning token.
     tokenizer = pretrained.tokenizer
     for document, encoded in zip(corpus.documents.itertuples(), corpus.encoded, strict=True):
         prompt = tokenizer(f" [task] {document.task}", add_special_tokens=False).input_ids

@@ -34,7 +34,7 @@ SHAPES = {
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def work_folder(tmp_path, monkeypatch):
     """Work in a folder with a table, and restore HF_HUB_OFFLINE, which the command sets."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BORA_CACHE", str(tmp_path / "cache"))

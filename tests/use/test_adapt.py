@@ -24,7 +24,7 @@ from tests.conftest import VOCABULARY, encoded_of, hierarchical, one_line, rando
 
 
 @pytest.fixture
-def smooth():
+def smooth_model():
     """Build a model of two tasks with nonzero factors, as if restored; smooth, so that its gradient is 0 at a maximum."""
     backbone = tiny_opt(dtype=torch.float64)
     for layer in backbone.model.decoder.layers:
@@ -45,26 +45,26 @@ def fitted(restored, encoded, tasks, tau=50.0):
     return {name: torch.cat([f.flatten() for lora in model.tasks[name].values() for f in lora]) for name in model.tasks}
 
 
-def test_each_of_many_new_tasks_is_fitted_as_if_alone(smooth):
+def test_each_of_many_new_tasks_is_fitted_as_if_alone(smooth_model):
     few, more = documents(2, 1), documents(5, 2)
-    theta = fitted(smooth, few + more, ["x"] * 2 + ["y"] * 5)
+    theta = fitted(smooth_model, few + more, ["x"] * 2 + ["y"] * 5)
     for name, mine in (("x", few), ("y", more)):
-        alone = fitted(smooth, mine, [name] * len(mine))
+        alone = fitted(smooth_model, mine, [name] * len(mine))
         torch.testing.assert_close(alone[name], theta[name], rtol=1e-4, atol=1e-5)
 
 
-def test_epochs_are_chosen_by_cross_validation(smooth):
+def test_epochs_are_chosen_by_cross_validation(smooth_model):
     few, more, one = documents(2, 1), documents(3, 2), documents(1, 3)
     alike = [encoded_of([4, 5, 6] * 3, document=i) for i in range(6)]
     tasks, texts = ["x"] * 2 + ["y"] * 3 + ["z"], ["a", "b", "c", "c", "d", "e"]  # y has a text twice, z has one text
     for encoded in (alike, few + more + one):  # predictable documents, and unpredictable ones
         new = NewDocuments(encoded, tasks, texts, {}, [], Truncation(0, 0), {})
-        model, about = adapt(smooth, new, 50.0, lr=1e-2, batch_size=2, seed=3)
+        model, about = adapt(smooth_model, new, 50.0, lr=1e-2, batch_size=2, seed=3)
         nats = np.zeros(11)
         for held_out in ([0, 2, 3], [1, 4]):
             rest = [i for i in range(6) if i not in held_out]
             counts = [sum(tasks[i] == name for i in rest) for name in "xyz"]
-            part = new_tasks(smooth, "xyz", counts, 8 * len(rest), 50.0)
+            part = new_tasks(smooth_model, "xyz", counts, 8 * len(rest), 50.0)
             learned_from, others = (
                 Documents([encoded[i] for i in some], ["xyz".index(tasks[i]) for i in some])
                 for some in (rest, held_out)
@@ -76,20 +76,20 @@ def test_epochs_are_chosen_by_cross_validation(smooth):
         np.testing.assert_allclose(about["held_out_nll"], nats / 40, rtol=1e-6)
         assert about["epochs"] == nats.argmin()
         if encoded is alike:
-            given, _ = adapt(smooth, new, 50.0, about["epochs"], lr=1e-2, batch_size=2, seed=3)
+            given, _ = adapt(smooth_model, new, 50.0, about["epochs"], lr=1e-2, batch_size=2, seed=3)
             assert torch.equal(model.adapters.stored, given.adapters.stored)
         else:
             assert about["epochs"] == 0
             assert not model.adapters.stored.any()
     new = NewDocuments(few, ["x", "x"], ["a", "a"], {}, [], Truncation(0, 0), {})
-    assert adapt(smooth, new, 50.0)[1]["held_out_nll"] is None
+    assert adapt(smooth_model, new, 50.0)[1]["held_out_nll"] is None
 
 
 @pytest.mark.parametrize(("likelihood", "share"), [("sum", 1), ("task_mean", 3 / 24)])  # N_d × mean NLL of 24 tokens
-def test_theta_new_maximises_its_posterior_and_the_mean_stays_fixed(smooth, likelihood, share):
-    smooth.model.likelihood = likelihood
-    encoded, mean = documents(3, 1), smooth.model.adapters.mean.detach().clone()
-    model = new_tasks(smooth, ["x"], [3], 24, 50.0).double()
+def test_theta_new_maximises_its_posterior_and_the_mean_stays_fixed(smooth_model, likelihood, share):
+    smooth_model.model.likelihood = likelihood
+    encoded, mean = documents(3, 1), smooth_model.model.adapters.mean.detach().clone()
+    model = new_tasks(smooth_model, ["x"], [3], 24, 50.0).double()
     for lr in (1e-2, 1e-3, 1e-4, 1e-5):
         deque(train_epochs(model, Documents(encoded, [0] * 3), epochs=250, lr=lr), maxlen=0)
     whole = Documents(encoded, [0] * 3)[[0, 1, 2], 1]
@@ -99,7 +99,7 @@ def test_theta_new_maximises_its_posterior_and_the_mean_stays_fixed(smooth, like
     pull = -share * gradient.to_dense()[0]
     torch.testing.assert_close(pull, 50.0 * deviation, rtol=0, atol=0.02 * pull.abs().max().item())
     assert torch.equal(model.adapters.mean, mean)
-    assert torch.equal(smooth.model.adapters.mean, mean)
+    assert torch.equal(smooth_model.model.adapters.mean, mean)
 
 
 def test_the_command_writes_a_folder_that_can_be_read_as_a_runs(trained, tmp_path, call, monkeypatch):

@@ -26,7 +26,7 @@ NAMED = ["tau=100", "data.prompt=' [task] {task}'", "data.template=' [text] {tex
 
 
 @pytest.fixture
-def line(call, tmp_path, monkeypatch):
+def run_evaluate(call, tmp_path, monkeypatch):
     """Run `bora evaluate ARGUMENTS` in a new folder; return exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     return partial(call, command_line.main)
@@ -36,14 +36,14 @@ CENTERED = ["tau=100", "prior.parameterization=centered"]
 
 
 @pytest.mark.parametrize("overrides", [["tau=0"], CENTERED, NAMED, ["tau=inf"]])
-def test_a_runs_own_test_rows_reproduce_its_perplexities(trained, line, tmp_path, overrides):
+def test_a_runs_own_test_rows_reproduce_its_perplexities(trained, run_evaluate, tmp_path, overrides):
     run = trained(*overrides)
     documents = pd.read_csv(run / "documents.csv", keep_default_na=False)
     test = documents[documents["split"] == "test"]
     texts = pd.read_csv(run.parent / "t.csv", keep_default_na=False)["text"]
     pd.DataFrame({"who": test["task"], "what": texts[test["row"]].to_numpy()}).to_csv("new.csv", index=False)
     columns = "--task", "who", "--text", "what"
-    code, out, err = line(run, "--data", "new.csv", *columns, "--out", "evaluation", "--include-trained")
+    code, out, err = run_evaluate(run, "--data", "new.csv", *columns, "--out", "evaluation", "--include-trained")
     assert code == 0, err
     ours, theirs = (pd.read_csv(f"{folder}/per_task.csv") for folder in ("evaluation", run))
     assert ours["task"].tolist() == theirs["task"].tolist()
@@ -108,7 +108,7 @@ def test_the_posterior_equals_a_loop_over_single_task_models(trained, overrides,
     assert same.nats == pytest.approx(nats, rel=1e-9)
 
 
-def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
+def test_clearly_different_tasks_are_told_apart(trained, run_evaluate, tmp_path):
     words = {"sea": "ship wave harbour salt", "farm": "cow field wheat plough", "sky": "star cloud sun rain"}
     rng = np.random.default_rng(0)
 
@@ -121,7 +121,7 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
     new = corpus(20)
     new.to_parquet("new.parquet")
     new[["text"]].to_csv("unlabelled.csv", index=False)
-    code, out, err = line(run, "--data", "new.parquet", "--likelihoods", "parquet", "--out", "one")
+    code, out, err = run_evaluate(run, "--data", "new.parquet", "--likelihoods", "parquet", "--out", "one")
     assert (code, err) == (0, "")
     summary = json.loads((tmp_path / "one/summary.json").read_text())
     found = summary["classification"]
@@ -132,7 +132,7 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
     assert -np.log(documents["task_posterior"]).mean() == pytest.approx(found["log_loss"])
     assert f"accuracy {found['accuracy']:.3f}" in out
     # Without labels the same texts have the same posteriors.
-    code, out, err = line(run, "--data", "unlabelled.csv", "--likelihoods", "csv", "--out", "two")
+    code, out, err = run_evaluate(run, "--data", "unlabelled.csv", "--likelihoods", "csv", "--out", "two")
     only = "bora: no row names a task, so there is only the posterior; name the column of tasks with --task\n"
     assert (code, err) == (0, only)
     assert "accuracy" not in out
@@ -144,11 +144,11 @@ def test_clearly_different_tasks_are_told_apart(trained, line, tmp_path):
     assert first["log_likelihood"].tolist() == pytest.approx(second["log_likelihood"].tolist())
 
 
-def test_rows_that_are_left_out_are_reported(trained, line, tmp_path):
+def test_rows_that_are_left_out_are_reported(trained, run_evaluate, tmp_path):
     run = trained("tau=100", "data.prepend_bos=false")
     tasks, texts = ["a", "nobody", "", "a longer name", "nobody"], ["our house", "one vote", "his law", "", "for one"]
     pd.DataFrame({"task": tasks, "text": texts}).to_csv("new.csv", index=False)
-    code, _, err = line(run, "--data", "new.csv", "--out", "evaluation")
+    code, _, err = run_evaluate(run, "--data", "new.csv", "--out", "evaluation")
     assert code == 0
     assert "2 rows are of 1 task(s) that the run does not have: 'nobody' (2)" in err
     assert "1 rows name no task" in err
@@ -171,10 +171,10 @@ def test_accuracy_has_wilsons_interval_and_is_compared_with_chance():
     assert (found["accuracy"], found["macro_accuracy"], found["chance"], found["majority"]) == (0.75, 0.5, 0.2, 0.75)
 
 
-def test_a_refused_evaluation_leaves_the_run_and_an_earlier_evaluation_unchanged(trained, line, tmp_path):
+def test_a_refused_evaluation_leaves_the_run_and_an_earlier_evaluation_unchanged(trained, run_evaluate, tmp_path):
     run = trained("tau=100")
     data = run.parent / "t.csv"
-    assert line(run, "--data", data, "--out", "evaluation")[0] == 0
+    assert run_evaluate(run, "--data", data, "--out", "evaluation")[0] == 0
     os.mkfifo("pipe")
     pd.DataFrame({"task": ["x"], "text": ["the house"]}).to_csv("unknown.csv", index=False)
     (tmp_path / "new.txt").write_text("text\na\n")
@@ -194,7 +194,7 @@ def test_a_refused_evaluation_leaves_the_run_and_an_earlier_evaluation_unchanged
         ([run, "--data", data, "--out", run], f"{run} holds a run"),
         (["nowhere", "--data", data], "no finished run"),
     ):
-        code, out, err = line(*arguments)
+        code, out, err = run_evaluate(*arguments)
         assert (code, "perplexity" in out) == (2, False), arguments
         assert err.startswith(("bora: ", "usage: "))
         assert message in err.splitlines()[-1]
@@ -202,7 +202,7 @@ def test_a_refused_evaluation_leaves_the_run_and_an_earlier_evaluation_unchanged
 
 
 @pytest.fixture(scope="session")
-def sure(trained):
+def calibrated(trained):
     """Train a run long enough for fitting a temperature."""
     return trained("tau=1", "trainer.max_epochs=10", "optim.patience=10")
 
@@ -215,22 +215,22 @@ def rows_of(run, *splits) -> pd.DataFrame:
     return pd.DataFrame({"task": documents["task"].to_numpy(), "text": texts[documents["row"]].to_numpy()})
 
 
-def test_the_temperature_minimises_the_log_loss_on_validation_documents(sure, line, tmp_path):
-    validation = rows_of(sure, "validation")
+def test_the_temperature_minimises_the_log_loss_on_validation_documents(calibrated, run_evaluate, tmp_path):
+    validation = rows_of(calibrated, "validation")
     validation.to_csv("v.csv", index=False)
     options = "--include-trained", "--likelihoods", "csv", "--out", "v"
-    code, out, err = line(sure, "--data", "v.csv", *options)
+    code, out, err = run_evaluate(calibrated, "--data", "v.csv", *options)
     assert code == 0
     n = len(validation)
     assert err == f"bora: the run was trained on the text of {n} rows of {n}: included in the figures\n"
-    names = list(restore(sure).model.tasks)
+    names = list(restore(calibrated).model.tasks)
     nats = pd.read_csv("v/likelihoods.csv")["log_likelihood"].to_numpy().reshape(n, -1)
     own = nats[np.arange(n), [names.index(task) for task in validation["task"]]]
 
     def log_loss(t: float) -> float:
         return (np.logaddexp.reduce(nats / t, axis=1) - own / t).mean()
 
-    of_run, found = (json.loads((f / "summary.json").read_text()) for f in (sure, tmp_path / "v"))
+    of_run, found = (json.loads((f / "summary.json").read_text()) for f in (calibrated, tmp_path / "v"))
     temperature = of_run["temperature"]
     best = min(log_loss(t) for t in np.geomspace(0.1, 1000, 2_001))
     assert log_loss(temperature) <= best + 1e-9
@@ -258,17 +258,17 @@ def test_the_temperature_minimises_the_log_loss_on_validation_documents(sure, li
         (["tau=inf"], "all tasks share one model"),
     ],
 )
-def test_the_reason_for_a_missing_temperature_is_reported(trained, line, overrides, why):
+def test_the_reason_for_a_missing_temperature_is_reported(trained, run_evaluate, overrides, why):
     run = trained(*overrides)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["temperature"], summary["temperature_note"]) == (None, f"not fitted: {why}")
     rows_of(run, "test").to_csv("new.csv", index=False)
-    code, out, _ = line(run, "--data", "new.csv", "--out", "x")
+    code, out, _ = run_evaluate(run, "--data", "new.csv", "--out", "x")
     assert code == 0
     assert f"(temperature not fitted: {why}); guessing: log loss 1.099" in " ".join(out.split())
 
 
-def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
+def test_rows_that_were_trained_on_are_left_out(trained, run_evaluate, tmp_path):
     run = trained("tau=100")
     test, trained_on = rows_of(run, "test"), rows_of(run, "train", "validation")
     test = test[~test["text"].isin(trained_on["text"])]
@@ -277,11 +277,11 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     pd.concat([trained_on, test]).to_csv("all.csv", index=False)
     test.to_csv("test.csv", index=False)
     trained_on.to_csv("trained.csv", index=False)
-    code, out, err = line(run, "--data", "all.csv", "--out", "all")
+    code, out, err = run_evaluate(run, "--data", "all.csv", "--out", "all")
     left_out = "left out of the figures; documents.csv lists them"
     n = len(trained_on)
     assert (code, err) == (0, f"bora: the run was trained on the text of {n} rows of {n + len(test)}: {left_out}\n")
-    code, alone, err = line(run, "--data", "test.csv", "--out", "test")
+    code, alone, err = run_evaluate(run, "--data", "test.csv", "--out", "test")
     assert (code, err) == (0, "")
     assert out.splitlines()[1:-1] == alone.splitlines()[1:-1]  # all except the number of documents and the folder
     ours, theirs = (json.loads((tmp_path / f / "summary.json").read_text()) for f in ("all", "test"))
@@ -290,13 +290,13 @@ def test_rows_that_were_trained_on_are_left_out(trained, line, tmp_path):
     for key in ("perplexity", "mixture_perplexity", "classification"):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-6)
     assert pd.read_csv("all/documents.csv")["trained_on"].tolist() == [True] * n + [False] * len(test)
-    refused = line(run, "--data", "trained.csv", "--out", "trained")
+    refused = run_evaluate(run, "--data", "trained.csv", "--out", "trained")
     assert refused[0] == 2
     assert "the run was trained on every one of these texts; give others, or --include-trained" in refused[2]
-    assert line(run, "--data", "trained.csv", "--out", "trained", "--include-trained")[0] == 0
+    assert run_evaluate(run, "--data", "trained.csv", "--out", "trained", "--include-trained")[0] == 0
 
 
-def test_columns_default_to_the_runs_own_if_the_table_has_them(trained, line, tmp_path):
+def test_columns_default_to_the_runs_own_if_the_table_has_them(trained, run_evaluate, tmp_path):
     named = pd.read_csv(trained("tau=100").parent / "t.csv").rename(columns={"task": "who", "text": "what"})
     named.to_csv("named.csv", index=False)
     run = trained(f"data.path={tmp_path}/named.csv", "data.task=who", "data.text=what")
@@ -304,28 +304,28 @@ def test_columns_default_to_the_runs_own_if_the_table_has_them(trained, line, tm
     new.to_csv("own.csv", index=False)
     new[["who", "what"]].set_axis(["task", "text"], axis=1).to_csv("plain.csv", index=False)
     for name in ("own", "plain"):
-        code, _, err = line(run, "--data", f"{name}.csv", "--out", name)
+        code, _, err = run_evaluate(run, "--data", f"{name}.csv", "--out", name)
         assert (code, err) == (0, "")
     ours, theirs = (pd.read_csv(f"{name}/documents.csv") for name in ("own", "plain"))
     pd.testing.assert_frame_equal(ours, theirs)
     new.drop(columns=["what", "text"]).to_csv("neither.csv", index=False)
-    code, _, err = line(run, "--data", "neither.csv")
+    code, _, err = run_evaluate(run, "--data", "neither.csv")
     assert code == 2
     assert "--text what: there is no such column; the table has who, task" in err
 
 
-def test_an_evaluation_is_written_in_its_run_and_never_over_another(trained, line, tmp_path, call):
+def test_an_evaluation_is_written_in_its_run_and_never_over_another(trained, run_evaluate, tmp_path, call):
     for name in ("one", "two"):
         shutil.copytree(trained("tau=100"), tmp_path / name)
     pd.DataFrame({"task": ["a"], "text": ["order in the house"]}).to_csv("new.v2.csv.gz", index=False)
     before = call(ls.main, tmp_path)
     for _ in range(2):  # the same evaluation is replaced
-        code, out, err = line("one", "--data", "new.v2.csv.gz")
+        code, out, err = run_evaluate("one", "--data", "new.v2.csv.gz")
         assert (code, err) == (0, "")
         assert f"evaluation: {tmp_path}/one/evaluation/new.v2\n" in out
     (tmp_path / "one").rename("six")
-    assert line("six", "--data", "new.v2.csv.gz")[0] == 0
-    assert line("two", "--data", "new.v2.csv.gz", "--out", "out")[0] == 0
+    assert run_evaluate("six", "--data", "new.v2.csv.gz")[0] == 0
+    assert run_evaluate("two", "--data", "new.v2.csv.gz", "--out", "out")[0] == 0
     pd.DataFrame({"task": ["a"], "text": ["order in this house"]}).to_csv("new.v2.csv", index=False)
     Path("mine").mkdir()
     Path("mine/documents.csv").write_text("my own\n")
@@ -335,7 +335,7 @@ def test_an_evaluation_is_written_in_its_run_and_never_over_another(trained, lin
         (["six", "--data", "new.v2.csv.gz", "--out", "out"], "out holds an evaluation of another run"),
         (["two", "--data", "new.v2.csv", "--out", "mine"], "mine holds documents.csv; remove them"),
     ):
-        code, _, err = line(*arguments)
+        code, _, err = run_evaluate(*arguments)
         assert code == 2
         assert said in err
     assert Path("mine/documents.csv").read_text() == "my own\n"

@@ -10,7 +10,7 @@ from tests.conftest import one_line
 
 
 @pytest.fixture
-def full():
+def limit_file_size():
     """Set the largest size of a file, after which writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -21,7 +21,7 @@ def full():
 
 @pytest.mark.parametrize("size", [2_000, 20_000])
 def test_a_full_disk_leaves_earlier_files_unchanged_and_no_partial_ones(
-    trained, call, tmp_path, full, size, monkeypatch
+    trained, call, tmp_path, limit_file_size, size, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     run = trained("tau=100")
@@ -35,9 +35,9 @@ def test_a_full_disk_leaves_earlier_files_unchanged_and_no_partial_ones(
         (adapt.main, [run, "adapted", *data, "--epochs", "1"]),
         (evaluate.main, again),
     ):
-        full(size)
+        limit_file_size(size)
         found = call(main, *arguments)
-        full(resource.RLIM_INFINITY)
+        limit_file_size(resource.RLIM_INFINITY)
         if not found[0]:
             continue
         n_failed += 1

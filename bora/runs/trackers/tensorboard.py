@@ -35,7 +35,9 @@ def start_tensorboard(settings: Any, start: Start) -> TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
     except ModuleNotFoundError as error:
-        raise UserError(f"logger=tensorboard lacks a package ({error}): pip install tensorboard") from error
+        raise UserError(
+            f"logger=tensorboard needs a package that is missing ({error}): pip install tensorboard"
+        ) from error
     writer = SummaryWriter(str(start.directory / "tensorboard"), purge_step=start.step)
     values = {k: v if isinstance(v, bool | int | float) else str(v) for k, v in flatten(start.config).items()}
     for part in hparams(values, dict.fromkeys(("val/perplexity", "test/perplexity"))):
