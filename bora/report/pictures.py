@@ -43,81 +43,55 @@ def draw_figures(
     guesses: Guesses | None,
 ) -> list[tuple[str, Figure, str]]:
     """Draw those of figures 1 to 12 that the runs allow; return name, figure and caption of each."""
+    drawn: list[tuple[str, Figure, str]] = []
+
+    def add(number: int, figure: Figure | None, *sentences: str) -> None:
+        if figure is not None:
+            drawn.append((f"figure{number}", figure, " ".join(sentences)))
+
     middle = evidence.best_middle_tau
-    at = "" if middle is None else f"τ = {format_tau(middle)}, the best of 0 < τ < ∞ on validation"
-    beside = " The limits, τ = 0 and ∞, are drawn one decade beyond the values between them."
-    has_limits = any(tau == 0 or math.isinf(tau) for tau in evidence.series.taus)
-    drawn: list[tuple[str, Figure | None, str]] = [
-        ("figure1", figures.sizes(evidence), "Number of documents of each task."),
-        (
-            "figure2",
-            figures.perplexity_by_tau(evidence),
-            "Perplexity by τ: the thick line is the whole corpus, each thin grey line a task." + beside * has_limits,
-        ),
-        (
-            "figure3",
-            figures.improvement(evidence),
-            f"How much lower each task's perplexity is at {at} than at the limits, by training size. Above the line the "
-            "hierarchical model is better.",
-        ),
-        ("figure4", figures.distances(evidence), f"How far each task is from the hierarchical mean at {at}."),
-        ("figure5", figures.size_and_perplexity(evidence), "Training size and perplexity of each task."),
-    ]
+    at = "" if middle is None else f"τ = {format_tau(middle)} (the best of 0 < τ < ∞ on validation)"
+    add(1, figures.sizes(evidence), "Number of documents of each task.")
+    beside = []
+    if any(tau == 0 or math.isinf(tau) for tau in evidence.series.taus):
+        beside = ["The limits, τ = 0 and ∞, are drawn one decade beyond the values between them."]
+    whole = "Perplexity by τ: the thick line is the whole corpus, each thin grey line a task."
+    add(2, figures.perplexity_by_tau(evidence), whole, *beside)
+    gain = f"How much lower each task's perplexity is at {at} than at the limits, by training size."
+    add(3, figures.improvement(evidence), gain, "Above the line the hierarchical model is better.")
+    add(4, figures.distances(evidence), f"How far each task is from the hierarchical mean at {at}.")
+    add(5, figures.size_and_perplexity(evidence), "Training size and perplexity of each task.")
     if similar is not None:
-        caption = (
-            f"The cosine of each pair of tasks' deviations from Θ, minus their mean, at τ = {format_tau(similar.tau)}; "
-            "similar tasks are next to each other."
-        )
+        cosine = "The cosine of each pair of tasks' deviations from Θ, minus their mean,"
+        sentences = [cosine, f"at τ = {format_tau(similar.tau)}; similar tasks are next to each other."]
         if similar.column is not None:
-            caption += (
-                f" {similar.column} explains {similar.explained:.1%} of the variance of the deviations; the same groups "
-                f"assigned at random explain {similar.by_chance:.1%} (permutation p = {similar.p_value:.2g})."
-            )
-        drawn.append(("figure6", figures.similarity(similar), caption))
-    drawn += [
-        (
-            "figure7",
-            figures.effects(evidence),
-            f"How much lower the NLL of each task's test documents is under its own θ than under Θ, at {at}; 95 % "
-            "intervals over documents."
-            + " An empty circle is a task with one test document."
-            * bool((evidence.tasks()["n_test"] == 1).any()),
-        ),
-        (
-            "figure8",
-            figures.pooling(evidence),
-            f"Each task with a separate model, with one model for all, and at {at}, which borrows from both; larger "
-            "points have more training documents.",
-        ),
-        (
-            "figure9",
-            learning_curves(evidence, curves),
-            "Validation perplexity during training, a line for each run; a circle is the epoch that the run kept."
-            + " c is the factor by which validation shrinks the deviations (first seed), at the end for each task."
-            * bool(evidence.series.learned),
-        ),
-        (
-            "figure12",
-            curves_by_task(evidence, by_task),
-            f"Validation perplexity of the largest tasks, at most {MAX_PANELS}, during training, divided by the lowest "
-            "that any of these runs reached on the task: the best τ and the limits, one seed; circles: each run's best.",
-        ),
-    ]
+            sentences += [
+                f"{similar.column} explains {similar.explained:.1%} of the variance of the deviations; the same groups",
+                f"assigned at random explain {similar.by_chance:.1%} (permutation p = {similar.p_value:.2g}).",
+            ]
+        add(6, figures.similarity(similar), *sentences)
+    effect = f"How much lower the NLL of each task's test documents is under its own θ than under Θ, at {at};"
+    alone = ["An empty circle is a task with one test document."] * bool((evidence.tasks()["n_test"] == 1).any())
+    add(7, figures.effects(evidence), effect, "95 % intervals over documents.", *alone)
+    pooled = f"Each task with a separate model, with one model for all, and at {at}, which borrows from both;"
+    add(8, figures.pooling(evidence), pooled, "larger points have more training documents.")
+    kept = "Validation perplexity during training, a line for each run; a circle is the epoch that the run kept."
+    c = "c is the factor by which validation shrinks the deviations (first seed), at the end for each task."
+    add(9, learning_curves(evidence, curves), kept, *[c] * bool(evidence.series.learned))
+    largest = (
+        f"Validation perplexity of the {MAX_PANELS} largest tasks or fewer, during training, divided by the lowest"
+    )
+    shown = "that any of these runs reached on the task: the best τ and the limits, one seed; circles: each run's best."
+    add(12, curves_by_task(evidence, by_task), largest, shown)
     if guesses is not None:
         order = None if similar is None else [similar.tasks[i] for i in similar.order]
-        drawn.append(("figure10", figures.authorship(evidence, guesses, order), _about_guesses(evidence, guesses)))
-    profile = evidence_profile(evidence)
-    if profile is not None:
-        drawn.append(
-            (
-                "figure11",
-                figures.profile(evidence, *profile),
-                "Above, τ for perplexity: how well held-out text is predicted at each τ of the runs. Below, τ for "
-                "inference: the evidence, with all of θ integrated out, from gradients of the run at "
-                f"τ = {format_tau(middle or 0)}. " + _about_range(profile[1]),
-            )
-        )
-    return [(name, figure, caption) for name, figure, caption in drawn if figure is not None]
+        add(10, figures.authorship(evidence, guesses, order), _about_guesses(evidence, guesses))
+    if (profile := evidence_profile(evidence)) is not None:
+        above = "Above, τ for perplexity: how well held-out text is predicted at each τ of the runs. Below, τ for"
+        run = f"from gradients of the run at τ = {format_tau(middle or 0)}."
+        below = f"inference: the evidence, with all of θ integrated out, {run}"
+        add(11, figures.profile(evidence, *profile), above, below, _about_range(profile[1]))
+    return drawn
 
 
 def _about_range(inferred: tuple[float, float]) -> str:
