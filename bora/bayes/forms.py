@@ -1,4 +1,6 @@
-"""The forms of the matrix of LoRAs: what is stored [D, P] for the tasks, beside Θ::
+"""The forms of the matrix of LoRAs.
+
+What is stored for the tasks, [D, P], depends on the form::
 
 form          stored                     when
 Centered      θ_d                        the paper's parameterization
