@@ -2,12 +2,12 @@
 
 What is stored for the tasks, [D, P], depends on the form::
 
-form          stored                     when
-Centered      θ_d                        the paper's parameterization
-NonCentered   δ_d = θ_d − Θ              the default
-Separate      θ_d; Θ is their average    τ = 0
-Shared        nothing: θ_d = Θ           τ = ∞
-Staged        δ_d, once Θ is trained     tau=learn
+    form          stored                     when
+    Centered      θ_d                        the paper's parameterization
+    NonCentered   δ_d = θ_d − Θ              the default
+    Separate      θ_d; Θ is their average    τ = 0
+    Shared        nothing: θ_d = Θ           τ = ∞
+    Staged        δ_d, once Θ is trained     tau=learn
 """
 
 import math
