@@ -135,8 +135,7 @@ def sweep(
     jobs = {f"tau={format_value(job.cfg.tau)},seed={format_value(job.cfg.seed)}": job for job in configured}
     folder = _folder(f"multirun/{next(iter(jobs.values())).cfg.name}" if output is None else output)
     for place, job in jobs.items():
-        if RunDirectory(folder / place).is_finished:
-            RunDirectory(folder / place).claim(job.cfg)  # refuses other settings
+        RunDirectory(folder / place).refuse_other_settings(job.cfg)
     runs, failures = [], []
     for place, job in jobs.items():
         try:

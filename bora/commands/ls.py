@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from bora.commands.exits import cli_errors
 from bora.commands.tables import print_runs, print_sweep
@@ -18,8 +17,9 @@ MAX_VARIED = 4  # settings that have a column; runs that differ in more are not 
 def parser() -> argparse.ArgumentParser:
     description = "List the runs at or below a folder: τ, seed, perplexities, and the best τ."
     parser = argparse.ArgumentParser(prog="bora ls", description=description)
-    folder: dict[str, Any] = {"type": user_path, "nargs": "?", "default": Path(), "metavar": "FOLDER"}
-    parser.add_argument("folder", **folder, help="where to look (here)")
+    parser.add_argument(
+        "folder", type=user_path, nargs="?", default=Path(), metavar="FOLDER", help="where to look (here)"
+    )
     return parser
 
 

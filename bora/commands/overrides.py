@@ -127,9 +127,7 @@ def _check_jobs(overrides: list[Override]) -> None:
                 "hydra.sweep.subdir name each job differently"
             )
         seen[name] = job
-        directory = RunDirectory(Path(composed.hydra.sweep.dir) / name)
-        if directory.is_finished:
-            directory.claim(config)  # refuses other settings
+        RunDirectory(Path(composed.hydra.sweep.dir) / name).refuse_other_settings(config)
 
 
 def _check_tasks(launcher: DictConfig, trainer: Trainer) -> None:

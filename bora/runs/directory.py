@@ -109,6 +109,15 @@ class RunDirectory:
                     remove_folder(self.path)
                 raise
 
+    def refuse_other_settings(self, config: Config) -> None:
+        """Raise a UserError if the folder holds a finished run with other settings."""
+        if self.is_finished and (differing := self._differences(config)):
+            raise UserError(
+                f"{self.path} holds a finished run with other settings ({', '.join(differing)}); choose another "
+                "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…, "
+                f"or continue from this run with init_from={self.path}"
+            )
+
     def claim(self, config: Config, overrides: Sequence[str] = ()) -> bool:
         """Claim the folder for a run.
 
@@ -123,13 +132,8 @@ class RunDirectory:
         Raises:
             UserError: the folder holds a run with other settings, or files of other origin that this one would overwrite.
         """
+        self.refuse_other_settings(config)
         if self.is_finished:
-            if differing := self._differences(config):
-                raise UserError(
-                    f"{self.path} holds a finished run with other settings ({', '.join(differing)}); choose another "
-                    "folder with hydra.run.dir=…, in a sweep name=… or hydra.sweep.dir=…, in Python output=…, "
-                    f"or continue from this run with init_from={self.path}"
-                )
             for failure in self.path.glob("failed*.json") if is_first_process() else ():
                 failure.unlink(missing_ok=True)  # from an attempt while another process was working here
             return True
